@@ -1,0 +1,308 @@
+"""The grid stage: what a normalization pools, and the derivative of that; one code for NumPy and torch.
+
+A *grid* is an array of one number per plane, of a shape that broadcasts to (N, C). A norm's grid function
+turns the moments of the planes into an `Affine`, the map `y = scale * (x - center) + shift` of each plane.
+Grids are tiny beside the planes, so their derivative is taken by a small reverse-mode tape (`Grid`): whoever
+writes a grid function in plain arithmetic gets its gradient, on either array library, in the precision of the
+grid (float64 on the CPU).
+
+`Moments.pool` merges moments by Chan's formula. With planes of equal size,
+
+    mean = average(mean_i),    var = average(var_i) + average((mean_i - mean)^2),
+
+which never subtracts two large numbers, unlike E[x^2] - E[x]^2.
+Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+Array = Any  # a NumPy array or a torch tensor; the two share the arithmetic used here
+Value = Any  # an Array, a Grid or a number
+
+
+class Grid:
+    """A grid that remembers how it was computed, for reverse-mode differentiation.
+
+    Supports `+ - * /`, `**` by a number, and the functions of this module (`sqrt`, `exp`, `maximum`,
+    `average`, `stop_gradient`). `value` is the array itself.
+    """
+
+    __slots__ = ("tape", "value")
+    __array_ufunc__ = None  # so that `ndarray * Grid` comes to Grid.__rmul__
+
+    def __init__(self, value: Array, tape: list) -> None:
+        self.value = value
+        self.tape = tape
+
+    def __repr__(self) -> str:
+        return f"Grid({self.value!r})"
+
+    def __add__(self, other: Value) -> Grid:
+        return _record(self.value + raw(other), (self, lambda g: g), (other, lambda g: g))
+
+    __radd__ = __add__
+
+    def __neg__(self) -> Grid:
+        return _record(-self.value, (self, lambda g: -g))
+
+    def __sub__(self, other: Value) -> Grid:
+        return _record(self.value - raw(other), (self, lambda g: g), (other, lambda g: -g))
+
+    def __rsub__(self, other: Value) -> Grid:
+        return _record(raw(other) - self.value, (self, lambda g: -g))
+
+    def __mul__(self, other: Value) -> Grid:
+        a, b = self.value, raw(other)
+        return _record(a * b, (self, lambda g: g * b), (other, lambda g: g * a))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Value) -> Grid:
+        a, b = self.value, raw(other)
+        return _record(a / b, (self, lambda g: g / b), (other, lambda g: -g * a / (b * b)))
+
+    def __rtruediv__(self, other: Value) -> Grid:
+        a, b = raw(other), self.value
+        return _record(a / b, (self, lambda g: -g * a / (b * b)))
+
+    def __pow__(self, power: float) -> Grid:
+        a = self.value
+        return _record(a**power, (self, lambda g: g * (power * a ** (power - 1))))
+
+
+def raw(v: Value) -> Any:
+    """The array (or number) behind a value."""
+    return v.value if isinstance(v, Grid) else v
+
+
+def sqrt(v: Value) -> Any:
+    """Square root of a grid."""
+    root = library(raw(v)).sqrt(raw(v))
+    return _record(root, (v, lambda g: g / (2 * root)))
+
+
+def exp(v: Value) -> Any:
+    """Exponential of a grid."""
+    power = library(raw(v)).exp(raw(v))
+    return _record(power, (v, lambda g: g * power))
+
+
+def maximum(v: Value, bound: float) -> Any:
+    """The larger of a grid and a number; its derivative is zero where the number wins."""
+    a = raw(v)
+    keep = a > bound
+    return _record(library(a).where(keep, a, bound), (v, lambda g: g * keep))
+
+
+def stop_gradient(v: Value) -> Any:
+    """The same numbers, taken as constants by the derivative."""
+    return raw(v)
+
+
+def average(v: Value, over: str, groups: int = 1) -> Any:
+    """Mean of a grid over the samples ("n", shape (1, C)) or over the channels of each group ("c").
+
+    Over the channels of one group the shape is (N, 1); of several, (N, C) with the group's mean repeated.
+    """
+    a = raw(v)
+    if a.shape[0 if over == "n" else 1] == 1:
+        return v
+    if over == "n":
+        return _record(a.mean(0, keepdims=True), (v, lambda g: _broadcast(g / a.shape[0], a.shape)))
+    if groups == 1:
+        return _record(a.mean(1, keepdims=True), (v, lambda g: _broadcast(g / a.shape[1], a.shape)))
+    # averaging and repeating is a symmetric projection: it is its own transpose
+    return _record(_group_mean(a, groups), (v, lambda g: _group_mean(g, groups)))
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The map `y = scale * (x - center) + shift` of every plane; fields broadcast to (N, C).
+
+    Maps can be added, and multiplied by a number per plane: a norm may mix other norms.
+    """
+
+    scale: Value
+    center: Value = 0.0
+    shift: Value = 0.0
+
+    def __add__(self, other: Affine) -> Affine:
+        # Keep the finer centre: moving an instance-normalized plane to the batch's centre would add and
+        # subtract a number that can be much larger than the plane's own spread.
+        fine, coarse = (self, other) if _size(self.center) >= _size(other.center) else (other, self)
+        moved = coarse.shift + coarse.scale * (fine.center - coarse.center)
+        return Affine(fine.scale + coarse.scale, fine.center, fine.shift + moved)
+
+    def __mul__(self, weight: Value) -> Affine:
+        return Affine(weight * self.scale, self.center, weight * self.shift)
+
+    __rmul__ = __mul__
+
+
+class Moments:
+    """Mean and biased variance of the planes, and what they pool to.
+
+    `mean` and `var` broadcast to (N, C) and are measured when first asked for (batch norm in evaluation never
+    asks); `count` is how many elements each number stands for.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[], tuple[Value, Value]],
+        shape: tuple[int, int],
+        count: int,
+        *,
+        training: bool = True,
+        running: tuple[Array, Array] | None = None,
+    ) -> None:
+        self._measure = measure
+        self._measured: tuple[Value, Value] | None = None
+        self._over_batch: Moments | None = None
+        self.shape = shape
+        self.count = count
+        self.training = training
+        self.running = running
+
+    @property
+    def mean(self) -> Any:
+        return self._numbers()[0]
+
+    @property
+    def var(self) -> Any:
+        return self._numbers()[1]
+
+    @property
+    def batch(self) -> tuple[Array, Array, int] | None:
+        """(mean, biased variance, count) that a pooling over the batch found, or None if there was none."""
+        pooled = self._over_batch
+        return None if pooled is None else (raw(pooled.mean), raw(pooled.var), pooled.count)
+
+    def pool(self, over: str, groups: int = 1) -> Moments:
+        """Moments pooled over the samples ("n") or over the channels of each of `groups` groups ("c").
+
+        A pooling over the samples is what running statistics stand in for in evaluation: given `running`,
+        it answers those.
+        """
+        if over not in ("n", "c"):
+            raise ValueError(f"pool: over={over!r}; expected 'n' (samples) or 'c' (channels)")
+        if over == "c":
+            if self.shape[1] % groups:
+                raise ValueError(
+                    f"pool: {self.shape[1]} channels do not divide into groups={groups}; "
+                    "choose a divisor of the number of channels"
+                )
+            return self._pooled("c", groups, self.shape[1] // groups)
+        if not self.training and self.running is not None:
+            mean, var = self.running
+            return Moments(lambda: (mean, var), self.shape, self.count)
+        if self._over_batch is None:
+            self._over_batch = self._pooled("n", 1, self.shape[0])
+        return self._over_batch
+
+    def _pooled(self, over: str, groups: int, merged: int) -> Moments:
+        if merged == 1:
+            return self
+
+        def merge() -> tuple[Value, Value]:
+            mean = average(self.mean, over, groups)
+            between = self.mean - mean
+            return mean, average(self.var + between * between, over, groups)
+
+        return Moments(merge, self.shape, self.count * merged)
+
+    def _numbers(self) -> tuple[Value, Value]:
+        if self._measured is None:
+            self._measured = self._measure()
+        return self._measured
+
+
+def standardize(m: Moments, p: SimpleNamespace) -> Affine:
+    """The map to mean `bias` and standard deviation `weight`: weight * (x - mean) / sqrt(var + eps) + bias."""
+    return Affine(p.weight / sqrt(m.var + p.eps), m.mean, p.bias)
+
+
+def pull_back(tape: list, seeds: list[tuple[Value, Array]]) -> Callable[[Value], Any]:
+    """Vector-Jacobian product: given cotangents of some values, answers the cotangent of any value on the tape.
+
+    The answer is a function `Grid -> array`, None where nothing depends on that grid.
+    """
+    cotangents: dict[int, Array] = {}
+
+    def add(target: Value, g: Array) -> None:
+        if isinstance(target, Grid):
+            g = _unbroadcast(g, target.value.shape)
+            known = cotangents.get(id(target))
+            cotangents[id(target)] = g if known is None else known + g
+
+    for target, g in seeds:
+        add(target, g)
+    for result, inputs in reversed(tape):
+        g = cotangents.get(id(result))
+        if g is not None:
+            for target, pull in inputs:
+                add(target, pull(g))
+    return lambda v: cotangents.get(id(v))
+
+
+def update_running(
+    running: tuple[Array, Array],
+    batch: tuple[Array, Array, int],
+    momentum: float,
+    *,
+    unbiased: bool = True,
+) -> None:
+    """In place, `running = (1 - momentum) * running + momentum * batch`: torch's convention, weight on the new.
+
+    `batch` is (mean, biased variance, count); with `unbiased` the variance stored is the unbiased one, as torch
+    does (Keras, Flax, ONNX and the teaching assignments store the biased one).
+    """
+    mean, var, count = batch
+    if unbiased:
+        var = var * (count / max(count - 1, 1))
+    for old, new in zip(running, (mean, var), strict=True):
+        old[...] = (1 - momentum) * old + momentum * new.reshape(old.shape)
+
+
+def _record(result: Array, *inputs: tuple[Value, Callable[[Array], Array]]) -> Any:
+    """A Grid if any input is one, else the bare result."""
+    grids = tuple(pair for pair in inputs if isinstance(pair[0], Grid))
+    if not grids:
+        return result
+    out = Grid(result, grids[0][0].tape)
+    out.tape.append((out, grids))
+    return out
+
+
+def library(a: Array) -> Any:
+    """The array library that a belongs to: the module numpy or torch."""
+    return sys.modules["torch"] if type(a).__module__.startswith("torch") else np
+
+
+def _broadcast(a: Array, shape: tuple[int, ...]) -> Array:
+    return library(a).broadcast_to(a, shape)
+
+
+def _group_mean(a: Array, groups: int) -> Array:
+    n, channels = a.shape
+    mean = a.reshape(n, groups, channels // groups).mean(2, keepdims=True)
+    return _broadcast(mean, (n, groups, channels // groups)).reshape(n, channels)
+
+
+def _size(v: Value) -> int:
+    shape = getattr(raw(v), "shape", ())
+    return int(np.prod(shape))
+
+
+def _unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
+    for axis in (0, 1):
+        if shape[axis] == 1 and g.shape[axis] != 1:
+            g = g.sum(axis, keepdims=True)
+    return g

@@ -1,0 +1,241 @@
+"""The family: one entry per normalization, with its formula, its paper and its grid function.
+
+A grid function takes the moments of the planes, `m`, the learned parameters, `p` (one row per channel, and
+`p.eps`), and its options; it answers the `Affine` map of each plane. What it pools is what it is. Nothing
+else is needed for kernels, gradients, the layers, the comparison and the command line to serve it.
+
+What does not fit, because it has statistics per position or no statistics, and how it is served:
+layer norm over the last dimension only (transformers) takes each position as a plane of its own
+(`normlab.layers.LayerNorm`), and its element-wise affine is applied after the planes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+from normlab.errors import UsageError
+from normlab.grid import Affine, Moments, standardize
+
+GridFunction = Callable[..., Affine]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A learned parameter: its initial value, and how an optimizer should treat it.
+
+    One number per channel, or with `per_channel=False` one for the layer. `bounds` are enforced after each
+    optimizer step (`normlab.layers.constrain`); `lr_scale` multiplies the learning rate; `decay` says whether
+    weight decay applies.
+    """
+
+    initial: float
+    per_channel: bool = True
+    bounds: tuple[float, float] | None = None
+    lr_scale: float = 1.0
+    decay: bool = True
+
+
+@dataclass(frozen=True)
+class NormEntry:
+    """One norm: either a grid function or, for a layer that is not of this family, a module factory."""
+
+    name: str
+    title: str
+    formula: str
+    paper: str
+    grid: GridFunction | None = None
+    module: Callable[..., Any] | None = None
+    parameters: Mapping[str, Learned] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    running: bool = False
+    per_channel: bool = False
+
+
+AFFINE = MappingProxyType({"weight": Learned(1.0), "bias": Learned(0.0)})
+_REGISTRY: dict[str, NormEntry] = {}
+
+
+def register_norm(
+    name: str,
+    *,
+    title: str = "",
+    formula: str = "",
+    paper: str = "",
+    parameters: Mapping[str, float | Learned] = AFFINE,
+    running: bool = False,
+    per_channel: bool = False,
+) -> Callable[[Any], Any]:
+    """Decorator that adds a norm to the family, under `name`, everywhere: `make_norm`, comparison, command line.
+
+    On a function, `grid(m, p, **options) -> Affine`, the norm gets kernels and gradients from it; options are
+    its keyword arguments with their defaults (a default that is a function of the number of channels is called
+    with it). On a class (or any factory called `module(channels, **options)`) the norm is that module.
+
+    `parameters` maps names to initial values or `Learned`; `running` says that pooling over "n" is replaced by
+    running statistics in evaluation; `per_channel` that nothing but pooling over "n" is done, so that samples
+    may be laid end to end. Raises ValueError if the name is taken or not of letters, digits and hyphens.
+    """
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"register_norm: name={name!r}; expected letters, digits, '-' and '_' only")
+    if name in _REGISTRY:
+        raise ValueError(f"register_norm: the name {name!r} is taken by {_REGISTRY[name].title!r}; choose another")
+
+    def add(target: Any) -> Any:
+        is_grid = inspect.isfunction(target) and _takes_moments(target)
+        _REGISTRY[name] = NormEntry(
+            name=name,
+            title=title or name,
+            formula=formula or inspect.getdoc(target) or "",
+            paper=paper,
+            grid=target if is_grid else None,
+            module=None if is_grid else target,
+            parameters={k: v if isinstance(v, Learned) else Learned(float(v)) for k, v in parameters.items()},
+            options=_options(target) if is_grid else {},
+            running=running,
+            per_channel=per_channel,
+        )
+        return target
+
+    return add
+
+
+def norm_names() -> tuple[str, ...]:
+    """Names of all registered norms, the built-in ones first."""
+    return tuple(_REGISTRY)
+
+
+def describe(name: str) -> NormEntry:
+    """The entry of a norm; raises UsageError naming the ones that exist."""
+    try:
+        return _REGISTRY[name]
+    except KeyError:
+        raise UsageError(f"norm {name!r} is not known; expected one of: {', '.join(_REGISTRY)}") from None
+
+
+def parse(spec: str) -> tuple[NormEntry, dict[str, Any]]:
+    """Split "gn:groups=8" into the entry of "gn" and {"groups": 8}; raises UsageError on anything else."""
+    name, _, rest = spec.strip().partition(":")
+    entry = describe(name)
+    options: dict[str, Any] = {}
+    for item in filter(None, rest.split(":")):
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise UsageError(f"norm {spec!r}: {item!r} is not of the form name=value, as in 'gn:groups=8'")
+        options[key] = _number(text)
+    return entry, options
+
+
+def resolve_options(entry: NormEntry, channels: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a norm for this many channels: the given ones over the defaults."""
+    unknown = set(given) - set(entry.options)
+    if unknown:
+        known = ", ".join(entry.options) or "none"
+        raise UsageError(f"norm {entry.name!r} has no option {sorted(unknown)[0]!r}; its options: {known}")
+    defaults = {k: v(channels) if callable(v) else v for k, v in entry.options.items()}
+    return {**defaults, **given}
+
+
+def default_groups(channels: int) -> int:
+    """Groups of at least 4 channels, at most 32 of them, dividing the channels: channels / 4 in small networks."""
+    most = max(1, min(32, channels // 4))
+    return next(g for g in range(most, 0, -1) if channels % g == 0)
+
+
+def _takes_moments(function: Callable[..., Any]) -> bool:
+    """A grid function has two positional arguments, (m, p); a module factory one, the number of channels."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(a.kind in kinds for a in inspect.signature(function).parameters.values()) == 2
+
+
+def _options(function: Callable[..., Any]) -> dict[str, Any]:
+    arguments = inspect.signature(function).parameters.values()
+    return {a.name: a.default for a in arguments if a.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+# --- the family ------------------------------------------------------------------------------------------------
+
+
+@register_norm(
+    "bn",
+    title="batch normalization",
+    formula="y = weight * (x - mean_ns) / sqrt(var_ns + eps) + bias",
+    paper="Ioffe & Szegedy 2015, arXiv:1502.03167",
+    running=True,
+    per_channel=True,
+)
+def batch(m: Moments, p: SimpleNamespace) -> Affine:
+    """Statistics of each channel over samples and positions; in evaluation, their running averages."""
+    return standardize(m.pool("n"), p)
+
+
+@register_norm(
+    "in",
+    title="instance normalization",
+    formula="y = weight * (x - mean_s) / sqrt(var_s + eps) + bias",
+    paper="Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022",
+)
+def instance(m: Moments, p: SimpleNamespace) -> Affine:
+    """Statistics of each plane by itself: nothing is pooled."""
+    return standardize(m, p)
+
+
+@register_norm(
+    "bin",
+    title="batch-instance normalization",
+    formula="y = weight * (rho * batch(x) + (1 - rho) * instance(x)) + bias, 0 <= rho <= 1",
+    paper="Nam & Kim 2018, arXiv:1805.07925",
+    parameters={**AFFINE, "rho": Learned(1.0, bounds=(0.0, 1.0), lr_scale=10.0, decay=False)},
+    running=True,
+)
+def batch_instance(m: Moments, p: SimpleNamespace) -> Affine:
+    """Each channel's gate rho mixes the batch-normalized and the instance-normalized value."""
+    return p.rho * batch(m, p) + (1 - p.rho) * instance(m, p)
+
+
+@register_norm(
+    "ln",
+    title="layer normalization",
+    formula="y = weight * (x - mean_cs) / sqrt(var_cs + eps) + bias",
+    paper="Ba, Kiros & Hinton 2016, arXiv:1607.06450",
+)
+def layer(m: Moments, p: SimpleNamespace) -> Affine:
+    """Statistics of each sample over all channels and positions; one weight and bias per channel."""
+    return standardize(m.pool("c"), p)
+
+
+@register_norm(
+    "gn",
+    title="group normalization",
+    formula="y = weight * (x - mean_gs) / sqrt(var_gs + eps) + bias",
+    paper="Wu & He 2018, arXiv:1803.08494",
+)
+def group(m: Moments, p: SimpleNamespace, *, groups: Any = default_groups) -> Affine:
+    """Statistics of each sample over the channels of a group and all positions."""
+    return standardize(m.pool("c", groups), p)
+
+
+@register_norm("none", title="no normalization", formula="y = x", parameters={})
+def _identity(channels: int) -> Any:
+    from torch import nn
+
+    return nn.Identity()
+
+
+@register_norm("torch-bn", title="torch.nn.BatchNorm2d", formula="as bn", paper="the stock layer, a sanity check")
+def _stock_batch_norm(channels: int, **options: Any) -> Any:
+    from torch import nn
+
+    return nn.BatchNorm2d(channels, **options)
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
