@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -60,6 +60,8 @@ class Grid:
         return _record(raw(other) - self.value, (self, lambda g: -g))
 
     def __mul__(self, other: Value) -> Grid:
+        if isinstance(other, Affine):
+            return NotImplemented  # Affine.__rmul__ knows how
         a, b = self.value, raw(other)
         return _record(a * b, (self, lambda g: g * b), (other, lambda g: g * a))
 
@@ -133,6 +135,8 @@ class Affine:
     scale: Value
     center: Value = 0.0
     shift: Value = 0.0
+
+    __array_ufunc__: ClassVar[None] = None  # so that `ndarray * Affine` comes to __rmul__
 
     def __add__(self, other: Affine) -> Affine:
         # Keep the finer centre: moving an instance-normalized plane to the batch's centre would add and

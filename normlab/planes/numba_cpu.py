@@ -18,7 +18,9 @@ from numba import njit
 
 from normlab.planes._threads import split
 
-_CHUNK_BYTES = 1 << 17  # of a channels-last plane group, read twice by `moments`: stays in the second-level cache
+_CHUNK_BYTES = (
+    1 << 17
+)  # of a channels-last plane group, read twice by `moments`: stays in the second-level cache
 _LANES = 64  # shortest joined row
 # sums may be reordered, so that they vectorize; NaN and infinity keep their meaning
 _compile = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
@@ -33,7 +35,9 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     chunk = _chunk(x)
     chunks = -(-size // chunk)
     mean, var = np.empty((n * chunks, channels)), np.empty((n * chunks, channels))
-    split(_moments_last, n * chunks, x.size, x.transpose(0, 2, 1), chunk, chunks, _joined(channels), mean, var)
+    split(
+        _moments_last, n * chunks, x.size, x.transpose(0, 2, 1), chunk, chunks, _joined(channels), mean, var
+    )
     if chunks == 1:
         return mean, var
     share = np.full((chunks, 1), chunk / size)
@@ -85,7 +89,18 @@ def combine(g: np.ndarray, x: np.ndarray, center: Any, a: Any, b: Any, c: Any, o
         return
     chunk, chunks, joined = _cut(x)
     grids = _per_lane(x, joined, near, a, b, c)
-    split(_combine_last, x.shape[0] * chunks, x.size, _last(g), _last(x), chunk, chunks, joined, *grids, _last(out))
+    split(
+        _combine_last,
+        x.shape[0] * chunks,
+        x.size,
+        _last(g),
+        _last(x),
+        chunk,
+        chunks,
+        joined,
+        *grids,
+        _last(out),
+    )
 
 
 # --- how an (N, C, S) view lies in memory ------------------------------------------------------------------------
@@ -185,7 +200,9 @@ def _dots_first(first: int, last: int, g: Any, x: Any, center: Any, sum_g: Any, 
 
 
 @_compile
-def _combine_first(first: int, last: int, g: Any, x: Any, center: Any, a: Any, b: Any, c: Any, out: Any) -> None:
+def _combine_first(
+    first: int, last: int, g: Any, x: Any, center: Any, a: Any, b: Any, c: Any, out: Any
+) -> None:
     for p in range(first, last):
         grad, row, result = g[p], x[p], out[p]
         m, a_p, b_p, c_p = center[p], a[p], b[p], c[p]

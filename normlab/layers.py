@@ -1,0 +1,488 @@
+"""The family as torch modules: torch's own signatures, defaults and `state_dict` keys, any rank from 2 to 5.
+
+A checkpoint of `torch.nn.BatchNorm2d`, `InstanceNorm2d`, `GroupNorm` or `LayerNorm` loads unchanged. Inputs and
+outputs keep their memory format: channels-last stays channels-last. The gradient is written by hand
+(`normlab.stages.backward`); differentiating it once more raises a RuntimeError.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from normlab import norms, stages
+from normlab.errors import UsageError
+from normlab.grid import update_running
+
+__all__ = [
+    "BatchInstanceNorm",
+    "BatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "Norm",
+    "constrain",
+    "make_norm",
+    "parameter_groups",
+]
+
+
+class Norm(nn.Module):
+    """Any norm of the family as a layer, by name.
+
+    Input (N, C, *) of 2 to 5 dimensions, output of the same shape, dtype and memory format. Parameters are those
+    of the norm's entry, (C,) each; with `affine=False` there is no weight and bias. A norm with running
+    statistics keeps `running_mean`, `running_var` (unbiased, as torch) and `num_batches_tracked`, updated as
+    `(1 - momentum) * running + momentum * batch`, or as the average of all batches if `momentum` is None.
+    Raises ValueError for an input that the norm is not defined on.
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(
+        self,
+        norm: str,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool | None = None,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        entry, given = norms.parse(norm)
+        self.norm = entry.name
+        if entry.grid is None:
+            raise UsageError(f"Norm: {norm!r} is a module of its own; build it with make_norm({norm!r}, ...)")
+        self.options = norms.resolve_options(self.entry, num_features, {**given, **options})
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = self.entry.running if track_running_stats is None else track_running_stats
+        left_out = (() if affine else ("weight", "bias")) + (() if bias else ("bias",))
+        for name, learned in self.entry.parameters.items():
+            shape = (num_features if learned.per_channel else 1,)
+            value = None if name in left_out else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.register_parameter(name, value)
+        for name in ("running_mean", "running_var"):
+            buffer = (
+                torch.empty(num_features, device=device, dtype=dtype) if self.track_running_stats else None
+            )
+            self.register_buffer(name, buffer)
+        count = torch.tensor(0, dtype=torch.long, device=device) if self.track_running_stats else None
+        self.register_buffer("num_batches_tracked", count)
+        self.reset_parameters()
+
+    @property
+    def entry(self) -> norms.NormEntry:
+        """The norm's entry in the family."""
+        return norms.describe(self.norm)
+
+    def reset_running_stats(self) -> None:
+        """Forget the batches seen: mean 0, variance 1."""
+        if self.running_mean is not None and self.running_var is not None:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.zero_()
+
+    def reset_parameters(self) -> None:
+        """Set every parameter to its initial value, and forget the batches seen."""
+        self.reset_running_stats()
+        for name, learned in self.entry.parameters.items():
+            parameter = getattr(self, name)
+            if parameter is not None:
+                nn.init.constant_(parameter, learned.initial)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
+        use_batch = self.training or self.running_mean is None
+        return self._normalize(x, self.entry, use_batch, self.training and self.running_mean is not None)
+
+    def _check_input(self, x: Tensor) -> None:
+        if not 2 <= x.dim() <= 5:
+            raise ValueError(
+                f"{self._title()}: expected an input of 2 to 5 dimensions (N, C, *), got {x.dim()}D"
+            )
+        if x.shape[1] != self.num_features:
+            raise ValueError(
+                f"{self._title()}: expected {self.num_features} channels in dimension 1, got {x.shape[1]} "
+                f"in an input of shape {tuple(x.shape)}"
+            )
+        if not x.is_floating_point():
+            raise ValueError(
+                f"{self._title()}: expected a floating-point input, got {x.dtype}; convert it first"
+            )
+
+    def _normalize(self, x: Tensor, entry: norms.NormEntry, use_batch: bool, update: bool) -> Tensor:
+        running = None if use_batch else (self.running_mean, self.running_var)
+        parameters = {k: v for k in entry.parameters if (v := getattr(self, k)) is not None}
+        call = _Call(entry, tuple(parameters), use_batch, running, self.eps, self.options)
+        y = _Normalize.apply(x, call, *parameters.values())
+        if update and call.batch is not None:
+            self._update_running(call.batch)
+        return y
+
+    def _update_running(self, batch: tuple[Any, Any, int]) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        mean, var = (torch.as_tensor(v, device=self.running_mean.device) for v in batch[:2])
+        with torch.no_grad():
+            update_running((self.running_mean, self.running_var), (mean, var, batch[2]), momentum)
+
+    def _title(self) -> str:
+        return type(self).__name__ if type(self) is not Norm else f"Norm({self.entry.name!r})"
+
+    def extra_repr(self) -> str:
+        parts = [str(self.num_features), *(f"{k}={v}" for k, v in self.options.items()), f"eps={self.eps}"]
+        if self.entry.running:
+            parts.append(f"momentum={self.momentum}")
+        parts.append(f"affine={self.affine}")
+        return ", ".join([repr(self.norm), *parts] if type(self) is Norm else parts)
+
+
+class _BatchStatistics(Norm):
+    """What batch and batch-instance norm share: running statistics, and a batch of one value is refused."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        name = "bn" if isinstance(self, BatchNorm) else "bin"
+        super().__init__(
+            name, num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
+        )
+
+    def _check_input(self, x: Tensor) -> None:
+        super()._check_input(x)
+        if (self.training or self.running_mean is None) and x.numel() == x.shape[1]:
+            raise ValueError(
+                f"{self._title()}: expected more than 1 value per channel when training, got input size "
+                f"{tuple(x.shape)}: the variance of one value is zero, so the output would be the bias whatever "
+                "the input; use a larger batch (or drop the last one), or call .eval()"
+            )
+
+
+class BatchNorm(_BatchStatistics):
+    """Batch normalization over (N, *) for each channel.
+
+        y = weight * (x - mean) / sqrt(var + eps) + bias
+
+    The variance that normalizes is the biased one, `running_var` averages the unbiased one. Input (N, C, *), 2 to
+    5 dimensions. Arguments and `state_dict` as `torch.nn.BatchNorm1d/2d/3d`. Raises ValueError in training if
+    there is one value per channel. Ioffe & Szegedy 2015, arXiv:1502.03167.
+    """
+
+
+class BatchInstanceNorm(_BatchStatistics):
+    """Batch-instance normalization: a learned gate per channel between batch and instance normalization.
+
+        y = weight * (rho * batch(x) + (1 - rho) * instance(x)) + bias
+
+    `rho` (C,) starts at 1 and is kept in [0, 1] by `constrain(model)` after each optimizer step; it learns at ten
+    times the learning rate without weight decay (`parameter_groups`). Other arguments as `BatchNorm`. Input
+    (N, C, *) of 3 to 5 dimensions: an instance of one position has no variance. Nam & Kim 2018, arXiv:1805.07925.
+    """
+
+    def _check_input(self, x: Tensor) -> None:
+        super()._check_input(x)
+        _check_positions(self, x)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # the authors' implementation calls the gate `gate`
+        if f"{prefix}gate" in state_dict and f"{prefix}rho" not in state_dict:
+            state_dict[f"{prefix}rho"] = state_dict.pop(f"{prefix}gate")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class InstanceNorm(Norm):
+    """Instance normalization over the positions of each sample and channel.
+
+        y = weight * (x - mean) / sqrt(var + eps) + bias
+
+    Input (N, C, *) of 3 to 5 dimensions. Arguments, defaults and `state_dict` as `torch.nn.InstanceNorm1d/2d/3d`:
+    no affine and no running statistics unless asked for; where they are kept, they average the instances'
+    statistics and normalize in evaluation. Raises ValueError in training if there is one position.
+    Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            "in", num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
+        if self.running_mean is not None and not self.training:
+            return self._normalize(x, norms.describe("bn"), use_batch=False, update=False)
+        return self._normalize(x, self.entry, use_batch=True, update=self.running_mean is not None)
+
+    def _check_input(self, x: Tensor) -> None:
+        super()._check_input(x)
+        if self.training or self.running_mean is None:
+            _check_positions(self, x)
+
+
+class GroupNorm(Norm):
+    """Group normalization over the channels of each group and all positions of each sample.
+
+        y = weight * (x - mean) / sqrt(var + eps) + bias
+
+    Input (N, C, *), 2 to 5 dimensions. Arguments and `state_dict` as `torch.nn.GroupNorm`. Raises ValueError if
+    `num_channels` is not divisible by `num_groups`. Wu & He 2018, arXiv:1803.08494.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        if num_groups < 1 or num_channels % num_groups:
+            raise ValueError(
+                f"GroupNorm: num_channels={num_channels} must be divisible by num_groups={num_groups}"
+            )
+        super().__init__(
+            "gn", num_channels, eps, affine=affine, device=device, dtype=dtype, bias=bias, groups=num_groups
+        )
+        self.num_groups = num_groups
+        self.num_channels = num_channels
+
+    def _check_input(self, x: Tensor) -> None:
+        super()._check_input(x)
+        if x.shape[0] == 1 and x.numel() == self.num_groups:
+            raise ValueError(
+                "GroupNorm: expected more than 1 value per channel when training, got input size "
+                f"{tuple(x.shape)} in {self.num_groups} groups: the variance of one value is zero; use fewer groups"
+            )
+
+
+class LayerNorm(nn.Module):
+    """Layer normalization over the last dimensions, `normalized_shape`, of each sample (or position).
+
+        y = weight * (x - mean) / sqrt(var + eps) + bias
+
+    Arguments, shapes and `state_dict` as `torch.nn.LayerNorm`: weight and bias are element-wise, of
+    `normalized_shape`. In a convolutional network, `LayerNorm((C, H, W))` fixes the image size;
+    `make_norm("ln", C)` has the same statistics and one weight and bias per channel.
+    Ba, Kiros & Hinton 2016, arXiv:1607.06450.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.weight: nn.Parameter | None
+        self.bias: nn.Parameter | None
+        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.normalized_shape = shape
+        self.eps = eps
+        self.elementwise_affine = elementwise_affine
+        weight = torch.empty(shape, device=device, dtype=dtype) if elementwise_affine else None
+        self.register_parameter("weight", None if weight is None else nn.Parameter(weight))
+        shift = torch.empty(shape, device=device, dtype=dtype) if elementwise_affine and bias else None
+        self.register_parameter("bias", None if shift is None else nn.Parameter(shift))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weight 1, bias 0."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[-len(self.normalized_shape) :]) != self.normalized_shape:
+            raise ValueError(
+                f"LayerNorm: expected an input whose last dimensions are {self.normalized_shape}, "
+                f"got shape {tuple(x.shape)}"
+            )
+        whole_sample = x.dim() > 2 and len(self.normalized_shape) == x.dim() - 1
+        if whole_sample and not x.is_contiguous():  # keeps channels-last as it is
+            y = _Normalize.apply(x, _Call(norms.describe("ln"), (), True, None, self.eps, {}))
+        else:  # each sample, or position, is one plane
+            rows = x.reshape(-1, 1, math.prod(self.normalized_shape))
+            y = _Normalize.apply(rows, _Call(norms.describe("in"), (), True, None, self.eps, {})).reshape(
+                x.shape
+            )
+        if self.weight is None:
+            return y
+        y = y * self.weight if self.bias is None else torch.addcmul(self.bias, y, self.weight)
+        return y.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+
+
+def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:
+    """A norm layer for this many channels, by name: "bn", "gn:groups=8", "torch-bn", "none", or a registered one.
+
+    `options` are the norm's own (groups) and the layer's (eps, momentum, affine, ...); those written in `spec`
+    after colons count the same. Every norm of the family has a learned weight and bias unless `affine=False`.
+    Raises UsageError for an unknown name or option, ValueError for channels that do not divide into the groups.
+    """
+    entry, given = norms.parse(spec)
+    options = {**given, **options}
+    try:
+        if entry.module is not None:
+            return entry.module(channels, **options)
+        if entry.name == "bn":
+            return BatchNorm(channels, **options)
+        if entry.name == "bin":
+            return BatchInstanceNorm(channels, **options)
+        if entry.name == "in":
+            return InstanceNorm(channels, **{"affine": True, **options})
+        if entry.name == "gn":
+            return GroupNorm(options.pop("groups", norms.default_groups(channels)), channels, **options)
+        return Norm(entry.name, channels, **options)
+    except TypeError as error:
+        raise UsageError(f"norm {spec!r}: {error}") from None
+
+
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Optimizer groups of a model's parameters, with the learning rate and decay that its norms ask for.
+
+    The first group holds everything ordinary; parameters with a rate of their own (the gate of batch-instance
+    norm: ten times `lr`, no weight decay) follow in a group each.
+    """
+    special = {
+        id(p): learned
+        for module in model.modules()
+        if isinstance(module, Norm)
+        for name, learned in module.entry.parameters.items()
+        if (p := getattr(module, name)) is not None and (learned.lr_scale != 1 or not learned.decay)
+    }
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): []}
+    for p in model.parameters():
+        learned = special.get(id(p))
+        key = (1.0, True) if learned is None else (learned.lr_scale, learned.decay)
+        groups.setdefault(key, []).append(p)
+    return [
+        {"params": params, "lr": lr * scale, "weight_decay": weight_decay if decay else 0.0}
+        for (scale, decay), params in groups.items()
+    ]
+
+
+@torch.no_grad()
+def constrain(model: nn.Module) -> None:
+    """Clamp every bounded norm parameter into its bounds; call it after each optimizer step."""
+    for module in model.modules():
+        if isinstance(module, Norm):
+            for name, learned in module.entry.parameters.items():
+                parameter = getattr(module, name)
+                if learned.bounds is not None and parameter is not None:
+                    parameter.clamp_(*learned.bounds)
+
+
+@dataclass
+class _Call:
+    """The constants of one application, and on return what it learned of the batch."""
+
+    entry: norms.NormEntry
+    names: tuple[str, ...]
+    use_batch: bool
+    running: tuple[Tensor | None, Tensor | None] | None
+    eps: float
+    options: dict[str, Any]
+    batch: tuple[Any, Any, int] | None = None
+
+
+class _Normalize(torch.autograd.Function):
+    """The three stages as one differentiable step."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, call: _Call, *parameters: Tensor) -> Tensor:
+        layout = stages.Layout.of(x, call.entry.per_channel)
+        x = layout.dense(x)
+        y = torch.empty_like(x)
+        running = None if call.running is None else tuple(_array(v) for v in call.running if v is not None)
+        _, cache = stages.forward(
+            call.entry,
+            _array(x),
+            {name: _array(p) for name, p in zip(call.names, parameters, strict=True)},
+            training=call.use_batch,
+            running=running,  # type: ignore[arg-type]
+            eps=call.eps,
+            options=call.options,
+            out=_array(y),
+        )
+        call.batch = cache.batch
+        # x travels as a saved tensor, so that a change in place is noticed and checkpointing can drop it
+        ctx.save_for_backward(x, *parameters)
+        ctx.cache = replace(cache, x=None)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, *parameters = ctx.saved_tensors
+        cache = replace(ctx.cache, x=ctx.cache.layout.planes(_array(x)))
+        dx = torch.empty_like(x)
+        _, grads = stages.backward(_array(cache.layout.dense(dy)), cache, out=_array(dx))
+        answers = (
+            torch.as_tensor(grads[name], device=p.device)
+            for name, p in zip(cache.params, parameters, strict=True)
+        )
+        return (dx, None, *answers)
+
+
+def _array(t: Tensor) -> Any:
+    """What the stages compute on: a NumPy view of a CPU tensor where NumPy has the dtype, else the tensor."""
+    t = t.detach()
+    return t.numpy() if t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) else t
+
+
+def _check_positions(layer: Norm, x: Tensor) -> None:
+    if x.dim() == 2 or x[0:1, 0:1].numel() == 1:
+        raise ValueError(
+            f"{layer._title()}: expected more than 1 spatial element when training, got input size "
+            f"{tuple(x.shape)}: the variance of one value is zero"
+        )
