@@ -1,0 +1,146 @@
+"""What a report is made of: the cells of a study, read from its directory and never changed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from normlab.errors import DataError, UsageError
+
+AXES = ("batch_size", "optimizer", "lr", "model", "dropout", "augment", "weight_decay")
+_AXIS_NAMES = {"batch_size": "batch", "weight_decay": "decay"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trained variant: a norm, a seed and the other axes of the study."""
+
+    norm: str
+    seed: int
+    axes: Mapping[str, Any]
+    status: str
+    reason: str
+    epochs: Sequence[Mapping[str, Any]]
+    test: Mapping[str, Any]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def setting(self) -> tuple[str, ...]:
+        """Everything but norm and seed, as text, so that cells of one setting can be compared."""
+        return tuple(f"{_AXIS_NAMES.get(axis, axis)} {self.axes[axis]}" for axis in AXES if axis in self.axes)
+
+    def last(self, metric: str) -> float:
+        """A metric after the last epoch; NaN where it was never recorded."""
+        return number(self.epochs[-1].get(metric)) if self.epochs else math.nan
+
+    def value(self, column: str) -> float:
+        """`test_accuracy`, `val_macro_f1` ...: the test split's figure, or the last epoch's."""
+        split, _, metric = column.partition("_")
+        return number(self.test.get(metric)) if split == "test" else self.last(column)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The records of one directory."""
+
+    name: str
+    cells: Sequence[Cell]
+    environment: Mapping[str, Any]
+    raw: Mapping[str, Any]
+    directory: Path | None = None
+
+    @property
+    def norms(self) -> list[str]:
+        """The norms, in the order in which the study names them."""
+        return list(dict.fromkeys(cell.norm for cell in self.cells))
+
+    @property
+    def settings(self) -> list[tuple[str, ...]]:
+        """The combinations of the other axes, in the order in which the study names them."""
+        return list(dict.fromkeys(cell.setting for cell in self.cells))
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({cell.seed for cell in self.cells})
+
+    def done(self, norm: str | None = None, setting: tuple[str, ...] | None = None) -> list[Cell]:
+        """The cells that finished, of one norm and one setting where these are given."""
+        return [
+            cell
+            for cell in self.cells
+            if cell.status == "done" and norm in (None, cell.norm) and setting in (None, cell.setting)
+        ]
+
+    def label(self, setting: tuple[str, ...]) -> str:
+        """What tells this setting from the study's others; the axes that never vary are left out."""
+        constant = set.intersection(*map(set, self.settings)) if self.settings else set()
+        return ", ".join(part for part in setting if part not in constant) or "the one setting"
+
+
+def number(value: Any) -> float:
+    """A recorded number; NaN for what is missing or was stored as text ("NaN", "Infinity")."""
+    if value is None or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def read(directory: Path | str) -> Study:
+    """Read the records in `directory`.
+
+    Raises UsageError where there is no such directory or no study in it, DataError where the records cannot
+    be understood.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UsageError(f"no study directory at {directory}; expected the --out directory of `normlab compare`")
+    results = directory / "results.json"
+    if not results.is_file():
+        raise UsageError(f"{directory} holds no study: expected results.json; write one with `normlab compare`")
+    try:
+        raw = json.loads(results.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{results} is not JSON: {error}") from error
+    return from_results(raw, name=directory.resolve().name, directory=directory)
+
+
+def from_results(raw: Any, *, name: str = "study", directory: Path | None = None) -> Study:
+    """The study in a `results.json` document; DataError names the first field that is not as documented."""
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("cells"), Sequence):
+        raise DataError('results must be {"cells": [...], "environment": {...}}')
+    environment = raw.get("environment", {})
+    if not isinstance(environment, Mapping):
+        raise DataError(f"results' environment must be an object, got {type(environment).__name__}")
+    cells = [_cell(position, record) for position, record in enumerate(raw["cells"])]
+    return Study(name, cells, environment, raw, directory)
+
+
+def _cell(position: int, record: Any) -> Cell:
+    where = f"cell {position} of the results"
+    if not isinstance(record, Mapping):
+        raise DataError(f"{where} must be an object, got {type(record).__name__}")
+    for key, kind in (("norm", str), ("seed", int), ("status", str)):
+        if not isinstance(record.get(key), kind):
+            raise DataError(f"{where}: {key} must be {kind.__name__}, got {record.get(key)!r}")
+    epochs, test = record.get("epochs") or [], record.get("test") or {}
+    if not isinstance(epochs, Sequence) or not all(isinstance(epoch, Mapping) for epoch in epochs):
+        raise DataError(f"{where}: epochs must be a list of objects")
+    if not isinstance(test, Mapping):
+        raise DataError(f"{where}: test must be an object, got {type(test).__name__}")
+    known = {"norm", "seed", "status", "reason", "epochs", "test", *AXES}
+    return Cell(
+        norm=record["norm"],
+        seed=record["seed"],
+        axes={axis: record[axis] for axis in AXES if record.get(axis) is not None},
+        status=record["status"],
+        reason=str(record.get("reason") or ""),
+        epochs=epochs,
+        test=test,
+        extra={key: value for key, value in record.items() if key not in known},
+    )

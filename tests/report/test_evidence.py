@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from normlab.report import verdict
+from normlab.report.evidence import estimate, holm, seeds_needed, warnings
+from normlab.report.evidence import verdict as judged
+from normlab.report.records import from_results
+from tests.report.studies import results
+
+
+def test_interval_is_students() -> None:
+    values = [0.81, 0.84, 0.80, 0.86]
+    ours = estimate(values)
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert (ours.mean, ours.low, ours.high) == pytest.approx((np.mean(values), low, high))
+
+
+def test_one_seed_has_no_interval_and_says_so() -> None:
+    study = from_results(results(seeds=1))
+    answer = str(judged(study))
+    assert "One seed: no interval" in answer
+    assert "±" not in answer
+    assert "Use " not in answer
+    assert any("single seed" in warning for warning in warnings(study))
+
+
+def test_clear_winner_is_recommended_with_interval_and_seeds() -> None:
+    answer = judged(from_results(results(norms=["bn", "gn"], noise=0.0005)))
+    assert answer.best == "bn"
+    assert answer.headline.startswith("Use bn: ")
+    assert "over 3 seeds" in answer.headline
+    assert "above gn" in answer.headline
+
+
+def test_equal_norms_get_no_recommendation_over_each_other() -> None:
+    answer = judged(from_results(results(norms=["bn", "torch-bn"], noise=0.01)))
+    assert answer.headline.startswith("No detectable difference")
+
+
+def test_chosen_on_validation_judged_on_test() -> None:
+    document = results(norms=["bn", "gn"])
+    for cell in document["cells"]:  # gn wins validation, bn the test split
+        cell["epochs"][-1]["val_accuracy"] = 0.9 if cell["norm"] == "gn" else 0.5
+    answer = judged(from_results(document))
+    assert answer.best == "gn"
+    assert all(not comparison.behind for comparison in answer.comparisons)
+
+
+def test_holm_against_its_definition() -> None:
+    # sorted: .01*4, .02*3, .03*2, .04*1, each at least the one before
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, float("nan")])[0] == 0.5
+
+
+def test_family_of_equal_norms_is_rarely_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(200):
+        document = results(norms=["a", "b", "c", "d"], seeds=4, epochs=1)
+        for cell in document["cells"]:
+            cell["test"]["accuracy"] = 0.8 + rng.normal(0, 0.01)
+            cell["epochs"][0]["val_accuracy"] = 0.8 + rng.normal(0, 0.01)
+        wrong += any(c.behind for c in judged(from_results(document)).comparisons)
+    assert wrong <= 0.05 * 200
+
+
+def test_seeds_needed_shrinks_as_the_effect_grows() -> None:
+    small, large = estimate([0.001, 0.012, -0.004]), estimate([0.01, 0.021, 0.005])
+    assert seeds_needed(small) is None or seeds_needed(small) > (seeds_needed(large) or 0)
+    assert seeds_needed(large) is not None
+
+
+def test_failed_and_diverged_cells_are_warned_of_and_left_out() -> None:
+    document = results()
+    broken = copy.deepcopy(document)
+    broken["cells"][0] |= {"status": "diverged", "test": {}}
+    broken["cells"][4] |= {"status": "failed", "reason": "out of memory at batch size 128", "test": {}}
+    found = "\n".join(warnings(from_results(broken)))
+    assert "diverged: bn (seed 0, epoch 12)" in found
+    assert "out of memory at batch size 128" in found
+    assert not warnings(from_results(document))
+
+
+def test_best_rate_at_the_edge_is_warned_of() -> None:
+    at_edge = warnings(from_results(results(lrs=[0.01, 0.1])))
+    assert any("largest learning rate tried (0.1)" in warning for warning in at_edge)
+    inside = warnings(from_results(results(lrs=[0.01, 0.1, 1.0])))
+    assert not any("learning rate" in warning for warning in inside)
+
+
+def test_nothing_finished() -> None:
+    document = results(norms=["bn"], seeds=1)
+    document["cells"][0] |= {"status": "failed", "reason": "x", "test": {}}
+    assert verdict(document).startswith("Nothing finished")

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from normlab.report import write
+from tests.report import browser
+from tests.report.studies import HOSTILE, results
+
+lacking = browser.missing()
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(lacking is not None, reason=str(lacking))]
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    with browser.chromium() as chromium:
+        yield chromium
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("study")
+    made = results(norms=["bn", "gn", HOSTILE], batch_sizes=[8, 128], class_names=["cat", HOSTILE])
+    (directory / "results.json").write_text(json.dumps(made))
+    return write(directory)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_opens_from_disk_with_all_charts(driver: Any, page: Path, width: int, dark: bool) -> None:
+    browser.emulate(driver, width=width, dark=dark)
+    driver.get(page.as_uri())
+    browser.ready(driver)
+    assert browser.complaints(driver) == []
+    drawn, places, page_width = driver.execute_script(
+        "const seen = [...document.querySelectorAll('.chart')].filter((place) => !place.closest('[hidden]'));"
+        "return [seen.filter((p) => p.querySelector('svg path, svg line')).length, seen.length,"
+        " document.documentElement.scrollWidth]"
+    )
+    assert drawn == places > 5
+    assert page_width <= width
+    background = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(json.loads(f"[{background[4:-1]}]")) < 150) == dark
+
+
+def test_hostile_name_is_text(driver: Any, page: Path) -> None:
+    browser.emulate(driver, width=1280)
+    driver.get(page.as_uri())
+    browser.ready(driver)
+    text = driver.execute_script("return document.body.innerText")
+    assert HOSTILE in text
+    labels = driver.execute_script("return [...document.querySelectorAll('svg text')].map((t) => t.textContent)")
+    assert any(label.startswith("</script>") for label in labels)
+    assert browser.complaints(driver) == []
+
+
+def test_hover_shows_every_norm_at_that_epoch(driver: Any, page: Path) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    browser.emulate(driver, width=1280)
+    driver.get(page.as_uri())
+    browser.ready(driver)
+    chart = driver.find_element("css selector", '[data-chart^="curve-val_accuracy"] svg')
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", chart)
+    ActionChains(driver).move_to_element(chart).move_by_offset(15, 10).perform()
+    tip = driver.find_element("id", "tip")
+    assert tip.is_displayed()
+    assert "epoch" in tip.text
+    assert "bn" in tip.text
+    assert HOSTILE in tip.text
+
+
+def test_picking_a_norm_fades_the_others_everywhere(driver: Any, page: Path) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    driver.get(page.as_uri())
+    browser.ready(driver)
+    faint = (
+        "return [...document.querySelectorAll('.chart')].filter((c) => !c.closest('[hidden]')).map((c) =>"
+        " [...c.querySelectorAll('svg [opacity]')].some((m) => +m.getAttribute('opacity') === 0.12))"
+    )
+    assert not any(driver.execute_script(faint))
+    driver.find_element("css selector", '.chip[data-norm="gn"]').click()
+    WebDriverWait(driver, 5).until(lambda d: all(d.execute_script(faint)))
+    assert driver.find_element("css selector", '.chip[data-norm="gn"]').get_attribute("aria-pressed") == "true"
+
+
+def test_other_setting_is_drawn_when_picked(driver: Any, page: Path) -> None:
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    driver.get(page.as_uri())
+    browser.ready(driver)
+    Select(driver.find_element("id", "pick-curves")).select_by_visible_text("batch 128")
+    place = driver.find_element("css selector", '[data-chart="curve-val_accuracy-1"]')
+    WebDriverWait(driver, 5).until(lambda _: place.find_elements("css selector", "svg path"))
+    assert place.is_displayed()
+
+
+def test_prints_in_light_without_controls(driver: Any, page: Path) -> None:
+    browser.emulate(driver, width=1000, dark=True, media="print")
+    driver.get(page.as_uri())
+    browser.ready(driver)
+    light, controls = driver.execute_script(
+        "return [getComputedStyle(document.documentElement).getPropertyValue('--paper').trim(),"
+        " getComputedStyle(document.querySelector('.pick')).display]"
+    )
+    assert (light, controls) == ("#ffffff", "none")

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from normlab.errors import DataError, UsageError
+from normlab.report import write
+from normlab.report.records import from_results, read
+from tests.report.studies import HOSTILE, results
+
+
+def written(directory: Path, **made: Any) -> str:
+    (directory / "results.json").write_text(json.dumps(results(**made)))
+    return write(directory).read_text(encoding="utf-8")
+
+
+def payload(page: str) -> dict[str, Any]:
+    packed = re.search(r'id="payload">([^<]+)<', page)
+    assert packed
+    unpacked: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(packed[1])))
+    return unpacked
+
+
+def test_one_file_without_any_origin(tmp_path: Path) -> None:
+    page = written(tmp_path)
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
+    assert policy
+    assert "default-src" in policy[1]
+    assert "http" not in policy[1]
+    assert "unsafe-eval" not in policy[1]
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+    assert len(page.encode()) < 2_000_000
+
+
+def test_scripts_are_the_ones_the_policy_names(tmp_path: Path) -> None:
+    page = written(tmp_path)
+    inline = re.search(r"<script>(.*?)</script>", page, re.S)
+    assert inline
+    digest = base64.b64encode(hashlib.sha256(inline[1].encode()).digest()).decode()
+    assert f"sha256-{digest}" in page.replace("&#39;", "'")
+
+
+def test_same_records_same_bytes(tmp_path: Path) -> None:
+    assert written(tmp_path) == write(tmp_path).read_text(encoding="utf-8")
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    page = written(tmp_path, norms=["bn", HOSTILE], class_names=["cat", HOSTILE])
+    assert HOSTILE not in page
+    assert "&lt;/script&gt;&lt;script&gt;alert(1)" in page
+    assert page.count("<script") == page.count("</script>") == 3
+
+
+def test_table_has_every_norm_with_interval(tmp_path: Path) -> None:
+    page = written(tmp_path)
+    for norm in ("bn", "in", "bin", "ln", "gn", "none", "torch-bn"):
+        assert re.search(rf"</svg>{norm}</th><td>3</td><td>\d\d\.\d ± \d+\.\d</td>", page)
+
+
+def test_single_seed_shows_no_interval(tmp_path: Path) -> None:
+    page = written(tmp_path, seeds=1)
+    body = re.search(r"<tbody>(.*?)</tbody>", page, re.S)
+    assert body
+    assert "±" not in body[1]
+
+
+def test_every_chart_has_words_data_and_specification(tmp_path: Path) -> None:
+    page = written(tmp_path, batch_sizes=[8, 128])
+    keys = re.findall(r'data-chart="([^"]+)" data-label="[^"]{20,}"', page)
+    assert len(keys) == page.count('class="chart"') == page.count("<summary>Data</summary>")
+    assert set(keys) == set(payload(page)["figures"])
+
+
+def test_raw_data_is_carried_whole(tmp_path: Path) -> None:
+    assert payload(written(tmp_path))["raw"] == results()
+
+
+def test_reading_changes_nothing(tmp_path: Path) -> None:
+    written(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "results.json"]
+
+
+def test_nan_survives_as_text(tmp_path: Path) -> None:
+    document = results(norms=["bn", "none"], seeds=2)
+    document["cells"][3]["epochs"][5]["train_loss"] = float("nan")
+    (tmp_path / "results.json").write_text(json.dumps(document))
+    page = write(tmp_path).read_text(encoding="utf-8")
+    assert payload(page)["raw"]["cells"][3]["epochs"][5]["train_loss"] == "nan"
+
+
+def test_long_studies_are_thinned(tmp_path: Path) -> None:
+    page = written(tmp_path, epochs=600)
+    assert len(page.encode()) < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "not JSON"),
+        ("[]", 'results must be {"cells"'),
+        ('{"cells": [{"norm": 3}]}', "cell 0 of the results: norm must be str, got 3"),
+        ('{"cells": [{"norm": "bn", "seed": 0, "status": "done", "epochs": [1]}]}', "epochs must be a list"),
+    ],
+)
+def test_bad_records_are_named(tmp_path: Path, content: str, complaint: str) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(DataError, match=re.escape(complaint)):
+        write(tmp_path)
+
+
+def test_directory_without_study_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="normlab compare"):
+        read(tmp_path / "nothing")
+    with pytest.raises(UsageError, match="holds no study"):
+        read(tmp_path)
+
+
+def test_settings_are_told_apart_by_what_varies() -> None:
+    study = from_results(results(batch_sizes=[8, 128]))
+    assert [study.label(setting) for setting in study.settings] == ["batch 8", "batch 128"]
