@@ -55,9 +55,7 @@ def per_class_f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.divide(2 * hits, mentions, out=np.full(hits.shape, np.nan), where=mentions > 0)
 
 
-def classification_metrics(
-    labels: ArrayLike, predictions: ArrayLike, num_classes: int
-) -> ClassificationMetrics:
+def classification_metrics(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> ClassificationMetrics:
     """Accuracy, micro-F1, macro-F1, per-class F1 and the confusion matrix of single-label predictions.
 
     `labels` and `predictions` are integer arrays of shape (N,), N >= 1, with values in [0, num_classes).
