@@ -1,0 +1,107 @@
+"""The command line: names of sub-commands, and what exit codes mean.
+
+A sub-command lives beside the code it drives and is imported when it is called for, so that `normlab --help`
+costs nothing. A table row is all it takes to add one; rows whose module is not installed are not shown.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from normlab.errors import NormlabError
+
+# sub-command -> (where it lives, what it does)
+COMMANDS = {
+    "compare": ("normlab.study.cli:compare", "Train a network with each norm and say which one to use."),
+    "plan": ("normlab.study.cli:plan", "Show the cells of a comparison, what is done, and how long it takes."),
+    "status": ("normlab.study.cli:status", "Show how far a comparison is."),
+    "export": ("normlab.study.cli:export", "Write a comparison's records as CSV, JSON or Parquet."),
+    "report": ("normlab.report.cli:report", "Write the report of a comparison."),
+    "explain": ("normlab.analysis.cli:explain", "Show what trained networks look at."),
+    "serve": ("normlab.report.serve:serve", "Watch a comparison in the browser while it runs."),
+    "reproduce": ("normlab.reproduce.cli:main", "Re-run a published experiment and say whether it holds."),
+    "check": ("normlab.check.cli:app", "Find the bug in a normalization layer."),
+    "lint": ("normlab.check.cli:lint", "Find what goes wrong with normalization in a model."),
+    "bench": ("normlab.bench_cli:main", "Time the layers beside the stock ones."),
+}
+
+EXIT_CODES = """Exit codes: 0 all done; 1 some cells failed; 2 wrong usage; 3 internal error; 4 the study is busy,
+or was written by a newer version; 5 nothing selected; 6 data or disk; 130 interrupted."""
+
+
+class LazyGroup(TyperGroup):
+    """A group whose sub-commands are imported when they run; listing them imports nothing."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for name, (home, _) in COMMANDS.items() if _exists(home.partition(":")[0])]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        return TyperCommand(name=cmd_name, help=COMMANDS[cmd_name][1], callback=None)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _load(name) if name and command else None, rest
+
+
+def _exists(module: str) -> bool:
+    # not find_spec: that would import the packages on the way
+    path = Path(__file__).parent.joinpath(*module.split(".")[1:])
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def _load(name: str) -> Any:
+    home, description = COMMANDS[name]
+    module, _, attribute = home.partition(":")
+    target = getattr(importlib.import_module(module), attribute)
+    if not isinstance(target, typer.Typer):
+        function, target = target, typer.Typer(add_completion=False, rich_markup_mode=None)
+        target.command(name, help=function.__doc__ or description)(function)
+    command = typer.main.get_command(target)
+    command.name = name
+    return command
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    epilog=EXIT_CODES,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    """normlab tells you which normalization layer your network should use, on your data, with error bars."""
+    if version:
+        from normlab import __version__
+
+        typer.echo(f"normlab {__version__}")
+        raise typer.Exit
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line on `args` (default: those of the process) and exit with its code."""
+    try:
+        app(args, prog_name="normlab")
+    except NormlabError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        print("error: this is a bug in normlab, or in a model or norm of your own (see above)", file=sys.stderr)
+        sys.exit(3)
+    sys.exit(0)

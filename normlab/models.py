@@ -1,0 +1,263 @@
+"""Residual networks with a pluggable norm, and the door for networks of the user's own.
+
+A *norm constructor* is a function `norm(channels) -> nn.Module`; a network calls it wherever a normalization
+belongs and knows nothing else about it. The networks here are those of He et al. 2016 (arXiv:1512.03385):
+depth 6n + 2 for small images, three stages of 16, 32 and 64 channels. Images of more than 64 pixels meet a
+7x7 convolution of stride 2 and a max pooling first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from normlab.errors import UsageError
+from normlab.layers import make_norm
+
+NormConstructor = Callable[[int], nn.Module]
+SHORTCUTS = ("projection", "zero-padding")
+_LARGE = 64  # pixels; beyond this the stem shrinks the image four times before the first stage
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around a shortcut: y = relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)).
+
+    (N, C_in, H, W) -> (N, C_out, H / stride, W / stride).
+    """
+
+    def __init__(self, norm: NormConstructor, in_channels: int, channels: int, stride: int, shortcut: str) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = norm(channels), norm(channels)
+        self.conv1 = _conv(in_channels, channels, 3, stride, self.norm1)
+        self.conv2 = _conv(channels, channels, 3, 1, self.norm2)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = (
+                Projection(norm, in_channels, channels, stride)
+                if shortcut == "projection"
+                else ZeroPadding(channels - in_channels, stride)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu(self.norm1(self.conv1(x)))
+        return functional.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class Projection(nn.Module):
+    """Shortcut by a normalized 1x1 convolution (option B of the paper)."""
+
+    def __init__(self, norm: NormConstructor, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.conv = _conv(in_channels, channels, 1, stride, self.norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class ZeroPadding(nn.Module):
+    """Shortcut without parameters: every stride-th pixel, new channels zero (option A of the paper)."""
+
+    def __init__(self, new_channels: int, stride: int) -> None:
+        super().__init__()
+        self.new_channels, self.stride = new_channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.new_channels // 2
+        after = self.new_channels - before
+        return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, after))
+
+
+class ResNet(nn.Module):
+    """Residual network of depth 6n + 2, (N, in_channels, H, W) -> logits (N, num_classes).
+
+    `norm` makes a normalization for a number of channels. `image_size` (H, W) decides on the stem only; any
+    size may be fed. `shortcut` is "projection" or "zero-padding"; `width` the channels of the first stage;
+    `dropout` the probability of dropping a feature before the classifier. Convolutions in front of a norm
+    have no bias, since the norm would remove it; where there is no norm they have one, starting at zero.
+    Raises UsageError if the depth is not 6n + 2 or the shortcut is unknown.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        norm: NormConstructor,
+        num_classes: int,
+        in_channels: int = 3,
+        *,
+        image_size: tuple[int, int] = (32, 32),
+        shortcut: str = "projection",
+        width: int = 16,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise UsageError(f"resnet{depth}: the depth must be 6n + 2, as in resnet8, resnet14, resnet20")
+        if shortcut not in SHORTCUTS:
+            raise UsageError(f"shortcut {shortcut!r} is not known; expected one of: {', '.join(SHORTCUTS)}")
+        stem = _large_stem if max(image_size) > _LARGE else _small_stem
+        self.stem = stem(norm, in_channels, width)
+        blocks: list[nn.Module] = []
+        channels = width
+        for stage in range(3):
+            for index in range((depth - 2) // 6):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(Block(norm, channels, width * 2**stage, stride, shortcut))
+                channels = width * 2**stage
+        self.blocks = nn.Sequential(*blocks)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the classifier sees: the last block's planes averaged, (N, channels)."""
+        return self.blocks(self.stem(x)).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.dropout(self.features(x)))
+
+
+def build_model(
+    spec: str,
+    norm: str | NormConstructor,
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: tuple[int, int] = (32, 32),
+    dropout: float = 0.0,
+    seed: int | None = None,
+) -> nn.Module:
+    """The network that `spec` names, with `norm` (a name such as "gn:groups=8", or a constructor).
+
+    `spec` is "resnet20", "resnet14:shortcut=zero-padding:width=32", or "package.module:factory" for a factory
+    of the user's own, called `factory(norm, num_classes, in_channels)` and, if it takes them, with
+    `image_size=(H, W)` and `dropout=p`. With a `seed` the initial weights depend on it and on the network
+    alone: a norm gets the generator's state back after it is made, so that every norm meets the same
+    convolutions. Raises UsageError for a name or an option that is not known.
+    """
+    constructor = norm if callable(norm) else _constructor(norm)
+    common: dict[str, Any] = {"image_size": image_size, "dropout": dropout}
+    factory = _own_factory(spec)
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        aside = _aside(constructor)
+        if factory is None:
+            depth, options = _parse_resnet(spec)
+            return ResNet(depth, aside, num_classes, in_channels, **common, **options)
+        model = factory(aside, num_classes, in_channels, **_accepted(factory, spec, common))
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model {spec!r} returned {type(model).__name__}; expected a torch.nn.Module")
+    return model
+
+
+def check_model(spec: str) -> None:
+    """Raise UsageError if `build_model` would not know this name."""
+    if _own_factory(spec) is None:
+        _parse_resnet(spec)
+
+
+def source_of(spec: str) -> Path | None:
+    """The file that a user's own model lives in, or None for the built-in ones."""
+    factory = _own_factory(spec)
+    return None if factory is None else Path(inspect.getfile(inspect.unwrap(factory)))
+
+
+def import_from_here(module: str, what: str) -> Any:
+    """Import a module by name, the working directory included; raises UsageError saying what was asked for."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise UsageError(f"{what}: cannot import {module!r} ({e}); is it installed, or in {here}?") from e
+
+
+def _small_stem(norm: NormConstructor, in_channels: int, width: int) -> nn.Sequential:
+    layer = norm(width)
+    return nn.Sequential(_conv(in_channels, width, 3, 1, layer), layer, nn.ReLU())
+
+
+def _large_stem(norm: NormConstructor, in_channels: int, width: int) -> nn.Sequential:
+    layer = norm(width)
+    return nn.Sequential(_conv(in_channels, width, 7, 2, layer), layer, nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
+
+
+def _conv(in_channels: int, channels: int, size: int, stride: int, followed_by: nn.Module) -> nn.Conv2d:
+    """A convolution that keeps the size up to the stride, initialized after He et al. 2015 (arXiv:1502.01852)."""
+    bare = isinstance(followed_by, nn.Identity)
+    conv = nn.Conv2d(in_channels, channels, size, stride, padding=size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if bare:
+        conv.bias = nn.Parameter(torch.zeros(channels))
+    return conv
+
+
+def _constructor(spec: str) -> NormConstructor:
+    return lambda channels: make_norm(spec, channels)
+
+
+def _aside(norm: NormConstructor) -> NormConstructor:
+    """The same constructor, leaving the random generator as it found it."""
+
+    def construct(channels: int) -> nn.Module:
+        state = torch.get_rng_state()
+        try:
+            return norm(channels)
+        finally:
+            torch.set_rng_state(state)
+
+    return construct
+
+
+def _parse_resnet(spec: str) -> tuple[int, dict[str, Any]]:
+    name, _, rest = spec.partition(":")
+    match = re.fullmatch(r"resnet(\d+)", name)
+    if match is None:
+        raise UsageError(
+            f"model {spec!r} is not known; expected resnet8, resnet14, resnet20, ... or package.module:factory"
+        )
+    depth = int(match[1])
+    if depth < 8 or (depth - 2) % 6:
+        raise UsageError(f"model {name!r}: the depth must be 6n + 2, as in resnet8, resnet14, resnet20")
+    options: dict[str, Any] = {}
+    for item in filter(None, rest.split(":")):
+        key, _, value = item.partition("=")
+        if key == "shortcut" and value in SHORTCUTS:
+            options[key] = value
+        elif key == "width" and value.isdigit() and int(value) > 0:
+            options[key] = int(value)
+        else:
+            raise UsageError(
+                f"model {spec!r}: {item!r} is not an option; "
+                f"expected shortcut={'|'.join(SHORTCUTS)} or width=<channels>"
+            )
+    return depth, options
+
+
+def _own_factory(spec: str) -> Callable[..., Any] | None:
+    module, colon, name = spec.partition(":")
+    if not colon or "=" in name or re.fullmatch(r"resnet\d+", module):
+        return None
+    factory = getattr(import_from_here(module, f"model {spec!r}"), name, None)
+    if not callable(factory):
+        raise UsageError(f"model {spec!r}: module {module!r} has no function or class {name!r}")
+    return factory
+
+
+def _accepted(factory: Callable[..., Any], spec: str, common: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(factory).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return common
+    if common["dropout"] and "dropout" not in parameters:
+        raise UsageError(f"model {spec!r} takes no argument 'dropout', but --dropout {common['dropout']} was given")
+    return {k: v for k, v in common.items() if k in parameters}

@@ -1,0 +1,266 @@
+"""Training one cell: the same function whoever calls it, in this process, in a worker or on a cluster.
+
+Everything random is a pure function of the seed and of where training stands (epoch, step), so that every
+norm meets the same initial convolutions, the same order of images and the same augmentation, and a training
+that was interrupted goes on exactly as it would have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from normlab.analysis.metrics import classification_metrics
+from normlab.data import Dataset, Split, augment, standardize
+from normlab.errors import DataError
+from normlab.layers import constrain, parameter_groups
+from normlab.models import build_model
+from normlab.study.schedule import learning_rate_factor
+from normlab.study.spec import Cell
+
+EVALUATION_BATCH = 500
+
+
+class Checkpoints(Protocol):
+    """Where a training keeps its state, so that it can be taken up again."""
+
+    def restore(self, training: Training) -> None:
+        """Bring `training` to the last state that was kept, if there is one."""
+
+    def due(self) -> bool:
+        """Whether the state should be kept although the epoch is not over."""
+
+    def keep(self, training: Training) -> None:
+        """Keep the state of `training`."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended: "done" with the test split's metrics, "diverged" with a reason, or "paused"."""
+
+    status: str
+    epochs: list[dict[str, Any]]
+    test: dict[str, float] | None = None
+    reason: str | None = None
+    parameters: int = 0
+    backend: str = ""
+
+
+class Diverged(Exception):
+    """The loss is not finite any more."""
+
+
+def train_cell(
+    cell: Cell,
+    dataset: Dataset,
+    *,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
+    checkpoints: Checkpoints | None = None,
+    until: int | None = None,
+    device: str = "cpu",
+) -> Outcome:
+    """Train one cell and answer how it ended; `on_epoch` hears the record of every epoch, in order.
+
+    With `checkpoints` it goes on from the last state kept, replaying the records of the epochs before. With
+    `until` it pauses after that many epochs. The test split is looked at once, at the end. A loss that is not
+    finite ends it as "diverged". Whatever else goes wrong is raised.
+    """
+    training = Training(cell, dataset, device)
+    if checkpoints is not None:
+        checkpoints.restore(training)
+    for record in training.records:
+        on_epoch(record)
+    last = cell.epochs if until is None else min(until, cell.epochs)
+    try:
+        while len(training.records) < last:
+            training.run_epoch(checkpoints)
+            on_epoch(training.records[-1])
+            if checkpoints is not None:
+                checkpoints.keep(training)
+    except Diverged as e:
+        return training.outcome("diverged", reason=str(e))
+    if last < cell.epochs:
+        return training.outcome("paused")
+    test = training.evaluate(dataset.test)
+    if not math.isfinite(test["loss"]):
+        return training.outcome("diverged", reason=f"epoch {cell.epochs}: the test loss is {test['loss']}")
+    return training.outcome("done", test=test)
+
+
+@dataclass
+class Progress:
+    """What is known of an epoch that is under way."""
+
+    step: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    predictions: list[Tensor] = field(default_factory=list)
+
+
+class Training:
+    """A network in training: model, optimizer, position, and the records of the epochs so far."""
+
+    def __init__(self, cell: Cell, dataset: Dataset, device: str = "cpu") -> None:
+        self.cell, self.dataset, self.device = cell, dataset, torch.device(device)
+        self.model = build_model(
+            cell.model,
+            cell.norm,
+            num_classes=dataset.num_classes,
+            in_channels=dataset.channels,
+            image_size=dataset.size,
+            dropout=cell.dropout,
+            seed=derive(cell.seed, "initial weights"),
+        ).to(self.device)
+        self.optimizer = make_optimizer(self.model, cell)
+        self.mean = torch.as_tensor(dataset.channel_mean, device=self.device)
+        self.std = torch.as_tensor(dataset.channel_std, device=self.device)
+        self.records: list[dict[str, Any]] = []
+        self.progress = Progress()
+
+    def run_epoch(self, checkpoints: Checkpoints | None = None) -> None:
+        """Train one epoch, from wherever `progress` stands, evaluate, and append its record."""
+        epoch = len(self.records) + 1
+        factor = learning_rate_factor(self.cell.schedule, epoch, self.cell.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        labels = self.dataset.train.labels
+        order = shuffled(len(labels), self.cell.seed, epoch)
+        batches = split_batches(order, self.cell.batch_size)
+        started = time.perf_counter()
+        self.model.train()
+        for index in batches[self.progress.step :]:
+            self._step(index, epoch)
+            if checkpoints is not None and checkpoints.due():
+                now = time.perf_counter()
+                self.progress.seconds += now - started
+                checkpoints.keep(self)
+                started = time.perf_counter()
+        train_seconds = self.progress.seconds + time.perf_counter() - started
+        predictions = torch.cat(self.progress.predictions).cpu().numpy()
+        trained = scores(self.progress.loss_sum / len(order), labels[order], predictions, self.dataset.num_classes)
+        started = time.perf_counter()
+        validated = self.evaluate(self.dataset.val)
+        if not math.isfinite(validated["loss"]):
+            raise Diverged(f"epoch {epoch}: the validation loss is {validated['loss']}")
+        self.records.append(
+            {
+                "epoch": epoch,
+                **{f"train_{name}": value for name, value in trained.items()},
+                **{f"val_{name}": value for name, value in validated.items()},
+                "learning_rate": self.cell.lr * factor,
+                "seconds": train_seconds + time.perf_counter() - started,
+                "images_per_second": len(order) / train_seconds,
+            }
+        )
+        self.progress = Progress()
+
+    def _step(self, index: np.ndarray, epoch: int) -> None:
+        """One update from the images at `index`; the generator's state depends on seed, epoch and step alone."""
+        torch.manual_seed(derive(self.cell.seed, "dropout", epoch, self.progress.step))
+        generator = torch.Generator().manual_seed(derive(self.cell.seed, "augmentation", epoch, self.progress.step))
+        images = torch.from_numpy(np.ascontiguousarray(self.dataset.train.images[index]))
+        images = augment(images, generator, crop="crop" in self.cell.augment, flip="flip" in self.cell.augment)
+        labels = torch.from_numpy(self.dataset.train.labels[index]).to(self.device)
+        logits = self.model(standardize(images.to(self.device), self.mean, self.std))
+        loss = functional.cross_entropy(logits, labels)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise Diverged(f"epoch {epoch}: the training loss is {value} at step {self.progress.step + 1}")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        constrain(self.model)
+        self.progress.loss_sum += value * len(index)
+        self.progress.predictions.append(logits.detach().argmax(1))
+        self.progress.step += 1
+
+    def evaluate(self, split: Split) -> dict[str, float]:
+        """Loss, accuracy, micro-F1 and macro-F1 on a split, in evaluation mode."""
+        self.model.eval()
+        losses, predictions = 0.0, []
+        with torch.no_grad():
+            for start in range(0, len(split.labels), EVALUATION_BATCH):
+                images = torch.from_numpy(np.ascontiguousarray(split.images[start : start + EVALUATION_BATCH]))
+                labels = torch.from_numpy(split.labels[start : start + EVALUATION_BATCH]).to(self.device)
+                logits = self.model(standardize(images.to(self.device), self.mean, self.std))
+                losses += functional.cross_entropy(logits, labels, reduction="sum").item()
+                predictions.append(logits.argmax(1).cpu())
+        return scores(
+            losses / len(split.labels),
+            np.asarray(split.labels),
+            torch.cat(predictions).numpy(),
+            self.dataset.num_classes,
+        )
+
+    def outcome(self, status: str, **facts: Any) -> Outcome:
+        """How this training ended, with what is known about the network."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return Outcome(status, self.records, parameters=parameters, backend=self.backend(), **facts)
+
+    def backend(self) -> str:
+        """Name of the kernels that serve this training's norms."""
+        from normlab.planes import backend_for
+
+        return backend_for(torch.empty(1, 1, 1, 1, device=self.device))
+
+
+def derive(seed: int, *path: Any) -> int:
+    """An independent seed (63 bits) for a place in training, named by `path`."""
+    digest = hashlib.blake2b(repr((seed, *path)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def shuffled(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the training images in an epoch: a function of the seed and the epoch alone."""
+    return np.random.default_rng(derive(seed, "order", epoch)).permutation(size)
+
+
+def split_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Cut an order into batches; a last batch of one image joins the batch before.
+
+    Batch statistics of one sample are no statistics, and dropping it would lose an image. (With batches of one
+    by choice nothing is joined.) Raises DataError if there are no images.
+    """
+    if len(order) == 0:
+        raise DataError("the training split is empty; at least two images are needed")
+    cuts = list(range(batch_size, len(order), batch_size))
+    if batch_size > 1 and cuts and len(order) - cuts[-1] == 1:
+        cuts.pop()
+    return np.split(order, cuts)
+
+
+def scores(loss: float, labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> dict[str, float]:
+    """Loss, accuracy, micro-F1 and macro-F1 by name."""
+    found = classification_metrics(labels, predictions, num_classes)
+    # with one label per image every wrong answer is one false positive and one false negative
+    assert math.isclose(found.micro_f1, found.accuracy), "micro-F1 must equal accuracy"
+    return {
+        "loss": float(loss),
+        "accuracy": float(found.accuracy),
+        "micro_f1": float(found.micro_f1),
+        "macro_f1": float(found.macro_f1),
+    }
+
+
+def make_optimizer(model: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+    """The cell's optimizer, over groups that treat each norm's parameters as its paper says."""
+    groups = parameter_groups(model, lr=cell.lr, weight_decay=cell.weight_decay)
+    makers: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "sgd": lambda g: torch.optim.SGD(g, lr=cell.lr, momentum=cell.momentum),
+        "adam": lambda g: torch.optim.Adam(g, lr=cell.lr),
+        "adamw": lambda g: torch.optim.AdamW(g, lr=cell.lr),
+        "rmsprop": lambda g: torch.optim.RMSprop(g, lr=cell.lr),
+    }
+    optimizer = makers[cell.optimizer](groups)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer

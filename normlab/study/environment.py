@@ -1,0 +1,67 @@
+"""Where a study ran: versions, hardware, threads and the command, without importing torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from normlab import __version__
+
+_PACKAGES = ("torch", "numpy", "numba", "scipy", "scikit-learn", "triton")
+
+
+@cache
+def describe_machine() -> dict[str, Any]:
+    """Versions, processor, cores and memory of this machine."""
+    return {
+        "normlab": __version__,
+        "python": platform.python_version(),
+        **{name: version for name in _PACKAGES if (version := _version(name))},
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": available_cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+
+
+def describe_torch(device: str) -> dict[str, Any]:
+    """What only torch knows: the device it computes on and the threads it uses."""
+    import torch
+
+    facts: dict[str, Any] = {"device": device, "threads": torch.get_num_threads()}
+    if device.startswith("cuda"):
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def command_line() -> str:
+    """The command that this process was started with, as one would type it."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

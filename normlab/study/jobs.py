@@ -1,0 +1,103 @@
+"""What a driver hands out and hears back, the same for every place where cells can run."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from normlab.data import Dataset
+from normlab.errors import NormlabError
+from normlab.study.environment import describe_torch
+from normlab.study.spec import Cell, DataChoice
+
+Event = dict[str, Any]  # {"event": name, ...}; the names are those of `run_job`
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # torch, on GPU and CPU
+Emit = Callable[["Job", Event], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell to train: its row in the store, its key, what to train on which images, and how far."""
+
+    id: int
+    key: str
+    cell: Cell
+    data: DataChoice
+    checkpoints: str | None = None
+    until: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain containers, for sending."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> Job:
+        return cls(**{**facts, "cell": Cell(**facts["cell"]), "data": DataChoice(**facts["data"])})
+
+
+class Executor(Protocol):
+    """A place where cells run."""
+
+    def free(self) -> bool:
+        """Whether another job can be started now."""
+
+    def start(self, job: Job) -> None:
+        """Start a job, whose cell the caller holds."""
+
+    def wait(self, emit: Emit, seconds: float) -> None:
+        """Pass on what running jobs report; return when something came, or after `seconds`."""
+
+    def close(self) -> None:
+        """Stop everything at once and leave nothing behind."""
+
+
+def run_job(job: Job, dataset: Dataset, emit: Callable[[Event], None], device: str = "cpu") -> None:
+    """Train a job's cell and report: "notice", "epoch" for each epoch, then "end" or "disk".
+
+    Nothing is raised but what stops the process: a failure is an event with its reason and traceback.
+    """
+    from normlab.study.cell import train_cell
+
+    checkpoints = None
+    try:
+        outcome = train_cell(
+            job.cell,
+            dataset,
+            on_epoch=lambda record: emit({"event": "epoch", "record": record}),
+            checkpoints=checkpoints,
+            until=job.until,
+            device=device,
+        )
+    except Exception as e:
+        emit(failure(job.cell, e))
+        return
+    emit(
+        {
+            "event": "end",
+            "status": outcome.status,
+            "reason": outcome.reason,
+            "outcome": {
+                "test": outcome.test,
+                "parameters": outcome.parameters,
+                "backend": outcome.backend,
+                "environment": describe_torch(device),
+            },
+        }
+    )
+
+
+def failure(cell: Cell, error: Exception) -> Event:
+    """The event that tells why a cell failed, in words a user can act on, with the traceback kept."""
+    trace = "".join(traceback.format_exception(error))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return {"event": "disk", "reason": f"no space left on the device ({error.filename or 'checkpoint'})"}
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+        reason = f"out of memory at batch size {cell.batch_size}"
+    elif isinstance(error, NormlabError):
+        reason = str(error)
+    else:
+        reason = f"{type(error).__name__}: {error}"
+    return {"event": "end", "status": "failed", "reason": reason, "traceback": trace}

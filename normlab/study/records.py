@@ -1,0 +1,122 @@
+"""Records as files: results.json for programs, results.csv for spreadsheets, Parquet for data frames."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from normlab.errors import DataError
+from normlab.study.store import Store
+from normlab.study.verdict import judge
+
+JSON, CSV = "results.json", "results.csv"
+METRICS = ("loss", "accuracy", "micro_f1", "macro_f1")
+SETTINGS = (
+    "norm", "model", "seed", "epochs", "batch_size", "optimizer", "lr", "schedule", "momentum", "weight_decay",
+    "dropout", "augment",
+)  # fmt: skip
+COLUMNS = (
+    *(name if name != "epochs" else "planned_epochs" for name in SETTINGS),
+    "status", "reason", "parameters", "backend", "epoch",
+    *(f"{split}_{metric}" for split in ("train", "val") for metric in METRICS),
+    "learning_rate", "seconds", "images_per_second",
+    *(f"test_{metric}" for metric in METRICS),
+    "data", "data_hash", "normlab", "torch", "device", "cpu", "threads", "command",
+)  # fmt: skip
+
+
+def collect(store: Store) -> dict[str, Any]:
+    """Everything about the study begun last: its cells with their epochs, environment, and verdict."""
+    study = store.latest_study()
+    if study is None:
+        raise DataError(f"{store.path} holds no study yet")
+    spec, facts, ids = study
+    cells = []
+    for stored in store.cells(ids):
+        config = dict(stored.config)
+        planned = config.pop("epochs")
+        cells.append(
+            {
+                **config,
+                "planned_epochs": planned,
+                "key": stored.key,
+                "status": stored.status,
+                "reason": stored.reason,
+                "parameters": stored.outcome.get("parameters"),
+                "backend": stored.outcome.get("backend"),
+                "attempts": stored.attempts,
+                "epochs": store.epochs(stored.id),
+                "test": stored.outcome.get("test"),
+            }
+        )
+    environments = [a["environment"] for i in ids for a in store.attempts(i)[-1:]]
+    environment = {**facts, **(environments[-1] if environments else {})}
+    backends = sorted({c["backend"] for c in cells if c["backend"]})
+    environment["backend"] = ", ".join(backends)
+    verdict = judge(cells, baseline=facts.get("baseline"), test_images=facts.get("test_images"))
+    return {"cells": cells, "environment": environment, "spec": spec, "verdict": verdict.as_dict()}
+
+
+def write_results(store: Store, directory: Path) -> dict[str, Any]:
+    """Write results.json and results.csv for the study begun last, and answer what was written."""
+    results = collect(store)
+    write_json(results, directory / JSON)
+    write_csv(results, directory / CSV)
+    return results
+
+
+def write_json(results: dict[str, Any], path: Path) -> None:
+    """Strict JSON: numbers that are not finite become null."""
+    _replace(path, json.dumps(_finite(results), indent=1, allow_nan=False))
+
+
+def write_csv(results: dict[str, Any], path: Path) -> None:
+    """One row per cell and epoch, columns as in `COLUMNS`; numbers that are not finite are nan, inf, -inf."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows(results))
+    os.replace(temporary, path)
+
+
+def write_parquet(results: dict[str, Any], path: Path) -> None:
+    """The same rows and columns as the CSV, typed."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_pylist([{c: row.get(c) for c in COLUMNS} for row in rows(results)])
+    temporary = path.with_name(path.name + ".part")
+    parquet.write_table(table, temporary)
+    os.replace(temporary, path)
+
+
+def rows(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One flat row per cell and epoch; a cell without an epoch has one row."""
+    environment = {name: results["environment"].get(name) for name in COLUMNS[-8:]}
+    for cell in results["cells"]:
+        shared = {name: value for name, value in cell.items() if name in COLUMNS}
+        tested = {f"test_{name}": value for name, value in (cell["test"] or {}).items()}
+        for record in cell["epochs"] or [{}]:
+            yield {**environment, **shared, **record, **tested}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,147 @@
+"""A study from beginning to end: data, cells, training, records, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from normlab.data import Dataset
+from normlab.errors import DataError, NormlabError, UsageError
+from normlab.study.console import Bars, PlainLines, make_console
+from normlab.study.driver import Driver
+from normlab.study.environment import command_line, describe_machine
+from normlab.study.inline import InlineExecutor
+from normlab.study.jobs import Executor, Job
+from normlab.study.locks import CellLocks
+from normlab.study.records import write_results
+from normlab.study.source import open_data
+from normlab.study.spec import Cell, StudySpec
+from normlab.study.store import FINISHED, LOCKS, Store, StoredCell
+
+
+class NothingSelected(NormlabError):
+    """There is not a single cell to look at (exit code 5)."""
+
+    exit_code = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a study, as opposed to what it is: nothing here changes what a cell learns."""
+
+    device: str = "cpu"
+    baseline: str | None = None
+    retry_failed: bool = False
+    fail_fast: bool = False
+    force: bool = False
+    report: bool = True
+
+
+def run_study(
+    spec: StudySpec,
+    directory: Path,
+    options: Options | None = None,
+    *,
+    make_executor: Callable[[Dataset, list[Cell]], Executor] | None = None,
+    console: PlainLines | Bars | None = None,
+) -> dict[str, Any]:
+    """Run what is not done yet of a study, and write results.json, results.csv and report.html.
+
+    Answers the content of results.json. Cells that are done in `directory` already are not trained again.
+    Without `make_executor` the cells are trained in this process.
+    """
+    options = options or Options()
+    check_names(spec, options.baseline)
+    with ExitStack() as stack:
+        console = console or make_console()
+        stack.enter_context(console)
+        dataset = open_data(spec.data_choice(), progress=console.data)
+        for note in dataset.notes:
+            console.notice(note)
+        cells = spec.cells(len(dataset.train))
+        store, locks = open_directory(directory, stack)
+        ids = store.begin_study(spec.model_dump(mode="json"), study_facts(dataset, options), cells, dataset.hash)
+        if options.force:
+            _forget(store, locks, ids)
+        done = sum(c.status in FINISHED for c in store.cells(ids))
+        if done:
+            console.notice(f"{done} of {len(ids)} cells are done already")
+        console.expect(len(ids), done)
+        if done < len(ids):
+            executor = make_executor(dataset, cells) if make_executor else InlineExecutor(dataset, options.device)
+            stack.callback(executor.close)
+            driver = Driver(
+                store,
+                locks,
+                executor,
+                _job_maker(spec),
+                console,
+                describe_machine(),
+                retry_failed=options.retry_failed or options.force,
+                fail_fast=options.fail_fast,
+            )
+            driver.run(ids)
+        results = write_results(store, directory)
+    if options.report:
+        from normlab import report
+
+        report.write(directory)
+    return results
+
+
+def check_names(spec: StudySpec, baseline: str | None = None) -> None:
+    """Import the spec's plug-ins and raise UsageError for a norm or model that nobody knows."""
+    from normlab.models import check_model, import_from_here
+    from normlab.norms import parse
+
+    for plugin in spec.plugins:
+        import_from_here(plugin, f"--plugin {plugin}")
+    for norm in spec.norms:
+        parse(norm)
+    for model in spec.models:
+        check_model(model)
+    if baseline is not None and baseline not in spec.norms:
+        raise UsageError(f"--baseline {baseline!r} is not among the norms compared: {', '.join(spec.norms)}")
+
+
+def open_directory(directory: Path, stack: ExitStack) -> tuple[Store, CellLocks]:
+    """The store and the locks of a directory, made if need be; closed with `stack`."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        locks = stack.enter_context(CellLocks(directory / LOCKS))
+    except FileExistsError:
+        raise UsageError(f"--out {directory} is a file; expected a directory") from None
+    except OSError as e:
+        raise DataError(f"--out {directory} cannot be written: {e.strerror}") from e
+    return stack.enter_context(Store(directory)), locks
+
+
+def study_facts(dataset: Dataset, options: Options) -> dict[str, Any]:
+    """What a report says about a study besides its spec."""
+    return {
+        "command": command_line(),
+        "data": dataset.name,
+        "data_hash": dataset.hash,
+        "class_names": list(dataset.class_names),
+        "image_shape": [dataset.channels, *dataset.size],
+        "train_images": len(dataset.train),
+        "val_images": len(dataset.val),
+        "test_images": len(dataset.test),
+        "baseline": options.baseline,
+    }
+
+
+def _job_maker(spec: StudySpec) -> Callable[[StoredCell], Job]:
+    choice = spec.data_choice()
+    return lambda stored: Job(stored.id, stored.key, stored.cell, choice)
+
+
+def _forget(store: Store, locks: CellLocks, ids: list[int]) -> None:
+    """Take the cells back to the beginning, except those that somebody is training."""
+    mine = [cell for cell in ids if locks.acquire(cell)]
+    store.forget(mine)
+    for cell in mine:
+        locks.release(cell)

@@ -1,0 +1,46 @@
+"""The images of a study: loaded as chosen, cut to the limits, and identified by a hash."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from normlab.data import Dataset, Split, load
+from normlab.data._dataset import channel_statistics
+from normlab.study.spec import DataChoice
+
+
+def open_data(choice: DataChoice, progress: Callable[..., Any] | None = None) -> Dataset:
+    """The dataset of a choice; its `hash` covers the choice, so that other limits are other data.
+
+    A limited split is a random subset, the same for every norm and seed; the input statistics are those of
+    the training images that are left. Raises DataError or UsageError as `normlab.data.load` does.
+    """
+    dataset = load(
+        choice.source,
+        seed=choice.split_seed,
+        image_size=choice.image_size,
+        skip_bad=choice.skip_bad,
+        progress=progress,
+    )
+    facts = {**asdict(choice), "source": dataset.hash}
+    changes: dict[str, Any] = {"hash": hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:32]}
+    if choice.limit_train is not None and choice.limit_train < len(dataset.train.labels):
+        train = _subset(dataset.train, choice.limit_train, choice.split_seed)
+        mean, std = channel_statistics(train.images)
+        changes |= {"train": train, "channel_mean": mean, "channel_std": std}
+    if choice.limit_eval is not None:
+        changes["val"] = _subset(dataset.val, choice.limit_eval, choice.split_seed)
+        changes["test"] = _subset(dataset.test, choice.limit_eval, choice.split_seed)
+    return dataclasses.replace(dataset, **changes)
+
+
+def _subset(split: Split, size: int, seed: int) -> Split:
+    order = np.random.default_rng(seed).permutation(len(split.labels))[:size]
+    order.sort()
+    return Split(np.ascontiguousarray(split.images[order]), split.labels[order])

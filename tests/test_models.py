@@ -1,0 +1,140 @@
+"""Networks: shapes, the same start for every norm, and the door for the user's own."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import normlab
+from normlab.errors import UsageError
+from normlab.models import build_model
+
+torch.set_num_threads(1)
+
+
+def convolutions(model: nn.Module) -> list[torch.Tensor]:
+    """Weights of everything that is no norm, in order."""
+    return [m.weight.detach() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+@pytest.mark.parametrize("norm", normlab.norm_names())
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), (32, 3), (96, 3)])
+def test_every_norm_runs_at_every_size(norm: str, size: int, channels: int) -> None:
+    model = build_model("resnet8", norm, num_classes=5, in_channels=channels, image_size=(size, size), seed=1)
+    logits = model(torch.randn(2, channels, size, size))
+    logits.sum().backward()
+    assert logits.shape == (2, 5)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("norm", normlab.norm_names())
+@pytest.mark.parametrize("spec", ["resnet14", "resnet8:shortcut=zero-padding:width=8"])
+def test_same_seed_gives_every_norm_the_same_convolutions(norm: str, spec: str) -> None:
+    reference = build_model(spec, "torch-bn", num_classes=10, in_channels=3, seed=7)
+    model = build_model(spec, norm, num_classes=10, in_channels=3, seed=7)
+    for a, b in zip(convolutions(reference), convolutions(model), strict=True):
+        assert torch.equal(a, b)
+    other = build_model(spec, norm, num_classes=10, in_channels=3, seed=8)
+    assert not torch.equal(convolutions(model)[0], convolutions(other)[0])
+
+
+def test_a_norm_that_draws_random_numbers_does_not_move_the_convolutions() -> None:
+    def noisy(channels: int) -> nn.Module:
+        torch.rand(17)
+        return nn.Identity()
+
+    quiet = build_model("resnet8", "none", num_classes=3, in_channels=1, seed=0)
+    moved = build_model("resnet8", noisy, num_classes=3, in_channels=1, seed=0)
+    for a, b in zip(convolutions(quiet), convolutions(moved), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_building_with_a_seed_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    build_model("resnet8", "bn", num_classes=3, in_channels=1, seed=5)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(8, 8), (14, 14), (20, 20)])
+def test_depth_counts_the_layers_on_the_longest_path(depth: int, layers: int) -> None:
+    model = build_model(f"resnet{depth}:shortcut=zero-padding", "bn", num_classes=10, in_channels=3)
+    assert len(convolutions(model)) == layers
+
+
+def test_published_size_of_resnet20() -> None:
+    # He et al. 2016, table 6: 0.27 million parameters (option A)
+    model = build_model("resnet20:shortcut=zero-padding", "bn", num_classes=10, in_channels=3)
+    assert sum(p.numel() for p in model.parameters()) == 269_722
+
+
+def test_convolutions_have_a_bias_only_where_no_norm_follows() -> None:
+    def biases(norm: str) -> set[bool]:
+        model = build_model("resnet8", norm, num_classes=10, in_channels=3)
+        return {m.bias is not None for m in model.modules() if isinstance(m, nn.Conv2d)}
+
+    assert biases("bn") == {False}
+    assert biases("none") == {True}
+
+
+def test_a_large_image_is_shrunk_four_times_before_the_first_stage() -> None:
+    large = build_model("resnet8", "bn", num_classes=10, in_channels=3, image_size=(224, 224))
+    small = build_model("resnet8", "bn", num_classes=10, in_channels=3, image_size=(64, 64))
+    assert large.stem(torch.zeros(1, 3, 224, 224)).shape == (1, 16, 56, 56)  # type: ignore[operator]
+    assert small.stem(torch.zeros(1, 3, 64, 64)).shape == (1, 16, 64, 64)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("resnet15", "6n + 2"),
+        ("resnet2", "6n + 2"),
+        ("vgg", "resnet14"),
+        ("resnet14:depth=3", "depth=3"),
+        ("resnet14:shortcut=none", "zero-padding"),
+        ("nowhere.at_all:factory", "nowhere"),
+        ("normlab.errors:nothing", "nothing"),
+    ],
+)
+def test_a_wrong_name_is_told_with_what_was_expected(spec: str, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        build_model(spec, "bn", num_classes=10, in_channels=3)
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
+    (tmp_path / "own_nets.py").write_text(
+        "from torch import nn\n"
+        "def tiny(norm, num_classes, in_channels):\n"
+        "    return nn.Sequential(nn.Conv2d(in_channels, 4, 3), norm(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1),\n"
+        "                         nn.Flatten(), nn.Linear(4, num_classes))\n"
+        "def sized(norm, num_classes, in_channels, image_size, dropout=0.0):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Dropout(dropout),\n"
+        "                         nn.Linear(in_channels * image_size[0] * image_size[1], num_classes))\n"
+        "def wrong(norm, num_classes, in_channels):\n"
+        "    return 'a network'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    yield
+    sys.modules.pop("own_nets", None)
+    if str(tmp_path) in sys.path:
+        sys.path.remove(str(tmp_path))
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_model_of_ones_own_from_the_working_directory() -> None:
+    tiny = build_model("own_nets:tiny", "gn:groups=2", num_classes=3, in_channels=1)
+    assert tiny(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+    sized = build_model("own_nets:sized", "bn", num_classes=3, in_channels=1, image_size=(8, 8), dropout=0.5)
+    assert sized[1].p == 0.5  # type: ignore[index]
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_model_of_ones_own_that_cannot_serve_is_told_why() -> None:
+    with pytest.raises(UsageError, match="dropout"):
+        build_model("own_nets:tiny", "bn", num_classes=3, in_channels=1, dropout=0.5)
+    with pytest.raises(UsageError, match=r"torch\.nn\.Module"):
+        build_model("own_nets:wrong", "bn", num_classes=3, in_channels=1)
