@@ -99,9 +99,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _summary(x: Tensor) -> dict[str, Any]:
-    values = x.detach()
-    per_image = max(1, values[0].numel())
-    values = values[: max(1, _MOST_VALUES // per_image)].float().cpu().numpy().ravel()
+    images = max(1, _MOST_VALUES // max(1, x[0].numel()))
+    values: np.ndarray = x.detach()[:images].float().cpu().numpy().ravel()
     return {
         "percentiles": [float(value) for value in np.percentile(values, PERCENTILES)],
         "mean": float(values.mean(dtype=np.float64)),

@@ -1,4 +1,8 @@
-"""What the records support: estimates with intervals, paired comparisons, and the sentence that says it."""
+"""What the records support, in words: estimates with intervals, the sentence that answers, and the warnings.
+
+The statistics are `normlab.study.statistics`, the choice of the best norm `normlab.study.verdict`; here they
+become prose and tables.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from normlab.report.records import Cell, Study
-
-CONFIDENCE = 0.95
+from normlab.report.records import Cell, Study, setting_of
+from normlab.study.statistics import Comparison, interval
+from normlab.study.verdict import judge
 
 
 @dataclass(frozen=True)
@@ -32,156 +34,119 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """How far the recommended norm is ahead of another, paired over their common seeds.
-
-    `p_value` is corrected for the number of comparisons (Holm); NaN for a single seed.
-    """
+class Lead:
+    """How far the recommended norm is ahead of another, paired over the seeds they share."""
 
     norm: str
     difference: Estimate
-    p_value: float
-
-    @property
-    def behind(self) -> bool:
-        return self.p_value < 1 - CONFIDENCE and self.difference.mean > 0
+    detectable: bool
+    seeds_needed: int | None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One sentence that answers the question, and what there is to say beside it."""
+    """One sentence that answers the question, and what there is to say beside it.
+
+    `leads` compares the recommended norm, `best`, with every other.
+    """
 
     headline: str
-    details: tuple[str, ...]
+    details: tuple[str, ...] = ()
     best: str | None = None
-    comparisons: tuple[Comparison, ...] = ()
+    leads: tuple[Lead, ...] = ()
 
     def __str__(self) -> str:
         return " ".join((self.headline, *self.details))
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], resolution: float = 0.0) -> Estimate:
     """Mean and Student-t 95 % interval of independent values, those that are not finite left out."""
-    finite = [value for value in values if math.isfinite(value)]
+    finite = tuple(value for value in values if math.isfinite(value))
     if not finite:
         return Estimate(math.nan, math.nan, math.nan, ())
-    mean, (low, high) = float(np.mean(finite)), (math.nan, math.nan)
-    if len(finite) > 1:
-        from scipy import stats
-
-        spread = stats.sem(finite) * stats.t.ppf(0.5 + CONFIDENCE / 2, len(finite) - 1)
-        low, high = mean - spread, mean + spread
-    return Estimate(mean, float(low), float(high), tuple(finite))
-
-
-def compare(ours: Sequence[Cell], theirs: Sequence[Cell], column: str) -> tuple[Estimate, float]:
-    """The paired difference ours - theirs over common seeds, and its two-sided p-value, uncorrected."""
-    right = {cell.seed: cell.value(column) for cell in theirs}
-    pairs = [cell.value(column) - right[cell.seed] for cell in ours if cell.seed in right]
-    difference = estimate(pairs)
-    if len(difference.values) < 2:
-        return difference, math.nan
-    if np.ptp(difference.values) == 0:
-        return difference, 0.0 if difference.mean else 1.0
-    from scipy import stats
-
-    return difference, float(stats.ttest_1samp(difference.values, 0.0).pvalue)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction; NaN stays NaN and is not counted."""
-    order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
-    corrected, running = [math.nan] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(order) - rank) * p_values[index]))
-        corrected[index] = running
-    return corrected
-
-
-def best_setting(study: Study, norm: str) -> tuple[str, ...] | None:
-    """The setting at which this norm did best on the validation split, by its mean over seeds."""
-    scores = {
-        setting: estimate([cell.last("val_accuracy") for cell in cells]).mean
-        for setting in study.settings
-        if (cells := study.done(norm, setting))
-    }
-    known = {setting: score for setting, score in scores.items() if math.isfinite(score)}
-    return max(known, key=lambda setting: known[setting]) if known else next(iter(scores), None)
+    found = interval(finite, resolution=resolution)
+    low = math.nan if found.low is None else found.low
+    high = math.nan if found.high is None else found.high
+    return Estimate(found.mean, low, high, finite)
 
 
 def contenders(study: Study) -> dict[str, list[Cell]]:
     """Every norm's finished cells at its own best setting, the best on validation first."""
-    chosen = {
-        norm: study.done(norm, setting) for norm in study.norms if (setting := best_setting(study, norm)) is not None
-    }
-    return dict(sorted(chosen.items(), key=lambda item: -_validation(item[1])))
+    judged = judge(study.raw["cells"])
+    chosen = {norm: study.done(norm, setting_of(axes)) for norm, axes in judged.settings.items()}
+    return dict(sorted(chosen.items(), key=lambda item: (item[0] != judged.best, -_validation(item[1]))))
 
 
 def verdict(study: Study) -> Verdict:
     """Which norm to use, and how sure that is.
 
     The norm (and the setting each norm runs at) is chosen by validation accuracy; what is claimed about it is
-    measured on the test split, paired by seed, with Holm's correction over all comparisons.
+    measured on the test split, paired by seed, with Holm's correction over all pairs of norms.
     """
+    test_images = study.environment.get("test_images")
+    judged = judge(study.raw["cells"], test_images=test_images if isinstance(test_images, int) else None)
+    best = judged.best
+    if best is None:
+        return Verdict("Nothing finished, so there is nothing to compare yet.")
     field = contenders(study)
-    if not field:
-        return Verdict("Nothing finished, so there is nothing to compare yet.", ())
-    best, *others = field
-    scores = {norm: estimate([cell.value("test_accuracy") for cell in cells]) for norm, cells in field.items()}
-    if not scores[best].values:
-        return Verdict(f"{best} did best on validation; the test split has not been evaluated yet.", (), best)
-    at = _where(study, field[best])
-    if not others:
+    scores = {
+        norm: Estimate(i.mean, _or_nan(i.low), _or_nan(i.high), tuple(c.value("test_accuracy") for c in field[norm]))
+        for norm, i in judged.intervals.items()
+    }
+    at = f" at {study.label(field[best][0].setting)}" if len(study.settings) > 1 else ""
+    if len(field) == 1:
         return Verdict(
-            f"{best} reached {_score(scores[best])} test accuracy{at}.",
-            ("Nothing to compare it with.",),
-            best,
+            f"{best} reached {_score(scores[best])} test accuracy{at}; there is nothing to compare it with.", best=best
         )
+    leads = tuple(_lead(best, c) for c in judged.comparisons if best in (c.a, c.b))
+    if not any(lead.difference.has_interval for lead in leads):
+        return _single_seed(best, scores, at, leads)
 
-    raw = [compare(field[best], field[other], "test_accuracy") for other in others]
-    corrected = holm([p for _, p in raw])
-    comparisons = tuple(
-        Comparison(other, difference, p) for other, (difference, _), p in zip(others, raw, corrected, strict=True)
-    )
-    if all(len(comparison.difference.values) < 2 for comparison in comparisons):
-        return _single_seed(best, scores, at, comparisons)
-
-    level = [c for c in comparisons if not c.behind]
-    behind = [c for c in comparisons if c.behind]
-    seeds = len(scores[best].values)
-    base = f"{_score(scores[best])} test accuracy over {seeds} seeds{at}"
-    if not level:
-        closest = min(behind, key=lambda c: c.difference.mean)
-        headline = f"Use {best}: {base}, {_points(closest.difference)} above {closest.norm}, the next best."
-        return Verdict(headline, (), best, comparisons)
-    if not behind:
-        headline = f"No detectable difference: {best} reached {base}, and none of the others is measurably apart."
+    ahead = sorted((c for c in leads if c.detectable and c.difference.mean > 0), key=lambda c: c.difference.mean)
+    worse = [c for c in leads if c.detectable and c.difference.mean < 0]
+    level = [c for c in leads if not c.detectable]
+    base = f"{_score(scores[best])} test accuracy over {judged.seeds} seeds{at}"
+    details = []
+    if not level and not worse:
+        headline = f"Use {best}: {base}, {_points(ahead[0].difference)} above {ahead[0].norm}, the next best."
+        ahead = ahead[1:]
+    elif not ahead:
+        headline = f"No detectable difference: {best} reached {base}, and no other norm is measurably behind."
     else:
         headline = f"Use {best}: {base}, with no detectable difference from {_listed([c.norm for c in level])}."
-    details = []
-    if behind:
-        gaps = [f"{c.norm} by {_points(c.difference)}" for c in sorted(behind, key=lambda c: c.difference.mean)]
-        details.append(f"Behind it: {_listed(gaps)}.")
-    closest = max(level, key=lambda c: c.difference.mean)
-    if closest.difference.mean > 0:
-        more = seeds_needed(closest.difference)
-        settled = f"about {more} seeds would show it" if more else "no reasonable number of seeds would show it"
-        gap = f"{_points(closest.difference)} between {best} and {closest.norm}"
-        details.append(f"If the measured {gap} are real, {settled}.")
-    return Verdict(headline, tuple(details), best, comparisons)
+    if ahead:
+        details.append(f"Behind: {_listed([f'{c.norm} by {_points(c.difference)}' for c in ahead])}.")
+    details += [
+        f"{c.norm} did worse on validation but is measurably ahead on the test split, by {_points(c.difference)}."
+        for c in worse
+    ]
+    return Verdict(headline, (*details, *_what_would_settle(best, level)), best, leads)
 
 
-def seeds_needed(difference: Estimate, most: int = 50) -> int | None:
-    """The seeds that would make this mean difference, at its measured spread, exclude zero; None beyond `most`."""
-    if len(difference.values) < 2 or difference.mean == 0:
-        return None
-    from scipy import stats
+def _what_would_settle(best: str, level: Sequence[Lead]) -> list[str]:
+    """How many more seeds would tell the closest call, where that can be said."""
+    open_ = [lead for lead in level if lead.seeds_needed and lead.seeds_needed > len(lead.difference.values)]
+    if not open_:
+        return []
+    nearest = min(open_, key=lambda lead: lead.seeds_needed or 0)
+    return [
+        f"If the measured {_points(nearest.difference)} between {best} and {nearest.norm} are real, about "
+        f"{nearest.seeds_needed} seeds would show it."
+    ]
 
-    spread = float(np.std(difference.values, ddof=1))
-    for count in range(len(difference.values) + 1, most + 1):
-        if stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1) * spread / math.sqrt(count) < abs(difference.mean):
-            return count
-    return None
+
+def _lead(best: str, comparison: Comparison) -> Lead:
+    """A comparison seen from the best norm."""
+    sign = 1 if comparison.a == best else -1
+    found = comparison.difference
+    bounds = sorted((sign * _or_nan(found.low), sign * _or_nan(found.high)))
+    difference = Estimate(sign * found.mean, bounds[0], bounds[1], (math.nan,) * found.n)
+    other = comparison.b if comparison.a == best else comparison.a
+    return Lead(other, difference, comparison.detectable, comparison.seeds_needed)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def warnings(study: Study) -> list[str]:
@@ -209,7 +174,8 @@ def _edges(study: Study) -> list[str]:
     rates = sorted({float(cell.axes["lr"]) for cell in study.cells if "lr" in cell.axes})
     if len(rates) < 2:
         return []
-    low, high = [], []
+    low: list[str] = []
+    high: list[str] = []
     for norm, cells in contenders(study).items():
         rate = float(cells[0].axes["lr"])
         (low if rate == rates[0] else high if rate == rates[-1] else []).append(norm)
@@ -228,21 +194,19 @@ def _whom(norms: Sequence[str], study: Study) -> str:
     return _listed(norms) if norms else ""
 
 
-def _single_seed(best: str, scores: dict[str, Estimate], at: str, comparisons: tuple[Comparison, ...]) -> Verdict:
+def _single_seed(best: str, scores: dict[str, Estimate], at: str, leads: tuple[Lead, ...]) -> Verdict:
     runner = max((norm for norm in scores if norm != best), key=lambda norm: scores[norm].mean)
-    headline = f"{best} did best on validation and reached {_percent(scores[best].mean)} test accuracy{at}"
-    headline += f"; {runner} reached {_percent(scores[runner].mean)}." if scores[runner].values else "."
+    headline = (
+        f"{best} did best on validation and reached {_percent(scores[best].mean)} test accuracy{at}; "
+        f"{runner} reached {_percent(scores[runner].mean)}."
+    )
     detail = "One seed: no interval, so this does not yet show that any norm is better; --seeds 3 or more would."
-    return Verdict(headline, (detail,), best, comparisons)
+    return Verdict(headline, (detail,), best, leads)
 
 
 def _validation(cells: Sequence[Cell]) -> float:
     mean = estimate([cell.last("val_accuracy") for cell in cells]).mean
     return -math.inf if math.isnan(mean) else mean
-
-
-def _where(study: Study, cells: Sequence[Cell]) -> str:
-    return f" at {study.label(cells[0].setting)}" if len(study.settings) > 1 else ""
 
 
 def _because(cell: Cell) -> str:

@@ -136,7 +136,8 @@ def ranking(study: Study, setting: tuple[str, ...], column: str = "test_accuracy
     import altair as alt
 
     scores = ranked(study, setting, column)
-    means, dots = [], []
+    means: list[dict[str, Any]] = []
+    dots: list[dict[str, Any]] = []
     for norm, score in scores.items():
         low, high = (score.low, score.high) if score.has_interval else (score.mean, score.mean)
         means.append(

@@ -73,7 +73,7 @@ def _library() -> str:
     """Vega, Vega-Lite and their embedding as one script without imports."""
     import vl_convert
 
-    code: str = vl_convert.javascript_bundle()
+    code: str = vl_convert.javascript_bundle(None)
     return code
 
 

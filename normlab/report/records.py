@@ -11,8 +11,8 @@ from typing import Any
 
 from normlab.errors import DataError, UsageError
 
-AXES = ("batch_size", "optimizer", "lr", "model", "dropout", "augment", "weight_decay")
-_AXIS_NAMES = {"batch_size": "batch", "weight_decay": "decay"}
+AXES = ("batch_size", "optimizer", "lr", "model", "planned_epochs", "weight_decay", "dropout", "augment")
+_AXIS_NAMES = {"batch_size": "batch", "weight_decay": "weight decay", "planned_epochs": "epochs"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Cell:
     @property
     def setting(self) -> tuple[str, ...]:
         """Everything but norm and seed, as text, so that cells of one setting can be compared."""
-        return tuple(f"{_AXIS_NAMES.get(axis, axis)} {self.axes[axis]}" for axis in AXES if axis in self.axes)
+        return setting_of(self.axes)
 
     def last(self, metric: str) -> float:
         """A metric after the last epoch; NaN where it was never recorded."""
@@ -81,6 +81,11 @@ class Study:
         return ", ".join(part for part in setting if part not in constant) or "the one setting"
 
 
+def setting_of(axes: Mapping[str, Any]) -> tuple[str, ...]:
+    """The axes other than norm and seed as text, e.g. ("batch 128", "optimizer sgd", "lr 0.1")."""
+    return tuple(f"{_AXIS_NAMES.get(axis, axis)} {axes[axis]}" for axis in AXES if axes.get(axis) is not None)
+
+
 def number(value: Any) -> float:
     """A recorded number; NaN for what is missing or was stored as text ("NaN", "Infinity")."""
     if value is None or isinstance(value, bool):
@@ -101,12 +106,21 @@ def read(directory: Path | str) -> Study:
     if not directory.is_dir():
         raise UsageError(f"no study directory at {directory}; expected the --out directory of `normlab compare`")
     results = directory / "results.json"
-    if not results.is_file():
-        raise UsageError(f"{directory} holds no study: expected results.json; write one with `normlab compare`")
-    try:
-        raw = json.loads(results.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{results} is not JSON: {error}") from error
+    if (directory / "study.db").is_file():
+        from normlab.study.records import collect
+        from normlab.study.store import Store
+
+        with Store(directory, readonly=True) as store:
+            raw = collect(store)
+    elif results.is_file():
+        try:
+            raw = json.loads(results.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{results} is not JSON: {error}") from error
+    else:
+        raise UsageError(
+            f"{directory} holds no study: expected study.db or results.json; `normlab compare` writes both"
+        )
     return from_results(raw, name=directory.resolve().name, directory=directory)
 
 
@@ -133,6 +147,8 @@ def _cell(position: int, record: Any) -> Cell:
         raise DataError(f"{where}: epochs must be a list of objects")
     if not isinstance(test, Mapping):
         raise DataError(f"{where}: test must be an object, got {type(test).__name__}")
+    if record["status"] == "done" and not (epochs and "val_accuracy" in epochs[-1] and "accuracy" in test):
+        raise DataError(f"{where} is done; expected epochs with val_accuracy, and test.accuracy")
     known = {"norm", "seed", "status", "reason", "epochs", "test", *AXES}
     return Cell(
         norm=record["norm"],
