@@ -1,5 +1,8 @@
 """Max pooling, compiled: a range of planes at a time."""
 
+# mypy: allow-untyped-defs
+# (the types of what Numba compiles are those of its arguments)
+
 from __future__ import annotations
 
 import numpy as np

@@ -15,6 +15,9 @@ The sums take 4 filters by 9 taps at a time, which keeps most operands in regist
 to those multiples, and padding taps shift to a stretch of zeros behind the image.
 """
 
+# mypy: allow-untyped-defs
+# (the types of what Numba compiles are those of its arguments)
+
 from __future__ import annotations
 
 from typing import NamedTuple
