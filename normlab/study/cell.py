@@ -74,7 +74,17 @@ def train_cell(
     `until` it pauses after that many epochs. The test split is looked at once, at the end. A loss that is not
     finite ends it as "diverged". Whatever else goes wrong is raised.
     """
-    training = Training(cell, dataset, device)
+    with torch.random.fork_rng(devices=[]):  # the caller's generator is not ours to move
+        return _train(Training(cell, dataset, device), on_epoch, checkpoints, until)
+
+
+def _train(
+    training: Training,
+    on_epoch: Callable[[dict[str, Any]], None],
+    checkpoints: Checkpoints | None,
+    until: int | None,
+) -> Outcome:
+    cell = training.cell
     if checkpoints is not None:
         checkpoints.restore(training)
     for record in training.records:
@@ -90,7 +100,7 @@ def train_cell(
         return training.outcome("diverged", reason=str(e))
     if last < cell.epochs:
         return training.outcome("paused")
-    test = training.evaluate(dataset.test)
+    test = training.evaluate(training.dataset.test)
     if not math.isfinite(test["loss"]):
         return training.outcome("diverged", reason=f"epoch {cell.epochs}: the test loss is {test['loss']}")
     return training.outcome("done", test=test)
@@ -167,9 +177,9 @@ class Training:
         """One update from the images at `index`; the generator's state depends on seed, epoch and step alone."""
         torch.manual_seed(derive(self.cell.seed, "dropout", epoch, self.progress.step))
         generator = torch.Generator().manual_seed(derive(self.cell.seed, "augmentation", epoch, self.progress.step))
-        images = torch.from_numpy(np.ascontiguousarray(self.dataset.train.images[index]))
+        images, labels = _fetch(self.dataset.train, index)
         images = augment(images, generator, crop="crop" in self.cell.augment, flip="flip" in self.cell.augment)
-        labels = torch.from_numpy(self.dataset.train.labels[index]).to(self.device)
+        labels = labels.to(self.device)
         logits = self.model(standardize(images.to(self.device), self.mean, self.std))
         loss = functional.cross_entropy(logits, labels)
         value = loss.item()
@@ -189,8 +199,8 @@ class Training:
         losses, predictions = 0.0, []
         with torch.no_grad():
             for start in range(0, len(split.labels), EVALUATION_BATCH):
-                images = torch.from_numpy(np.ascontiguousarray(split.images[start : start + EVALUATION_BATCH]))
-                labels = torch.from_numpy(split.labels[start : start + EVALUATION_BATCH]).to(self.device)
+                images, labels = _fetch(split, slice(start, start + EVALUATION_BATCH))
+                labels = labels.to(self.device)
                 logits = self.model(standardize(images.to(self.device), self.mean, self.std))
                 losses += functional.cross_entropy(logits, labels, reduction="sum").item()
                 predictions.append(logits.argmax(1).cpu())
@@ -211,6 +221,11 @@ class Training:
         from normlab.planes import backend_for
 
         return backend_for(torch.empty(1, 1, 1, 1, device=self.device))
+
+
+def _fetch(split: Split, which: np.ndarray | slice) -> tuple[Tensor, Tensor]:
+    """Images (uint8) and labels of a split, copied: the arrays behind it are read-only, often on disk."""
+    return torch.from_numpy(np.array(split.images[which])), torch.from_numpy(np.array(split.labels[which]))
 
 
 def derive(seed: int, *path: Any) -> int:

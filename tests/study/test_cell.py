@@ -1,0 +1,136 @@
+"""Training one cell: what is shared between norms, what is recorded, and how it can end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from normlab.data import Dataset
+from normlab.errors import DataError
+from normlab.study import cell as cell_module
+from normlab.study.cell import Training, shuffled, split_batches, train_cell
+
+from .conftest import corner_set, make_cell
+
+
+def test_it_learns_and_records_every_epoch(dataset: Dataset) -> None:
+    heard = []
+    outcome = train_cell(make_cell(epochs=8), dataset, on_epoch=heard.append)
+    assert outcome.status == "done"
+    assert heard == outcome.epochs
+    assert [r["epoch"] for r in heard] == list(range(1, 9))
+    assert outcome.epochs[-1]["train_accuracy"] > 0.9
+    assert outcome.test is not None
+    assert outcome.test["accuracy"] > 0.9
+    for record in heard:
+        for split in ("train", "val"):
+            assert record[f"{split}_micro_f1"] == pytest.approx(record[f"{split}_accuracy"])
+        assert record["seconds"] > 0
+        assert record["images_per_second"] > 0
+
+
+def test_the_same_cell_twice_is_the_same_to_the_last_bit(dataset: Dataset) -> None:
+    cell = make_cell(augment="crop,flip", dropout=0.3)
+    torch.manual_seed(1)
+    first = train_cell(cell, dataset)
+    torch.manual_seed(2)
+    second = train_cell(cell, dataset)
+    for a, b in zip(first.epochs, second.epochs, strict=True):
+        assert (a["train_loss"], a["val_loss"]) == (b["train_loss"], b["val_loss"])
+    assert first.test == second.test
+    assert train_cell(replace(cell, seed=1), dataset).test != first.test
+
+
+def test_training_leaves_the_global_generator_alone(dataset: Dataset) -> None:
+    before = torch.get_rng_state()
+    train_cell(make_cell(epochs=1), dataset)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_every_norm_sees_the_same_batches(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def batches(norm: str) -> list[torch.Tensor]:
+        seen = []
+        original = cell_module.standardize
+        monkeypatch.setattr(cell_module, "standardize", lambda x, *a: seen.append(x.clone()) or original(x, *a))
+        train_cell(make_cell(norm=norm, augment="crop,flip"), dataset)
+        monkeypatch.setattr(cell_module, "standardize", original)
+        return seen
+
+    for a, b in zip(batches("bn"), batches("none"), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_seed_and_an_epoch_decide_the_order() -> None:
+    assert np.array_equal(shuffled(50, 3, 2), shuffled(50, 3, 2))
+    assert not np.array_equal(shuffled(50, 3, 2), shuffled(50, 3, 3))
+    assert not np.array_equal(shuffled(50, 3, 2), shuffled(50, 4, 2))
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "sizes"),
+    [(10, 4, [4, 4, 2]), (9, 4, [4, 5]), (8, 4, [4, 4]), (5, 8, [5]), (3, 1, [1, 1, 1]), (1, 4, [1]), (3, 2, [3])],
+)
+def test_a_last_batch_of_one_joins_the_one_before(images: int, batch_size: int, sizes: list[int]) -> None:
+    batches = split_batches(np.arange(images), batch_size)
+    assert [len(b) for b in batches] == sizes
+    assert np.array_equal(np.concatenate(batches), np.arange(images))
+
+
+def test_an_empty_training_split_is_told() -> None:
+    with pytest.raises(DataError, match="empty"):
+        split_batches(np.arange(0), 4)
+
+
+def test_batch_norm_survives_a_last_batch_of_one() -> None:
+    # 8x8 images are 2x2 at the last stage, so one sample would do; 33 = 32 + 1 goes through joined anyhow
+    outcome = train_cell(make_cell(epochs=1), corner_set(33))
+    assert outcome.status == "done"
+
+
+def test_a_loss_that_is_not_finite_ends_it_with_its_epoch(dataset: Dataset) -> None:
+    outcome = train_cell(make_cell(norm="none", lr=1e12, epochs=3), dataset)
+    assert outcome.status == "diverged"
+    assert outcome.reason is not None
+    assert outcome.reason.startswith("epoch 1:")
+    assert outcome.test is None
+
+
+def test_pausing_and_going_on_is_a_matter_of_epochs(dataset: Dataset) -> None:
+    outcome = train_cell(make_cell(epochs=3), dataset, until=1)
+    assert outcome.status == "paused"
+    assert len(outcome.epochs) == 1
+    assert outcome.test is None
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
+def test_every_optimizer_moves_every_parameter(dataset: Dataset, optimizer: str) -> None:
+    training = Training(make_cell(optimizer=optimizer, lr=1e-3, norm="bin"), dataset)
+    before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+    training.run_epoch()
+    still = [name for name, p in training.model.named_parameters() if torch.equal(p, before[name])]
+    # the gate starts at 1, its upper bound, where some channels may want to stay
+    assert [name for name in still if "rho" not in name] == []
+
+
+def test_the_gate_learns_ten_times_faster_without_decay_and_stays_between_its_bounds(dataset: Dataset) -> None:
+    training = Training(make_cell(norm="bin", lr=0.5), dataset)
+    rhos = [p for name, p in training.model.named_parameters() if name.endswith("rho")]
+    groups = {id(p): group for group in training.optimizer.param_groups for p in group["params"]}
+    assert all(groups[id(p)]["initial_lr"] == pytest.approx(5.0) for p in rhos)
+    assert all(groups[id(p)]["weight_decay"] == 0 for p in rhos)
+    training.run_epoch()
+    assert all(((p >= 0) & (p <= 1)).all() for p in rhos)
+    assert any((p < 1).any() for p in rhos)
+
+
+def test_our_batch_norm_and_the_stock_one_train_alike() -> None:
+    # 50 steps in float32: the sanity check that the comparison itself offers
+    data = corner_set(400)
+    cell = make_cell(epochs=1, batch_size=8, lr=0.01)
+    ours, stock = (train_cell(replace(cell, norm=norm), data).epochs[0] for norm in ("bn", "torch-bn"))
+    assert ours["train_loss"] == pytest.approx(stock["train_loss"], rel=1e-3)
+    assert math.isclose(ours["val_loss"], stock["val_loss"], rel_tol=1e-2)

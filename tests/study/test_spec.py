@@ -1,0 +1,89 @@
+"""Specs: what expands to which cells, what makes two cells the same, and what is told about mistakes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from normlab.errors import UsageError
+from normlab.study.spec import Cell, make_spec
+
+from .conftest import make_cell
+
+
+def test_the_cells_are_the_product_of_the_axes() -> None:
+    spec = make_spec({"norms": "bn,gn", "batch_sizes": "8,32", "lrs": [0.1, 0.01], "seeds": 3})
+    cells = spec.cells(train_images=100)
+    assert len(cells) == len(set(cells)) == 2 * 2 * 2 * 3
+    assert [c.seed for c in cells] == sorted(c.seed for c in cells), "whole rounds of norms, seed by seed"
+
+
+def test_repeated_values_do_not_repeat_cells() -> None:
+    assert len(make_spec({"norms": "bn,bn", "seeds": [1, 1]}).cells(10)) == 1
+
+
+def test_batch_size_and_augmentation_default_by_the_data() -> None:
+    assert make_spec({"norms": "bn"}).cells(40_000)[0].batch_size == 128
+    assert make_spec({"norms": "bn"}).cells(1_000)[0].batch_size == 32
+    assert make_spec({"data": "digits"}).cells(10)[0].augment == "crop"
+    assert make_spec({"data": "photos"}).cells(10)[0].augment == "crop,flip"
+
+
+def test_one_number_of_seeds_counts_them_and_a_list_names_them() -> None:
+    assert make_spec({"seeds": "3"}).seeds == make_spec({"seeds": 3}).seeds == (0, 1, 2)
+    assert make_spec({"seeds": "3,5"}).seeds == (3, 5)
+
+
+def test_augmentations_have_one_spelling() -> None:
+    assert make_spec({"augment": "flip,crop"}).augment == make_spec({"augment": "crop+flip"}).augment == ("crop,flip",)
+    assert make_spec({"augment": ["none", "crop"]}).augment == ("none", "crop")
+
+
+@given(st.permutations(["norms", "batch_sizes", "lrs", "seeds"]), st.permutations(["bn", "in", "gn"]))
+def test_the_order_of_settings_and_lists_never_matters(order: list[str], norms: list[str]) -> None:
+    values = {"norms": norms, "batch_sizes": [32, 8], "lrs": [0.1], "seeds": [1, 0]}
+    expected = make_spec({"seeds": 2, "lrs": "0.1", "norms": "bn,in,gn", "batch_sizes": "8,32"}).cells(10)
+    found = make_spec({name: values[name] for name in order}).cells(10)
+    assert {c.key("d") for c in found} == {c.key("d") for c in expected}
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Cell)])
+def test_every_field_of_a_cell_is_part_of_its_key(name: str) -> None:
+    cell = make_cell()
+    value = getattr(cell, name)
+    other = replace(cell, **{name: value + 1 if isinstance(value, int | float) else value + "x"})
+    assert other.key("d") != cell.key("d")
+
+
+def test_other_data_and_other_training_code_are_other_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = make_cell()
+    before = cell.key("d")
+    assert cell.key("e") != before
+    monkeypatch.setattr("normlab.study.spec.TRAINING_CODE", 10_000)
+    assert cell.key("d") != before
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"nroms": "bn"}, ["nroms", "norms"]),
+        ({"batch_sizes": "8,many"}, ["batch_sizes", "'many'"]),
+        ({"batch_sizes": 0}, ["batch_sizes", "greater than 0"]),
+        ({"optimizers": "sgd,lion"}, ["optimizers", "'lion'", "rmsprop"]),
+        ({"schedule": "sometimes"}, ["schedule", "'sometimes'", "cosine"]),
+        ({"augment": "rotate"}, ["augment", "'rotate'", "flip"]),
+        ({"lrs": "nan"}, ["lrs", "finite"]),
+        ({"norms": ""}, ["norms", "at least 1"]),
+        ({"dropout": "1.5"}, ["dropout", "less than 1"]),
+        ({"epochs": "-3", "momentum": 2}, ["epochs", "momentum"]),
+    ],
+)
+def test_one_message_names_every_mistake(values: dict, words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_spec(values)
+    for word in words:
+        assert re.search(re.escape(word), str(caught.value)), (word, str(caught.value))
