@@ -1,0 +1,248 @@
+"""Gradients: the backward pass against the oracle and, where they differ, against the layer's own forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normlab.check.diagnose import Observation, explain_gradient, relative_error
+from normlab.check.dialect import Setup
+from normlab.check.oracle import Array, Case, input_gradient, parameter_gradients
+from normlab.check.probe import bug, check, compact, load, passed, sample, shapes, skip
+from normlab.check.report import Finding
+from normlab.check.subjects import Subject, TargetFailure, Unsupported
+
+FORMULAS = {
+    "x": "dx = (g - mean(g) - xhat * mean(g * xhat)) / sqrt(var + eps), g = weight * dy",
+    "weight": "dweight = sum(dy * xhat)",
+    "bias": "dbias = sum(dy)",
+    "gate": "dgate = sum(dy * weight * (xhat_batch - xhat_instance))",
+}
+
+
+def numeric_gradient(layer: Subject, case: Case, dy: Array, of: str) -> Array:
+    """Central differences of the layer's own output, one entry of the input or of a parameter at a time."""
+
+    def loss() -> float:
+        if case.running is not None:
+            layer.set_running(*case.running)
+        return float((np.asarray(layer.forward(x, case.training), dtype=np.float64) * dy).sum())
+
+    x = np.array(case.x)
+    values = {r: np.array(v, dtype=np.float64).reshape(-1) for r, v in layer.parameters.items()}
+    moved = x.reshape(-1) if of == "x" else values[of]
+    step = 1e-6 * max(float(np.ptp(x)), 1e-6) if of == "x" else 1e-6
+    out = np.zeros(moved.size)
+    for i in range(moved.size):
+        here, sides = moved[i], []
+        for sign in (1, -1):
+            moved[i] = here + sign * step
+            if of != "x":
+                layer.set_parameters(values)
+            sides.append(loss())
+        moved[i] = here
+        out[i] = (sides[0] - sides[1]) / (2 * step)
+    layer.set_parameters(values)
+    return out.reshape(case.x.shape) if of == "x" else out
+
+
+def observe(setup: Setup, training: bool) -> dict[str, list[Observation]]:
+    """Gradients beside the oracle's: each rank, and small variance (where eps shows)."""
+    seen: dict[str, list[Observation]] = {}
+    inputs = [(s, 2.0) for s in shapes(setup)] + [(setup.shape, 3e-3)]
+    for seed, (shape, scale) in enumerate(inputs):
+        layer = setup.subject.fresh()
+        case = load(setup, layer, sample(shape, scale, seed=seed), training, seed)
+        layer.forward(case.x, training)
+        dy = sample(shape, 1.0, 0.3, seed=seed + 50)
+        got = layer.backward(dy)
+        right = {"x": input_gradient(case, dy), **parameter_gradients(case, dy)}
+        for of, expected in right.items():
+            if of in got:
+                seen.setdefault(of, []).append(Observation(case, got[of], expected, dy))
+            elif of in layer.parameters:
+                raise TargetFailure(f"answers no gradient of {of}")
+    return seen
+
+
+def judge(setup: Setup, training: bool) -> Finding:
+    if not setup.subject.has_backward:
+        return skip("the target has no backward pass")
+    mode = "training" if training else "evaluation"
+    tolerance = setup.tolerance * (10 if setup.precise else 5)
+    worst = 0.0
+    try:
+        seen = observe(setup, training)
+    except Unsupported as e:
+        return skip(str(e))
+    for of, observations in seen.items():
+        errors = [relative_error(o.got, o.right) for o in observations]
+        if max(errors) <= tolerance:
+            worst = max(worst, *errors)
+            continue
+        first = observations[int(np.argmax(errors))]
+        if setup.precise and _follows_own_forward(setup, first, of):
+            continue  # the forward pass is at fault, and its own check says so
+        slip = explain_gradient(of, observations, tolerance)
+        name = {"x": "dx"}.get(of, f"d{of}")
+        example = _example(setup, training, of)
+        if slip is None:
+            return bug(
+                f"{name} in {mode} is wrong by {max(errors):.3g} (relative); no known slip explains it",
+                f"unexplained-{name}",
+                FORMULAS[of],
+                example,
+            )
+        return bug(f"{name} in {mode} is wrong: {slip.sentence}", slip.cause, slip.formula, example, error=max(errors))
+    return passed(f"gradients in {mode} are right: {', '.join(seen)}", error=worst)
+
+
+def _follows_own_forward(setup: Setup, seen: Observation, of: str) -> bool:
+    layer = setup.subject.fresh()
+    case = seen.case
+    layer.set_parameters(
+        {r: v for r, v in (("weight", case.weight), ("bias", case.bias), ("gate", case.gate)) if v is not None}
+    )
+    assert seen.dy is not None
+    return relative_error(seen.got, numeric_gradient(layer, case, seen.dy, of)) < 1e-4
+
+
+def _example(setup: Setup, training: bool, of: str) -> str | None:
+    """The smallest input that shows the gradient's error: two or three values and a one-hot dy."""
+    for channels in (1, 2, 4, setup.recipe.channels):
+        groups = min(channels, setup.recipe.groups) if setup.recipe.kind == "group" else setup.recipe.groups
+        text = _small_example(setup, training, of, channels, groups)
+        if text:
+            return text
+    return None
+
+
+def _small_example(setup: Setup, training: bool, of: str, channels: int, groups: int) -> str | None:
+    from normlab.check.probe import small_shapes
+
+    try:
+        changes = {} if channels == setup.recipe.channels else {"channels": channels, "groups": groups}
+        if setup.recipe.kind != "group":
+            changes.pop("groups", None)
+        recipe = replace(setup.recipe, channels=channels, groups=groups)
+        for shape in small_shapes(setup, channels):
+            grid_shape = recipe.to_grid(np.zeros(shape)).shape
+            if training and np.prod([grid_shape[a] for a in recipe.axes]) < 2:
+                continue
+            layer = setup.subject.fresh(**changes)
+            x = np.arange(np.prod(shape), dtype=np.float64).reshape(shape) ** 2
+            case = load(setup, layer, x, training, recipe=recipe)
+            dy = np.zeros(shape)
+            dy.reshape(-1)[0] = 1.0
+            layer.forward(x, training)
+            got = layer.backward(dy)[of]
+            right = {"x": input_gradient(case, dy), **parameter_gradients(case, dy)}[of]
+            if relative_error(got, right) > max(1e-3, 100 * setup.tolerance):
+                told = "" if case.weight is None else f", weight {compact(case.weight)}"
+                return (
+                    f"x = {compact(x)}, shape {shape}{told}, dy = {compact(dy)}\n"
+                    f"expected {compact(right)}\ngot      {compact(got)}"
+                )
+    except (Unsupported, TargetFailure, ValueError):
+        return None
+    return None
+
+
+@check("gradients.train")
+def train(setup: Setup) -> Finding:
+    return judge(setup, True)
+
+
+@check("gradients.eval")
+def evaluation(setup: Setup) -> Finding:
+    return judge(setup, False)
+
+
+@check("gradients.repeat")
+def repeat(setup: Setup) -> Finding:
+    """A second backward pass from the same forward pass answers the same, and changes neither x nor dy."""
+    if not setup.subject.has_backward:
+        return skip("the target has no backward pass")
+    layer = setup.subject.fresh()
+    case = load(setup, layer, sample(setup.shape), True)
+    layer.forward(case.x, True)
+    dy = sample(setup.shape, 1.0, seed=50)
+    try:
+        first = {k: v.copy() for k, v in layer.backward(dy).items()}
+        second = layer.backward(dy)
+    except Unsupported as e:
+        return skip(str(e))
+    off = {k: relative_error(second[k], first[k]) for k in first}
+    if max(off.values()) > setup.tolerance:
+        return bug(
+            "a second backward pass from the same forward pass answers something else: backward changes the cache "
+            "or what it was given",
+            "backward-changes-cache",
+            "backward reads dy and the cache and writes new arrays",
+            ", ".join(f"d{k} differs by {v:.3g}" for k, v in off.items()),
+        )
+    return passed("a second backward pass answers the same")
+
+
+@check("gradients.running-detached")
+def running_detached(setup: Setup) -> Finding:
+    """No gradient may flow through the running statistics."""
+    tensors = getattr(setup.subject.fresh(), "running_tensors", None)
+    if not setup.recipe.tracks or tensors is None:
+        return skip("no running statistics that could carry a gradient")
+    from normlab.check.subjects.torch_module import TorchSubject
+
+    layer = setup.subject.fresh()
+    assert isinstance(layer, TorchSubject)
+    layer.forward(sample(setup.shape), True)
+    for name, t in layer.running_tensors().items():
+        if t.requires_grad or t.grad_fn is not None:
+            held = "is a parameter: the optimizer moves it" if t.is_leaf else "keeps the graph of every step so far"
+            return bug(
+                f"{name} requires a gradient and {held}",
+                "running-requires-grad" if t.is_leaf else "running-keeps-graph",
+                "with torch.no_grad(): running_mean.lerp_(mean, momentum); registered by register_buffer",
+            )
+    return passed("no gradient flows through the running statistics")
+
+
+def directional(layer: Subject, case: Case, dy: Array, direction: NDArray) -> float:
+    """Derivative of sum(y * dy) along a direction of the input, by central differences."""
+    h = 1e-6
+
+    def at(t: float) -> float:
+        if case.running is not None:
+            layer.set_running(*case.running)
+        y = layer.forward(case.x + t * direction, case.training)
+        return float((np.asarray(y, dtype=np.float64) * dy).sum())
+
+    return (at(h) - at(-h)) / (2 * h)
+
+
+@check("gradients.numerical")
+def numerical(setup: Setup) -> Finding:
+    """dx against central differences of the layer's own output, along random directions."""
+    if not setup.subject.has_backward:
+        return skip("the target has no backward pass")
+    if not setup.precise:
+        return skip("the layer computes in float32: differences of its outputs are too coarse")
+    rng = setup.rng()
+    for training in (True, False):
+        layer = setup.subject.fresh()
+        case = load(setup, layer, sample(setup.shape), training)
+        dy = sample(setup.shape, 1.0, seed=50)
+        layer.forward(case.x, training)
+        dx = layer.backward(dy)["x"]
+        for _ in range(3):
+            v = rng.normal(size=setup.shape)
+            slope, claimed = directional(layer, case, dy, v), float((dx * v).sum())
+            if abs(slope - claimed) > 1e-5 * (1 + abs(slope) + float(np.abs(dx * v).sum())):
+                return bug(
+                    f"dx disagrees with the layer's own output: along one direction the output's slope is {slope:.6g}, "
+                    f"dx says {claimed:.6g}",
+                    "dx-disagrees",
+                    FORMULAS["x"],
+                )
+    return passed("dx agrees with differences of the layer's own output")

@@ -1,0 +1,209 @@
+"""Values: outputs and running statistics against the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from normlab.check.diagnose import Observation, error, explain_output, explain_running
+from normlab.check.dialect import Setup
+from normlab.check.oracle import Array, Case, forward, updated_running
+from normlab.check.probe import bug, check, load, passed, sample, shapes, skip, smallest
+from normlab.check.report import Finding
+from normlab.check.subjects import TargetFailure, Unsupported
+
+
+def judge(setup: Setup, seen: list[Observation], what: str) -> Finding:
+    """Compare outputs; a failure is diagnosed on all of them together."""
+    errors = [error(o.got, o.right) for o in seen]
+    worst = max(errors)
+    if worst <= setup.tolerance:
+        return passed(f"{what} is right", error=worst)
+    slip = explain_output(seen, setup.tolerance)
+    first = seen[int(np.argmax(errors))].case
+    example = smallest(setup, first.training)
+    if slip is None:
+        kind = setup.recipe.kind
+        return bug(
+            f"{what} is wrong by {worst:.3g} (relative); no known slip explains it", "unexplained", RIGHT[kind], example
+        )
+    return bug(f"{what} is wrong: {slip.sentence}", slip.cause, slip.formula, example, error=worst)
+
+
+RIGHT = {
+    "batch": "y = weight * (x - mean) / sqrt(var + eps) + bias, mean and var per channel",
+    "layer": "y = weight * (x - mean) / sqrt(var + eps) + bias, mean and var per sample",
+    "instance": "y = weight * (x - mean) / sqrt(var + eps) + bias, mean and var per sample and channel",
+    "group": "y = weight * (x - mean) / sqrt(var + eps) + bias, mean and var per sample and group of channels",
+    "batch-instance": "y = weight * (gate * xhat_batch + (1 - gate) * xhat_instance) + bias",
+    "rms": "y = weight * x / sqrt(mean(x^2) + eps)",
+}
+
+
+def observe(setup: Setup, training: bool, scale: float = 2.0, **built: float) -> list[Observation]:
+    """Outputs for every rank, and for an input of small variance, where eps shows."""
+    seen = []
+    inputs = [(s, scale) for s in shapes(setup)] + [(setup.shape, 3e-3)]
+    recipe = replace(setup.recipe, **built)  # type: ignore[arg-type]
+    for seed, (shape, size) in enumerate(inputs):
+        layer = setup.subject.fresh(**built)
+        x = sample(shape, size, seed=seed)
+        case = load(setup, layer, x, training, seed, recipe)
+        if not training and case.running is not None:  # small running variances show eps too
+            mean, var = case.running
+            case = replace(case, running=(mean * size, var * size**2))
+            layer.set_running(*case.running)  # type: ignore[misc]
+        seen.append(Observation(case, layer.forward(x, training), forward(case)))
+    return seen
+
+
+@check("values.initial")
+def initial(setup: Setup) -> Finding:
+    layer = setup.subject.fresh()
+    wanted = {"weight": 1.0, "bias": 0.0}
+    for role, value in layer.parameters.items():
+        if role in wanted and np.any(value != wanted[role]):
+            zero_centred = role == "weight" and not np.any(value)
+            return bug(
+                f"a new layer's {role} is {value.reshape(-1)[0]:g}, not {wanted[role]:g}"
+                + (": it starts as the zero function, unless 1 is added to it in the forward pass" if zero_centred else ""),
+                f"initial-{role}",
+                "weight = 1, bias = 0: a new layer normalizes and nothing else",
+            )
+    if layer.running is not None and setup.recipe.tracks:
+        mean, var = layer.running
+        if np.any(mean != 0) or np.any(var != 1):
+            which, value = ("running_mean", mean[0]) if np.any(mean != 0) else ("running_var", var[0])
+            return bug(
+                f"a new layer's {which} is {value:g}",
+                f"initial-{which.replace('_', '-')}",
+                "running_mean = 0, running_var = 1: a new layer in evaluation is the identity",
+            )
+    return passed("a new layer starts from weight 1, bias 0, running mean 0, running variance 1")
+
+
+@check("values.train")
+def train(setup: Setup) -> Finding:
+    return judge(setup, observe(setup, training=True), "the output in training")
+
+
+@check("values.eval")
+def evaluation(setup: Setup) -> Finding:
+    return judge(setup, observe(setup, training=False), "the output in evaluation")
+
+
+@check("values.running")
+def running(setup: Setup) -> Finding:
+    if not setup.recipe.tracks:
+        return skip("the layer keeps no running statistics")
+    return _judge_running(setup, setup.recipe.momentum, {})
+
+
+def _judge_running(setup: Setup, momentum: float, built: dict[str, float]) -> Finding:
+    recipe = replace(setup.recipe, momentum=momentum)
+    cases: list[Case] = []
+    after: list[tuple[Array, Array]] = []
+    for seed, shape in enumerate(shapes(setup)):
+        layer = setup.subject.fresh(**built)
+        case = load(setup, layer, sample(shape, seed=seed), True, seed, recipe)
+        for step in range(3):  # several steps: a slip may show from the second on
+            x = sample(shape, seed=10 * seed + step)
+            case = replace(case, x=x)
+            layer.forward(x, True)
+            found = layer.running
+            assert found is not None
+            cases.append(case)
+            after.append((found[0].copy(), found[1].copy()))
+            case = replace(case, running=after[-1])
+    errors = [max(error(m, r[0]), error(v, r[1])) for (m, v), r in zip(after, map(updated_running, cases), strict=True)]
+    tolerance = max(setup.tolerance, 1e-5 if _stores_float32(after) else 0.0)
+    if max(errors) <= tolerance:
+        return passed("running statistics follow the batches", error=max(errors))
+    slip = explain_running(cases, after, tolerance)
+    example = _running_example(cases[0], after[0])
+    if slip is None:
+        return bug(
+            f"the running statistics are wrong by {max(errors):.3g} (relative); no known slip explains it",
+            "unexplained-running",
+            "running = (1 - m) * running + m * batch statistic",
+            example,
+        )
+    return bug(f"running statistics: {slip.sentence}", slip.cause, slip.formula, example, error=max(errors))
+
+
+def _stores_float32(after: list[tuple[Array, Array]]) -> bool:
+    return all(np.array_equal(a.astype(np.float32), a) for pair in after for a in pair)
+
+
+def _running_example(case: Case, got: tuple[Array, Array]) -> str:
+    assert case.running is not None
+    mean, var = updated_running(case)
+    return (
+        f"channel 0 before: mean {case.running[0][0]:.5g}, var {case.running[1][0]:.5g}; a batch of {case.x.shape}\n"
+        f"expected mean {mean[0]:.6g}, var {var[0]:.6g}\ngot      mean {got[0][0]:.6g}, var {got[1][0]:.6g}"
+    )
+
+
+@check("values.momentum")
+def momentum(setup: Setup) -> Finding:
+    if not setup.recipe.tracks:
+        return skip("the layer keeps no running statistics")
+    declared = setup.subject.declared.get("momentum")
+    weighs_new = declared is None or abs(declared - setup.recipe.momentum) < 1e-9
+    other = 0.3 if weighs_new else 0.7
+    try:
+        return _judge_running(setup, 0.3, {"momentum": other})
+    except Unsupported as e:
+        return skip(str(e))
+
+
+@check("values.eps")
+def eps(setup: Setup) -> Finding:
+    try:
+        seen = observe(setup, training=True, eps=0.5)
+        if setup.recipe.tracks:
+            seen += observe(setup, training=False, eps=0.5)
+    except Unsupported as e:
+        return skip(str(e))
+    return judge(setup, seen, "the output with eps = 0.5")
+
+
+@check("values.affine")
+def affine(setup: Setup) -> Finding:
+    try:
+        layer = setup.subject.fresh(affine=False)
+    except Unsupported as e:
+        return skip(str(e))
+    if layer.parameters.keys() & {"weight", "bias"}:
+        return bug("affine=False is ignored: the layer still has weight and bias", "affine-ignored", "no parameters")
+    x = sample(setup.shape)
+    case = load(setup, layer, x, True)
+    return judge(setup, [Observation(case, layer.forward(x, True), forward(case))], "the output without affine")
+
+
+@check("values.first-batch")
+def first_batch(setup: Setup) -> Finding:
+    """The first batch of a new layer is like any other: it must not be taken whole into the running statistics."""
+    if not setup.recipe.tracks:
+        return skip("the layer keeps no running statistics")
+    layer = setup.subject.fresh()
+    if layer.running is None:
+        raise TargetFailure("keeps running statistics only after the first batch")
+    x = sample(setup.shape)
+    case = Case(setup.recipe, x, running=(layer.running[0].copy(), layer.running[1].copy()))
+    layer.forward(x, True)
+    got, right = layer.running, updated_running(case)
+    off = max(error(got[0], right[0]), error(got[1], right[1]))
+    if off <= max(setup.tolerance, 1e-5 if _stores_float32([got]) else 0.0):
+        return passed("the first batch enters the running statistics like any other", error=off)
+    slip = explain_running([case], [got], setup.tolerance)
+    sentence = slip.sentence if slip else "not what momentum gives"
+    if slip is not None and slip.cause == "momentum-missing":
+        sentence = "the first batch is taken whole; it enters with the weight m like any other"
+    return bug(
+        f"running statistics after the first batch: {sentence}",
+        "first-batch-whole" if slip and slip.cause == "momentum-missing" else (slip.cause if slip else "first-batch"),
+        "running = (1 - m) * running + m * batch statistic, from the first batch on",
+        _running_example(case, got),
+    )

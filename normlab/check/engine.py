@@ -1,0 +1,81 @@
+"""Run the checks on one subject, in this process, and gather the report."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from normlab.check.dialect import Setup, prepare
+from normlab.check.probe import CHECKS
+from normlab.check.report import Finding, Report
+from normlab.check.subjects import Subject, TargetFailure, Unsupported
+from normlab.errors import UsageError
+
+Told = Callable[[str], None]
+
+
+def examine(
+    subject: Subject,
+    kind: str | None = None,
+    dialect: str = "auto",
+    quick: bool = False,
+    only: Iterable[str] | None = None,
+    starting: Told = lambda name: None,
+) -> Report:
+    """Probe the subject's dialect, then run every check; `starting` hears each check's name before it runs."""
+    from normlab.check import checks  # noqa: F401  (importing enrols the checks)
+
+    began = time.perf_counter()
+    report = Report(subject.name, subject.form)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        starting("target.probe")
+        setup = _probe(report, subject, kind, dialect, quick)
+        if setup is not None:
+            report.form = setup.subject.form
+            for name, (run, slow) in CHECKS.items():
+                if (slow and quick) or (only is not None and not _chosen(name, only)):
+                    continue
+                starting(name)
+                report.findings.append(_guarded(name, run, setup))
+    report.seconds = time.perf_counter() - began
+    return report
+
+
+def _chosen(name: str, only: Iterable[str]) -> bool:
+    return any(name == o or name.startswith(o + ".") for o in only)
+
+
+def _probe(report: Report, subject: Subject, kind: str | None, dialect: str, quick: bool) -> Setup | None:
+    try:
+        setup = prepare(subject, kind, dialect, quick)
+    except UsageError:
+        raise
+    except (TargetFailure, Unsupported) as e:
+        report.findings.append(failure("target.probe", e))
+        return None
+    report.dialect = setup.described
+    return setup
+
+
+def _guarded(name: str, run: Callable[[Setup], Finding], setup: Setup) -> Finding:
+    try:
+        finding = run(setup)
+    except TargetFailure as e:
+        return failure(name, e)
+    except Unsupported as e:
+        return Finding(name, "skip", str(e))
+    finding.check = name
+    return finding
+
+
+def failure(name: str, e: Exception) -> Finding:
+    """The finding for a layer that raised, or answered something that is no output."""
+    original = getattr(e, "original", None)
+    cause = f"raises-{type(original).__name__}" if original is not None else "bad-answer"
+    measured: dict[str, Any] = {}
+    return Finding(name, "bug", f"the layer {e}", cause, measured=measured)

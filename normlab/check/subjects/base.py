@@ -1,0 +1,187 @@
+"""The uniform face of a layer under test."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# the roles that a parameter or argument can play, and the names that people give them
+ROLES = {
+    "weight": ("weight", "gamma", "scale", "g", "w", "gain"),
+    "bias": ("bias", "beta", "shift", "offset", "b"),
+    "gate": ("rho", "gate", "mix", "alpha"),
+    "running_mean": ("running_mean", "moving_mean", "mean", "input_mean", "run_mean", "mean_running"),
+    "running_var": ("running_var", "moving_variance", "moving_var", "var", "input_var", "run_var", "running_variance"),
+    "channels": (
+        *("num_features", "num_channels", "channels", "normalized_shape", "dim", "features", "n_features"),
+        *("in_channels", "hidden_size", "c", "d", "size", "n_channels", "feature_dim"),
+    ),
+    "groups": ("num_groups", "groups", "n_groups", "ngroups", "group"),
+    "eps": ("eps", "epsilon", "variance_epsilon", "e"),
+    "momentum": ("momentum", "decay", "mom"),
+    "affine": ("affine", "elementwise_affine"),
+    "training": ("training", "train", "is_training", "training_mode", "mode", "use_input_stats"),
+}
+KIND_PATTERNS = (
+    ("batch-instance", r"batch_?instance|(^|[^a-z])bin([^a-z]|$)"),
+    ("rms", r"rms"),
+    ("group", r"group|(^|[^a-z])gn([^a-z]|$)"),
+    ("instance", r"instance|(^|[^a-z])in([^a-z]|$)"),
+    ("layer", r"layer_?norm|layernormalization|(^|[^a-z])ln([^a-z]|$)|^layer"),
+    ("batch", r"batch|(^|[^a-z])bn([^a-z]|$)"),
+)
+
+
+def role_of(name: str) -> str | None:
+    """The role that a name plays, or None."""
+    short = name.lower().rsplit(".", 1)[-1].strip("_")
+    return next((role for role, names in ROLES.items() if short in names), None)
+
+
+def kind_from_name(name: str) -> str | None:
+    """The kind of normalization that a class's or function's name tells, or None."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    return next((kind for kind, pattern in KIND_PATTERNS if re.search(pattern, spaced)), None)
+
+
+class TargetFailure(Exception):
+    """The layer under test raised, or answered something that is no output: a finding, not an error of ours."""
+
+    def __init__(self, message: str, original: BaseException | None = None) -> None:
+        super().__init__(message)
+        self.original = original
+
+
+class Unsupported(Exception):
+    """The target has no such feature (no backward pass, no option of that name): the check is skipped."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to build a layer: sizes, and what to ask for where the target takes it (None: its own default)."""
+
+    channels: int = 6
+    groups: int = 3
+    dtype: str = "float64"
+    eps: float | None = None
+    momentum: float | None = None
+    affine: bool = True
+
+
+class Subject(ABC):
+    """A layer as float arrays in and out.
+
+    `form` is what it is written as; `home` the dialect that such layers speak unless they say otherwise;
+    `settable` the options of `Options` that the target takes; `declared` its own eps and momentum where told.
+    """
+
+    form: str
+    home: str
+    name: str
+    options: Options
+    settable: frozenset[str] = frozenset()
+    has_backward: bool = True
+    dtypes: tuple[str, ...] = ("float64", "float32")
+    channel_axis: int = 1
+
+    @abstractmethod
+    def fresh(self, **changes: Any) -> Subject:
+        """A new layer in its initial state, built with changed options; raises Unsupported."""
+
+    @abstractmethod
+    def forward(self, x: NDArray, training: bool) -> NDArray:
+        """The output, of x's shape; raises TargetFailure."""
+
+    @abstractmethod
+    def backward(self, dy: NDArray) -> dict[str, NDArray]:
+        """Gradients of sum(y * dy) of the last forward pass: "x" and the parameters' roles, those flattened."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> dict[str, NDArray]:
+        """Current weight, bias, gate (those that exist), in their own shapes."""
+
+    @abstractmethod
+    def set_parameters(self, values: dict[str, NDArray]) -> None:
+        """Overwrite parameters; each value is reshaped to the parameter's own shape."""
+
+    @property
+    @abstractmethod
+    def running(self) -> tuple[NDArray, NDArray] | None:
+        """Running mean and variance as float64 (C,), or None where the layer keeps none."""
+
+    @abstractmethod
+    def set_running(self, mean: NDArray, var: NDArray) -> None:
+        """Overwrite the running statistics."""
+
+    @property
+    def declared(self) -> dict[str, float]:
+        """What the target says of itself: eps, momentum."""
+        return {}
+
+
+def answered(what: Any, shape: tuple[int, ...], dtype: Any = None) -> NDArray:
+    """The target's answer as an array of this shape; raises TargetFailure when it is something else."""
+    if what is None:
+        raise TargetFailure("returned None; expected the normalized array")
+    array = np.asarray(what)
+    if array.dtype.kind not in "fiu":
+        raise TargetFailure(f"returned {type(what).__name__} of dtype {array.dtype}; expected real numbers")
+    if array.shape != shape:
+        raise TargetFailure(f"returned shape {array.shape} for an input of shape {shape}; a norm keeps the shape")
+    return array
+
+
+def guarded(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call into the target; whatever it raises, SystemExit included, becomes a TargetFailure."""
+    try:
+        return fn(*args, **kwargs)
+    except (TargetFailure, Unsupported, KeyboardInterrupt):
+        raise
+    except BaseException as e:
+        text = str(e).strip().splitlines()
+        raise TargetFailure(f"raised {type(e).__name__}: {text[0] if text else '(no message)'}", e) from e
+
+
+def call_by_roles(target: Callable[..., Any], options: Options) -> tuple[Any, frozenset[str]]:
+    """Call a class or factory with arguments found by their names; answer the layer and the options it takes."""
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError) as e:
+        raise TargetFailure(f"cannot be built: its signature is not to be read ({e})") from e
+    wanted = {
+        "channels": options.channels,
+        "groups": options.groups,
+        "eps": options.eps,
+        "momentum": options.momentum,
+        "affine": options.affine,
+    }
+    positional, named, settable = [], {}, set()
+    for p in signature.parameters.values():
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            continue
+        role = role_of(p.name)
+        required = p.default is p.empty
+        if role in wanted and role is not None:
+            settable.add(role)
+            value = wanted[role]
+            if value is not None:
+                named[p.name] = value
+        elif required and "channels" not in settable:
+            settable.add("channels")
+            named[p.name] = options.channels
+        elif required:
+            raise TargetFailure(
+                f"cannot be built: it requires the argument {p.name!r}, which no norm has; "
+                "give a function without arguments that builds the layer"
+            )
+        if p.name in named and p.kind is p.POSITIONAL_ONLY:
+            positional.append(named.pop(p.name))
+    return guarded(target, *positional, **named), frozenset(settable)

@@ -1,0 +1,278 @@
+"""Functions under test: NumPy forward/backward pairs with a cache, and plain functions of NumPy or torch.
+
+Arguments are found by their names. Teaching assignments hand a dictionary (`bn_param`, `ln_param`, `gn_param`)
+with mode, eps, momentum, running_mean and running_var; plain functions take them as arguments.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normlab.check.subjects.base import (
+    Options,
+    Subject,
+    TargetFailure,
+    Unsupported,
+    answered,
+    guarded,
+    role_of,
+)
+
+LEARNED = ("weight", "bias", "gate")
+
+
+@dataclass
+class Style:
+    """What only a call can tell of a function, shared by all its subjects once found."""
+
+    library: str | None = None
+    parameter_ndim: int = 1
+
+
+class FunctionSubject(Subject):
+    """A forward function, and a backward function where there is one, with its state kept here."""
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        backward: Callable[..., Any] | None,
+        options: Options,
+        kind: str | None,
+        style: Style | None = None,
+    ) -> None:
+        self.name, self.function, self.backward_function, self.options = name, function, backward, options
+        self.kind = kind
+        self.form = "NumPy forward/backward pair" if backward else "function"
+        self.roles = _argument_roles(function)
+        self.settable = frozenset({"channels"} | ({"groups"} & set(self.roles)))
+        if "config" in self.roles:
+            self.settable |= {"eps"} | ({"momentum"} if kind in ("batch", None) else set())
+        self.settable |= {"eps", "momentum"} & set(self.roles)
+        c = options.channels
+        self._parameters = {r: (np.zeros if r == "bias" else np.ones)(c) for r in LEARNED if r in self.roles}
+        keeps = {"running_mean", "running_var"} <= set(self.roles) or (
+            "config" in self.roles and kind in ("batch", None, "batch-instance")
+        )
+        self._running: tuple[NDArray, NDArray] | None = (np.zeros(c), np.ones(c)) if keeps else None
+        self.style = style or Style("numpy" if backward else None)
+        self._last: dict[str, Any] = {}
+        self.config: dict[str, Any] = {}
+
+    @property
+    def home(self) -> str:  # type: ignore[override]
+        return "torch" if self.style.library == "torch" else "teaching"
+
+    @property
+    def has_backward(self) -> bool:  # type: ignore[override]
+        return self.backward_function is not None or self.style.library == "torch"
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("float64", "float32", "float16") + (("bfloat16",) if self.style.library == "torch" else ())
+
+    def fresh(self, **changes: Any) -> FunctionSubject:
+        missing = {k for k in changes if k != "dtype" and changes[k] is not None} - self.settable
+        if missing == {"affine"} and not changes["affine"]:
+            raise Unsupported("the function always takes its parameters")
+        if missing - {"affine", "groups"}:
+            raise Unsupported(f"the target takes no {', '.join(sorted(missing))}")
+        made = FunctionSubject(
+            self.name,
+            self.function,
+            self.backward_function,
+            replace(self.options, **changes),
+            self.kind,
+            style=self.style,
+        )
+        made.channel_axis = self.channel_axis
+        return made
+
+    # --- calls ---
+
+    def _arguments(self, x: NDArray, training: bool) -> dict[str, Any]:
+        dtype = x.dtype
+        roles, args = self.roles, {}
+        for role, value in self._parameters.items():
+            shaped = value.astype(dtype)
+            if self.style.parameter_ndim > 1:
+                shaped = shaped.reshape(1, -1, *[1] * (self.style.parameter_ndim - 2))
+            args[roles[role]] = shaped
+        if "config" in roles:
+            self.config = {"mode": "train" if training else "test"}
+            if self.options.eps is not None:
+                self.config["eps"] = self.options.eps
+            if self.kind in ("batch", "batch-instance", None):
+                self.config["momentum"] = 0.9 if self.options.momentum is None else self.options.momentum
+            if self._running is not None:
+                self.config["running_mean"], self.config["running_var"] = (r.copy() for r in self._running)
+            args[roles["config"]] = self.config
+        for role in ("eps", "momentum"):
+            value = getattr(self.options, role)
+            if role in roles and (value is not None or _required(self.function, roles[role])):
+                args[roles[role]] = {"eps": 1e-5, "momentum": 0.1}[role] if value is None else value
+        if "running_mean" in roles and self._running is not None:
+            args[roles["running_mean"]], args[roles["running_var"]] = (r.astype(dtype) for r in self._running)
+        if "training" in roles:
+            name = roles["training"]
+            args[name] = ("train" if training else "test") if name == "mode" else training
+        if "groups" in roles:
+            args[roles["groups"]] = self.options.groups
+        if "channels" in roles:
+            args[roles["channels"]] = (self.options.channels,)
+        return args
+
+    def forward(self, x: NDArray, training: bool) -> NDArray:
+        if self.style.library is None:
+            return self._find_library(x, training)
+        args = self._arguments(x, training)
+        first: Any = np.array(x)
+        if self.style.library == "torch":
+            import torch
+
+            def tensor(a: Any, grad: bool = False) -> Any:
+                return torch.from_numpy(a).requires_grad_(grad) if isinstance(a, np.ndarray) else a
+
+            first = tensor(first, True)
+            learned = {self.roles[r] for r in LEARNED if r in self.roles}
+            args = {k: tensor(v, k in learned) for k, v in args.items()}
+        answer = guarded(self.function, first, **args)
+        y, cache, returned_running = _unpack(answer, self.options.channels)
+        self._last = {"x": first, "args": args, "y": y, "cache": cache}
+        self._keep_running(args, returned_running)
+        if hasattr(y, "detach"):
+            y = y.detach().numpy()
+        return answered(y, x.shape).copy()
+
+    def _find_library(self, x: NDArray, training: bool) -> NDArray:
+        failures = []
+        for library in ("numpy", "torch"):
+            self.style.library = library
+            try:
+                y = self.forward(x, training)
+            except TargetFailure as e:
+                failures.append(e)
+                continue
+            return y
+        self.style.library = None
+        raise failures[0]
+
+    def _keep_running(self, args: dict[str, Any], returned: tuple[Any, Any] | None) -> None:
+        if self._running is None:
+            return
+        if returned is not None:
+            pair = returned
+        elif "config" in self.roles:
+            pair = (self.config.get("running_mean"), self.config.get("running_var"))
+        else:
+            pair = (args[self.roles["running_mean"]], args[self.roles["running_var"]])
+        kept = []
+        for old, new in zip(self._running, pair, strict=True):
+            array = None if new is None else np.asarray(new.detach() if hasattr(new, "detach") else new)
+            fits = array is not None and array.size == old.size and array.dtype.kind == "f"
+            kept.append(array.astype(np.float64).reshape(-1).copy() if fits and array is not None else old)
+        self._running = (kept[0], kept[1])
+
+    def backward(self, dy: NDArray) -> dict[str, NDArray]:
+        learned = [r for r in LEARNED if r in self.roles]
+        if self.style.library == "torch":
+            import torch
+
+            y = self._last["y"]
+            if not y.requires_grad:
+                raise TargetFailure("its output has no gradient: the graph is cut (detach or no_grad inside)")
+            of = [self._last["x"], *(self._last["args"][self.roles[r]] for r in learned)]
+            found = guarded(torch.autograd.grad, y, of, torch.from_numpy(dy), allow_unused=True, retain_graph=True)
+            grads = [None if g is None else g.numpy() for g in found]
+        else:
+            if self.backward_function is None:
+                raise Unsupported("the function has no backward pass")
+            given = np.array(dy)
+            answer = guarded(self.backward_function, given, self._last["cache"])
+            if not isinstance(answer, tuple) or len(answer) < 1 + len(learned):
+                raise TargetFailure(
+                    f"backward returned {_describe(answer)}; expected a tuple (dx, {', '.join('d' + r for r in learned)})"
+                )
+            grads = [None if g is None else np.asarray(g) for g in answer[: 1 + len(learned)]]
+        out = {"x": np.zeros(dy.shape) if grads[0] is None else answered(grads[0], dy.shape)}
+        for role, g in zip(learned, grads[1:], strict=True):
+            size = self._parameters[role].size
+            if g is not None and g.size != size:
+                raise TargetFailure(f"backward returned d{role} of shape {g.shape}; expected {size} values")
+            out[role] = np.zeros(size) if g is None else g.astype(np.float64).reshape(-1)
+        return out
+
+    # --- state ---
+
+    @property
+    def parameters(self) -> dict[str, NDArray]:
+        return dict(self._parameters)
+
+    def set_parameters(self, values: dict[str, NDArray]) -> None:
+        for role in self._parameters:
+            if role in values:
+                self._parameters[role] = np.array(values[role], dtype=np.float64).reshape(-1)
+
+    @property
+    def running(self) -> tuple[NDArray, NDArray] | None:
+        return self._running
+
+    def set_running(self, mean: NDArray, var: NDArray) -> None:
+        self._running = (np.array(mean), np.array(var))
+
+    @property
+    def declared(self) -> dict[str, float]:
+        out = {}
+        if "config" in self.roles and self._running is not None:
+            out["momentum"] = 0.9
+        for role in ("eps", "momentum"):
+            if role in self.roles:
+                default = inspect.signature(self.function).parameters[self.roles[role]].default
+                if isinstance(default, (int, float)):
+                    out[role] = float(default)
+        return out
+
+
+def _argument_roles(function: Callable[..., Any]) -> dict[str, str]:
+    """Role -> argument name; the first argument is the input."""
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError) as e:
+        raise TargetFailure(f"has a signature that cannot be read ({e})") from e
+    if not names:
+        raise TargetFailure("takes no arguments; expected the input first")
+    roles: dict[str, str] = {}
+    for name in names[1:]:
+        if name.lower().endswith(("_param", "_params", "config", "_cfg")) or name == "param":
+            roles.setdefault("config", name)
+        elif name == "G":
+            roles.setdefault("groups", name)
+        elif role := role_of(name):
+            roles.setdefault(role, name)
+    return roles
+
+
+def _required(function: Callable[..., Any], name: str) -> bool:
+    parameter = inspect.signature(function).parameters[name]
+    return parameter.default is parameter.empty
+
+
+def _unpack(answer: Any, channels: int) -> tuple[Any, Any, tuple[Any, Any] | None]:
+    """(y, cache, running) of what a function answered: y, (y, cache), (y, mean, var) or (y, mean, var, ...)."""
+    if not isinstance(answer, (tuple, list)):
+        return answer, None, None
+    if len(answer) == 0:
+        raise TargetFailure("returned an empty tuple; expected the output first")
+    if len(answer) >= 3 and all(np.ndim(a) == 1 and np.size(a) == channels for a in answer[1:3]):
+        return answer[0], None, (answer[1], answer[2])
+    return answer[0], (answer[1] if len(answer) > 1 else None), None
+
+
+def _describe(answer: Any) -> str:
+    return f"a tuple of {len(answer)}" if isinstance(answer, tuple) else type(answer).__name__

@@ -1,0 +1,202 @@
+"""torch Modules under test: built from a class, a factory or a given instance."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from normlab.check.subjects.base import (
+    Options,
+    Subject,
+    TargetFailure,
+    Unsupported,
+    answered,
+    call_by_roles,
+    guarded,
+    role_of,
+)
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def to_torch(x: NDArray, dtype: str | None = None) -> torch.Tensor:
+    tensor = torch.from_numpy(np.array(x, order="C"))
+    return tensor if dtype is None else tensor.to(DTYPES[dtype])
+
+
+def from_torch(t: torch.Tensor) -> NDArray:
+    t = t.detach().cpu()
+    return (t.float() if t.dtype is torch.bfloat16 else t).numpy().copy()
+
+
+class TorchSubject(Subject):
+    """A torch Module. `build` makes one from options; `module` is the one in use."""
+
+    form = "torch Module"
+    home = "torch"
+    dtypes = ("float64", "float32", "float16", "bfloat16")
+
+    def __init__(self, name: str, build: Callable[[Options], tuple[Any, frozenset[str]]], options: Options) -> None:
+        self.name, self.build, self.options = name, build, options
+        module, self.settable = build(options)
+        if not isinstance(module, torch.nn.Module):
+            raise TargetFailure(f"built a {type(module).__name__}; expected a torch.nn.Module")
+        self.module = module.to(DTYPES[options.dtype])
+        found = self.parameters.get("weight", self.parameters.get("bias"))
+        if "channels" not in self.settable:  # an instance or a factory without arguments has its own sizes
+            channels = _channels(self.module, found)
+            groups = getattr(self.module, "num_groups", getattr(self.module, "groups", options.groups))
+            self.options = replace(options, channels=channels, groups=int(groups))
+        self._graph: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @classmethod
+    def from_callable(cls, name: str, target: Callable[..., Any], options: Options) -> TorchSubject:
+        return cls(name, lambda o: call_by_roles(target, o), options)
+
+    @classmethod
+    def from_instance(cls, name: str, module: torch.nn.Module, options: Options) -> TorchSubject:
+        pristine = copy.deepcopy(module)
+
+        def build(o: Options) -> tuple[Any, frozenset[str]]:
+            made = copy.deepcopy(pristine)
+            for role, value in (("eps", o.eps), ("momentum", o.momentum)):
+                if value is not None:
+                    raise Unsupported(f"a given instance keeps its own {role}")
+            return made, frozenset()
+
+        return cls(name, build, options)
+
+    def fresh(self, **changes: Any) -> TorchSubject:
+        asked = {k for k in changes if k not in ("dtype",) and changes[k] is not None}
+        missing = asked - self.settable - ({"groups", "channels"} if not asked & {"groups", "channels"} else set())
+        if missing:
+            raise Unsupported(f"the target takes no {', '.join(sorted(missing))}")
+        made = TorchSubject(self.name, self.build, replace(self.options, **changes))
+        made.channel_axis = self.channel_axis
+        return made
+
+    # --- calls ---
+
+    def run(self, x: torch.Tensor, training: bool) -> torch.Tensor:
+        """Call the module on a tensor as it is, layout and all."""
+        self.module.train(training)
+        y = guarded(self.module, x)
+        if not isinstance(y, torch.Tensor):
+            raise TargetFailure(f"returned {type(y).__name__}; expected a tensor")
+        if y.shape != x.shape:
+            raise TargetFailure(
+                f"returned shape {tuple(y.shape)} for an input of shape {tuple(x.shape)}; a norm keeps the shape"
+            )
+        return y
+
+    def forward(self, x: NDArray, training: bool) -> NDArray:
+        tensor = to_torch(x, self.options.dtype).requires_grad_(True)
+        y = self.run(tensor, training)
+        self._graph = (tensor, y)
+        return answered(from_torch(y), x.shape)
+
+    def backward(self, dy: NDArray) -> dict[str, NDArray]:
+        assert self._graph is not None
+        x, y = self._graph
+        named = self._tensors()
+        wanted = {role: p for role, p in named.items() if p.requires_grad}
+        if not y.requires_grad:
+            raise TargetFailure("its output has no gradient: the graph is cut (detach, .data or no_grad inside)")
+        grads = guarded(
+            torch.autograd.grad,
+            y,
+            [x, *wanted.values()],
+            to_torch(dy).to(y.dtype),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        out = {"x": np.zeros(dy.shape) if grads[0] is None else from_torch(grads[0])}
+        for (role, p), g in zip(wanted.items(), grads[1:], strict=True):
+            out[role] = np.zeros(p.numel()) if g is None else from_torch(g).reshape(-1)
+        return out
+
+    # --- state ---
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Learnable tensors by role: registered parameters first, then tensors that were never registered."""
+        out: dict[str, torch.Tensor] = {}
+        for name, p in [*self.module.named_parameters(), *_plain_tensors(self.module)]:
+            role = role_of(name)
+            if role in ("weight", "bias", "gate"):
+                out.setdefault(role, p)
+        return out
+
+    @property
+    def parameters(self) -> dict[str, NDArray]:
+        return {role: from_torch(t) for role, t in self._tensors().items()}
+
+    def set_parameters(self, values: dict[str, NDArray]) -> None:
+        with torch.no_grad():
+            for role, t in self._tensors().items():
+                if role in values:
+                    t.copy_(to_torch(values[role]).to(t.dtype).reshape(t.shape))
+
+    def running_tensors(self) -> dict[str, torch.Tensor]:
+        out: dict[str, torch.Tensor] = {}
+        for name, t in [
+            *self.module.named_buffers(),
+            *self.module.named_parameters(),
+            *_plain_tensors(self.module),
+        ]:
+            role = role_of(name)
+            if role in ("running_mean", "running_var"):
+                out.setdefault(role, t)
+        return out
+
+    @property
+    def running(self) -> tuple[NDArray, NDArray] | None:
+        found = self.running_tensors()
+        if len(found) < 2:
+            return None
+        mean, var = (from_torch(found[k]).astype(np.float64).reshape(-1) for k in ("running_mean", "running_var"))
+        return mean, var
+
+    def set_running(self, mean: NDArray, var: NDArray) -> None:
+        found = self.running_tensors()
+        with torch.no_grad():
+            for role, value in (("running_mean", mean), ("running_var", var)):
+                t = found[role].detach()
+                t.copy_(to_torch(value).to(t.dtype).reshape(t.shape))
+
+    @property
+    def declared(self) -> dict[str, float]:
+        out = {}
+        for role in ("eps", "momentum"):
+            for name, value in vars(self.module).items():
+                if role_of(name) == role and isinstance(value, (int, float)) and not isinstance(value, bool):
+                    out[role] = float(value)
+        return out
+
+
+def _plain_tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [
+        (name, value)
+        for holder in (vars(module), vars(type(module)))
+        for name, value in holder.items()
+        if isinstance(value, torch.Tensor)
+    ]
+
+
+def _channels(module: torch.nn.Module, parameter: NDArray | None) -> int:
+    if parameter is not None:
+        return int(parameter.size)
+    for name, value in vars(module).items():
+        if role_of(name) == "channels":
+            return int(np.prod(value))
+    return Options().channels
