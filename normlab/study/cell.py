@@ -42,6 +42,9 @@ class Checkpoints(Protocol):
     def keep(self, training: Training) -> None:
         """Keep the state of `training`."""
 
+    def finish(self, training: Training) -> None:
+        """Keep what is worth keeping of a training that has ended."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -101,6 +104,8 @@ def _train(
     if last < cell.epochs:
         return training.outcome("paused")
     test = training.evaluate(training.dataset.test)
+    if checkpoints is not None:
+        checkpoints.finish(training)
     if not math.isfinite(test["loss"]):
         return training.outcome("diverged", reason=f"epoch {cell.epochs}: the test loss is {test['loss']}")
     return training.outcome("done", test=test)

@@ -65,7 +65,10 @@ def compare(
     baseline: Annotated[
         str | None, typer.Option(help="Compare with this norm instead of the best.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time.", show_default="one per core")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each.", show_default="cores / jobs")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda (all GPUs), or cuda:0,cuda:1.")] = "auto",
+    per_gpu: Annotated[int, typer.Option(min=1, help="Cells that share a GPU.")] = 1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed often.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train cells again that are done.")] = False,
@@ -83,12 +86,21 @@ def compare(
 
     spec = make_spec(given)
     directory = out or Path("runs") / (Path(spec.data).stem or "data")
-    options = Options(device, baseline, retry_failed, fail_fast, force)
+    options = Options(
+        jobs=jobs,
+        threads=threads,
+        device=device,
+        per_gpu=per_gpu,
+        baseline=baseline,
+        retry_failed=retry_failed,
+        fail_fast=fail_fast,
+        force=force,
+    )
     results = run_study(spec, directory, options)
     raise typer.Exit(_conclude(results, directory))
 
 
-_RUN_ONLY = {"out", "device", "baseline", "retry_failed", "fail_fast", "force"}
+_RUN_ONLY = {"out", "jobs", "threads", "device", "per_gpu", "baseline", "retry_failed", "fail_fast", "force"}
 
 
 def _conclude(results: dict[str, Any], directory: Path) -> int:

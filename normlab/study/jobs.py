@@ -6,6 +6,7 @@ import errno
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from normlab.data import Dataset
@@ -60,9 +61,13 @@ def run_job(job: Job, dataset: Dataset, emit: Callable[[Event], None], device: s
     Nothing is raised but what stops the process: a failure is an event with its reason and traceback.
     """
     from normlab.study.cell import train_cell
+    from normlab.study.checkpoint import CheckpointDirectory
 
-    checkpoints = None
+    def notice(text: str) -> None:
+        emit({"event": "notice", "text": text})
+
     try:
+        checkpoints = CheckpointDirectory(Path(job.checkpoints), notice) if job.checkpoints else None
         outcome = train_cell(
             job.cell,
             dataset,

@@ -15,11 +15,15 @@ from normlab.study.driver import Driver
 from normlab.study.environment import command_line, describe_machine
 from normlab.study.inline import InlineExecutor
 from normlab.study.jobs import Executor, Job
+from normlab.study.local import LocalExecutor, plan_layout
 from normlab.study.locks import CellLocks
 from normlab.study.records import write_results
 from normlab.study.source import open_data
-from normlab.study.spec import Cell, StudySpec
+from normlab.study.spec import StudySpec
 from normlab.study.store import FINISHED, LOCKS, Store, StoredCell
+
+
+CHECKPOINTS = "checkpoints"
 
 
 class NothingSelected(NormlabError):
@@ -30,9 +34,17 @@ class NothingSelected(NormlabError):
 
 @dataclass(frozen=True)
 class Options:
-    """How to run a study, as opposed to what it is: nothing here changes what a cell learns."""
+    """How to run a study, as opposed to what it is.
 
-    device: str = "cpu"
+    `jobs` workers of `threads` threads each (see `plan_layout` for what None means) on `device`: "cpu", "cuda"
+    (all GPUs), "cuda:0,cuda:1", or "auto", with `per_gpu` cells sharing a GPU. `inline` trains in this process.
+    """
+
+    jobs: int | None = None
+    threads: int | None = None
+    device: str = "auto"
+    per_gpu: int = 1
+    inline: bool = False
     baseline: str | None = None
     retry_failed: bool = False
     fail_fast: bool = False
@@ -45,13 +57,11 @@ def run_study(
     directory: Path,
     options: Options | None = None,
     *,
-    make_executor: Callable[[Dataset, list[Cell]], Executor] | None = None,
     console: PlainLines | Bars | None = None,
 ) -> dict[str, Any]:
     """Run what is not done yet of a study, and write results.json, results.csv and report.html.
 
     Answers the content of results.json. Cells that are done in `directory` already are not trained again.
-    Without `make_executor` the cells are trained in this process.
     """
     options = options or Options()
     check_names(spec, options.baseline)
@@ -71,13 +81,13 @@ def run_study(
             console.notice(f"{done} of {len(ids)} cells are done already")
         console.expect(len(ids), done)
         if done < len(ids):
-            executor = make_executor(dataset, cells) if make_executor else InlineExecutor(dataset, options.device)
+            executor = make_executor(spec, options, dataset, len(ids) - done, locks, directory)
             stack.callback(executor.close)
             driver = Driver(
                 store,
                 locks,
                 executor,
-                _job_maker(spec),
+                _job_maker(spec, directory),
                 console,
                 describe_machine(),
                 retry_failed=options.retry_failed or options.force,
@@ -134,9 +144,40 @@ def study_facts(dataset: Dataset, options: Options) -> dict[str, Any]:
     }
 
 
-def _job_maker(spec: StudySpec) -> Callable[[StoredCell], Job]:
+def make_executor(
+    spec: StudySpec, options: Options, dataset: Dataset, cells: int, locks: CellLocks, directory: Path
+) -> Executor:
+    """The place where so many cells are to run, as the options say."""
+    devices = find_devices(options.device)
+    if options.inline:
+        return InlineExecutor(dataset, devices[0])
+    layout = plan_layout(cells, jobs=options.jobs, threads=options.threads, devices=devices, per_gpu=options.per_gpu)
+    return LocalExecutor(layout, lock=locks.fileno(), logs=directory / "logs", plugins=spec.plugins)
+
+
+def find_devices(wanted: str) -> list[str]:
+    """Names of the devices to train on. Raises UsageError for one that is not there."""
+    if wanted == "cpu":
+        return ["cpu"]
+    import torch
+
+    there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if wanted == "auto":
+        return there or ["cpu"]
+    names = there if wanted == "cuda" else wanted.split(",")
+    missing = [name for name in names if name not in there]
+    if missing or not names:
+        raise UsageError(
+            f"--device {wanted!r}: {', '.join(missing) or 'a GPU'} is not there; there are: {', '.join(['cpu', *there])}"
+        )
+    return names
+
+
+def _job_maker(spec: StudySpec, directory: Path) -> Callable[[StoredCell], Job]:
     choice = spec.data_choice()
-    return lambda stored: Job(stored.id, stored.key, stored.cell, choice)
+    return lambda stored: Job(
+        stored.id, stored.key, stored.cell, choice, str((directory / CHECKPOINTS / stored.key).resolve())
+    )
 
 
 def _forget(store: Store, locks: CellLocks, ids: list[int]) -> None:
