@@ -1,0 +1,12 @@
+"""Labelled images: readers, stratified split, a decoded cache on disk, and batched augmentation.
+
+`load` answers a `Dataset` of memory-mapped uint8 images; importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+from normlab.data._augment import augment, standardize
+from normlab.data._dataset import Dataset, Split
+from normlab.data._load import load
+
+__all__ = ["Dataset", "Split", "augment", "load", "standardize"]

@@ -1,0 +1,241 @@
+"""A source into the cache: headers first, then the split, then every image once, bad ones collected on the way."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normlab.data import _cache
+from normlab.data._dataset import Dataset, Pixels, measured
+from normlab.data._pixels import Header, decode, fit_array, read_header
+from normlab.data._source import Encoded, Part, Progress, Source, listing
+from normlab.data._split import SPLITS, assign, missing_splits
+from normlab.errors import DataError
+
+DEFAULT_SIZE = 64  # pixels, for images that differ in size
+_GROUP_BYTES = 32 << 20  # decoded pixels in memory at once
+_THREADS = min(4, os.cpu_count() or 1)
+_WORTH_A_THREAD = 16 << 10  # encoded bytes; Pillow decodes without the interpreter's lock, and opens with it
+
+Shape = tuple[int, int, int]
+Bad = dict[str, dict[int, str]]  # part -> row -> why it cannot be used
+Rows = dict[str, dict[str, NDArray[np.intp]]]  # split -> part -> rows
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `load` was asked for, and where the answer is kept."""
+
+    name: str
+    root: Path
+    fingerprint: str
+    seed: int
+    image_size: int | None
+    skip_bad: bool
+    progress: Progress
+
+    def entry(self, split_given: bool) -> Path:
+        seed = None if split_given else self.seed
+        return self.root / _cache.entry_name(self.name, self.fingerprint, self.image_size, seed)
+
+
+def decoded(source: Source, request: Request) -> Dataset:
+    """The dataset of `source`, written to the cache; a DataError lists every image that cannot be used."""
+    bad: Bad = {part: {} for part in source.parts}
+    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
+        warnings.simplefilter("ignore")  # decoders warn of damage that they go on to raise for
+        shape, notes = _shape(source, request, bad)
+        if _count(source, bad) and not request.skip_bad:
+            for part in source.parts:  # the rest of the list: images whose header is good and whose body is not
+                for _ in _pixels(source, part, shape, bad, pool, _Count(source, request)):
+                    pass
+            raise _unusable(source, bad)
+        while True:
+            found = _count(source, bad)
+            keep = {part: _kept(own, bad[part]) for part, own in source.parts.items()}
+            labels = {part: own.labels for part, own in source.parts.items()}
+            rows = assign(labels, keep, source.class_names, request.seed)
+            try:
+                return _written(source, request, rows, shape, notes, bad, pool)
+            except _DecodedBadly:
+                if not request.skip_bad:
+                    raise _unusable(source, bad) from None
+                assert _count(source, bad) > found  # so the loop ends
+
+
+class _DecodedBadly(Exception):
+    """Images turned out to be bad after the split was made with them."""
+
+
+def _count(source: Source, bad: Bad) -> int:
+    return len(source.strays) + sum(map(len, bad.values()))
+
+
+def _kept(part: Part, bad: dict[int, str]) -> NDArray[np.bool_]:
+    keep = np.ones(len(part.labels), bool)
+    keep[list(bad)] = False
+    return keep
+
+
+def _bad_lines(source: Source, bad: Bad) -> Iterator[str]:
+    for where, reason in source.strays:
+        yield f"{where}: {reason}"
+    for part, rows in bad.items():
+        for row, reason in sorted(rows.items()):
+            yield f"{source.parts[part].where(row)}: {reason}"
+
+
+def _unusable(source: Source, bad: Bad) -> DataError:
+    total = len(source.strays) + sum(len(part.labels) for part in source.parts.values())
+    count = _count(source, bad)
+    return DataError(
+        f"{count} of {total} images cannot be used"
+        + listing(_bad_lines(source, bad), count)
+        + "\nRemove or replace them, or go on without them: skip_bad=True (--skip-bad)"
+    )
+
+
+class _Count:
+    """Reports progress over all parts of a source."""
+
+    def __init__(self, source: Source, request: Request) -> None:
+        self.total = sum(len(part.labels) for part in source.parts.values())
+        self.done = 0
+        self.report = request.progress
+
+    def add(self, count: int, text: str) -> None:
+        self.done += count
+        self.report(self.done, self.total, text)
+
+
+def _shape(source: Source, request: Request, bad: Bad) -> tuple[Shape, tuple[str, ...]]:
+    """(C, H, W) of the decoded images, and a note if they had to be brought to one size."""
+    asked = request.image_size
+    if source.shape:
+        return (source.shape[0], asked or source.shape[1], asked or source.shape[2]), ()
+    gray = True
+    sizes: set[tuple[int, int]] = set()
+    count = _Count(source, request)
+    for part, own in source.parts.items():
+        row = 0
+        for block in own.blocks():
+            for header in map(_attempt(read_header), block):
+                if isinstance(header, Header):
+                    gray &= header.gray
+                    sizes.add((header.height, header.width))
+                else:
+                    bad[part][row] = header
+                row += 1
+            count.add(len(block), "checking images")
+    if not sizes:
+        raise _unusable(source, bad)
+    channels = 1 if gray else 3
+    if asked:
+        return (channels, asked, asked), ()
+    if len(sizes) == 1:
+        return (channels, *sizes.pop()), ()
+    small, large = min(sizes, key=math.prod), max(sizes, key=math.prod)
+    note = (
+        f"images differ in size, from {small[1]} x {small[0]} to {large[1]} x {large[0]} pixels; each was cropped "
+        f"about its centre and resized to {DEFAULT_SIZE} x {DEFAULT_SIZE} (image_size chooses another size)"
+    )
+    return (channels, DEFAULT_SIZE, DEFAULT_SIZE), (note,)
+
+
+def _attempt(use: Callable[[Encoded], T]) -> Callable[[Encoded], T | str]:
+    """`use`, answering the reason as text where the image cannot be used."""
+
+    def attempt(data: Encoded) -> T | str:
+        try:
+            return use(data)
+        except Exception as error:  # a decoder may raise almost anything on a damaged file
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            return reason or type(error).__name__
+
+    return attempt
+
+
+def _pixels(
+    source: Source, part: str, shape: Shape, bad: Bad, pool: ThreadPoolExecutor, count: _Count
+) -> Iterator[tuple[NDArray[np.intp], Pixels]]:
+    """Row numbers and pixels of the part's good images, in order; what fails to decode is added to `bad`."""
+    group = max(1, _GROUP_BYTES // math.prod(shape))
+    attempt = _attempt(lambda data: decode(data, shape))
+    row = 0
+    for block in source.parts[part].blocks():
+        for start in range(0, len(block), group):
+            pieces = block[start : start + group]
+            rows = np.arange(row, row + len(pieces))
+            if isinstance(pieces, np.ndarray):
+                fits = pieces.shape[1:] == shape
+                yield rows, pieces if fits else np.stack([fit_array(image, *shape[1:]) for image in pieces])
+            else:
+                good = [at for at in range(len(pieces)) if row + at not in bad[part]]
+                each = pool.map if _mean_size(pieces) > _WORTH_A_THREAD else map
+                images = dict(zip(good, each(attempt, [pieces[at] for at in good]), strict=True))
+                bad[part].update({row + at: image for at, image in images.items() if isinstance(image, str)})
+                kept = [at for at in good if not isinstance(images[at], str)]
+                if kept:
+                    yield rows[kept], np.stack([images[at] for at in kept])
+            row += len(pieces)
+            count.add(len(pieces), "decoding images")
+
+
+def _mean_size(images: list[Encoded]) -> float:
+    return sum(len(image) for image in images if isinstance(image, bytes)) / len(images)
+
+
+def _written(
+    source: Source,
+    request: Request,
+    rows: Rows,
+    shape: Shape,
+    notes: tuple[str, ...],
+    bad: Bad,
+    pool: ThreadPoolExecutor,
+) -> Dataset:
+    folder = request.entry(split_given=not missing_splits(source.parts))
+    before = _count(source, bad)
+    if before:
+        some = "; ".join(line for line, _ in zip(_bad_lines(source, bad), range(3), strict=False))
+        notes = (*notes, f"{before} images cannot be used and were left out: {some}" + ("; ..." if before > 3 else ""))
+    with _cache.disk_trouble(request.root):
+        with _cache.new_entry(folder) as scratch:
+            counts = {split: sum(map(len, own.values())) for split, own in rows.items()}
+            _cache.check_room(request.root, sum(counts.values()) * math.prod(shape))
+            with ExitStack() as files:
+                sinks = {
+                    split: files.enter_context(
+                        closing(_cache.ImageFile(scratch / f"{split}.npy", counts[split], shape))
+                    )
+                    for split in SPLITS
+                }
+                progress = _Count(source, request)
+                for part in source.parts:
+                    for numbers, pixels in _pixels(source, part, shape, bad, pool, progress):
+                        for split, sink in sinks.items():
+                            mine = np.isin(numbers, rows[split].get(part, ()), assume_unique=True)
+                            sink.write(pixels[mine])
+            if _count(source, bad) > before:
+                raise _DecodedBadly
+            for split in SPLITS:
+                ((part, own),) = rows[split].items()
+                _cache.save_labels(scratch, split, source.parts[part].labels[own])
+            dataset = measured(request.name, source.class_names, _cache.read_splits(scratch), (*source.notes, *notes))
+            _cache.save_entry(scratch, dataset, skipped=before)
+            del dataset  # its memory maps would keep the folder from being renamed on some systems
+        found = _cache.find(folder, request.skip_bad)
+    if found is None:
+        raise DataError(f"the cache entry {str(folder)!r} vanished while it was written; run again")
+    return found

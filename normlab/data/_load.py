@@ -1,0 +1,151 @@
+"""From a path or a name to a dataset: checks the arguments, finds the reader, asks the cache first."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeGuard
+
+import numpy as np
+
+from normlab.data import _cache
+from normlab.data._cifar import find_cifar, known_names, open_cifar
+from normlab.data._dataset import Dataset, Split, measured
+from normlab.data._decode import Request, decoded
+from normlab.data._files import fingerprint, open_tree
+from normlab.data._folder import open_folder
+from normlab.data._npz import open_npz
+from normlab.data._parquet import open_parquet
+from normlab.data._pixels import fit_array
+from normlab.data._source import WHOLE, Progress, Source, printable
+from normlab.data._split import assign
+from normlab.errors import DataError, UsageError
+
+MAX_SIZE = 4096
+_ENDINGS = re.compile(r"(\.(tar|gz|tgz|bz2|xz|zip|npz|parquet))+$", re.IGNORECASE)
+
+UNDERSTOOD = """Understood are:
+  digits                 the handwritten digits that come with scikit-learn
+  a folder of images     class/image.jpg, or train/, val/, test/ above the classes; also in a .zip or .tar
+  CIFAR-10, CIFAR-100    the official python or binary files, as a folder or as the .tar.gz
+  an .npz file           x_train, y_train and, perhaps, x_val, y_val, x_test, y_test
+  Parquet                a file, or a folder of train*.parquet, test*.parquet, with encoded images and labels"""
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    image_size: int | None = None,
+    skip_bad: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """The images of a folder, an archive, CIFAR, an .npz, Parquet, or the embedded `digits`, in three splits.
+
+    A missing split is dealt out of the training images, class by class, by `seed`: 20 % if validation or test is
+    missing, 15 % each if both are. `image_size=S` crops every image about its centre to a square and resizes it to
+    S x S; by default images keep their size if it is the same for all and are brought to 64 x 64 if not.
+    Pixels are uint8 (N, C, H, W), C = 1 if all images are gray, else 3. They are decoded once into `cache_dir`
+    (default: $XDG_CACHE_HOME or ~/.cache, `normlab/`) and memory-mapped; `progress(done, total, text)` hears of it.
+
+    Raises UsageError for a source that does not exist or a wrong argument, DataError for data that cannot be used,
+    naming every file or field at fault; with `skip_bad`, unreadable images are left out instead, and `notes` says so.
+    """
+    if not (_is_integer(seed) and seed >= 0):
+        raise UsageError(f"seed is {seed!r}; expected an integer that is not negative")
+    if not (image_size is None or (_is_integer(image_size) and 1 <= image_size <= MAX_SIZE)):
+        raise UsageError(f"image_size is {image_size!r}; expected an integer from 1 to {MAX_SIZE}, in pixels")
+    size = None if image_size is None else int(image_size)
+    if os.fspath(source) == "digits":
+        return _digits(int(seed), size)
+
+    path = _existing(source)
+    root = _cache.cache_root(cache_dir)
+    name = printable(_ENDINGS.sub("", path.resolve().name)) or "data"
+    with _naming(path):
+        mark = fingerprint(path)
+        request = Request(name, root, mark, int(seed), size, skip_bad, _silent if progress is None else progress)
+        for entry in (request.entry(split_given=True), request.entry(split_given=False)):
+            if found := _cache.find(entry, skip_bad):
+                return found
+        return decoded(_opened(path), request)
+
+
+def _silent(done: int, total: int, text: str) -> None: ...
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _existing(source: str | os.PathLike[str]) -> Path:
+    text = os.fspath(source)
+    path = Path(text).expanduser()
+    try:
+        if text and "\0" not in text and path.exists():
+            return path
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise UsageError(f"data source {text!r}: {error.strerror}. {UNDERSTOOD}") from error
+    hint = "; did you mean 'digits'?" if difflib.get_close_matches(text.lower(), ["digits"]) else ""
+    raise UsageError(f"data source {text!r} is neither an existing path nor a known name{hint}. {UNDERSTOOD}")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the source in front of what is wrong with it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{str(path)!r}: {error}") from error
+    except OSError as error:
+        raise DataError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+def _opened(path: Path) -> Source:
+    """The reader's answer for whatever lies at `path`."""
+    if path.suffix.lower() == ".parquet":
+        return _named(path, open_parquet(path, ("",)))
+    if path.suffix.lower() == ".npz" or (zipfile.is_zipfile(path) and _holds_arrays(path)):
+        return _named(path, open_npz(path))
+    tree = open_tree(path)
+    if tree is None:
+        raise DataError(f"a file of a kind that normlab does not read. {UNDERSTOOD}")
+    if cifar := find_cifar(tree):
+        return open_cifar(tree, *cifar)
+    tables = tuple(name for name in tree.names if name.lower().endswith(".parquet"))
+    if tables and path.is_dir():
+        return _named(path, open_parquet(path, tables))
+    return open_folder(tree)
+
+
+def _named(path: Path, source: Source) -> Source:
+    return Source(known_names(path, source.class_names), source.parts, source.shape, source.strays, source.notes)
+
+
+def _holds_arrays(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def _digits(seed: int, image_size: int | None) -> Dataset:
+    """The 1,797 digits of 8 x 8 pixels (Alpaydin & Kaynak, 1998), their 17 gray levels spread over 0 to 255."""
+    from sklearn.datasets import load_digits
+
+    levels, labels = load_digits(return_X_y=True)
+    images = np.rint(levels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    if image_size is not None:
+        images = np.stack([fit_array(image, image_size, image_size) for image in images])
+    names = tuple("0123456789")
+    rows = assign({WHOLE: labels}, {WHOLE: np.ones(len(labels), bool)}, names, seed)
+    splits = {}
+    for split, own in rows.items():
+        splits[split] = Split(images[own[WHOLE]], labels[own[WHOLE]].astype(np.int64))
+        splits[split].images.flags.writeable = False  # as a memory-mapped set is
+    return measured("digits", names, splits, ())
