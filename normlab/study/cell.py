@@ -153,7 +153,7 @@ class Training:
         started = time.perf_counter()
         self.model.train()
         for index in batches[self.progress.step :]:
-            self._step(index, epoch)
+            self.step(index, epoch)
             if checkpoints is not None and checkpoints.due():
                 now = time.perf_counter()
                 self.progress.seconds += now - started
@@ -178,7 +178,7 @@ class Training:
         )
         self.progress = Progress()
 
-    def _step(self, index: np.ndarray, epoch: int) -> None:
+    def step(self, index: np.ndarray, epoch: int) -> None:
         """One update from the images at `index`; the generator's state depends on seed, epoch and step alone."""
         torch.manual_seed(derive(self.cell.seed, "dropout", epoch, self.progress.step))
         generator = torch.Generator().manual_seed(derive(self.cell.seed, "augmentation", epoch, self.progress.step))

@@ -1,4 +1,4 @@
-"""The state of a training on disk: safetensors with a JSON header, written so that a power cut leaves the old or the new.
+"""The state of a training on disk: safetensors with a JSON header; a power cut leaves the old or the new.
 
 A state is written to a temporary file, synced, renamed, and the directory synced; the two latest are kept, each
 with a digest of its content, so that a damaged one is noticed and the one before taken. Loading parses numbers

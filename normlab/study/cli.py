@@ -2,90 +2,102 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-Data = Annotated[
-    str | None, typer.Argument(help="Images: 'digits', a folder, CIFAR, .npz or Parquet.", show_default="digits")
-]
-Out = Annotated[Path | None, typer.Option("--out", help="Directory of the study.", show_default="runs/<data>")]
+from normlab.errors import UsageError
+
+# setting of a study -> (its flags, what is said about it, its default as shown, its type)
+_SETTINGS: dict[str, tuple[tuple[str, ...], str, str | bool, Any]] = {
+    "norms": (("--norms",), "Norms, as in bn,gn:groups=8.", "all seven", str),
+    "models": (
+        ("--model", "--models"),
+        "resnet14, resnet20:shortcut=zero-padding, or package.module:factory.",
+        "resnet14",
+        str,
+    ),
+    "epochs": (("--epochs",), "Epochs.", "10", str),
+    "batch_sizes": (("--batch-size", "--batch-sizes"), "Batch sizes.", "128; 32 for few images", str),
+    "optimizers": (("--optimizer", "--optimizers"), "sgd, adam, adamw, rmsprop.", "sgd", str),
+    "lrs": (("--lr", "--lrs"), "Learning rates.", "0.1", str),
+    "schedule": (("--schedule",), "constant, cosine, step:75,95 or step:75%,95%.", "step:75%,95%", str),
+    "momentum": (("--momentum",), "Momentum of SGD.", "0.9", float),
+    "weight_decays": (("--weight-decay", "--weight-decays"), "Weight decays.", "0.0001", str),
+    "dropout": (("--dropout",), "Probabilities of dropping a feature.", "0", str),
+    "augment": (
+        ("--augment",),
+        "crop,flip or none; repeat it to compare settings.",
+        "crop,flip; digits: crop",
+        list[str],
+    ),
+    "seeds": (("--seeds",), "How many seeds, or which (0,1,5).", "1", str),
+    "image_size": (("--image-size",), "Bring images to this size.", False, int),
+    "limit_train": (("--limit-train",), "Train on so many images only.", False, int),
+    "limit_eval": (("--limit-eval",), "Validate and test on so many images only.", False, int),
+    "skip_bad": (("--skip-bad",), "Go on without images that cannot be read.", False, bool),
+    "split_seed": (("--split-seed",), "Seed of the split, where the data has none.", "0", int),
+    "plugins": (("--plugin",), "Modules to import first, for norms of your own.", False, str),
+}
+
+Directory = Annotated[Path, typer.Argument(help="The --out of a comparison.")]
 
 
-def _axis(*names: str, help: str, default: str) -> Any:
-    return typer.Option(*names, help=help, show_default=default)
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the data argument and a flag for every setting; it gets the study's spec and directory."""
+
+    @functools.wraps(command)
+    def run(data: str | None, config: Path | None, out: Path | None, **rest: Any) -> None:
+        flags = {name: rest.pop(name) for name in _SETTINGS}
+        spec = _read_spec(data, config, flags)
+        command(spec, out or Path("runs") / (Path(spec.data).stem or "data"), **rest)
+
+    def option(name: str, kind: Any, *flags: str, help: str, shown: str | bool) -> inspect.Parameter:
+        annotation = Annotated[kind | None, typer.Option(*flags, help=help, show_default=shown)]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+    source = Annotated[
+        str | None, typer.Argument(help="Images: 'digits', a folder, CIFAR, .npz or Parquet.", show_default="digits")
+    ]
+    parameters = [
+        inspect.Parameter("data", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=source),
+        *(option(n, kind, *flags, help=text, shown=shown) for n, (flags, text, shown, kind) in _SETTINGS.items()),
+        option("config", Path, "--config", help="Settings in a TOML or YAML file.", shown=False),
+        *(p for n, p in inspect.signature(command, eval_str=True).parameters.items() if n not in ("spec", "directory")),
+        option("out", Path, "--out", help="Directory of the study.", shown="runs/<data>"),
+    ]
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if i else p for i, p in enumerate(parameters)]
+    )
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
 
 
+@_with_settings
 def compare(
-    data: Data = None,
-    norms: Annotated[str | None, _axis("--norms", help="Norms, as in bn,gn:groups=8.", default="all seven")] = None,
-    models: Annotated[
-        str | None,
-        _axis(
-            "--model",
-            "--models",
-            help="resnet14, resnet20:shortcut=zero-padding, or package.module:factory.",
-            default="resnet14",
-        ),
-    ] = None,
-    epochs: Annotated[str | None, _axis("--epochs", help="Epochs.", default="10")] = None,
-    batch_sizes: Annotated[
-        str | None, _axis("--batch-size", "--batch-sizes", help="Batch sizes.", default="128; 32 for few images")
-    ] = None,
-    optimizers: Annotated[
-        str | None, _axis("--optimizer", "--optimizers", help="sgd, adam, adamw, rmsprop.", default="sgd")
-    ] = None,
-    lrs: Annotated[str | None, _axis("--lr", "--lrs", help="Learning rates.", default="0.1")] = None,
-    schedule: Annotated[
-        str | None, _axis("--schedule", help="constant, cosine, step:75,95 or step:75%,95%.", default="step:75%,95%")
-    ] = None,
-    momentum: Annotated[float | None, _axis("--momentum", help="Momentum of SGD.", default="0.9")] = None,
-    weight_decays: Annotated[
-        str | None, _axis("--weight-decay", "--weight-decays", help="Weight decays.", default="0.0001")
-    ] = None,
-    dropout: Annotated[str | None, _axis("--dropout", help="Probabilities of dropping a feature.", default="0")] = None,
-    augment: Annotated[
-        list[str] | None,
-        _axis("--augment", help="crop,flip or none; repeat it to compare settings.", default="crop,flip; digits: crop"),
-    ] = None,
-    seeds: Annotated[str | None, _axis("--seeds", help="How many seeds, or which (0,1,5).", default="1")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Bring images to this size.", show_default=False)] = None,
-    limit_train: Annotated[int | None, typer.Option(help="Train on so many images only.", show_default=False)] = None,
-    limit_eval: Annotated[
-        int | None, typer.Option(help="Validate and test on so many images only.", show_default=False)
-    ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be read.")] = False,
-    split_seed: Annotated[
-        int | None, _axis("--split-seed", help="Seed of the split, where the data has none.", default="0")
-    ] = None,
-    plugins: Annotated[
-        str | None, typer.Option("--plugin", help="Modules to import first, for norms of your own.", show_default=False)
-    ] = None,
-    baseline: Annotated[
-        str | None, typer.Option(help="Compare with this norm instead of the best.", show_default=False)
-    ] = None,
+    spec: Any,
+    directory: Path,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time.", show_default="one per core")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each.", show_default="cores / jobs")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda (all GPUs), or cuda:0,cuda:1.")] = "auto",
     per_gpu: Annotated[int, typer.Option(min=1, help="Cells that share a GPU.")] = 1,
+    baseline: Annotated[
+        str | None, typer.Option(help="Compare with this norm instead of the best.", show_default=False)
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed often.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train cells again that are done.")] = False,
-    out: Out = None,
 ) -> None:
     """Train a network with each norm on your images and say which norm to use.
 
     The same command again goes on where it stopped. Lists are separated by commas.
     """
-    given = {name: value for name, value in locals().items() if value is not None and name not in _RUN_ONLY}
-    if skip_bad is False:
-        del given["skip_bad"]
     from normlab.study.run import Options, run_study
-    from normlab.study.spec import make_spec
 
-    spec = make_spec(given)
-    directory = out or Path("runs") / (Path(spec.data).stem or "data")
     options = Options(
         jobs=jobs,
         threads=threads,
@@ -96,11 +108,61 @@ def compare(
         fail_fast=fail_fast,
         force=force,
     )
-    results = run_study(spec, directory, options)
+    try:
+        results = run_study(spec, directory, options)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
     raise typer.Exit(_conclude(results, directory))
 
 
-_RUN_ONLY = {"out", "jobs", "threads", "device", "per_gpu", "baseline", "retry_failed", "fail_fast", "force"}
+@_with_settings
+def plan(
+    spec: Any,
+    directory: Path,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time.", show_default="one per core")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each.", show_default="cores / jobs")] = None,
+) -> None:
+    """Show the cells of a comparison, which are done, and about how long the others take; train nothing."""
+    from normlab.study.overview import plan_lines
+
+    for line in plan_lines(spec, directory, jobs, threads):
+        typer.echo(line)
+
+
+def status(directory: Directory) -> None:
+    """Show how far a comparison is: cells by status, what is running, what failed and why."""
+    from normlab.study.overview import status_lines
+
+    for line in status_lines(directory):
+        typer.echo(line)
+
+
+def export(
+    directory: Directory,
+    format: Annotated[str, typer.Option(help="csv, json or parquet.")] = "csv",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to.", show_default="DIRECTORY/export.<format>")
+    ] = None,
+) -> None:
+    """Write a comparison's records as a file, also while it runs."""
+    from normlab.study.records import WRITERS, collect
+    from normlab.study.store import Store
+
+    if format not in WRITERS:
+        raise UsageError(f"--format {format!r} is not known; expected one of: {', '.join(WRITERS)}")
+    path = output or directory / f"export.{format}"
+    with Store(directory, readonly=True) as store:
+        WRITERS[format](collect(store), path)
+    typer.echo(f"records: {path}")
+
+
+def _read_spec(data: str | None, config: Path | None, flags: dict[str, Any]) -> Any:
+    """The spec that the file and the flags describe together."""
+    from normlab.study.spec import make_spec, merge, plural, read_config
+
+    given = {name: value for name, value in {"data": data, **flags}.items() if value not in (None, [])}
+    return make_spec(given if config is None else merge(plural(read_config(config)), given, config))
 
 
 def _conclude(results: dict[str, Any], directory: Path) -> int:

@@ -19,7 +19,7 @@ from normlab.study.store import Store, StoredCell
 
 POLL_SECONDS = 0.5
 MOST_FAILURES = 3  # of a cell, over all runs, before it is left alone
-MOST_LOSSES = 3  # of a cell's process, in one run, before the cell counts as failed
+MOST_LOSSES = 3  # of a cell's process, without an epoch in between, before the cell counts as failed
 
 
 class Listener(Protocol):
@@ -105,6 +105,7 @@ class Driver:
         kind = event["event"]
         if kind == "epoch":
             if self.store.add_epoch(job.id, event["record"]):
+                self._lost.pop(job.id, None)
                 self.listener.epoch(job, event["record"])
         elif kind == "notice":
             self.listener.notice(f"{job.cell.label()}: {event['text']}")

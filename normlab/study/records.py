@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from normlab.errors import DataError
-from normlab.study.store import Store
+from normlab.study.store import NothingSelected, Store
 from normlab.study.verdict import judge
 
 JSON, CSV = "results.json", "results.csv"
@@ -34,7 +33,7 @@ def collect(store: Store) -> dict[str, Any]:
     """Everything about the study begun last: its cells with their epochs, environment, and verdict."""
     study = store.latest_study()
     if study is None:
-        raise DataError(f"{store.path} holds no study yet")
+        raise NothingSelected(f"{store.path} holds no study yet; start one with `normlab compare`")
     spec, facts, ids = study
     cells = []
     for stored in store.cells(ids):
@@ -94,6 +93,9 @@ def write_parquet(results: dict[str, Any], path: Path) -> None:
     temporary = path.with_name(path.name + ".part")
     parquet.write_table(table, temporary)
     os.replace(temporary, path)
+
+
+WRITERS = {"csv": write_csv, "json": write_json, "parquet": write_parquet}
 
 
 def rows(results: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from normlab.data import Dataset
-from normlab.errors import DataError, NormlabError, UsageError
+from normlab.errors import DataError, UsageError
 from normlab.study.console import Bars, PlainLines, make_console
 from normlab.study.driver import Driver
 from normlab.study.environment import command_line, describe_machine
@@ -20,16 +21,9 @@ from normlab.study.locks import CellLocks
 from normlab.study.records import write_results
 from normlab.study.source import open_data
 from normlab.study.spec import StudySpec
-from normlab.study.store import FINISHED, LOCKS, Store, StoredCell
-
+from normlab.study.store import FINISHED, LOCKS, Store, StoreBusy, StoredCell
 
 CHECKPOINTS = "checkpoints"
-
-
-class NothingSelected(NormlabError):
-    """There is not a single cell to look at (exit code 5)."""
-
-    exit_code = 5
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,7 @@ def run_study(
         store, locks = open_directory(directory, stack)
         ids = store.begin_study(spec.model_dump(mode="json"), study_facts(dataset, options), cells, dataset.hash)
         if options.force:
-            _forget(store, locks, ids)
+            _forget(store, locks, ids, directory)
         done = sum(c.status in FINISHED for c in store.cells(ids))
         if done:
             console.notice(f"{done} of {len(ids)} cells are done already")
@@ -167,9 +161,8 @@ def find_devices(wanted: str) -> list[str]:
     names = there if wanted == "cuda" else wanted.split(",")
     missing = [name for name in names if name not in there]
     if missing or not names:
-        raise UsageError(
-            f"--device {wanted!r}: {', '.join(missing) or 'a GPU'} is not there; there are: {', '.join(['cpu', *there])}"
-        )
+        absent = ", ".join(missing) or "a GPU"
+        raise UsageError(f"--device {wanted!r}: {absent} is not there; there are: {', '.join(['cpu', *there])}")
     return names
 
 
@@ -180,9 +173,15 @@ def _job_maker(spec: StudySpec, directory: Path) -> Callable[[StoredCell], Job]:
     )
 
 
-def _forget(store: Store, locks: CellLocks, ids: list[int]) -> None:
-    """Take the cells back to the beginning, except those that somebody is training."""
-    mine = [cell for cell in ids if locks.acquire(cell)]
-    store.forget(mine)
-    for cell in mine:
-        locks.release(cell)
+def _forget(store: Store, locks: CellLocks, ids: list[int], directory: Path) -> None:
+    """Take cells back to the beginning. Raises StoreBusy if somebody is training one of them."""
+    held = [cell for cell in ids if locks.acquire(cell)]
+    try:
+        if len(held) < len(ids):
+            raise StoreBusy(f"--force: another process is training cells in {directory}; wait for it, or stop it")
+        store.forget(held)
+        for stored in store.cells(held):
+            shutil.rmtree(directory / CHECKPOINTS / stored.key, ignore_errors=True)
+    finally:
+        for cell in held:
+            locks.release(cell)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from normlab.errors import UsageError
 from normlab.study.schedule import check_schedule
@@ -18,6 +18,16 @@ from normlab.study.schedule import check_schedule
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 AUGMENTATIONS = ("crop", "flip")
 DEFAULT_NORMS = ("bn", "in", "bin", "ln", "gn", "none", "torch-bn")
+_SINGULAR = {
+    "norm": "norms",
+    "model": "models",
+    "batch_size": "batch_sizes",
+    "optimizer": "optimizers",
+    "lr": "lrs",
+    "weight_decay": "weight_decays",
+    "seed": "seeds",
+    "plugin": "plugins",
+}
 TRAINING_CODE = 1  # raise it when a change to the training code changes what a cell learns
 
 
@@ -138,6 +148,12 @@ class StudySpec(BaseModel):
     def _known_schedule(cls, schedule: str) -> str:
         return check_schedule(schedule)
 
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> StudySpec:
+        if "momentum" in self.model_fields_set and "sgd" not in self.optimizers:
+            raise ValueError(f"momentum is for sgd, which is not among the optimizers ({', '.join(self.optimizers)})")
+        return self
+
     def data_choice(self) -> DataChoice:
         """Which images this study is about; a path is made absolute, so that workers find it."""
         source = str(Path(self.data).resolve()) if Path(self.data).exists() else self.data
@@ -161,10 +177,42 @@ class StudySpec(BaseModel):
         return list(dict.fromkeys(cells))
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a TOML or YAML file. Raises UsageError if it is neither."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"--config {path} cannot be read: {e}") from None
+    try:
+        values = _parse_config(text, path.suffix)
+    except ValueError as e:
+        raise UsageError(f"--config {path} is not what its name says: {e}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"--config {path}: expected settings by name, as in `norms = ['bn', 'gn']`")
+    return values
+
+
+def merge(config: dict[str, Any], flags: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Settings of a file and of the command line together; raises UsageError for one that is given twice."""
+    twice = [name for name in flags if name in config and config[name] != flags[name]]
+    if twice:
+        told = "; ".join(f"{n} is {config[n]!r} in {path} and {flags[n]!r} on the command line" for n in twice)
+        raise UsageError(f"{told}; give it in one place")
+    return config | flags
+
+
+def plural(values: dict[str, Any]) -> dict[str, Any]:
+    """The same settings under their full names: `lr` is `lrs`. Raises UsageError if both are there."""
+    both = [name for name in _SINGULAR if name in values and _SINGULAR[name] in values]
+    if both:
+        raise UsageError(f"{both[0]} and {_SINGULAR[both[0]]} are the same setting; give one of them")
+    return {_SINGULAR.get(name, name): value for name, value in values.items()}
+
+
 def make_spec(values: dict[str, Any]) -> StudySpec:
     """A checked spec; raises UsageError that names every field that is wrong, what came and what was expected."""
     try:
-        return StudySpec.model_validate(values)
+        return StudySpec.model_validate(plural(values))
     except ValidationError as e:
         raise UsageError("; ".join(_explain(error) for error in e.errors())) from None
 
@@ -174,7 +222,22 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"{field}: there is no such setting; expected one of: {', '.join(StudySpec.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{field}: {message} (got {error['input']!r})"
+    return f"{field}: {message} (got {error['input']!r})" if field else message
+
+
+def _parse_config(text: str, suffix: str) -> Any:
+    if suffix == ".toml":
+        import tomllib
+
+        return tomllib.loads(text)
+    if suffix in (".yaml", ".yml"):
+        import yaml  # type: ignore[import-untyped]
+
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as e:
+            raise ValueError(str(e).replace("\n", " ")) from None
+    raise ValueError(f"expected a name that ends in .toml, .yaml or .yml, got {suffix!r}")
 
 
 def _all_known(names: Iterable[str], known: tuple[str, ...]) -> tuple[str, ...]:

@@ -77,6 +77,12 @@ class StoreBusy(NormlabError):
     exit_code = 4
 
 
+class NothingSelected(NormlabError):
+    """There is not a single cell to look at (exit code 5)."""
+
+    exit_code = 5
+
+
 @dataclass(frozen=True)
 class StoredCell:
     """A row of the table of cells."""
