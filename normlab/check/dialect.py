@@ -48,6 +48,7 @@ class Setup:
     precise: bool
     described: dict[str, Any]
     quick: bool = False
+    elements: int | None = None
 
     def rng(self) -> np.random.Generator:
         return np.random.default_rng(2024)

@@ -176,3 +176,11 @@ def compact(a: Any) -> str:
     """An array in few characters."""
     text = np.array2string(np.asarray(a), precision=5, separator=", ", threshold=24, max_line_width=10_000)
     return " ".join(text.split())
+
+
+def torch_layer(setup: Setup, **changes: Any) -> Any:
+    """A fresh torch subject; raises Unsupported for targets that are no torch Modules."""
+    layer = setup.subject.fresh(**changes)
+    if layer.form != "torch Module":
+        raise Unsupported("for torch Modules alone")
+    return layer

@@ -122,6 +122,15 @@ class Subject(ABC):
         """Overwrite the running statistics."""
 
     @property
+    def tape(self) -> Any:
+        """What the last forward pass left for its backward pass; assign it to go back to an earlier pass."""
+        raise Unsupported("the target keeps its forward pass to itself")
+
+    @tape.setter
+    def tape(self, tape: Any) -> None:
+        raise Unsupported("the target keeps its forward pass to itself")
+
+    @property
     def declared(self) -> dict[str, float]:
         """What the target says of itself: eps, momentum."""
         return {}

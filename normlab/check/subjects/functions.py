@@ -132,7 +132,7 @@ class FunctionSubject(Subject):
         if self.style.library is None:
             return self._find_library(x, training)
         args = self._arguments(x, training)
-        first: Any = np.array(x)
+        first: Any = np.array(x) if x.flags.c_contiguous else x  # a strided input is handed on as it is
         if self.style.library == "torch":
             import torch
 
@@ -207,6 +207,14 @@ class FunctionSubject(Subject):
                 raise TargetFailure(f"backward returned d{role} of shape {g.shape}; expected {size} values")
             out[role] = np.zeros(size) if g is None else g.astype(np.float64).reshape(-1)
         return out
+
+    @property
+    def tape(self) -> dict[str, Any]:
+        return self._last
+
+    @tape.setter
+    def tape(self, tape: dict[str, Any]) -> None:
+        self._last = tape
 
     # --- state ---
 

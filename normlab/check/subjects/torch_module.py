@@ -126,6 +126,14 @@ class TorchSubject(Subject):
             out[role] = np.zeros(p.numel()) if g is None else from_torch(g).reshape(-1)
         return out
 
+    @property
+    def tape(self) -> Any:
+        return self._graph
+
+    @tape.setter
+    def tape(self, tape: Any) -> None:
+        self._graph = tape
+
     # --- state ---
 
     def _tensors(self) -> dict[str, torch.Tensor]:
