@@ -45,8 +45,7 @@ _LAYOUTS = (
 def find_cifar(tree: Tree) -> tuple[str, Layout] | None:
     """The folder inside the tree ("" or ending in "/") and the layout found there, if its name files are."""
     present = set(tree.names)
-    for name in tree.names:
-        base = name[: name.rfind("/") + 1]
+    for base in sorted({name[: name.rfind("/") + 1] for name in tree.names}):
         for layout in _LAYOUTS:
             batches = [base + batch in present for batch in layout.train + layout.test]
             # "train" and "test" alone could be anything; batch files could not

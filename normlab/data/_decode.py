@@ -145,7 +145,7 @@ def _shape(source: Source, request: Request, bad: Bad) -> tuple[Shape, tuple[str
         return (channels, asked, asked), ()
     if len(sizes) == 1:
         return (channels, *sizes.pop()), ()
-    small, large = min(sizes, key=math.prod), max(sizes, key=math.prod)
+    small, *_, large = sorted(sizes, key=lambda size: (math.prod(size), size))
     note = (
         f"images differ in size, from {small[1]} x {small[0]} to {large[1]} x {large[0]} pixels; each was cropped "
         f"about its centre and resized to {DEFAULT_SIZE} x {DEFAULT_SIZE} (image_size chooses another size)"

@@ -62,7 +62,9 @@ def load(
     if not (image_size is None or (_is_integer(image_size) and 1 <= image_size <= MAX_SIZE)):
         raise UsageError(f"image_size is {image_size!r}; expected an integer from 1 to {MAX_SIZE}, in pixels")
     size = None if image_size is None else int(image_size)
-    if os.fspath(source) == "digits":
+    if not isinstance(source, (str, os.PathLike)):
+        raise UsageError(f"data source {source!r} is neither a path nor a name. {UNDERSTOOD}")
+    if source == "digits":
         return _digits(int(seed), size)
 
     path = _existing(source)
@@ -85,13 +87,13 @@ def _is_integer(value: object) -> TypeGuard[int]:
 
 
 def _existing(source: str | os.PathLike[str]) -> Path:
-    text = os.fspath(source)
-    path = Path(text).expanduser()
+    text = str(source)
     try:
+        path = Path(text).expanduser()
         if text and "\0" not in text and path.exists():
             return path
-    except OSError as error:  # a name too long, a folder that may not be entered
-        raise UsageError(f"data source {text!r}: {error.strerror}. {UNDERSTOOD}") from error
+    except (OSError, RuntimeError) as error:  # a name too long, a folder that may not be entered, ~nobody
+        raise UsageError(f"data source {text!r}: {getattr(error, 'strerror', None) or error}. {UNDERSTOOD}") from error
     hint = "; did you mean 'digits'?" if difflib.get_close_matches(text.lower(), ["digits"]) else ""
     raise UsageError(f"data source {text!r} is neither an existing path nor a known name{hint}. {UNDERSTOOD}")
 

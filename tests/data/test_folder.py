@@ -265,7 +265,7 @@ def test_splits_that_disagree(root, load):
 
 
 def test_what_does_not_exist_is_a_usage_error_that_lists_what_is_understood(tmp_path, load):
-    for source in (tmp_path / "nothing", "digts", "", "a\0b", "x" * 5000):
+    for source in (tmp_path / "nothing", "digts", "", "a\0b", "x" * 5000, "~nobody at all/x", 7):
         with pytest.raises(UsageError, match=r"(?s)Understood are:.*digits.*npz.*Parquet") as caught:
             load(source)
         assert caught.value.exit_code == 2
