@@ -8,12 +8,8 @@ depth 6n + 2 for small images, three stages of 16, 32 and 64 channels. Images of
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import re
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +18,9 @@ from torch.nn import functional
 
 from normlab.errors import UsageError
 from normlab.layers import make_norm
+from normlab.model_names import SHORTCUTS, own_factory, parse_resnet
 
 NormConstructor = Callable[[int], nn.Module]
-SHORTCUTS = ("projection", "zero-padding")
 _LARGE = 64  # pixels; beyond this the stem shrinks the image four times before the first stage
 
 
@@ -145,41 +141,18 @@ def build_model(
     """
     constructor = norm if callable(norm) else _constructor(norm)
     common: dict[str, Any] = {"image_size": image_size, "dropout": dropout}
-    factory = _own_factory(spec)
+    factory = own_factory(spec)
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
         aside = _aside(constructor)
         if factory is None:
-            depth, options = _parse_resnet(spec)
+            depth, options = parse_resnet(spec)
             return ResNet(depth, aside, num_classes, in_channels, **common, **options)
         model = factory(aside, num_classes, in_channels, **_accepted(factory, spec, common))
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {spec!r} returned {type(model).__name__}; expected a torch.nn.Module")
     return model
-
-
-def check_model(spec: str) -> None:
-    """Raise UsageError if `build_model` would not know this name."""
-    if _own_factory(spec) is None:
-        _parse_resnet(spec)
-
-
-def source_of(spec: str) -> Path | None:
-    """The file that a user's own model lives in, or None for the built-in ones."""
-    factory = _own_factory(spec)
-    return None if factory is None else Path(inspect.getfile(inspect.unwrap(factory)))
-
-
-def import_from_here(module: str, what: str) -> Any:
-    """Import a module by name, the working directory included; raises UsageError saying what was asked for."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        return importlib.import_module(module)
-    except ImportError as e:
-        raise UsageError(f"{what}: cannot import {module!r} ({e}); is it installed, or in {here}?") from e
 
 
 def _small_stem(norm: NormConstructor, in_channels: int, width: int) -> nn.Sequential:
@@ -217,41 +190,6 @@ def _aside(norm: NormConstructor) -> NormConstructor:
             torch.set_rng_state(state)
 
     return construct
-
-
-def _parse_resnet(spec: str) -> tuple[int, dict[str, Any]]:
-    name, _, rest = spec.partition(":")
-    match = re.fullmatch(r"resnet(\d+)", name)
-    if match is None:
-        raise UsageError(
-            f"model {spec!r} is not known; expected resnet8, resnet14, resnet20, ... or package.module:factory"
-        )
-    depth = int(match[1])
-    if depth < 8 or (depth - 2) % 6:
-        raise UsageError(f"model {name!r}: the depth must be 6n + 2, as in resnet8, resnet14, resnet20")
-    options: dict[str, Any] = {}
-    for item in filter(None, rest.split(":")):
-        key, _, value = item.partition("=")
-        if key == "shortcut" and value in SHORTCUTS:
-            options[key] = value
-        elif key == "width" and value.isdigit() and int(value) > 0:
-            options[key] = int(value)
-        else:
-            raise UsageError(
-                f"model {spec!r}: {item!r} is not an option; "
-                f"expected shortcut={'|'.join(SHORTCUTS)} or width=<channels>"
-            )
-    return depth, options
-
-
-def _own_factory(spec: str) -> Callable[..., Any] | None:
-    module, colon, name = spec.partition(":")
-    if not colon or "=" in name or re.fullmatch(r"resnet\d+", module):
-        return None
-    factory = getattr(import_from_here(module, f"model {spec!r}"), name, None)
-    if not callable(factory):
-        raise UsageError(f"model {spec!r}: module {module!r} has no function or class {name!r}")
-    return factory
 
 
 def _accepted(factory: Callable[..., Any], spec: str, common: dict[str, Any]) -> dict[str, Any]:

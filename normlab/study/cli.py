@@ -91,6 +91,7 @@ def compare(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed often.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train cells again that are done.")] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html.")] = False,
 ) -> None:
     """Train a network with each norm on your images and say which norm to use.
 
@@ -107,13 +108,14 @@ def compare(
         retry_failed=retry_failed,
         fail_fast=fail_fast,
         force=force,
+        report=not no_report,
     )
     try:
         results = run_study(spec, directory, options)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
-    raise typer.Exit(_conclude(results, directory))
+    raise typer.Exit(_conclude(results, directory, not no_report))
 
 
 @_with_settings
@@ -165,11 +167,13 @@ def _read_spec(data: str | None, config: Path | None, flags: dict[str, Any]) -> 
     return make_spec(given if config is None else merge(plural(read_config(config)), given, config))
 
 
-def _conclude(results: dict[str, Any], directory: Path) -> int:
+def _conclude(results: dict[str, Any], directory: Path, report: bool) -> int:
     """Print the verdict and where the report is; answer the exit code."""
     verdict = results["verdict"]
     typer.echo(verdict["sentence"])
     for warning in verdict["warnings"]:
         typer.echo(f"warning: {warning}")
-    typer.echo(f"report: {directory / 'report.html'}")
+    typer.echo(f"records: {directory / 'results.json'}")
+    if report:
+        typer.echo(f"report: {directory / 'report.html'}")
     return 1 if any(cell["status"] not in ("done", "diverged") for cell in results["cells"]) else 0

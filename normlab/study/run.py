@@ -24,6 +24,7 @@ from normlab.study.spec import StudySpec
 from normlab.study.store import FINISHED, LOCKS, Store, StoreBusy, StoredCell
 
 CHECKPOINTS = "checkpoints"
+_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # where none of these is, torch need not be asked
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def run_study(
 
 def check_names(spec: StudySpec, baseline: str | None = None) -> None:
     """Import the spec's plug-ins and raise UsageError for a norm or model that nobody knows."""
-    from normlab.models import check_model, import_from_here
+    from normlab.model_names import check_model, import_from_here
     from normlab.norms import parse
 
     for plugin in spec.plugins:
@@ -152,6 +153,8 @@ def make_executor(
 def find_devices(wanted: str) -> list[str]:
     """Names of the devices to train on. Raises UsageError for one that is not there."""
     if wanted == "cpu":
+        return ["cpu"]
+    if wanted == "auto" and not any(Path(gpu).exists() for gpu in _GPU_DRIVERS):
         return ["cpu"]
     import torch
 

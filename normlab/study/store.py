@@ -31,7 +31,7 @@ FINISHED = ("done", "diverged")
 MIGRATIONS = (
     """
     CREATE TABLE cells (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        id INTEGER PRIMARY KEY,
         key TEXT NOT NULL UNIQUE,
         config TEXT NOT NULL,
         status TEXT NOT NULL DEFAULT 'pending',
@@ -125,6 +125,11 @@ class Store:
                 raise StoreBusy(
                     f"{self.path} was written by a newer normlab (schema {version}, this one knows "
                     f"{len(MIGRATIONS)}); update normlab, or choose another --out"
+                )
+            if readonly and version < len(MIGRATIONS):
+                self._db.close()
+                raise DataError(
+                    f"{self.path} is empty yet, or of an older normlab; `normlab compare` with this --out brings it up to date"
                 )
             if not readonly:
                 self._db.execute("PRAGMA journal_mode = WAL")

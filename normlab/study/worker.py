@@ -44,7 +44,7 @@ def work(jobs: queue.Queue[dict[str, Any]], emit: Any, threads: int, device: str
     """Train job after job, for ever."""
     import torch
 
-    from normlab.models import import_from_here
+    from normlab.model_names import import_from_here
     from normlab.study.jobs import Job, failure, run_job
     from normlab.study.source import open_data
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 
 from normlab.data import Dataset, Split
 from normlab.study.spec import Cell
+
+from .processes import STARTED
 
 torch.set_num_threads(1)
 
@@ -41,6 +44,16 @@ def corner_set(train: int = 128) -> Dataset:
 @pytest.fixture(scope="session")
 def dataset() -> Dataset:
     return corner_set()
+
+
+@pytest.fixture(autouse=True)
+def nobody_stays() -> Iterator[None]:
+    """Whatever a test started is gone when it ends, however it ends."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()
 
 
 def make_cell(**changes: Any) -> Cell:

@@ -1,0 +1,155 @@
+"""Checkpoints: taking up again is bit-identical, damage is noticed, and a full disk leaves what was there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from normlab.data import Dataset
+from normlab.study import checkpoint
+from normlab.study.cell import Training, train_cell
+from normlab.study.checkpoint import FINAL, CheckpointDirectory, Damaged, read_state, write_state
+
+from .conftest import make_cell
+
+
+class Cut(Exception):
+    """The power goes."""
+
+
+class CutAfter(CheckpointDirectory):
+    """Keeps a state after every `every` steps too, and loses power after `last` states."""
+
+    def __init__(self, directory: Path, last: int, every: int = 3) -> None:
+        super().__init__(directory, notice=lambda text: None)
+        self.last, self.every_steps, self.steps, self.kept = last, every, 0, 0
+
+    def due(self) -> bool:
+        self.steps += 1
+        return self.steps % self.every_steps == 0
+
+    def keep(self, training: Training) -> None:
+        super().keep(training)
+        self.kept += 1
+        if self.kept == self.last:
+            raise Cut
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return read_state(directory / FINAL)[0]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
+def test_a_training_cut_anywhere_ends_as_if_it_had_not_been(dataset: Dataset, tmp_path: Path, optimizer: str) -> None:
+    cell = make_cell(
+        norm="bin", optimizer=optimizer, lr=1e-2, augment="crop,flip", dropout=0.2, schedule="cosine", epochs=3
+    )
+    whole = train_cell(cell, dataset, checkpoints=CheckpointDirectory(tmp_path / "whole", print))
+    cuts = 0
+    while True:
+        heard: list[dict[str, Any]] = []
+        try:
+            outcome = train_cell(cell, dataset, on_epoch=heard.append, checkpoints=CutAfter(tmp_path / "cut", last=2))
+            break
+        except Cut:
+            cuts += 1
+    assert cuts >= 3, "it was not cut often enough to show anything"
+    assert [r["epoch"] for r in heard] == [1, 2, 3], "a training taken up again replays its past"
+    assert outcome.test == whole.test
+    for a, b in zip(outcome.epochs, whole.epochs, strict=True):
+        assert {k: v for k, v in a.items() if "second" not in k} == {k: v for k, v in b.items() if "second" not in k}
+    expected = weights(tmp_path / "whole")
+    assert expected
+    for name, found in weights(tmp_path / "cut").items():
+        assert torch.equal(found, expected[name]), name
+
+
+def test_a_finished_training_is_not_trained_again(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = CheckpointDirectory(tmp_path, print)
+    first = train_cell(make_cell(), dataset, checkpoints=checkpoints)
+    monkeypatch.setattr(Training, "step", None)
+    second = train_cell(make_cell(), dataset, checkpoints=checkpoints)
+    assert second == first
+    assert [p.name for p in tmp_path.iterdir()] == [FINAL]
+
+
+def test_two_states_are_kept(dataset: Dataset, tmp_path: Path) -> None:
+    train_cell(make_cell(epochs=4), dataset, checkpoints=CheckpointDirectory(tmp_path, print), until=3)
+    assert sorted(p.name[:6] for p in tmp_path.iterdir()) == ["000002", "000003"]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "one bit", "empty", "another file", "another training"])
+def test_a_damaged_state_is_told_and_the_one_before_taken(dataset: Dataset, tmp_path: Path, damage: str) -> None:
+    cell = make_cell(epochs=4)
+    train_cell(cell, dataset, checkpoints=CheckpointDirectory(tmp_path, print), until=3)
+    latest = max(tmp_path.iterdir())
+    data = bytearray(latest.read_bytes())
+    if damage == "cut short":
+        latest.write_bytes(data[: len(data) // 2])
+    elif damage == "one bit":
+        data[-100] ^= 1
+        latest.write_bytes(data)
+    elif damage == "empty":
+        latest.write_bytes(b"")
+    elif damage == "another file":
+        latest.write_bytes(b"PK\x03\x04 something else altogether" * 50)
+    else:
+        train_cell(make_cell(seed=9), dataset, checkpoints=CheckpointDirectory(tmp_path / "other", print), until=1)
+        latest.write_bytes(next((tmp_path / "other").iterdir()).read_bytes())
+    heard: list[str] = []
+    training = Training(cell, dataset)
+    CheckpointDirectory(tmp_path, heard.append).restore(training)
+    assert len(training.records) == 2
+    assert len(heard) == 1
+    assert "damaged" in heard[0]
+    assert "going back" in heard[0]
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    torch.save({"model": Bomb()}, tmp_path / "000001-00000000.safetensors")
+    with pytest.raises(Damaged):
+        read_state(tmp_path / "000001-00000000.safetensors")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_failed_write_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.safetensors"
+    write_state(path, {"x": torch.zeros(3)}, {"n": 1})
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_state(path, {"x": torch.ones(3)}, {"n": 2})
+    tensors, facts = read_state(path)
+    assert torch.equal(tensors["x"], torch.zeros(3))
+    assert facts == {"n": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_the_file_is_synced_before_it_gets_its_name_and_the_directory_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(handle: int) -> None:
+        calls.append("directory" if os.path.isdir(f"/proc/self/fd/{handle}") else "file")
+        fsync(handle)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", note_fsync)
+    monkeypatch.setattr(checkpoint.os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
+    write_state(tmp_path / "state.safetensors", {"x": torch.zeros(1)}, {})
+    assert calls == ["file", "rename", "directory"]

@@ -1,0 +1,118 @@
+"""Real processes, really killed: nothing is lost, nothing is done twice, nobody is left behind."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from normlab.study.store import Store
+
+from .processes import alive, children, epochs_recorded, kill, progress, results, run, start, wait_until, weights
+
+EPOCHS = 60
+STUDY = ("--norms", "bn,gn", "--epochs", str(EPOCHS), "--jobs", "2", "--threads", "1", "--augment", "crop,flip")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    found, expected = weights(a), weights(b)
+    assert found.keys() == expected.keys()
+    return all(torch.equal(found[key][name], t) for key in expected for name, t in expected[key].items())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study as it goes when nothing happens."""
+    directory = tmp_path_factory.mktemp("undisturbed") / "study"
+    code, said = run(*STUDY, directory=directory)
+    assert code == 0, said
+    return directory
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_workers_and_drivers_leave_no_trace(undisturbed: Path, tmp_path: Path) -> None:
+    random.seed(20)
+    directory = tmp_path / "study"
+    driver = start(*STUDY, directory=directory)
+    rounds = ["workers"] * 7 + ["driver"] * 6
+    random.shuffle(rounds)
+    before: dict[int, int] = {}
+    killed = 0
+    for victims in rounds:
+
+        def all_moved_on(before: dict[int, int] = before) -> dict[int, int]:
+            now = progress(directory, unfinished=True)
+            return now if all(epochs > before.get(cell, 0) for cell, epochs in now.items()) else {}
+
+        before = wait_until(all_moved_on)
+        time.sleep(random.uniform(0, 0.05))
+        workers = children(driver.pid)
+        if victims == "workers":
+            for worker in workers:
+                kill(worker)
+            killed += len(workers)
+        else:
+            kill(driver.pid)
+            driver.wait()
+            wait_until(lambda workers=workers: not any(alive(w) for w in workers), seconds=5)
+            driver = start(*STUDY, directory=directory)
+            killed += 1
+    assert driver.wait(timeout=120) == 0, (tmp_path / "study.log").read_text()
+    assert killed >= 20
+    for cell in results(directory)["cells"]:
+        assert cell["status"] == "done"
+        assert [r["epoch"] for r in cell["epochs"]] == list(range(1, EPOCHS + 1))
+    assert same_weights(directory, undisturbed)
+    for a, b in zip(results(directory)["cells"], results(undisturbed)["cells"], strict=True):
+        assert a["test"] == b["test"]
+        assert [r["val_loss"] for r in a["epochs"]] == [r["val_loss"] for r in b["epochs"]]
+
+
+def test_other_training_leaves_other_weights(undisturbed: Path, tmp_path: Path) -> None:
+    """The comparison of weights above can fail."""
+    directory = tmp_path / "study"
+    code, said = run(*STUDY[:2], "--epochs", str(EPOCHS), "--jobs", "1", "--augment", "none", directory=directory)
+    assert code == 0, said
+    for a, b in zip(weights(directory).values(), weights(undisturbed).values(), strict=True):
+        assert not all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_the_same_command_again_trains_nothing(undisturbed: Path) -> None:
+    before = results(undisturbed)
+    started = time.monotonic()
+    code, said = run(*STUDY, directory=undisturbed)
+    assert code == 0
+    assert "2 of 2 cells are done already" in said
+    assert results(undisturbed)["cells"] == before["cells"]
+    assert time.monotonic() - started < 60
+
+
+def test_an_interrupt_ends_it_with_130_and_nobody_is_left(tmp_path: Path) -> None:
+    directory = tmp_path / "study"
+    driver = start(*STUDY[:2], "--epochs", "500", "--jobs", "2", directory=directory)
+    wait_until(lambda: epochs_recorded(directory) > 1)
+    workers = children(driver.pid)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(timeout=20) == 130
+    assert "Traceback" not in (tmp_path / "study.log").read_text()
+    wait_until(lambda: not any(alive(w) for w in workers), seconds=5)
+    with Store(directory, readonly=True) as store:
+        assert {c.status for c in store.cells()} == {"running"}
+
+
+def test_two_drivers_share_the_cells_of_one_store(tmp_path: Path) -> None:
+    directory = tmp_path / "study"
+    flags = ("--norms", "bn,in,gn,none", "--seeds", "2", "--epochs", "3", "--lr", "0.01", "--jobs", "1")
+    both = [start(*flags, directory=directory) for _ in range(2)]
+    assert [driver.wait(timeout=120) for driver in both] == [0, 0], (tmp_path / "study.log").read_text()
+    with Store(directory, readonly=True) as store:
+        cells = store.cells()
+        attempts = [store.attempts(c.id) for c in cells]
+    assert len(cells) == 8
+    assert all(c.status == "done" for c in cells)
+    assert all(len(a) == 1 for a in attempts), "a cell was trained twice"
+    assert len({a["pid"] for of_cell in attempts for a in of_cell}) == 2, "one driver did it all"
