@@ -26,12 +26,13 @@ import numpy as np
 
 Array = Any  # a NumPy array or a torch tensor; the two share the arithmetic used here
 Value = Any  # an Array, a Grid or a number
+_LIBRARIES = ("torch", "torch.nn.parameter", "normlab.program")
 
 
 class Grid:
     """A grid that remembers how it was computed, for reverse-mode differentiation.
 
-    Supports `+ - * /`, `**` by a number, and the functions of this module (`sqrt`, `exp`, `maximum`,
+    Supports `+ - * /`, `**` by a number, and the functions of this module (`sqrt`, `rsqrt`, `exp`, `maximum`,
     `average`, `stop_gradient`). `value` is the array itself.
     """
 
@@ -69,11 +70,13 @@ class Grid:
 
     def __truediv__(self, other: Value) -> Grid:
         a, b = self.value, raw(other)
-        return _record(a / b, (self, lambda g: g / b), (other, lambda g: -g * a / (b * b)))
+        ratio = a / b
+        return _record(ratio, (self, lambda g: g / b), (other, lambda g: -(g / b) * ratio))
 
     def __rtruediv__(self, other: Value) -> Grid:
         a, b = raw(other), self.value
-        return _record(a / b, (self, lambda g: -g * a / (b * b)))
+        ratio = a / b
+        return _record(ratio, (self, lambda g: -(g / b) * ratio))
 
     def __pow__(self, power: float) -> Grid:
         a = self.value
@@ -91,6 +94,13 @@ def sqrt(v: Value) -> Any:
     return _record(root, (v, lambda g: g / (2 * root)))
 
 
+def rsqrt(v: Value) -> Any:
+    """One over the square root of a grid."""
+    a = raw(v)
+    root = library(a).rsqrt(a) if hasattr(library(a), "rsqrt") else 1 / np.sqrt(a)
+    return _record(root, (v, lambda g: g * (root * root) * (-0.5 * root)))
+
+
 def exp(v: Value) -> Any:
     """Exponential of a grid."""
     power = library(raw(v)).exp(raw(v))
@@ -101,7 +111,8 @@ def maximum(v: Value, bound: float) -> Any:
     """The larger of a grid and a number; its derivative is zero where the number wins."""
     a = raw(v)
     keep = a > bound
-    return _record(library(a).where(keep, a, bound), (v, lambda g: g * keep))
+    larger = a.clip(min=bound) if hasattr(a, "clip") else library(a).maximum(a, bound)
+    return _record(larger, (v, lambda g: g * keep))
 
 
 def stop_gradient(v: Value) -> Any:
@@ -230,7 +241,7 @@ class Moments:
 
 def standardize(m: Moments, p: SimpleNamespace) -> Affine:
     """The map to mean `bias` and standard deviation `weight`: weight * (x - mean) / sqrt(var + eps) + bias."""
-    return Affine(p.weight / sqrt(m.var + p.eps), m.mean, p.bias)
+    return Affine(p.weight * rsqrt(m.var + p.eps), m.mean, p.bias)
 
 
 def pull_back(tape: list, seeds: list[tuple[Value, Array]]) -> Callable[[Value], Any]:
@@ -286,8 +297,9 @@ def _record(result: Array, *inputs: tuple[Value, Callable[[Array], Array]]) -> A
 
 
 def library(a: Array) -> Any:
-    """The array library that a belongs to: the module numpy or torch."""
-    return sys.modules["torch"] if type(a).__module__.startswith("torch") else np
+    """The array library that a belongs to: numpy, torch, or the symbols of `normlab.program`."""
+    home = type(a).__module__
+    return sys.modules["torch" if home.startswith("torch") else home] if home in _LIBRARIES else np
 
 
 def _broadcast(a: Array, shape: tuple[int, ...]) -> Array:
@@ -295,6 +307,8 @@ def _broadcast(a: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _group_mean(a: Array, groups: int) -> Array:
+    if hasattr(a, "group_mean"):
+        return a.group_mean(groups)
     n, channels = a.shape
     mean = a.reshape(n, groups, channels // groups).mean(2, keepdims=True)
     return _broadcast(mean, (n, groups, channels // groups)).reshape(n, channels)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from normlab import norms, stages
+from normlab.application import Recipe
 from normlab.errors import UsageError
 from normlab.grid import update_running
 
@@ -128,9 +129,16 @@ class Norm(nn.Module):
             )
 
     def _normalize(self, x: Tensor, entry: norms.NormEntry, use_batch: bool, update: bool) -> Tensor:
-        running = None if use_batch else (self.running_mean, self.running_var)
+        running = None
+        if not use_batch:
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            running = (self.running_mean, self.running_var)
         parameters = {k: v for k in entry.parameters if (v := getattr(self, k)) is not None}
-        call = _Call(entry, tuple(parameters), use_batch, running, self.eps, self.options)
+        recipe = stages.recipe(
+            entry.name, tuple(self.options.items()), tuple(parameters), use_batch, running is not None
+        )
+        call = _Call(recipe, running, self.eps)
         y = _Normalize.apply(x, call, *parameters.values())
         if update and call.batch is not None:
             self._update_running(call.batch)
@@ -347,7 +355,7 @@ class LayerNorm(nn.Module):
             )
         whole_sample = x.dim() > 2 and len(self.normalized_shape) == x.dim() - 1
         if whole_sample and not x.is_contiguous():  # keeps channels-last as it is
-            y = _Normalize.apply(x, _Call(norms.describe("ln"), (), True, None, self.eps, {}))
+            y = _Normalize.apply(x, _Call(stages.recipe("ln", (), (), True, False), None, self.eps))
         else:  # each sample, or position, is one plane
             rows = x.reshape(-1, 1, math.prod(self.normalized_shape))
             y = _Normalize.apply(rows, _Call(norms.describe("in"), (), True, None, self.eps, {})).reshape(
@@ -426,12 +434,9 @@ def constrain(model: nn.Module) -> None:
 class _Call:
     """The constants of one application, and on return what it learned of the batch."""
 
-    entry: norms.NormEntry
-    names: tuple[str, ...]
-    use_batch: bool
-    running: tuple[Tensor | None, Tensor | None] | None
+    recipe: Recipe
+    running: tuple[Tensor, Tensor] | None
     eps: float
-    options: dict[str, Any]
     batch: tuple[Any, Any, int] | None = None
 
 
@@ -440,44 +445,21 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, call: _Call, *parameters: Tensor) -> Tensor:
-        layout = stages.Layout.of(x, call.entry.per_channel)
-        x = layout.dense(x)
-        y = torch.empty_like(x)
-        running = None if call.running is None else tuple(_array(v) for v in call.running if v is not None)
-        _, cache = stages.forward(
-            call.entry,
-            _array(x),
-            {name: _array(p) for name, p in zip(call.names, parameters, strict=True)},
-            training=call.use_batch,
-            running=running,  # type: ignore[arg-type]
-            eps=call.eps,
-            options=call.options,
-            out=_array(y),
-        )
+        params = {k: p.detach() for k, p in zip(call.recipe.names, parameters, strict=True)}
+        y, cache = stages.forward(call.recipe, x.detach(), params, running=call.running, eps=call.eps)
         call.batch = cache.batch
         # x travels as a saved tensor, so that a change in place is noticed and checkpointing can drop it
-        ctx.save_for_backward(x, *parameters)
-        ctx.cache = replace(cache, x=None)
+        ctx.save_for_backward(cache.x if cache.x.data_ptr() != x.data_ptr() else x, *parameters)
+        cache.x = None
+        ctx.cache = cache
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, *parameters = ctx.saved_tensors
-        cache = replace(ctx.cache, x=ctx.cache.layout.planes(_array(x)))
-        dx = torch.empty_like(x)
-        _, grads = stages.backward(_array(cache.layout.dense(dy)), cache, out=_array(dx))
-        answers = (
-            torch.as_tensor(grads[name], device=p.device)
-            for name, p in zip(cache.params, parameters, strict=True)
-        )
-        return (dx, None, *answers)
-
-
-def _array(t: Tensor) -> Any:
-    """What the stages compute on: a NumPy view of a CPU tensor where NumPy has the dtype, else the tensor."""
-    t = t.detach()
-    return t.numpy() if t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) else t
+        cache = replace(ctx.cache, x=ctx.saved_tensors[0].detach())
+        dx, grads = stages.backward(dy, cache)
+        return (dx, None, *grads.values())
 
 
 def _check_positions(layer: Norm, x: Tensor) -> None:

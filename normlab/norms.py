@@ -39,7 +39,7 @@ class Learned:
     decay: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NormEntry:
     """One norm: either a grid function or, for a layer that is not of this family, a module factory."""
 

@@ -3,50 +3,42 @@
     forward:   x -> moments -> grid function -> affine -> y
     backward:  dy -> dots -> vector-Jacobian product of the grid function -> combine -> dx
 
-With y = scale * (x - center) + shift per plane, S elements per plane, and D0, D1 the plane's sums of dy and of
-dy * (x - center), the grid receives dshift = D0, dscale = D1, dcenter = -scale * D0 and answers dmean and dvar;
-then
-
-    dx = scale * dy + (2 dvar / S) * (x - mean) + dmean / S.
+Here an (N, C, *) array becomes planes, as it lies in memory; `normlab.planes` does the rest.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from normlab.grid import Affine, Array, Grid, Moments, library, pull_back, raw
-from normlab.norms import NormEntry, describe, resolve_options
-from normlab.planes import Kernels, kernels_for
-from normlab.planes.reference import wide_dtype
-
-# a weight or bias that is left out leaves the normalized value alone
-_NEUTRAL = {"weight": 1.0, "bias": 0.0}
+from normlab.application import Recipe
+from normlab.grid import Array, library
+from normlab.norms import describe, resolve_options
+from normlab.planes import Backend, serving
 
 
 @dataclass
 class Cache:
-    """What the backward pass needs, and what the forward pass learned about the batch."""
+    """What the backward pass needs, and what the forward pass learned about the batch.
+
+    `x` is the input, dense in `layout`; whoever keeps it elsewhere may take it out, and put it back for `backward`.
+    """
 
     x: Array
     layout: Layout
-    kernels: Kernels
+    backend: Backend
     params: Mapping[str, Array]
-    map: Affine = field(default_factory=lambda: Affine(1.0))
-    moments: Moments | None = None
-    measured: list[Grid] = field(default_factory=list)
-    learned: dict[str, Grid] = field(default_factory=dict)
-    tape: list = field(default_factory=list)
+    saved: Any = None
 
     @property
     def batch(self) -> tuple[Array, Array, int] | None:
         """(mean (C,), biased variance (C,), count) of the batch, where the norm pooled over it in training."""
-        found = None if self.moments is None else self.moments.batch
+        found = None if self.saved is None else self.saved.batch
         return None if found is None else (found[0].reshape(-1), found[1].reshape(-1), found[2])
 
 
@@ -64,8 +56,12 @@ class Layout:
     @classmethod
     def of(cls, x: Array, foldable: bool) -> Layout:
         """The layout in which x is dense, or channels-first if there is none."""
-        first, last = _is_dense(x), _is_dense(_channels_last(x))
-        return cls(channels_last=last and (foldable or not first), folded=last and foldable)
+        first = _is_dense(x)
+        if first and not foldable:
+            return _FIRST
+        if not _is_dense(_channels_last(x)):
+            return _FIRST
+        return _FOLDED if foldable else _LAST
 
     def dense(self, x: Array) -> Array:
         """x itself if it is dense in this layout, else a copy that is."""
@@ -75,8 +71,10 @@ class Layout:
         return x if _is_dense(last) else library(x).moveaxis(_copy(last), -1, 1)
 
     def planes(self, x: Array) -> Array:
-        """View of a dense x as (N, C, S)."""
+        """View of a dense x as (N, C, S); of a CPU tensor whose dtype NumPy has, as a NumPy array."""
         n, channels, size = x.shape[0], x.shape[1], math.prod(x.shape[2:])
+        if not isinstance(x, np.ndarray) and x.device.type == "cpu" and str(x.dtype) in _NUMPY_DTYPES:
+            x = x.numpy()
         if not self.channels_last:
             return x.reshape(n, channels, size)
         if self.folded:
@@ -84,8 +82,23 @@ class Layout:
         return _channels_last(x).reshape(n, size, channels).swapaxes(1, 2)
 
 
+_FIRST, _LAST, _FOLDED = Layout(False, False), Layout(True, False), Layout(True, True)
+_NUMPY_DTYPES = ("torch.float32", "torch.float64")
+
+
+@cache
+def recipe(
+    norm: str, options: tuple[tuple[str, Any], ...], names: tuple[str, ...], training: bool, has_running: bool
+) -> Recipe:
+    """What is to be computed, by the norm's name; the options are complete (`normlab.norms.resolve_options`)."""
+    entry = describe(norm)
+    if entry.grid is None:
+        raise ValueError(f"norm {norm!r} is a module of its own: it has no grid function")
+    return Recipe(entry, options, names, training, has_running)
+
+
 def forward(
-    norm: str | NormEntry,
+    norm: str | Recipe,
     x: Array,
     params: Mapping[str, Array],
     *,
@@ -93,73 +106,43 @@ def forward(
     running: tuple[Array, Array] | None = None,
     eps: float = 1e-5,
     options: Mapping[str, Any] | None = None,
-    out: Array | None = None,
 ) -> tuple[Array, Cache]:
     """Normalize x (N, C, *), of 2 to 5 dimensions; answers (y, cache), y of x's shape, dtype and memory order.
 
     `params` maps the norm's parameter names to arrays (C,); a weight or bias left out is not applied. `running`
     = (mean (C,), var (C,)) stands in for batch statistics when not training. x is a NumPy array or a torch tensor
-    (for tensors with an autograd history see `normlab.layers`); one that is dense in neither memory order is
-    copied. `out`, where y is written, must lie in memory as x does.
+    without an autograd history (for others see `normlab.layers`); one that is dense in neither memory order is
+    copied.
     """
-    entry = describe(norm) if isinstance(norm, str) else norm
-    if entry.grid is None:
-        raise ValueError(f"norm {entry.name!r} is a module of its own: it has no grid function")
-    layout = Layout.of(x, entry.per_channel)
+    if isinstance(norm, str):
+        chosen = resolve_options(describe(norm), x.shape[1], options or {})
+        norm = recipe(norm, tuple(chosen.items()), tuple(params), training, running is not None)
+    layout = Layout.of(x, norm.entry.per_channel)
     x = layout.dense(x)
-    y = library(x).empty_like(x) if out is None else out
-    planes = layout.planes(x)
-    cache = Cache(planes, layout, kernels_for(x), params)
-    if 0 in planes.shape:
-        return y, cache
-    n, channels, size = planes.shape
-
-    def measure() -> tuple[Grid, Grid]:
-        cache.measured = [Grid(v, cache.tape) for v in cache.kernels.moments(planes)]
-        return cache.measured[0], cache.measured[1]
-
-    fixed = None if running is None else (_row(running[0], planes), _row(running[1], planes))
-    cache.moments = Moments(measure, (n, channels), size, training=training, running=fixed)
-    cache.learned = {name: Grid(_row(v, planes), cache.tape) for name, v in params.items()}
-    absent = {k: _NEUTRAL.get(k, v.initial) for k, v in entry.parameters.items() if k not in params}
-    p = SimpleNamespace(eps=eps, **cache.learned, **absent)
-    cache.map = entry.grid(cache.moments, p, **resolve_options(entry, channels, options or {}))
-    scale, center, shift = (_array(v, planes) for v in (cache.map.scale, cache.map.center, cache.map.shift))
-    cache.kernels.affine(planes, scale, center, shift, layout.planes(y))
+    y = library(x).empty_like(x)
+    cache = Cache(x, layout, serving(x), params)
+    if 0 not in x.shape:
+        cache.saved = cache.backend.forward(norm, layout.planes(x), params, running, eps, layout.planes(y))
     return y, cache
 
 
-def backward(dy: Array, cache: Cache, out: Array | None = None) -> tuple[Array, dict[str, Array]]:
-    """Gradients of sum(dy * y): (dx, {parameter name: gradient (C,), of the parameter's dtype}).
+def backward(dy: Array, cache: Cache) -> tuple[Array, dict[str, Array]]:
+    """Gradients of sum(dy * y): (dx, {parameter name: gradient, of the parameter's shape and dtype}).
 
     Statistics that were constants of the forward pass (running ones) have no gradient through them.
     """
-    dy = cache.layout.dense(dy)
-    dx = library(dy).empty_like(dy) if out is None else out
-    if 0 in cache.x.shape:
+    layout = cache.layout
+    dy = layout.dense(dy)
+    dx = library(cache.x).empty_like(cache.x)
+    if cache.saved is None:  # an empty batch
         return dx, {name: 0 * v for name, v in cache.params.items()}
-    g, x = cache.layout.planes(dy), cache.x
-    scale, center = _array(cache.map.scale, x), _array(cache.map.center, x)
-    sum_g, sum_gx = cache.kernels.dots(g, x, center)
-    seeds = [(cache.map.shift, sum_g), (cache.map.scale, sum_gx), (cache.map.center, -scale * sum_g)]
-    cotangent = pull_back(cache.tape, seeds)
-    dmean, dvar = (cotangent(v) for v in cache.measured) if cache.measured else (None, None)
-    b = c = None
-    if dmean is not None or dvar is not None:
-        mean, size = raw(cache.measured[0]), x.shape[2]
-        nothing = library(mean).zeros_like(mean)
-        b = nothing if dvar is None else dvar * (2 / size)
-        c = (nothing if dmean is None else dmean / size) + b * (center - mean)
-    cache.kernels.combine(g, x, center, scale, b, c, cache.layout.planes(dx))
-    grads = {}
-    for name, leaf in cache.learned.items():
-        grad = cotangent(leaf)
-        grads[name] = _cast(0 * leaf.value if grad is None else grad, cache.params[name])
-    return dx, grads
+    grads = cache.backend.backward(cache.saved, layout.planes(cache.x), layout.planes(dy), layout.planes(dx))
+    return dx, {name: _like(g, v) for g, (name, v) in zip(grads, cache.params.items(), strict=True)}
 
 
 def _channels_last(x: Array) -> Array:
-    return library(x).moveaxis(x, 1, -1)
+    axes = (0, *range(2, x.ndim), 1)
+    return x.transpose(axes) if isinstance(x, np.ndarray) else x.permute(axes)
 
 
 def _is_dense(x: Array) -> bool:
@@ -170,22 +153,11 @@ def _copy(x: Array) -> Array:
     return np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x.contiguous()
 
 
-def _row(v: Array, planes: Array) -> Array:
-    """Numbers per channel as a grid (1, C), in the precision of the grid."""
-    if isinstance(planes, np.ndarray):
-        return np.asarray(v, dtype=np.float64).reshape(1, -1)
-    return v.detach().to(planes.device, wide_dtype(planes)).reshape(1, -1)
-
-
-def _array(v: Any, planes: Array) -> Array:
-    """The array behind a value; a bare number becomes a (1, 1) grid."""
-    a = raw(v)
-    if isinstance(a, int | float):
-        return _row(library(planes).full((1,), float(a)), planes)
-    return a
-
-
-def _cast(grad: Array, param: Array) -> Array:
-    """A (1, C) or (1, 1) cotangent as a gradient of the parameter's shape and dtype."""
-    grad = grad.reshape(param.shape)
-    return grad.astype(param.dtype) if isinstance(grad, np.ndarray) else grad.to(param.dtype)
+def _like(grad: Array, param: Array) -> Array:
+    """A gradient in the parameter's shape, dtype and library; that of a single number comes repeated per channel."""
+    if grad.size != math.prod(param.shape) if isinstance(grad, np.ndarray) else grad.numel() != param.numel():
+        grad = grad.reshape(-1)[: math.prod(param.shape)]
+    if isinstance(param, np.ndarray):
+        return grad.reshape(param.shape).astype(param.dtype, copy=False)
+    grad = library(param).from_numpy(grad) if isinstance(grad, np.ndarray) else grad
+    return grad.reshape(param.shape).to(param.dtype)

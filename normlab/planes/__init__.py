@@ -1,17 +1,21 @@
-"""The kernels that touch whole tensors, and the choice of who runs them.
+"""The code that touches whole tensors, and the choice of who runs it.
 
-A backend is a module with four functions. `x`, `g` and `out` are (N, C, S) views in either memory order
-(S contiguous: channels-first; C contiguous: channels-last); `center`, `scale`, `shift`, `a`, `b`, `c` are grids
-that broadcast to (N, C), in at least the precision of x.
+Four kernels carry the family. x, g and y are planes (N, C, S); the rest are grids that broadcast to (N, C):
 
-| kernel | reads | answers |
-|---|---|---|
-| `moments(x)` | x | mean and biased variance of each plane, (N, C), centred: never E[x^2] - E[x]^2 |
-| `affine(x, scale, center, shift, out)` | x | out = scale * (x - center) + shift |
-| `dots(g, x, center)` | g, x | the sums over each plane of g and of g * (x - center), (N, C) |
-| `combine(g, x, center, a, b, c, out)` | g, x | out = a * g + b * (x - center) + c |
+| kernel | answers |
+|---|---|
+| moments(x) | mean and biased variance of each plane, centred: never E[x^2] - E[x]^2 |
+| affine(x, scale, center, shift) | y = scale * (x - center) + shift |
+| dots(g, x, center) | the sums over each plane of g and of g * (x - center) |
+| combine(g, x, center, a, b, c) | dx = a * g + b * (x - center) + c |
 
-`b` of `combine` may be None (nothing depends on the moments): then x is not read and c is zero.
+A backend is a module that runs them, with the norm's grid function in between, forward and backward:
+
+    forward(recipe, x, params, running, eps, out) -> saved      saved.batch = (mean, biased var, count) or None
+    backward(saved, x, g, out) -> gradients of the parameters, in the order of `params`
+
+where x, g and out are (N, C, S) views that lie alike in memory: S contiguous (channels-first) or C contiguous
+(channels-last).
 
 | backend | serves |
 |---|---|
@@ -27,9 +31,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from importlib import import_module
 from typing import Any, Protocol
 
+from normlab.application import Recipe
 from normlab.errors import UsageError
 
 BACKENDS = ("numba_cpu", "reference")
@@ -41,13 +47,11 @@ class BackendWarning(UserWarning):
     """A slower backend serves because the fast one does not take this input; given once per reason."""
 
 
-class Kernels(Protocol):
+class Backend(Protocol):
     """What a backend module offers; see the module docstring for the contract."""
 
-    def moments(self, x: Any) -> tuple[Any, Any]: ...
-    def affine(self, x: Any, scale: Any, center: Any, shift: Any, out: Any) -> None: ...
-    def dots(self, g: Any, x: Any, center: Any) -> tuple[Any, Any]: ...
-    def combine(self, g: Any, x: Any, center: Any, a: Any, b: Any, c: Any, out: Any) -> None: ...
+    def forward(self, recipe: Recipe, x: Any, params: Any, running: Any, eps: float, out: Any) -> Any: ...
+    def backward(self, saved: Any, x: Any, g: Any, out: Any) -> list[Any]: ...
 
 
 def backend_for(x: Any) -> str:
@@ -70,8 +74,8 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def kernels_for(x: Any) -> Kernels:
-    """The kernels that serve x; says once, per reason, when that is not the fast backend of its device."""
+def serving(x: Any) -> Backend:
+    """The backend module that serves x; says once, per reason, when that is not the fast backend of its device."""
     name = backend_for(x)
     reason = _unfit_for_numba(x)
     if reason is not None:
@@ -80,14 +84,22 @@ def kernels_for(x: Any) -> Kernels:
         if _forced.get() is None and reason not in _told:
             _told.add(reason)
             warnings.warn(f"normlab: {reason} is served by the slower 'reference' backend", BackendWarning, 4)
-    return import_module(f"normlab.planes.{name}")  # type: ignore[return-value]
+    return _module(f"normlab.planes.{name}")
 
 
 def _unfit_for_numba(x: Any) -> str | None:
     """Why Numba's kernels do not take x, or None."""
-    device = getattr(x, "device", None)
-    kind = getattr(device, "type", "cpu")
-    if kind != "cpu":
-        return f"a tensor on device {kind!r}"
-    dtype = str(x.dtype).removeprefix("torch.")
-    return None if dtype in ("float32", "float64") else f"dtype {dtype}"
+    return _reason(x.dtype, str(getattr(x, "device", "cpu")))
+
+
+@cache
+def _reason(dtype: Any, device: str) -> str | None:
+    if not device.startswith("cpu"):
+        return f"a tensor on device {device!r}"
+    name = str(dtype).removeprefix("torch.")
+    return None if name in ("float32", "float64") else f"dtype {name}"
+
+
+@cache
+def _module(name: str) -> Any:
+    return import_module(name)

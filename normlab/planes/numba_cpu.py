@@ -1,327 +1,403 @@
-"""The four kernels compiled by Numba, for NumPy arrays and views of CPU tensors, float32 and float64.
+"""Compiled kernels for NumPy arrays and views of CPU tensors, float32 and float64, in both memory orders.
 
-Channels-first data is taken as rows of S contiguous elements, one plane each. Channels-last data is taken as
-S rows of C contiguous elements; so that short rows fill vector registers, several are joined into one row of
-`lanes` elements, with the grid repeated to match, and long planes are cut into chunks that fit in cache, whose
-moments are merged by Chan's formula.
+A norm that stays within samples is run a block of samples at a time: moments, grid program and affine map while the
+block is in cache, so that x is read from memory once (and g and x once in the backward pass). A norm that pools over the
+batch takes two passes, with its grid program between them. The work is cut into units that do not depend on the
+number of threads, so neither do the results.
 
-Sums are kept in float64. Elements are centred before they are scaled: the centre is rounded to the elements'
-dtype, where the subtraction is exact for elements near it, and what the rounding lost goes into the shift.
+Elements are centred before they are scaled: the centre is rounded to the elements' dtype, where the subtraction
+of an element near it is exact, and what the rounding lost goes into the shift.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from normlab.planes._threads import split
+from normlab.application import Recipe
+from normlab.planes._machine import load, perform
+from normlab.planes._rows import (
+    affine_first,
+    affine_last,
+    combine_first,
+    combine_last,
+    compiled,
+    dots_first,
+    dots_last,
+    moments_first,
+    moments_last,
+)
+from normlab.planes._threads import num_threads, split
+from normlab.program import Programs, trace
 
-_CHUNK_BYTES = (
-    1 << 17
-)  # of a channels-last plane group, read twice by `moments`: stays in the second-level cache
-_LANES = 64  # shortest joined row
-# sums may be reordered, so that they vectorize; NaN and infinity keep their meaning
-_compile = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+_CHUNK_BYTES = 1 << 17  # a unit of work: stays in the second-level cache between the two readings of `moments`
+_LANES = 256  # shortest row that channels-last rows are joined into
 
 
-def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@dataclass
+class Saved:
+    """What the backward pass needs beside x: (mean, var, scale, center) of the planes, and how it was done."""
+
+    grids: np.ndarray
+    rows: np.ndarray
+    programs: Programs
+    eps: float
+    batch: tuple[np.ndarray, np.ndarray, int] | None
+
+
+def forward(
+    recipe: Recipe, x: np.ndarray, params: dict[str, Any], running: Any, eps: float, out: np.ndarray
+) -> Saved:
     n, channels, size = x.shape
-    if _rows_first(x):
-        mean, var = np.empty(n * channels), np.empty(n * channels)
-        split(_moments_first, n * channels, x.size, _flat(x), mean, var)
-        return mean.reshape(n, channels), var.reshape(n, channels)
-    chunk = _chunk(x)
-    chunks = -(-size // chunk)
-    mean, var = np.empty((n * chunks, channels)), np.empty((n * chunks, channels))
-    split(
-        _moments_last, n * chunks, x.size, x.transpose(0, 2, 1), chunk, chunks, _joined(channels), mean, var
-    )
-    if chunks == 1:
-        return mean, var
-    share = np.full((chunks, 1), chunk / size)
-    share[-1] = 1 - (chunks - 1) * chunk / size
-    mean, var = mean.reshape(n, chunks, channels), var.reshape(n, chunks, channels)
-    pooled = (share * mean).sum(1, keepdims=True)
-    return pooled[:, 0], (share * (var + (mean - pooled) ** 2)).sum(1)
-
-
-def affine(x: np.ndarray, scale: Any, center: Any, shift: Any, out: np.ndarray) -> None:
-    near, lost = _round(center, x.dtype)
-    shift = shift + scale * lost
-    if _rows_first(x):
-        grids = _per_plane(x, scale, near, shift)
-        split(_affine_first, len(grids[0]), x.size, _flat(x), *grids, _flat(out))
-        return
-    chunk, chunks, joined = _cut(x)
-    grids = _per_lane(x, joined, scale, near, shift)
-    split(_affine_last, x.shape[0] * chunks, x.size, _last(x), chunk, chunks, joined, *grids, _last(out))
-
-
-def dots(g: np.ndarray, x: np.ndarray, center: Any) -> tuple[np.ndarray, np.ndarray]:
-    n, channels, _ = x.shape
-    near, lost = _round(center, x.dtype)
-    if _rows_first(x):
-        sum_g, sum_gx = np.empty(n * channels), np.empty(n * channels)
-        split(_dots_first, n * channels, x.size, _flat(g), _flat(x), *_per_plane(x, near), sum_g, sum_gx)
-        sum_g, sum_gx = sum_g.reshape(n, channels), sum_gx.reshape(n, channels)
+    programs = trace(recipe, n, channels)
+    program = programs.forward
+    rows = np.empty((2 + len(params), channels))
+    if running is not None:
+        rows[0], rows[1] = running
+    for row, v in zip(rows[2:], params.values(), strict=True):
+        row[:] = v
+    grids = np.empty((4, n, channels))
+    flat, y, last = *_flat(x, out), _is_last(x)
+    shape = (n, channels, size, last, _lanes(channels) if last else 0)
+    plan = (program.code, program.constants, program.registers)
+    batch = None
+    if not program.across_samples and n >= num_threads():
+        block = _block(shape, x.itemsize)
+        plan = (program.by_sample, *plan[1:])
+        args = (flat, y, shape, block, *plan, program.outputs, programs.measures, rows, eps, grids)
+        split(_forward_blocks, -(-n // block), x.size, *args)
     else:
-        chunk, chunks, joined = _cut(x)
-        sum_g, sum_gx = np.empty((n * chunks, channels)), np.empty((n * chunks, channels))
-        grid = _per_lane(x, joined, near)
-        split(_dots_last, n * chunks, x.size, _last(g), _last(x), chunk, chunks, joined, *grid, sum_g, sum_gx)
-        if chunks > 1:
-            sum_g = sum_g.reshape(n, chunks, channels).sum(1)
-            sum_gx = sum_gx.reshape(n, chunks, channels).sum(1)
-    return sum_g, sum_gx + lost * sum_g
+        cut = _cut(shape, x.itemsize)
+        if programs.measures:
+            _moments(flat, x.size, shape, cut, grids)
+        shift = np.empty((n, channels))
+        pooled = np.empty((2, channels))
+        _forward_grid(*plan, program.outputs, rows, size, eps, grids, shift, pooled)
+        split(_affine_units, n * cut[1], x.size, flat, y, shape, cut, grids[2], grids[3], shift)
+        if programs.pools_batch:
+            batch = (pooled[0], pooled[1], n * size)
+    return Saved(grids, rows, programs, eps, batch)
 
 
-def combine(g: np.ndarray, x: np.ndarray, center: Any, a: Any, b: Any, c: Any, out: np.ndarray) -> None:
-    if b is None:
-        affine(g, a, np.zeros((1, 1)), np.zeros((1, 1)), out)
-        return
-    near, lost = _round(center, x.dtype)
-    c = c + b * lost
-    if _rows_first(x):
-        grids = _per_plane(x, near, a, b, c)
-        split(_combine_first, len(grids[0]), x.size, _flat(g), _flat(x), *grids, _flat(out))
-        return
-    chunk, chunks, joined = _cut(x)
-    grids = _per_lane(x, joined, near, a, b, c)
-    split(
-        _combine_last,
-        x.shape[0] * chunks,
-        x.size,
-        _last(g),
-        _last(x),
-        chunk,
-        chunks,
-        joined,
-        *grids,
-        _last(out),
-    )
-
-
-# --- how an (N, C, S) view lies in memory ------------------------------------------------------------------------
-
-
-def _rows_first(x: np.ndarray) -> bool:
-    return x.flags.c_contiguous
-
-
-def _flat(x: np.ndarray) -> np.ndarray:
+def backward(saved: Saved, x: np.ndarray, g: np.ndarray, out: np.ndarray) -> list[np.ndarray]:
     n, channels, size = x.shape
-    return x.reshape(n * channels, size)
+    programs, program = saved.programs, saved.programs.backward
+    flat, up, dx = _flat(x, g, out)
+    last = _is_last(x)
+    shape = (n, channels, size, last, _lanes(channels) if last else 0)
+    plan = (program.code, program.constants, program.registers, program.outputs)
+    sums = np.empty((2 + len(program.outputs), n, channels))  # sum_g, sum_gx, b, c, parameters' gradients
+    if not program.across_samples and n >= num_threads():
+        block = _block(shape, x.itemsize)
+        plan = (program.by_sample, *plan[1:])
+        args = (up, flat, dx, shape, block, *plan, programs.linear, saved.rows, saved.eps, saved.grids, sums)
+        split(_backward_blocks, -(-n // block), x.size, *args)
+    else:
+        cut = _cut(shape, x.itemsize)
+        _dots(up, flat, x.size, shape, cut, saved.grids[3], sums)
+        _backward_grid(*plan, saved.rows, size, saved.eps, saved.grids, sums)
+        args = (up, flat, dx, shape, cut, programs.linear, saved.grids, sums)
+        split(_combine_units, n * cut[1], x.size, *args)
+    return list(sums[4:].sum(1) if n > 1 else sums[4:, 0])
 
 
-def _last(x: np.ndarray) -> np.ndarray:
-    return x.transpose(0, 2, 1)
+# --- how the (N, C, S) view lies in memory, and how the work is cut ------------------------------------------------------
 
 
-def _joined(channels: int) -> int:
-    """How many rows of a channels-last plane are worked on as one."""
-    return max(1, -(-_LANES // channels))
+def _is_last(x: np.ndarray) -> bool:
+    return not x.flags.c_contiguous
 
 
-def _chunk(x: np.ndarray) -> int:
-    """Rows of a channels-last plane group that are worked on at a time, a multiple of the joined ones."""
-    _, channels, size = x.shape
-    joined = _joined(channels)
-    rows = max(1, _CHUNK_BYTES // (channels * x.itemsize * joined)) * joined
-    return max(1, min(rows, size))
+def _flat(*views: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The views' memory as contiguous rows of elements."""
+    if views[0].flags.c_contiguous:
+        return tuple(v.reshape(-1) for v in views)
+    return tuple(v.transpose(0, 2, 1).reshape(-1) for v in views)
 
 
-def _cut(x: np.ndarray) -> tuple[int, int, int]:
-    chunk = _chunk(x)
-    return chunk, -(-x.shape[2] // chunk), _joined(x.shape[1])
+def _lanes(channels: int) -> int:
+    return max(1, _LANES // channels) * channels
 
 
-def _round(center: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The centre in the elements' dtype, and what the rounding lost (rounded - exact)."""
-    near = center.astype(dtype)
-    return near, near - center
+def _block(shape: tuple, itemsize: int) -> int:
+    """How many samples are worked on at a time: few enough to stay in cache, and to keep the threads evenly busy."""
+    samples, channels, size, _, _ = shape
+    return max(1, min(_CHUNK_BYTES // (channels * size * itemsize), samples // (4 * num_threads())))
 
 
-def _per_plane(x: np.ndarray, *grids: np.ndarray) -> list[np.ndarray]:
-    """Grids as one number per plane, in the elements' dtype."""
-    return [np.broadcast_to(v.astype(x.dtype, copy=False), x.shape[:2]).flatten() for v in grids]
+def _cut(shape: tuple, itemsize: int) -> tuple[int, int]:
+    """(extent, count) of the units of a sample: so many planes, or channels-last so many rows, at a time."""
+    _, channels, size, last, lanes = shape
+    if last:
+        joined = lanes // channels
+        extent = max(1, _CHUNK_BYTES // (lanes * itemsize)) * joined
+        return extent, -(-size // extent)
+    extent = max(1, _CHUNK_BYTES // max(1, size * itemsize))
+    return extent, -(-channels // extent)
 
 
-def _per_lane(x: np.ndarray, joined: int, *grids: np.ndarray) -> list[np.ndarray]:
-    """Grids as rows that match the joined rows: (N or 1, joined * C)."""
-    rows = []
-    for v in grids:
-        row = np.broadcast_to(v.astype(x.dtype, copy=False), (v.shape[0], x.shape[1]))
-        rows.append(np.tile(row, (1, joined)))
-    return rows
+# --- a block of samples at a time ------------------------------------------------------------------------------------
 
 
-# --- channels-first: x is (planes, S) ------------------------------------------------------------------------------
+@compiled
+def _forward_blocks(
+    begin: int, end: int, x: Any, y: Any, shape: Any, block: int, code: Any, constants: Any, count: int, outputs: Any,
+    measures: bool, rows: Any, eps: float, grids: Any,
+) -> None:  # fmt: skip
+    samples, channels, size, last, lanes = shape
+    registers = np.empty((count, block, channels))
+    load(registers, rows, size, eps, constants)
+    whole = size if last else channels
+    for u in range(begin, end):
+        first, stop = u * block, min((u + 1) * block, samples)
+        if measures:
+            for n in range(first, stop):
+                _moments_part(x, shape, n, 0, whole, grids[0, n], grids[1, n])
+            registers[0, : stop - first] = grids[0, first:stop]
+            registers[1, : stop - first] = grids[1, first:stop]
+        perform(code, registers)
+        grids[2, first:stop] = registers[outputs[0, 0], : stop - first]
+        grids[3, first:stop] = registers[outputs[1, 0], : stop - first]
+        for n in range(first, stop):
+            _affine_part(x, y, shape, n, 0, whole, grids[2, n], grids[3, n], registers[outputs[2, 0], n - first])
 
 
-@_compile
-def _moments_first(first: int, last: int, x: Any, mean: Any, var: Any) -> None:
-    size = x.shape[1]
-    for p in range(first, last):
-        row = x[p]
-        total = 0.0
-        for s in range(size):
-            total += np.float64(row[s])
-        m = total / size
-        square = 0.0
-        for s in range(size):
-            d = np.float64(row[s]) - m
-            square += d * d
-        mean[p] = m
-        var[p] = square / size
+@compiled
+def _backward_blocks(
+    begin: int, end: int, g: Any, x: Any, dx: Any, shape: Any, block: int, code: Any, constants: Any, count: int,
+    outputs: Any, linear: bool, rows: Any, eps: float, grids: Any, sums: Any,
+) -> None:  # fmt: skip
+    samples, channels, size, last, lanes = shape
+    registers = np.empty((count, block, channels))
+    load(registers, rows, size, eps, constants)
+    whole = size if last else channels
+    for u in range(begin, end):
+        first, stop = u * block, min((u + 1) * block, samples)
+        for n in range(first, stop):
+            _dots_part(g, x, shape, n, 0, whole, grids[3, n], sums[0, n], sums[1, n])
+        for i in range(2):
+            registers[i, : stop - first] = grids[i, first:stop]
+            registers[2 + i, : stop - first] = sums[i, first:stop]
+            registers[4 + i, : stop - first] = grids[2 + i, first:stop]
+        perform(code, registers)
+        for i in range(len(outputs)):
+            sums[2 + i, first:stop] = registers[outputs[i, 0], : stop - first]
+        for n in range(first, stop):
+            _combine_part(g, x, dx, shape, n, 0, whole, linear, grids[3, n], grids[2, n], sums[2, n], sums[3, n])
 
 
-@_compile
-def _affine_first(first: int, last: int, x: Any, scale: Any, center: Any, shift: Any, out: Any) -> None:
-    for p in range(first, last):
-        row, result = x[p], out[p]
-        a, m, t = scale[p], center[p], shift[p]
-        for s in range(row.size):
-            result[s] = a * (row[s] - m) + t
+# --- in passes over the batch --------------------------------------------------------------------------------------------
 
 
-@_compile
-def _dots_first(first: int, last: int, g: Any, x: Any, center: Any, sum_g: Any, sum_gx: Any) -> None:
-    for p in range(first, last):
-        grad, row, m = g[p], x[p], center[p]
-        total = 0.0
-        product = 0.0
-        for s in range(row.size):
-            total += np.float64(grad[s])
-            product += np.float64(grad[s]) * np.float64(row[s] - m)
-        sum_g[p] = total
-        sum_gx[p] = product
+def _moments(x: np.ndarray, elements: int, shape: tuple, cut: tuple[int, int], grids: np.ndarray) -> None:
+    n, channels, size, last, _ = shape
+    if not last or cut[1] == 1:
+        split(_moments_units, n * cut[1], elements, x, shape, cut, grids[0], grids[1])
+        return
+    parts = np.empty((2, n * cut[1], channels))
+    split(_moments_units, n * cut[1], elements, x, shape, cut, parts[0], parts[1])
+    _merge_moments(parts, cut, size, grids)
 
 
-@_compile
-def _combine_first(
-    first: int, last: int, g: Any, x: Any, center: Any, a: Any, b: Any, c: Any, out: Any
+def _dots(
+    g: np.ndarray, x: np.ndarray, elements: int, shape: tuple, cut: tuple[int, int], center: Any, sums: np.ndarray
 ) -> None:
-    for p in range(first, last):
-        grad, row, result = g[p], x[p], out[p]
-        m, a_p, b_p, c_p = center[p], a[p], b[p], c[p]
-        for s in range(row.size):
-            result[s] = a_p * grad[s] + b_p * (row[s] - m) + c_p
+    n, channels, _, last, _ = shape
+    if not last or cut[1] == 1:
+        split(_dots_units, n * cut[1], elements, g, x, shape, cut, center, sums)
+        return
+    parts = np.empty((2, n * cut[1], channels))
+    split(_dots_units, n * cut[1], elements, g, x, shape, cut, center, parts)
+    parts.reshape(2, n, cut[1], channels).sum(2, out=sums[:2])
 
 
-# --- channels-last: x is (N, S, C) -----------------------------------------------------------------------------------
+@compiled
+def _moments_units(begin: int, end: int, x: Any, shape: Any, cut: Any, mean: Any, var: Any) -> None:
+    extent, chunks = cut
+    whole = shape[2] if shape[3] else shape[1]
+    for u in range(begin, end):
+        n, p = u // chunks, u % chunks * extent
+        q = min(p + extent, whole)
+        if shape[3]:
+            _moments_part(x, shape, n, p, q, mean[u], var[u])
+        else:
+            _moments_part(x, shape, n, p, q, mean[n, p:q], var[n, p:q])
 
 
-@_compile
-def _moments_last(
-    first: int, last: int, x: Any, chunk: int, chunks: int, joined: int, mean: Any, var: Any
+@compiled
+def _merge_moments(parts: Any, cut: Any, size: int, grids: Any) -> None:
+    """Chan's formula over the chunks of each sample."""
+    extent, chunks = cut
+    for n in range(grids.shape[1]):
+        mean, var = grids[0, n], grids[1, n]
+        mean[:] = 0
+        var[:] = 0
+        for k in range(chunks):
+            share = (min((k + 1) * extent, size) - k * extent) / size
+            for c in range(mean.size):
+                mean[c] += share * parts[0, n * chunks + k, c]
+        for k in range(chunks):
+            share = (min((k + 1) * extent, size) - k * extent) / size
+            for c in range(mean.size):
+                d = parts[0, n * chunks + k, c] - mean[c]
+                var[c] += share * (parts[1, n * chunks + k, c] + d * d)
+
+
+@compiled
+def _forward_grid(
+    code: Any, constants: Any, count: int, outputs: Any, rows: Any, size: int, eps: float,
+    grids: Any, shift: Any, pooled: Any,
+) -> None:  # fmt: skip
+    samples, channels = shift.shape
+    registers = np.empty((count, samples, channels))
+    load(registers, rows, size, eps, constants)
+    registers[0] = grids[0]
+    registers[1] = grids[1]
+    perform(code, registers)
+    _store(registers, outputs[0], grids[2])
+    _store(registers, outputs[1], grids[3])
+    _store(registers, outputs[2], shift)
+    for i in range(3, len(outputs)):
+        pooled[i - 3] = registers[outputs[i, 0], 0]
+
+
+@compiled
+def _backward_grid(
+    code: Any, constants: Any, count: int, outputs: Any, rows: Any, size: int, eps: float, grids: Any, sums: Any
 ) -> None:
-    size, channels = x.shape[1], x.shape[2]
-    lanes = joined * channels
-    total = np.empty(lanes)
-    for u in range(first, last):
-        n, start = u // chunks, (u % chunks) * chunk
-        stop = min(start + chunk, size)
-        flat = x[n].reshape(size * channels)
-        begin, end = start * channels, stop * channels
-        whole = begin + (end - begin) // lanes * lanes
-        for k in range(lanes):
-            total[k] = 0.0
-        for at in range(begin, whole, lanes):
-            row = flat[at : at + lanes]
-            for k in range(lanes):
-                total[k] += np.float64(row[k])
-        for k in range(end - whole):
-            total[k] += np.float64(flat[whole + k])
-        _fold(total, mean[u], stop - start)
-        center = np.empty(lanes)
-        for k in range(lanes):
-            center[k] = mean[u, k % channels]
-            total[k] = 0.0
-        for at in range(begin, whole, lanes):
-            row = flat[at : at + lanes]
-            for k in range(lanes):
-                d = np.float64(row[k]) - center[k]
-                total[k] += d * d
-        for k in range(end - whole):
-            d = np.float64(flat[whole + k]) - center[k]
-            total[k] += d * d
-        _fold(total, var[u], stop - start)
+    _, samples, channels = sums.shape
+    registers = np.empty((count, samples, channels))
+    load(registers, rows, size, eps, constants)
+    for i in range(2):
+        registers[i] = grids[i]
+        registers[2 + i] = sums[i]
+        registers[4 + i] = grids[2 + i]
+    perform(code, registers)
+    for i in range(len(outputs)):
+        _store(registers, outputs[i], sums[2 + i])
 
 
-@_compile
-def _affine_last(
-    first: int, last: int, x: Any, chunk: int, chunks: int, joined: int,
-    scale: Any, center: Any, shift: Any, out: Any,
-) -> None:  # fmt: skip
-    size, channels = x.shape[1], x.shape[2]
-    lanes = joined * channels
-    for u in range(first, last):
-        n, start = u // chunks, (u % chunks) * chunk
-        begin, end = start * channels, min(start + chunk, size) * channels
-        flat, result = x[n].reshape(size * channels), out[n].reshape(size * channels)
-        a = scale[min(n, scale.shape[0] - 1)]
-        m = center[min(n, center.shape[0] - 1)]
-        t = shift[min(n, shift.shape[0] - 1)]
-        for at in range(begin, end, lanes):
-            row, to = flat[at : min(at + lanes, end)], result[at : min(at + lanes, end)]
-            for k in range(row.size):
-                to[k] = a[k] * (row[k] - m[k]) + t[k]
+@compiled
+def _store(registers: Any, output: Any, to: Any) -> None:
+    """Copy an output to a grid (N, C); one row for all samples is repeated."""
+    for n in range(to.shape[0]):
+        to[n] = registers[output[0], n if output[1] else 0]
 
 
-@_compile
-def _dots_last(
-    first: int, last: int, g: Any, x: Any, chunk: int, chunks: int, joined: int,
-    center: Any, sum_g: Any, sum_gx: Any,
-) -> None:  # fmt: skip
-    size, channels = x.shape[1], x.shape[2]
-    lanes = joined * channels
-    total, product = np.empty(lanes), np.empty(lanes)
-    for u in range(first, last):
-        n, start = u // chunks, (u % chunks) * chunk
-        begin, end = start * channels, min(start + chunk, size) * channels
-        grad, flat = g[n].reshape(size * channels), x[n].reshape(size * channels)
-        m = center[min(n, center.shape[0] - 1)]
-        for k in range(lanes):
-            total[k] = 0.0
-            product[k] = 0.0
-        for at in range(begin, end, lanes):
-            up, row = grad[at : min(at + lanes, end)], flat[at : min(at + lanes, end)]
-            for k in range(row.size):
-                total[k] += np.float64(up[k])
-                product[k] += np.float64(up[k]) * np.float64(row[k] - m[k])
-        _fold(total, sum_g[u], 1)
-        _fold(product, sum_gx[u], 1)
+@compiled
+def _affine_units(begin: int, end: int, x: Any, y: Any, shape: Any, cut: Any, scale: Any, center: Any, shift: Any) -> None:
+    extent, chunks = cut
+    whole = shape[2] if shape[3] else shape[1]
+    for u in range(begin, end):
+        n, p = u // chunks, u % chunks * extent
+        _affine_part(x, y, shape, n, p, min(p + extent, whole), scale[n], center[n], shift[n])
 
 
-@_compile
-def _combine_last(
-    first: int, last: int, g: Any, x: Any, chunk: int, chunks: int, joined: int,
-    center: Any, a: Any, b: Any, c: Any, out: Any,
-) -> None:  # fmt: skip
-    size, channels = x.shape[1], x.shape[2]
-    lanes = joined * channels
-    for u in range(first, last):
-        n, start = u // chunks, (u % chunks) * chunk
-        begin, end = start * channels, min(start + chunk, size) * channels
-        grad, flat = g[n].reshape(size * channels), x[n].reshape(size * channels)
-        result = out[n].reshape(size * channels)
-        m = center[min(n, center.shape[0] - 1)]
-        a_n, b_n, c_n = a[min(n, a.shape[0] - 1)], b[min(n, b.shape[0] - 1)], c[min(n, c.shape[0] - 1)]
-        for at in range(begin, end, lanes):
-            stop = min(at + lanes, end)
-            up, row, to = grad[at:stop], flat[at:stop], result[at:stop]
-            for k in range(row.size):
-                to[k] = a_n[k] * up[k] + b_n[k] * (row[k] - m[k]) + c_n[k]
+@compiled
+def _dots_units(begin: int, end: int, g: Any, x: Any, shape: Any, cut: Any, center: Any, sums: Any) -> None:
+    extent, chunks = cut
+    whole = shape[2] if shape[3] else shape[1]
+    for u in range(begin, end):
+        n, p = u // chunks, u % chunks * extent
+        q = min(p + extent, whole)
+        if shape[3]:
+            _dots_part(g, x, shape, n, p, q, center[n], sums[0, u], sums[1, u])
+        else:
+            _dots_part(g, x, shape, n, p, q, center[n], sums[0, n, p:q], sums[1, n, p:q])
 
 
-@_compile
-def _fold(lanes: Any, result: Any, count: int) -> None:
-    """Sum the joined rows' lanes into one number per channel, divided by count."""
-    channels = result.size
-    for c in range(channels):
-        total = 0.0
-        for k in range(c, lanes.size, channels):
-            total += lanes[k]
-        result[c] = total / count
+@compiled
+def _combine_units(
+    begin: int, end: int, g: Any, x: Any, dx: Any, shape: Any, cut: Any, linear: bool, grids: Any, sums: Any
+) -> None:
+    extent, chunks = cut
+    whole = shape[2] if shape[3] else shape[1]
+    for u in range(begin, end):
+        n, p = u // chunks, u % chunks * extent
+        q = min(p + extent, whole)
+        _combine_part(g, x, dx, shape, n, p, q, linear, grids[3, n], grids[2, n], sums[2, n], sums[3, n])
+
+
+# --- the four kernels on part of a sample: planes p to q, or channels-last rows p to q -------------------------------------
+
+
+@compiled
+def _moments_part(x: Any, shape: Any, n: int, p: int, q: int, mean: Any, var: Any) -> None:
+    _, channels, size, last, lanes = shape
+    if last:
+        start = n * size * channels
+        moments_last(x, start + p * channels, start + q * channels, channels, lanes, mean, var)
+    else:
+        moments_first(x, (n * channels + p) * size, q - p, size, mean, var)
+
+
+@compiled
+def _affine_part(x: Any, y: Any, shape: Any, n: int, p: int, q: int, scale: Any, center: Any, shift: Any) -> None:
+    _, channels, size, last, lanes = shape
+    count = channels if last else q - p
+    skip = 0 if last else p
+    grid = np.empty((3, max(lanes, count)), x.dtype)
+    a, m, t = grid[0], grid[1], grid[2]
+    for c in range(count):
+        m[c] = center[skip + c]
+        a[c] = scale[skip + c]
+        t[c] = shift[skip + c] + scale[skip + c] * (m[c] - center[skip + c])
+    if last:
+        _repeat(grid, channels)
+        start = n * size * channels
+        affine_last(x, start + p * channels, start + q * channels, lanes, a, m, t, y)
+    else:
+        affine_first(x, (n * channels + p) * size, count, size, a, m, t, y)
+
+
+@compiled
+def _dots_part(g: Any, x: Any, shape: Any, n: int, p: int, q: int, center: Any, sum_g: Any, sum_gx: Any) -> None:
+    _, channels, size, last, lanes = shape
+    count = channels if last else q - p
+    skip = 0 if last else p
+    grid = np.empty((1, max(lanes, count)), x.dtype)
+    for c in range(count):
+        grid[0, c] = center[skip + c]
+    if last:
+        _repeat(grid, channels)
+        start = n * size * channels
+        dots_last(g, x, start + p * channels, start + q * channels, channels, lanes, grid[0], sum_g, sum_gx)
+    else:
+        dots_first(g, x, (n * channels + p) * size, count, size, grid[0], sum_g, sum_gx)
+    for c in range(count):
+        sum_gx[c] += (grid[0, c] - center[skip + c]) * sum_g[c]
+
+
+@compiled
+def _combine_part(
+    g: Any, x: Any, dx: Any, shape: Any, n: int, p: int, q: int, linear: bool, center: Any, a: Any, b: Any, c: Any
+) -> None:
+    _, channels, size, last, lanes = shape
+    if linear:  # nothing depends on the moments: dx = a * g
+        nothing = np.zeros(channels)
+        _affine_part(g, dx, shape, n, p, q, a, nothing, nothing)
+        return
+    count = channels if last else q - p
+    skip = 0 if last else p
+    grid = np.empty((4, max(lanes, count)), x.dtype)
+    for k in range(count):
+        grid[0, k] = center[skip + k]
+        grid[1, k] = a[skip + k]
+        grid[2, k] = b[skip + k]
+        grid[3, k] = c[skip + k] + b[skip + k] * (grid[0, k] - center[skip + k])
+    if last:
+        _repeat(grid, channels)
+        start, stop = (n * size + p) * channels, (n * size + q) * channels
+        combine_last(g, x, start, stop, lanes, grid[0], grid[1], grid[2], grid[3], dx)
+    else:
+        combine_first(g, x, (n * channels + p) * size, count, size, grid[0], grid[1], grid[2], grid[3], dx)
+
+
+@compiled
+def _repeat(grid: Any, channels: int) -> None:
+    """Repeat the first `channels` numbers of every row to its end."""
+    for row in grid:
+        for at in range(channels, row.size, channels):
+            row[at : at + channels] = row[:channels]

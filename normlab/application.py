@@ -1,0 +1,82 @@
+"""A grid function applied to the moments of one input: the map forward, and its pull-back.
+
+Written once for every array library: backends apply it to NumPy arrays or torch tensors, and
+`normlab.program` to symbols, to learn the arithmetic that a compiled backend then performs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from normlab.grid import Affine, Array, Grid, Moments, Value, library, pull_back, raw
+from normlab.norms import NormEntry
+
+# a weight or bias that is left out leaves the normalized value alone
+_NEUTRAL = {"weight": 1.0, "bias": 0.0}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is to be computed: a norm, its options, which parameters it has, and whether it uses the batch."""
+
+    entry: NormEntry
+    options: tuple[tuple[str, Any], ...]
+    names: tuple[str, ...]
+    training: bool
+    has_running: bool
+
+
+class Application:
+    """The `Affine` map that a recipe answers for some moments.
+
+    `measure() -> (mean, var)`, grids (N, C); `params` and `running` are grids (1, C) or (N, C); `size` is S.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        measure: Callable[[], tuple[Array, Array]],
+        shape: tuple[int, int],
+        size: Any,
+        params: Mapping[str, Array],
+        running: tuple[Array, Array] | None,
+        eps: Any,
+    ) -> None:
+        self.tape: list = []
+        self.measured: tuple[Grid, ...] = ()
+        self.size = size
+
+        def moments() -> tuple[Grid, Grid]:
+            mean, var = measure()
+            self.measured = Grid(mean, self.tape), Grid(var, self.tape)
+            return self.measured
+
+        self.moments = Moments(moments, shape, size, training=recipe.training, running=running)
+        self.learned = {name: Grid(v, self.tape) for name, v in params.items()}
+        entry = recipe.entry
+        assert entry.grid is not None
+        absent = {k: _NEUTRAL.get(k, v.initial) for k, v in entry.parameters.items() if k not in params}
+        p = SimpleNamespace(eps=eps, **self.learned, **absent)
+        self.map: Affine = entry.grid(self.moments, p, **dict(recipe.options))
+
+    def pull(self, scale: Array, center: Array, sum_g: Array, sum_gx: Array) -> tuple[Any, Any, dict[str, Value]]:
+        """(b, c, {parameter: cotangent}) such that dx = scale * g + b * (x - center) + c.
+
+        With D0, D1 the plane's sums of g and of g * (x - center), the grid receives dshift = D0, dscale = D1 and
+        dcenter = -scale * D0. It answers dmean and dvar, which a plane of S elements feels as
+        dmean / S + (2 dvar / S) * (x - mean). b and c are None where nothing depends on the moments.
+        """
+        seeds = [(self.map.shift, sum_g), (self.map.scale, sum_gx), (self.map.center, -scale * sum_g)]
+        cotangent = pull_back(self.tape, seeds)
+        grads = {name: cotangent(leaf) for name, leaf in self.learned.items()}
+        dmean, dvar = (cotangent(v) for v in self.measured) if self.measured else (None, None)
+        if dmean is None and dvar is None:
+            return None, None, grads
+        mean = raw(self.measured[0])
+        nothing = library(mean).zeros_like(mean)
+        b = nothing if dvar is None else dvar * (2 / self.size)
+        c = (nothing if dmean is None else dmean / self.size) + b * (center - mean)
+        return b, c, grads
