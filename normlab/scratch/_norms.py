@@ -93,9 +93,17 @@ def layernorm_forward(
     """Layer normalization: every sample is standardized over its features; training and testing are alike.
 
     x (N, D), gamma and beta (D,); out (N, D). `ln_param`: eps (default 1e-5). Ba et al., arXiv:1607.06450.
+
+    To the kernels a sample is one plane of D elements; gamma and beta, which vary within it, are applied after.
     """
     x = check.floats("x", x, ("N", "D"))
-    return _forward("ln", x, gamma, beta, (x.shape[1],), ln_param, "ln_param")
+    gamma = check.like("gamma", gamma, x, (x.shape[1],))
+    beta = check.like("beta", beta, x, (x.shape[1],))
+    xhat, cache = stages.forward("in", x[:, None], {}, eps=_eps(ln_param, "ln_param"))
+    xhat = xhat.reshape(x.shape)
+    out = gamma * xhat
+    out += beta
+    return out, {"stages": cache, "x": x, "gamma": gamma, "xhat": xhat}
 
 
 def layernorm_backward(dout: np.ndarray, cache: Cache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -103,7 +111,9 @@ def layernorm_backward(dout: np.ndarray, cache: Cache) -> tuple[np.ndarray, np.n
 
     With g = gamma * dout, dx = 1 / std * (g - mean(g) - xhat * mean(g * xhat)), means over the features.
     """
-    return _backward(dout, cache, ("N", "D"))
+    x, gamma, dout = _unpack(dout, cache, ("N", "D"))
+    dx, _ = stages.backward((dout * gamma)[:, None], cache["stages"])
+    return dx.reshape(x.shape), (dout * cache["xhat"]).sum(0), dout.sum(0)
 
 
 def spatial_batchnorm_forward(
@@ -183,10 +193,14 @@ def _forward(
     running: Any = None,
 ) -> tuple[np.ndarray, Cache]:
     gamma, beta = check.like("gamma", gamma, x, shape), check.like("beta", beta, x, shape)
-    eps = check.number(f"{param_name}['eps']", param.get("eps", 1e-5), 0, float("inf"))
+    eps = _eps(param, param_name)
     params = {"weight": gamma.reshape(-1), "bias": beta.reshape(-1)}
     out, cache = stages.forward(norm, x, params, training=training, running=running, eps=eps, options=options)
     return out, {"stages": cache, "x": x, "gamma": gamma, "eps": eps}
+
+
+def _eps(param: Mapping[str, Any], name: str) -> float:
+    return check.number(f"{name}['eps']", param.get("eps", 1e-5), 0, float("inf"))
 
 
 def _unpack(dout: np.ndarray, cache: Cache, shape: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,30 +15,42 @@ _compile = njit(nogil=True, cache=True, error_model="numpy")
 def pool(first, last, x, win, out, where):
     """The maximum of every window of the planes x[first:last] (H, W), and its place in the plane.
 
-    The first of several equal ones counts; NaN is larger than anything, and stays.
+    The first of several equal ones counts; NaN is larger than anything, and stays. A row of windows is served
+    together, one element of each at a time: gathered first, then compared without branches, which vectorizes.
     """
     columns = x.shape[2]
+    values = np.empty(win.out_width, x.dtype)
+    best = np.empty(win.out_width, x.dtype)
+    offset = np.empty(win.out_width, np.int32)  # of the best, from the first element of its window
     for plane in range(first, last):
-        image = x[plane]
         for i in range(win.out_height):
-            top = i * win.stride
+            for k in range(win.height):
+                for m in range(win.width):
+                    source = x[plane, i * win.stride + k, m :: win.stride]
+                    here = np.int32(k * columns + m)
+                    for j in range(win.out_width):
+                        values[j] = source[j]
+                    if k == 0 and m == 0:
+                        for j in range(win.out_width):
+                            best[j], offset[j] = values[j], here
+                    else:
+                        for j in range(win.out_width):
+                            new, old = values[j], best[j]
+                            better = (new > old) | ((new != new) & (old == old))
+                            best[j] = new if better else old
+                            offset[j] = here if better else offset[j]
+            start = i * win.stride * columns
             for j in range(win.out_width):
-                left = j * win.stride
-                best, place = image[top, left], top * columns + left
-                for k in range(win.height):
-                    for m in range(win.width):
-                        value = image[top + k, left + m]
-                        if value > best or (value != value and best == best):
-                            best, place = value, (top + k) * columns + left + m
-                out[plane, i, j] = best
-                where[plane, i, j] = place
+                out[plane, i, j] = best[j]
+                where[plane, i, j] = start + j * win.stride + offset[j]
 
 
 @_compile
 def unpool(first, last, dout, where, dx):
     """Adds every dout[plane] to the places of dx[plane] (H * W) that its outputs came from."""
+    zero = dx.dtype.type(0)
     for plane in range(first, last):
-        dx[plane] = np.zeros(1, dx.dtype)[0]
+        dx[plane] = zero
         for i in range(dout.shape[1]):
             for j in range(dout.shape[2]):
                 dx[plane, where[plane, i, j]] += dout[plane, i, j]

@@ -1,0 +1,23 @@
+"""Published experiments as commands: each re-runs one and says, finding by finding, whether it holds.
+
+An experiment is a module of `normlab.reproduce.experiments` with a function `run(setting) -> Result`; a row in
+`EXPERIMENTS` names it. `normlab reproduce` runs it and writes a page, its figures and its numbers.
+"""
+
+from __future__ import annotations
+
+# name -> what it does; its module is normlab.reproduce.experiments.NAME with underscores
+EXPERIMENTS = {
+    "gradients": "Every hand-written gradient against numerical ones; what normalization leaves of mean and std.",
+    "optimizers": "SGD, momentum, RMSProp and Adam on a six-layer network.",
+    "lr-by-weight-scale": "A grid of learning rates and weight scales, then an automatic search at the same budget.",
+    "batchnorm": "A deep network on 1,000 images, with and without batch normalization.",
+    "batchnorm-backward-speed": "The step-by-step backward pass of batch norm against the simplified one.",
+    "weight-scale": "Twenty scales of the initial weights, with and without batch normalization.",
+    "batch-size": "Batch and layer normalization at batch sizes 5, 10 and 50.",
+    "dropout": "Dropout: the gap between training and validation, both kinds, and with normalization.",
+    "convnet": "A small convolutional network: overfits 100 images; with and without normalization.",
+    "convolution-filters": "Two photographs through grayscale and edge filters, as convolutions.",
+    "convolution-speed": "Convolution by nested loops, compiled, and by torch.",
+    "open-ended": "A convolutional network in torch, as Module and Sequential, and its settings varied.",
+}

@@ -1,0 +1,53 @@
+"""The command line of `normlab reproduce`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from normlab.errors import UsageError
+from normlab.reproduce import EXPERIMENTS
+
+
+def main(
+    name: Annotated[str | None, typer.Argument(help="Which experiment; --list names them.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Name the experiments and exit.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Run every experiment, each into OUT/NAME.")] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Images to train on, anything that `compare` reads; digits without it.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds (default: 2 quick, 5 full).", min=1)] = None,
+    scale: Annotated[str, typer.Option(help="quick (seconds) or full (as published; minutes).")] = "quick",
+    out: Annotated[Path | None, typer.Option(help="Folder for the page, its figures and its numbers.")] = None,
+) -> None:
+    """Re-run a published experiment and say whether its findings hold."""
+    if list_:
+        for key, summary in EXPERIMENTS.items():
+            typer.echo(f"{key:26}{summary}")
+        return
+    if all_ == (name is not None):
+        raise UsageError("reproduce takes the NAME of one experiment, or --all; --list names them")
+    if out is None:
+        raise UsageError("reproduce needs --out DIR, a folder for the page; it is made if it does not exist")
+    from normlab.reproduce import page
+    from normlab.reproduce.experiment import Setting, run
+    from normlab.study.environment import command_line
+
+    setting = Setting(
+        data=data,
+        seeds=seeds or (5 if scale == "full" else 2),
+        scale=scale,
+        say=lambda text: typer.echo(f"  {text}", err=True),
+    )
+    for key in [name] if name else EXPERIMENTS:
+        typer.echo(f"{key}:", err=True)
+        start = time.perf_counter()
+        result = run(key, setting)
+        folder = out / key if all_ else out
+        path = page.write(key, result, setting, folder, command_line(), time.perf_counter() - start)
+        for line in page.lines(result.findings):
+            typer.echo(line)
+        typer.echo(f"written to {path}")

@@ -1,0 +1,67 @@
+"""The two backward passes of batch norm, timed in turn on the same arrays."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from normlab.reproduce import verdicts
+from normlab.reproduce.charts import bars
+from normlab.reproduce.experiment import Result, Setting
+from normlab.reproduce.timing import best_of
+from normlab.scratch.gradient_check import rel_error
+from normlab.scratch.layers import batchnorm_backward, batchnorm_backward_alt, batchnorm_forward
+
+SHAPES = ((100, 500), (500, 2000))
+
+
+def run(setting: Setting) -> Result:
+    findings, records = [], []
+    repeats = setting.pick(20, 200)
+    for shape in SHAPES[: setting.pick(1, None)]:
+        ratios, differences = [], []
+        for seed in range(setting.seeds):
+            rng = np.random.RandomState(seed)
+            x, dout = 5 * rng.randn(*shape) + 12, rng.randn(*shape)
+            _, cache = batchnorm_forward(x, rng.randn(shape[1]), rng.randn(shape[1]), {"mode": "train"})
+            vanilla, simplified = best_of(
+                repeats,
+                partial(batchnorm_backward, dout, cache),
+                partial(batchnorm_backward_alt, dout, cache),
+            )
+            ratios.append(vanilla / simplified)
+            differences.append(rel_error(batchnorm_backward(dout, cache)[0], batchnorm_backward_alt(dout, cache)[0]))
+            records += [
+                {"pass": f"{name} {shape}", "seed": seed, "milliseconds": 1e3 * seconds}
+                for name, seconds in (("vanilla", vanilla), ("simplified", simplified))
+            ]
+        findings.append(
+            verdicts.beyond(
+                f"simplified is faster than vanilla, float64 {shape} (time of vanilla over simplified)",
+                "simplified is faster",
+                ratios,
+                1.0,
+                show=verdicts.times,
+            )
+        )
+        findings.append(
+            verdicts.exact(
+                f"both give the same dx, float64 {shape}",
+                "the same",
+                f"largest relative difference {max(differences):.1g}",
+                max(differences) < 1e-8,
+                "holds if the relative difference of every seed lies below 1e-8",
+            )
+        )
+    return Result(
+        findings,
+        {"timing": f"the shortest of {repeats} calls of each, taken in turn; a seed is a fresh pair of arrays"},
+        charts={"times": bars(records, "milliseconds", "pass", title="Time of one backward pass")},
+        captions={"times": "Mean and 95 % interval over seeds."},
+        notes=[
+            "The vanilla pass is array arithmetic, a step at a time; the simplified one is the compiled kernel that "
+            "the torch layers use, too."
+        ],
+        records=records,
+    )

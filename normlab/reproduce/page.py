@@ -1,0 +1,106 @@
+"""The page of a result, its figures and its numbers, written to a folder."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from normlab.errors import DataError
+from normlab.reproduce import EXPERIMENTS
+from normlab.reproduce.charts import as_spec
+from normlab.reproduce.experiment import Finding, Result, Setting
+
+
+def write(name: str, result: Result, setting: Setting, folder: Path, command: str, seconds: float) -> Path:
+    """Writes index.html, result.json and each figure (SVG and PNG, or PNG) to `folder`; answers the page's path."""
+    from normlab.study.environment import describe_machine
+
+    machine = describe_machine()
+    details = {
+        **result.setting,
+        "seeds": ", ".join(map(str, range(setting.seeds))),
+        "scale": setting.scale,
+        "command": command,
+        "time": f"{seconds:.0f} s",
+        "hardware": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB",
+        "versions": ", ".join(
+            f"{key} {machine[key]}" for key in ("normlab", "python", "numpy", "numba", "torch") if key in machine
+        ),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = [_draw(folder, key, chart, result.captions.get(key, "")) for key, chart in result.charts.items()]
+        figures += [_show(folder, key, png, result.captions.get(key, "")) for key, png in result.pictures.items()]
+        numbers = {
+            "experiment": name,
+            "question": EXPERIMENTS[name],
+            "findings": [vars(finding) for finding in result.findings],
+            "setting": details,
+            "notes": result.notes,
+            "environment": machine,
+            "records": result.records,
+        }
+        (folder / "result.json").write_text(json.dumps(_plain(numbers), indent=1, allow_nan=False) + "\n")
+        page = _template().render(
+            name=name,
+            question=EXPERIMENTS[name],
+            findings=result.findings,
+            details=details,
+            notes=result.notes,
+            figures=figures,
+            classes={"holds": "holds", "does not hold": "fails", "cannot tell": "unknown"},
+        )
+        path = folder / "index.html"
+        path.write_text(page)
+    except OSError as error:
+        raise DataError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
+    return path
+
+
+def lines(findings: list[Finding]) -> list[str]:
+    """The findings as text, a line each."""
+    return [f"{f.verdict:14} {f.claim}: reported {f.reported}; measured {f.measured}" for f in findings]
+
+
+def _draw(folder: Path, key: str, chart: Any, caption: str) -> dict[str, str]:
+    import vl_convert
+
+    spec = as_spec(chart)
+    svg = vl_convert.vegalite_to_svg(spec)
+    (folder / f"{key}.svg").write_text(svg)
+    (folder / f"{key}.png").write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
+    return {"uri": _uri("image/svg+xml", svg.encode()), "caption": caption, "key": key}
+
+
+def _show(folder: Path, key: str, png: bytes, caption: str) -> dict[str, str]:
+    (folder / f"{key}.png").write_bytes(png)
+    return {"uri": _uri("image/png", png), "caption": caption, "key": key}
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+@cache
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(resources.files("normlab.reproduce").joinpath("page.html").read_text("utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON can hold it; NaN and infinity become null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
