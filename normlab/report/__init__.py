@@ -19,15 +19,20 @@ def write(directory: Path | str) -> Path:
 
     Raises UsageError where there is no study, DataError where its records cannot be understood.
     """
-    from normlab.report import evidence, page, records, sections, theme
+    from altair.utils.schemapi import debug_mode
+
+    from normlab.report import evidence, page, raw, records, sections, theme
 
     study = records.read(directory)
-    parts = sections.build(study)
+    with debug_mode(False):  # charts are checked against the schema in tests, not at every drawing
+        parts = sections.build(study)
+    packed, left_out = raw.fitting(study.raw)
+    parts.append(sections.provenance(study, left_out))
     answer = evidence.verdict(study)
     html = page.render(
         "report.html",
-        figures={item.key: item.spec for part in parts for group in part.groups for item in group.figures},
-        raw=study.raw,
+        figures={item.key: item.spec for part in parts for item in part.figures},
+        raw=packed,
         title=f"{study.name}: which norm",
         eyebrow=" · ".join([study.name, _count(study.norms, "norm"), _count(study.seeds, "seed")]),
         verdict=answer,

@@ -7,12 +7,13 @@ become prose and tables.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from normlab.report.records import Cell, Study, setting_of
-from normlab.study.statistics import Comparison, interval
-from normlab.study.verdict import judge
+from normlab.study.statistics import LEVEL, Comparison
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,29 @@ class Verdict:
         return " ".join((self.headline, *self.details))
 
 
-def estimate(values: Sequence[float], resolution: float = 0.0) -> Estimate:
+def estimate(values: Sequence[float]) -> Estimate:
     """Mean and Student-t 95 % interval of independent values, those that are not finite left out."""
     finite = tuple(value for value in values if math.isfinite(value))
     if not finite:
         return Estimate(math.nan, math.nan, math.nan, ())
-    found = interval(finite, resolution=resolution)
-    low = math.nan if found.low is None else found.low
-    high = math.nan if found.high is None else found.high
-    return Estimate(found.mean, low, high, finite)
+    mean = sum(finite) / len(finite)
+    if len(finite) == 1:
+        return Estimate(mean, math.nan, math.nan, finite)
+    half = _t(len(finite)) * statistics.stdev(finite) / math.sqrt(len(finite))
+    return Estimate(mean, mean - half, mean + half, finite)
+
+
+@cache
+def _t(count: int) -> float:
+    """The quantile of Student's t that goes with so many values; a report asks for it thousands of times."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + LEVEL) / 2, count - 1))
 
 
 def contenders(study: Study) -> dict[str, list[Cell]]:
     """Every norm's finished cells at its own best setting, the best on validation first."""
-    judged = judge(study.raw["cells"])
+    judged = study.judged
     chosen = {norm: study.done(norm, setting_of(axes)) for norm, axes in judged.settings.items()}
     return dict(sorted(chosen.items(), key=lambda item: (item[0] != judged.best, -_validation(item[1]))))
 
@@ -83,8 +93,7 @@ def verdict(study: Study) -> Verdict:
     The norm (and the setting each norm runs at) is chosen by validation accuracy; what is claimed about it is
     measured on the test split, paired by seed, with Holm's correction over all pairs of norms.
     """
-    test_images = study.environment.get("test_images")
-    judged = judge(study.raw["cells"], test_images=test_images if isinstance(test_images, int) else None)
+    judged = study.judged
     best = judged.best
     if best is None:
         return Verdict("Nothing finished, so there is nothing to compare yet.")

@@ -8,23 +8,23 @@ by their hash, and Vega interprets its expressions instead of evaluating code.
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
-import json
-import math
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from normlab.report import theme
+from normlab.report.raw import pack, to_json
 
 
-def render(template: str, *, figures: dict[str, Any], raw: Any = None, **context: Any) -> str:
-    """The page that `template` makes of its context, with all that its charts need inside."""
+def render(template: str, *, figures: dict[str, Any], raw: str = "", **context: Any) -> str:
+    """The page that `template` makes of its context, with all that its charts need inside.
+
+    `raw` holds the records for download, packed (`normlab.report.raw`).
+    """
     from markupsafe import Markup
 
     code, library = script("charts.js", "report.js"), _library()
-    payload = json.dumps(_plain({"figures": figures, "config": theme.config(), "raw": raw}), allow_nan=False)
     policy = (
         f"default-src 'none'; script-src {_hash(code)} {_hash(library)}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
@@ -34,8 +34,9 @@ def render(template: str, *, figures: dict[str, Any], raw: Any = None, **context
         policy=policy,
         css=Markup(style_sheet()),
         script=Markup(code),
-        payload=_packed(payload),
-        library=_packed(library),
+        payload=pack(to_json({"figures": figures, "config": theme.config()})),
+        library=pack(library),
+        raw=raw,
         **context,
     )
 
@@ -73,25 +74,9 @@ def _library() -> str:
     """Vega, Vega-Lite and their embedding as one script without imports."""
     import vl_convert
 
-    code: str = vl_convert.javascript_bundle(None)
+    code: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return code
 
 
 def _hash(code: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"
-
-
-def _packed(text: str) -> str:
-    # mtime=0: the same study makes the same bytes
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
-
-
-def _plain(value: Any) -> Any:
-    """JSON without NaN and infinity, which browsers refuse: they become text."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

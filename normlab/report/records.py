@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from normlab.errors import DataError, UsageError
+from normlab.study.verdict import Verdict as Judgement
+from normlab.study.verdict import judge
 
+EXPLAINED = "explain.json"  # written by `normlab explain`
 AXES = ("batch_size", "optimizer", "lr", "model", "planned_epochs", "weight_decay", "dropout", "augment")
 _AXIS_NAMES = {"batch_size": "batch", "weight_decay": "weight decay", "planned_epochs": "epochs"}
 
@@ -51,7 +55,7 @@ class Study:
     cells: Sequence[Cell]
     environment: Mapping[str, Any]
     raw: Mapping[str, Any]
-    directory: Path | None = None
+    explained: Mapping[str, Any] | None = None
 
     @property
     def norms(self) -> list[str]:
@@ -66,6 +70,12 @@ class Study:
     @property
     def seeds(self) -> list[int]:
         return sorted({cell.seed for cell in self.cells})
+
+    @cached_property
+    def judged(self) -> Judgement:
+        """What the study's own statistics make of its cells."""
+        test_images = self.environment.get("test_images")
+        return judge(self.raw["cells"], test_images=test_images if isinstance(test_images, int) else None)
 
     def done(self, norm: str | None = None, setting: tuple[str, ...] | None = None) -> list[Cell]:
         """The cells that finished, of one norm and one setting where these are given."""
@@ -113,18 +123,24 @@ def read(directory: Path | str) -> Study:
         with Store(directory, readonly=True) as store:
             raw = collect(store)
     elif results.is_file():
-        try:
-            raw = json.loads(results.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{results} is not JSON: {error}") from error
+        raw = _json(results)
     else:
         raise UsageError(
             f"{directory} holds no study: expected study.db or results.json; `normlab compare` writes both"
         )
-    return from_results(raw, name=directory.resolve().name, directory=directory)
+    study = from_results(raw, name=directory.resolve().name)
+    explained = directory / EXPLAINED
+    return replace(study, explained=_json(explained)) if explained.is_file() else study
 
 
-def from_results(raw: Any, *, name: str = "study", directory: Path | None = None) -> Study:
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+
+
+def from_results(raw: Any, *, name: str = "study") -> Study:
     """The study in a `results.json` document; DataError names the first field that is not as documented."""
     if not isinstance(raw, Mapping) or not isinstance(raw.get("cells"), Sequence):
         raise DataError('results must be {"cells": [...], "environment": {...}}')
@@ -132,7 +148,7 @@ def from_results(raw: Any, *, name: str = "study", directory: Path | None = None
     if not isinstance(environment, Mapping):
         raise DataError(f"results' environment must be an object, got {type(environment).__name__}")
     cells = [_cell(position, record) for position, record in enumerate(raw["cells"])]
-    return Study(name, cells, environment, raw, directory)
+    return Study(name, cells, environment, raw)
 
 
 def _cell(position: int, record: Any) -> Cell:

@@ -38,25 +38,23 @@ class Style:
 
 
 def styles(norms: Sequence[str]) -> dict[str, Style]:
-    """A hue and a dash for every norm; the pair is unique for up to 84 norms."""
-    taken: set[tuple[int, int]] = set()
+    """A hue and a dash for every norm; the pair is unique for up to 84 norms.
+
+    A spec with options ("gn:groups=8") has the hue of its norm and another dash.
+    """
+    taken = {(_HUES[norm], _SOLID[norm]) for norm in norms if norm in _HUES}
     answer: dict[str, Style] = {}
-    known = [norm for norm in norms if norm in _HUES]
-    taken.update((_HUES[norm], _SOLID[norm]) for norm in known)
-    free = ((hue, (hue + turn) % len(_DASHES)) for turn in range(len(_DASHES)) for hue in _order())
     for norm in norms:
+        base = norm.partition(":")[0]
         if norm in _HUES:
             hue, dash = _HUES[norm], _SOLID[norm]
         else:
-            hue, dash = next((pair for pair in free if pair not in taken), (5, 0))
+            preferred = [_HUES[base]] if base in _HUES else [*range(len(_HUES), _NUM_HUES), *range(len(_HUES))]
+            pairs = [(hue, dash) for dash in range(len(_DASHES)) for hue in preferred]
+            hue, dash = next((pair for pair in pairs if pair not in taken), pairs[-1])
             taken.add((hue, dash))
         answer[norm] = Style(f"var(--c{hue})", _DASHES[dash])
     return answer
-
-
-def _order() -> list[int]:
-    """The hues that no known norm uses come first."""
-    return [*range(len(_HUES), _NUM_HUES), *range(len(_HUES))]
 
 
 def config() -> dict[str, Any]:

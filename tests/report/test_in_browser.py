@@ -80,7 +80,8 @@ def test_picking_a_norm_fades_the_others_everywhere(driver: Any, page: Path) -> 
     driver.get(page.as_uri())
     browser.ready(driver)
     faint = (
-        "return [...document.querySelectorAll('.chart')].filter((c) => !c.closest('[hidden]')).map((c) =>"
+        'return [...document.querySelectorAll(\'[data-chart^="curve"], [data-chart^="ranking"]\')]'
+        ".filter((c) => !c.closest('[hidden]')).map((c) =>"
         " [...c.querySelectorAll('svg [opacity]')].some((m) => +m.getAttribute('opacity') === 0.12))"
     )
     assert not any(driver.execute_script(faint))
@@ -95,7 +96,7 @@ def test_other_setting_is_drawn_when_picked(driver: Any, page: Path) -> None:
     driver.get(page.as_uri())
     browser.ready(driver)
     Select(driver.find_element("id", "pick-curves")).select_by_visible_text("batch 128")
-    place = driver.find_element("css selector", '[data-chart="curve-val_accuracy-1"]')
+    place = driver.find_element("css selector", '[data-group="pick-curves"]:not([hidden]) [data-chart]')
     WebDriverWait(driver, 5).until(lambda _: place.find_elements("css selector", "svg path"))
     assert place.is_displayed()
 

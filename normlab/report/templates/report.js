@@ -6,8 +6,9 @@ async function unpacked(id) {
   return new Response(stream).text();
 }
 
-function offer(button, text) {
-  button.addEventListener("click", () => {
+function offer(button) {
+  button.addEventListener("click", async () => {
+    const text = await unpacked("raw");
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
     link.download = button.dataset.name;
@@ -33,7 +34,7 @@ document.addEventListener("DOMContentLoaded", async () => {
   const library = document.createElement("script");
   library.textContent = await unpacked("library");
   document.head.append(library);
-  const { figures, config, raw } = JSON.parse(await unpacked("payload"));
+  const { figures, config } = JSON.parse(await unpacked("payload"));
   for (const nav of document.querySelectorAll("nav.norms")) normlab.chips(nav);
   const drawAll = async () => {
     for (const place of document.querySelectorAll(".chart")) {
@@ -42,7 +43,7 @@ document.addEventListener("DOMContentLoaded", async () => {
       await normlab.draw(place, figures[place.dataset.chart], config);
     }
   };
-  for (const button of document.querySelectorAll("button[data-name]")) offer(button, JSON.stringify(raw));
+  for (const button of document.querySelectorAll("button[data-name]")) offer(button);
   for (const select of document.querySelectorAll(".pick select")) picker(select, drawAll);
   await drawAll();
   document.documentElement.dataset.ready = "yes";

@@ -1,0 +1,232 @@
+"""The outcome: a ranking with every seed, the settings as a heat map, and what a norm costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from normlab.report.evidence import Estimate, estimate
+from normlab.report.figures.parts import (
+    MOST_NORMS,
+    Figure,
+    Styles,
+    Table,
+    by_norm,
+    chart,
+    faded,
+    finish,
+    percent,
+    plus_minus,
+    row,
+)
+from normlab.report.records import Cell, Study, number
+
+MOST_SETTINGS = 24
+
+
+def ranking(
+    cells: Mapping[str, Sequence[Cell]],
+    title: str,
+    key: str,
+    styles: Styles,
+    column: str = "test_accuracy",
+    *,
+    wide: bool = True,
+    domain: Sequence[float] | None = None,
+) -> Figure:
+    """Norms by their mean, with the 95 % interval as a bar and every seed as a dot; the dozen best are drawn."""
+    import altair as alt
+
+    scores = ranked(cells, column)
+    drawn = dict(list(scores.items())[:MOST_NORMS])
+    means: list[dict[str, Any]] = []
+    dots: list[dict[str, Any]] = []
+    for norm, score in drawn.items():
+        low, high = (score.low, score.high) if score.has_interval else (score.mean, score.mean)
+        means.append(
+            {"text": plus_minus(score) + " %", "seeds": len(score.values)}
+            | row(norm=norm, mean=100 * score.mean, low=100 * low, high=100 * high)
+        )
+        dots += [{"norm": norm, "value": round(100 * value, 4)} for value in score.values]
+    domain = domain or reach(scores)
+    what = column.replace("_", " ")
+
+    def x(name: str) -> Any:
+        # Every layer names the domain: a layer that does not would stretch the shared axis to zero.
+        scale, axis = alt.Scale(domain=list(domain), nice=False, zero=False), alt.Axis(grid=True, tickCount=5)
+        return alt.X(f"{name}:Q", title=f"{what} (%)", scale=scale, axis=axis)
+
+    y = norm_axis(drawn)
+    fill = by_norm(alt.Fill, list(drawn), styles)
+    tooltip = [
+        alt.Tooltip("norm:N", title="norm"),
+        alt.Tooltip("text:N", title="mean ± 95 %"),
+        alt.Tooltip("seeds:Q", title="seeds"),
+    ]
+    of_seed = [alt.Tooltip("norm:N", title="norm"), alt.Tooltip("value:Q", title="one seed (%)", format=".2f")]
+    base, points = chart("means"), chart("dots")
+    bars = base.mark_rule(strokeWidth=6, strokeCap="round", clip=True)
+    stroke = by_norm(alt.Stroke, list(drawn), styles)
+    layers = [
+        bars.encode(y=y, x=x("low"), x2="high:Q", stroke=stroke, opacity=faded(0.25), tooltip=tooltip),
+        base.mark_tick(thickness=3, size=20).encode(y=y, x=x("mean"), fill=fill, opacity=faded(1), tooltip=tooltip),
+        points.mark_circle(size=42).encode(y=y, x=x("value"), fill=fill, opacity=faded(0.75), tooltip=of_seed),
+    ]
+    summary = "; ".join(f"{norm} {plus_minus(score)} %" for norm, score in drawn.items())
+    return Figure(
+        key=key,
+        title=title,
+        caption=f"Norms by mean {what}, {title}; dots are seeds, bars 95 % intervals. {summary}.",
+        spec=finish(alt.layer(*layers), height=max(110, 30 * len(drawn)), means=means, dots=dots),
+        table=Table(
+            ["norm", "mean ± 95 %", "seeds", "each seed"],
+            [
+                [norm, plus_minus(s), str(len(s.values)), ", ".join(percent(v, 2) for v in s.values)]
+                for norm, s in scores.items()
+            ],
+        ),
+        wide=wide,
+    )
+
+
+def reach(scores: Mapping[str, Estimate]) -> list[float]:
+    """What intervals and seeds of the dozen best span, in percent, a little wider."""
+    drawn = list(scores.values())[:MOST_NORMS]
+    values = [100 * v for s in drawn for v in (*s.values, *((s.low, s.high) if s.has_interval else ()))]
+    span = (max(values) - min(values)) or 1.0
+    return [max(0.0, min(values) - 0.04 * span), min(100.0, max(values) + 0.04 * span)]
+
+
+def ranked(cells: Mapping[str, Sequence[Cell]], column: str) -> dict[str, Estimate]:
+    """Each norm's estimate, best first; norms without a finished cell are left out."""
+    scores = {norm: estimate([cell.value(column) for cell in of_norm]) for norm, of_norm in cells.items()}
+    return dict(sorted(((n, s) for n, s in scores.items() if s.values), key=lambda item: -item[1].mean))
+
+
+def heatmap(study: Study, norms: Sequence[str]) -> Figure:
+    """Validation accuracy of every norm at every setting; validation, because it is for choosing."""
+    import altair as alt
+
+    scores = {
+        (norm, setting): estimate([cell.last("val_accuracy") for cell in study.done(norm, setting)])
+        for norm in norms[:MOST_NORMS]
+        for setting in study.settings
+    }
+    known = {place: score for place, score in scores.items() if score.values}
+    best = {s: max((known[p].mean for p in known if p[1] == s), default=-1.0) for s in study.settings}
+    shown = sorted(study.settings, key=lambda s: -best[s])[:MOST_SETTINGS] if len(best) > MOST_SETTINGS else list(best)
+    rows = [
+        row(norm=norm, setting=study.label(setting), mean=100 * score.mean)
+        | {"text": plus_minus(score), "seeds": len(score.values)}
+        for (norm, setting), score in known.items()
+        if setting in shown
+    ]
+    values = [entry["mean"] for entry in rows]
+    ends = [min(values), max(values)] if values else [0.0, 1.0]
+    base = chart("rows").encode(
+        x=alt.X("norm:N", sort=list(norms), title=None, axis=alt.Axis(orient="top", labelAngle=0, domain=False,
+                labelColor="var(--ink)")),
+        y=alt.Y("setting:N", sort=[study.label(s) for s in shown], title=None,
+                axis=alt.Axis(labelColor="var(--ink)", labelLimit=220)),
+        tooltip=[
+            alt.Tooltip("norm:N", title="norm"),
+            alt.Tooltip("setting:N", title="setting"),
+            alt.Tooltip("text:N", title="validation accuracy (%)"),
+            alt.Tooltip("seeds:Q", title="seeds"),
+        ],
+    )  # fmt: skip
+    depth = alt.Opacity("mean:Q", scale=alt.Scale(domain=ends, range=[0.04, 0.62]), legend=None)
+    cells = base.mark_rect(fill="var(--accent)", stroke="var(--paper)", strokeWidth=2, cornerRadius=3)
+    numbers = base.mark_text(fontSize=11, fill="var(--ink)").encode(text=alt.Text("mean:Q", format=".1f"))
+    left_out = len(study.settings) - len(shown)
+    return Figure(
+        key="heatmap",
+        title="Validation accuracy by setting (%)"
+        + (f", the best {len(shown)} of {len(study.settings)}" if left_out else ""),
+        caption="Mean validation accuracy of each norm at each setting; stronger colour is better.",
+        spec=finish(alt.layer(cells.encode(opacity=depth), numbers), height=max(80, 34 * len(shown) + 20), rows=rows),
+        table=Table(
+            ["setting", *norms[:MOST_NORMS]],
+            [[study.label(s), *[plus_minus(scores[n, s]) for n in norms[:MOST_NORMS]]] for s in shown],
+        ),
+        wide=True,
+    )
+
+
+def cost(cells: Mapping[str, Sequence[Cell]], styles: Styles) -> Figure:
+    """Images per second of every norm in training, cell by cell, with memory and parameters in the table."""
+    import altair as alt
+
+    speed = {norm: [_speed(cell) for cell in of_norm] for norm, of_norm in cells.items() if of_norm}
+    means = {norm: estimate(values) for norm, values in speed.items()}
+    means = dict(sorted(((n, s) for n, s in means.items() if s.values), key=lambda item: -item[1].mean)[:MOST_NORMS])
+    bars = [row(norm=norm, value=score.mean) for norm, score in means.items()]
+    dots = [row(norm=norm, value=value) for norm, score in means.items() for value in score.values]
+    tooltip = [alt.Tooltip("norm:N", title="norm"), alt.Tooltip("value:Q", title="images/s", format=",.0f")]
+    x = alt.X("value:Q", title="images per second in training", axis=alt.Axis(grid=True, tickCount=5),
+              scale=alt.Scale(zero=True))  # fmt: skip
+    y = norm_axis(means)
+    fill = by_norm(alt.Fill, list(means), styles)
+    layers = [
+        chart("bars")
+        .mark_bar(height=10, cornerRadiusEnd=3)
+        .encode(x=x, y=y, fill=fill, opacity=faded(0.4), tooltip=tooltip),
+        chart("dots").mark_circle(size=26).encode(x=x, y=y, fill=fill, opacity=faded(0.9), tooltip=tooltip),
+    ]
+    return Figure(
+        key="cost",
+        title="Training speed",
+        caption="Images per second while training, by norm; dots are single trainings.",
+        spec=finish(alt.layer(*layers), height=max(110, 30 * len(means)), bars=bars, dots=dots),
+        table=Table(
+            ["norm", "images/s", "each training"],
+            [[n, plus_minus(s, 1, 0), ", ".join(f"{v:,.0f}" for v in s.values)] for n, s in means.items()],
+        ),
+        wide=True,
+    )
+
+
+def cost_table(cells: Mapping[str, Sequence[Cell]]) -> Table:
+    """Speed, time of an epoch, peak memory and parameters of each norm; a dash for what was not recorded."""
+    rows = []
+    for norm, of_norm in cells.items():
+        speed = estimate([_speed(cell) for cell in of_norm])
+        seconds = estimate([_median(cell, "seconds") for cell in of_norm])
+        memory = [number(cell.extra.get("peak_memory_bytes")) for cell in of_norm]
+        parameters = [number(cell.extra.get("parameters")) for cell in of_norm]
+        rows.append(
+            [
+                norm,
+                plus_minus(speed, 1, 0),
+                plus_minus(seconds, 1, 1),
+                _largest(memory, 1 / 2**20, "MiB"),
+                _largest(parameters, 1, ""),
+            ]
+        )
+    return Table(["norm", "images/s", "seconds per epoch", "peak memory", "parameters"], rows)
+
+
+def norm_axis(norms: Mapping[str, Any]) -> Any:
+    """Norms from top to bottom, in their order."""
+    import altair as alt
+
+    axis = alt.Axis(labelColor="var(--ink)", labelFontSize=13, labelLimit=150)
+    return alt.Y("norm:N", sort=list(norms), title=None, axis=axis)
+
+
+def _speed(cell: Cell) -> float:
+    return _median(cell, "images_per_second")
+
+
+def _median(cell: Cell, column: str) -> float:
+    """The median over epochs: the first epochs pay for compiling, and some for other programs."""
+    values = [number(epoch.get(column)) for epoch in cell.epochs]
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.median(finite)) if finite else float("nan")
+
+
+def _largest(values: Sequence[float], scale: float, unit: str) -> str:
+    finite = [value for value in values if np.isfinite(value)]
+    return f"{max(finite) * scale:,.0f} {unit}".strip() if finite else "–"
