@@ -25,21 +25,33 @@ def curves(
     import altair as alt
 
     order = list(dict.fromkeys(record[series] for record in records))
-    color = alt.Color(
-        f"{series}:N", sort=order, title=None, scale=alt.Scale(domain=order, range=_COLOURS[: len(order)])
-    )
-    dash = alt.StrokeDash(f"{series}:N", sort=order, title=None, scale=alt.Scale(domain=order, range=_dashes(order)))
+    domain = alt.Scale(domain=order, range=_COLOURS[: len(order)])
     rows = _summary(records, x, y, series)
+    if percent:
+        rows = [{**row, "low": max(0, row["low"]), "high": min(1, row["high"])} for row in rows]
     base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X(f"{x}:Q", title=x.replace("_", " "), scale=alt.Scale(type="log" if log_x else "linear")),
-        color=color,
+        x=alt.X(
+            f"{x}:Q",
+            title=x.replace("_", " "),
+            scale=alt.Scale(type="log" if log_x else "linear"),
+            axis=alt.Axis(format="~g") if log_x else alt.Axis(format="d", tickMinStep=1),
+        ),
     )
     axis = alt.Axis(format=".0%") if percent else alt.Axis()
-    band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title=None, axis=axis), y2="high:Q")
-    line = base.mark_line(strokeWidth=2).encode(
-        y=alt.Y("mean:Q", title=y.replace("_", " "), axis=axis, scale=alt.Scale(zero=False)), strokeDash=dash
+    band = base.mark_area(opacity=0.15).encode(
+        y=alt.Y("low:Q", title=None, axis=axis),
+        y2="high:Q",
+        color=alt.Color(f"{series}:N", sort=order, scale=domain, legend=None),
     )
-    return (band + line).properties(width=340, height=220, title=title or y.replace("_", " "))
+    line = base.mark_line(strokeWidth=2).encode(
+        y=alt.Y("mean:Q", title=None, axis=axis),
+        color=alt.Color(f"{series}:N", sort=order, title=None, scale=domain),
+        strokeDash=alt.StrokeDash(
+            f"{series}:N", sort=order, title=None, scale=alt.Scale(domain=order, range=_dashes(order))
+        ),
+    )
+    layers = (band + line).resolve_legend(color="independent", strokeDash="independent")
+    return layers.properties(width=340, height=220, title=title or y.replace("_", " "))
 
 
 def bars(
@@ -82,7 +94,10 @@ def side_by_side(*charts: Any) -> Any:
 
 def as_spec(chart: Any) -> dict[str, Any]:
     """The chart with the theme's type and colours, in its light scheme."""
-    config = {**theme.config(), "legend": {"orient": "bottom", "labelFontSize": 12, "symbolStrokeWidth": 2}}
+    config = {
+        **theme.config(),
+        "legend": {"orient": "bottom", "labelFontSize": 12, "columns": 4, "symbolType": "stroke", "symbolSize": 500},
+    }
     spec: dict[str, Any] = theme.resolved({**chart.to_dict(), "config": {**config, "background": "#ffffff"}})
     return spec
 

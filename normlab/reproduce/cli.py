@@ -19,7 +19,7 @@ def main(
     data: Annotated[
         str | None, typer.Option(help="Images to train on, anything that `compare` reads; digits without it.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many seeds (default: 2 quick, 5 full).", min=1)] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds (default: 3 quick, 5 full).", min=1)] = None,
     scale: Annotated[str, typer.Option(help="quick (seconds) or full (as published; minutes).")] = "quick",
     out: Annotated[Path | None, typer.Option(help="Folder for the page, its figures and its numbers.")] = None,
 ) -> None:
@@ -38,7 +38,7 @@ def main(
 
     setting = Setting(
         data=data,
-        seeds=seeds or (5 if scale == "full" else 2),
+        seeds=seeds or (5 if scale == "full" else 3),
         scale=scale,
         say=lambda text: typer.echo(f"  {text}", err=True),
     )

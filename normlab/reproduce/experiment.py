@@ -19,7 +19,7 @@ class Setting:
     """How to run an experiment: on which data, how many seeds, at which scale; `say` hears of progress."""
 
     data: str | None = None
-    seeds: int = 2
+    seeds: int = 3
     scale: str = "quick"
     say: Callable[[str], None] = lambda text: None
 

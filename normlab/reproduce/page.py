@@ -15,6 +15,11 @@ from normlab.reproduce import EXPERIMENTS
 from normlab.reproduce.charts import as_spec
 from normlab.reproduce.experiment import Finding, Result, Setting
 
+_QUICK = (
+    "This was a quick run, with fewer images, epochs or repeats than published, which shows that the experiment works; "
+    "for its findings run it with --scale full."
+)
+
 
 def write(name: str, result: Result, setting: Setting, folder: Path, command: str, seconds: float) -> Path:
     """Writes index.html, result.json and each figure (SVG and PNG, or PNG) to `folder`; answers the page's path."""
@@ -51,7 +56,7 @@ def write(name: str, result: Result, setting: Setting, folder: Path, command: st
             question=EXPERIMENTS[name],
             findings=result.findings,
             details=details,
-            notes=result.notes,
+            notes=([] if setting.full else [_QUICK]) + result.notes,
             figures=figures,
             classes={"holds": "holds", "does not hold": "fails", "cannot tell": "unknown"},
         )

@@ -36,22 +36,20 @@ def greater(
     more: Sequence[float],
     less: Sequence[float],
     *,
-    show: Format = points,
     margin: float = 0.0,
     names: tuple[str, str] = ("first", "second"),
 ) -> Finding:
-    """Is `more` greater than `less` (or at most `margin` below it), seed by seed?"""
+    """Are these accuracies greater than those (or at most `margin` below them), seed by seed?"""
     differences = [a - b for a, b in zip(more, less, strict=True)]
     low, high = interval(differences)
-    bound = "0" if not margin else show(-margin)
+    bound = "0" if not margin else points(-margin)
     rule = (
         f"holds if the interval of the difference, seed by seed, lies above {bound}; does not hold if it lies below; "
         "cannot tell if it contains it, or with one seed"
     )
     verdict = _by_bound(low, high, -margin)
-    return Finding(
-        claim, reported, estimate(differences, show), verdict, rule, {names[0]: list(more), names[1]: list(less)}
-    )
+    measured = f"{percent(_mean(more))} against {percent(_mean(less))}: {estimate(differences, points)}"
+    return Finding(claim, reported, measured, verdict, rule, {names[0]: list(more), names[1]: list(less)})
 
 
 def beyond(claim: str, reported: str, values: Sequence[float], bound: float, *, show: Format = scientific) -> Finding:

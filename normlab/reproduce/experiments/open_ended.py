@@ -163,7 +163,7 @@ def _written_twice(images: Images, scale: int) -> Any:
         outputs = []
         for model in (one, two):
             torch.manual_seed(1)  # the same dropout masks
-            outputs.append(model.train(training)(x))
+            outputs.append(model.train(training)(x).detach())
         largest = max(largest, float((outputs[0] - outputs[1]).abs().max()))
     return verdicts.exact(
         "written as a Module and as a Sequential, the model gives equal outputs",
