@@ -11,7 +11,7 @@ import numpy as np
 
 from normlab.check.dialect import Setup, prepare
 from normlab.check.probe import CHECKS
-from normlab.check.report import Finding, Report
+from normlab.check.report import GROUPS, Finding, Report
 from normlab.check.subjects import Subject, TargetFailure, Unsupported
 from normlab.errors import UsageError
 
@@ -24,9 +24,14 @@ def examine(
     dialect: str = "auto",
     quick: bool = False,
     only: Iterable[str] | None = None,
+    first_bug: bool = False,
     starting: Told = lambda name: None,
 ) -> Report:
-    """Probe the subject's dialect, then run every check; `starting` hears each check's name before it runs."""
+    """Probe the subject's dialect, then run every check.
+
+    `only` names groups or checks; `first_bug` ends at the first bug; `starting` hears each check's name before
+    it runs.
+    """
     from normlab.check import checks  # noqa: F401  (importing enrols the checks)
 
     began = time.perf_counter()
@@ -37,13 +42,20 @@ def examine(
         setup = _probe(report, subject, kind, dialect, quick)
         if setup is not None:
             report.form = setup.subject.form
-            for name, (run, slow) in CHECKS.items():
+            for name, (run, slow) in sorted(CHECKS.items(), key=_order):
                 if (slow and quick) or (only is not None and not _chosen(name, only)):
                     continue
                 starting(name)
                 report.findings.append(_guarded(name, run, setup))
+                if first_bug and report.bugs:
+                    break
     report.seconds = time.perf_counter() - began
     return report
+
+
+def _order(item: tuple[str, Any]) -> int:
+    """From the simplest to the most remote; within a group, as written."""
+    return GROUPS.index(item[0].split(".")[0])
 
 
 def _chosen(name: str, only: Iterable[str]) -> bool:

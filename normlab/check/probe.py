@@ -86,13 +86,23 @@ def load(
     if recipe.tracks:
         running = running_values(recipe.channels, seed)
         layer.set_running(*running)
-    precision = np.dtype(layer.options.dtype) if layer.options.dtype == "float32" else np.dtype(np.float64)
-    values = {r: v.astype(precision).astype(np.float64) for r, v in values.items()}
-    if running is not None:
-        running = tuple(r.astype(precision).astype(np.float64) for r in running)  # type: ignore[assignment]
+    # what the layer holds is what counts: it may store float32
+    values = {r: _stored(v, values[r]) for r, v in layer.parameters.items()}
+    if running is not None and layer.running is not None:
+        running = _stored(layer.running[0], running[0]), _stored(layer.running[1], running[1])
     return Case(
         recipe, x, values.get("weight"), values.get("bias"), values.get("gate"), running, training
     )
+
+
+def _stored(held: NDArray, asked: Array) -> Array:
+    held = np.asarray(held, dtype=np.float64).reshape(-1)
+    return held if np.allclose(held, asked, rtol=1e-2) else asked
+
+
+def small(recipe: Recipe) -> float:
+    """A scale at which the variance is near eps, so that eps and its place show."""
+    return 0.3 * float(np.sqrt(max(recipe.eps, 1e-16)))
 
 
 def shapes(setup: Setup) -> list[tuple[int, ...]]:

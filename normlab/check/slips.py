@@ -27,6 +27,7 @@ from normlab.check.oracle import (
     input_gradient,
     mixed,
     per_channel_sum,
+    updated_running,
 )
 
 Y = "y = weight * (x - mean) / sqrt(var + eps) + bias"
@@ -176,7 +177,7 @@ def _layer(over: str, trailing: int) -> Callable[[Case], Array]:
 
     def predict(case: Case) -> Array:
         bare = replace(case, weight=None, bias=None, recipe=replace(case.recipe, over=over, trailing=trailing))
-        if over == "trailing" and trailing >= case.x.ndim:
+        if over == "trailing" and trailing > case.x.ndim:
             return np.full(case.x.shape, np.nan)
         xhat = case.recipe.to_grid(forward(bare))
         y = case.parameter("weight", 1.0) * xhat + case.parameter("bias", 0.0)
@@ -264,6 +265,12 @@ FORWARD: tuple[ForwardSlip, ...] = (
         "unbiased-normalization",
         "the normalization divides by the unbiased variance (n - 1); every norm normalizes with the biased one (n)",
         lambda p: p.centred / np.sqrt(p.var * p.count / max(p.count - 1, 1) + p.eps),
+    ),
+    _standardize(
+        "unbiased-normalization",
+        "the input is divided by the unbiased standard deviation (n - 1) plus eps: the biased one (n) belongs there, "
+        "and eps inside the root",
+        lambda p: p.centred / (np.sqrt(p.var * p.count / max(p.count - 1, 1)) + p.eps),
     ),
     ForwardSlip(
         "unbiased-normalization",
@@ -525,6 +532,15 @@ FORWARD: tuple[ForwardSlip, ...] = (
         ("batch", "batch-instance"),
         whole=lambda c: forward(replace(c, training=False)) if c.running is not None else np.full(c.x.shape, np.nan),
     ),
+    ForwardSlip(
+        "running-in-training",
+        "training uses the running statistics, just updated; it must use the batch's",
+        Y,
+        ("batch", "batch-instance"),
+        whole=lambda c: forward(replace(c, training=False, running=updated_running(c)))
+        if c.running is not None
+        else np.full(c.x.shape, np.nan),
+    ),
 )
 
 
@@ -641,6 +657,7 @@ GRADIENT: tuple[GradientSlip, ...] = (
         "dx-mean-of-variance-sum",
         "the gradient through the variance is a sum where a mean belongs (divide by n)",
         lambda p, dy, w: (dy * w - _mean(p, dy * w) - p.count * p.xhat * p.pool(dy * w * p.xhat)) / p.std,
+        CENTRING,
     ),
     _dx(
         "dx-mean-term-sum",
@@ -696,6 +713,7 @@ GRADIENT: tuple[GradientSlip, ...] = (
             - p.xhat * (dy * w * p.xhat).mean(axis=0, keepdims=True)
         )
         / p.std,
+        ("batch",),
     ),
     _dx(
         "dx-pools-everything",
@@ -751,6 +769,11 @@ GRADIENT: tuple[GradientSlip, ...] = (
         "dx-training-formula-in-eval",
         "evaluation uses training's dx; with running statistics dx = weight * dy / sqrt(running_var + eps)",
         _train_dx,
+    ),
+    _dx(
+        "dx-training-formula-in-eval",
+        "evaluation uses training's dx, with terms through statistics that do not depend on the input",
+        lambda p, dy, w: (dy * w - _mean(p, dy * w) - p.xhat * p.pool(dy * w * p.xhat)) / p.std,
     ),
     GradientSlip("dx-zero", "dx is zero: no gradient reaches the input", DX, whole=lambda c, dy: np.zeros(dy.shape)),
     GradientSlip("dx-identity", "dx is dy, unchanged", DX, whole=lambda c, dy: np.asarray(dy, dtype=np.float64)),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from normlab.check.diagnose import Observation, explain_gradient, relative_error
 from normlab.check.dialect import Setup
 from normlab.check.oracle import Array, Case, input_gradient, parameter_gradients
-from normlab.check.probe import bug, check, compact, load, passed, sample, shapes, skip
+from normlab.check.probe import bug, check, compact, load, passed, sample, shapes, skip, small
 from normlab.check.report import Finding
 from normlab.check.subjects import Subject, TargetFailure, Unsupported
 
@@ -51,7 +51,7 @@ def numeric_gradient(layer: Subject, case: Case, dy: Array, of: str) -> Array:
 def observe(setup: Setup, training: bool) -> dict[str, list[Observation]]:
     """Gradients beside the oracle's: each rank, and small variance (where eps shows)."""
     seen: dict[str, list[Observation]] = {}
-    inputs = [(s, 2.0) for s in shapes(setup)] + [(setup.shape, 3e-3)]
+    inputs = [(s, 2.0) for s in shapes(setup)] + [(setup.shape, small(setup.recipe))]
     for seed, (shape, scale) in enumerate(inputs):
         layer = setup.subject.fresh()
         case = load(setup, layer, sample(shape, scale, seed=seed), training, seed)
@@ -71,7 +71,7 @@ def judge(setup: Setup, training: bool) -> Finding:
     if not setup.subject.has_backward:
         return skip("the target has no backward pass")
     mode = "training" if training else "evaluation"
-    tolerance = setup.tolerance * (10 if setup.precise else 5)
+    tolerance = setup.tolerance_in(training) * (10 if setup.precise else 5)
     worst = 0.0
     try:
         seen = observe(setup, training)
@@ -175,6 +175,12 @@ def repeat(setup: Setup) -> Finding:
     except Unsupported as e:
         return skip(str(e))
     off = {k: relative_error(second[k], first[k]) for k in first}
+    if getattr(layer, "overwrote_gradient", False):
+        return bug(
+            "the backward pass overwrites the gradient that it is handed",
+            "changes-gradient",
+            "dx = dy * gamma makes a new array; dy *= gamma does not",
+        )
     if max(off.values()) > setup.tolerance:
         return bug(
             "a second backward pass from the same forward pass answers something else: backward changes the cache "

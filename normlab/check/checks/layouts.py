@@ -106,7 +106,16 @@ def expanded_gradient(setup: Setup) -> Finding:
         y = layer.run(x, True)
         if not y.requires_grad:
             raise TargetFailure("has an output without gradient")
-        results.append(guarded(torch.autograd.grad, y, x, dy.to(y.dtype))[0].numpy())
+        try:
+            results.append(guarded(torch.autograd.grad, y, x, dy.to(y.dtype))[0].numpy())
+        except TargetFailure as e:
+            if dy is not broadcast:
+                raise
+            return bug(
+                f"a broadcast gradient, whose strides are zero, fails: backward {e}",
+                "view-of-noncontiguous",
+                "reshape in place of view, or take the strides as they are",
+            )
     if error(*results) > setup.tolerance:
         return bug(
             "a broadcast gradient, whose strides are zero, gives another dx than its contiguous copy",

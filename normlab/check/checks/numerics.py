@@ -242,15 +242,15 @@ def _half_problem(setup: Setup, dtype: str) -> Finding | None:
             continue
         if off <= 4 * UNIT[dtype] * size * (1 + mean / std):
             rounded = note(
-                f"{dtype} statistics are rounded to {dtype}: off by {off:.3g} for {what}", "half-statistics"
+                f"{dtype} statistics are rounded to {dtype}: off by {off:.3g} for {what}", "half-rounds-statistics"
             )
             continue
-        overflow = std == 600.0
+        overflow = not np.all(np.isfinite(y)) or np.abs(y).max() < 1e-2
         return bug(
             f"{dtype} output is wrong for {what}: error {off:.3g}; "
-            + ("squares are taken" if overflow else "statistics are computed")
+            + ("squares or sums overflow" if overflow else "statistics are computed")
             + f" in {dtype}, float32 is needed",
-            "half-overflow" if overflow else "half-accumulation",
+            "half-precision-statistics",
             "statistics in float32 whatever the input's precision; round once, at the end",
             f"x ~ N({mean:g}, {std:g}^2), shape {shape}, {dtype}",
         )

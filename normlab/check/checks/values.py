@@ -9,7 +9,7 @@ import numpy as np
 from normlab.check.diagnose import Observation, error, explain_output, explain_running
 from normlab.check.dialect import Setup
 from normlab.check.oracle import Array, Case, forward, updated_running
-from normlab.check.probe import bug, check, load, passed, sample, shapes, skip, smallest
+from normlab.check.probe import bug, check, load, passed, sample, shapes, skip, small, smallest
 from normlab.check.report import Finding
 from normlab.check.subjects import TargetFailure, Unsupported
 
@@ -18,9 +18,10 @@ def judge(setup: Setup, seen: list[Observation], what: str) -> Finding:
     """Compare outputs; a failure is diagnosed on all of them together."""
     errors = [error(o.got, o.right) for o in seen]
     worst = max(errors)
-    if worst <= setup.tolerance:
+    tolerance = setup.tolerance_in(all(o.case.training for o in seen))
+    if worst <= tolerance:
         return passed(f"{what} is right", error=worst)
-    slip = explain_output(seen, setup.tolerance)
+    slip = explain_output(seen, tolerance)
     first = seen[int(np.argmax(errors))].case
     example = smallest(setup, first.training)
     if slip is None:
@@ -44,8 +45,8 @@ RIGHT = {
 def observe(setup: Setup, training: bool, scale: float = 2.0, **built: float) -> list[Observation]:
     """Outputs for every rank, and for an input of small variance, where eps shows."""
     seen = []
-    inputs = [(s, scale) for s in shapes(setup)] + [(setup.shape, 3e-3)]
     recipe = replace(setup.recipe, **built)  # type: ignore[arg-type]
+    inputs = [(s, scale) for s in shapes(setup)] + [(setup.shape, small(recipe))]
     for seed, (shape, size) in enumerate(inputs):
         layer = setup.subject.fresh(**built)
         x = sample(shape, size, seed=seed)
@@ -106,6 +107,7 @@ def _judge_running(setup: Setup, momentum: float, built: dict[str, float]) -> Fi
     after: list[tuple[Array, Array]] = []
     for seed, shape in enumerate(shapes(setup)):
         layer = setup.subject.fresh(**built)
+        layer.forward(sample(shape), True)  # the first batch has its own check
         case = load(setup, layer, sample(shape, seed=seed), True, seed, recipe)
         for step in range(3):  # several steps: a slip may show from the second on
             x = sample(shape, seed=10 * seed + step)

@@ -63,6 +63,7 @@ class FunctionSubject(Subject):
         self._running: tuple[NDArray, NDArray] | None = (np.zeros(c), np.ones(c)) if keeps else None
         self.style = style or Style("numpy" if backward else None)
         self._last: dict[str, Any] = {}
+        self.overwrote_gradient = False
         self.config: dict[str, Any] = {}
 
     @property
@@ -106,8 +107,7 @@ class FunctionSubject(Subject):
             args[roles[role]] = shaped
         if "config" in roles:
             self.config = {"mode": "train" if training else "test"}
-            if self.options.eps is not None:
-                self.config["eps"] = self.options.eps
+            self.config["eps"] = 1e-5 if self.options.eps is None else self.options.eps
             if self.kind in ("batch", "batch-instance", None):
                 self.config["momentum"] = 0.9 if self.options.momentum is None else self.options.momentum
             if self._running is not None:
@@ -195,6 +195,7 @@ class FunctionSubject(Subject):
                 raise Unsupported("the function has no backward pass")
             given = np.array(dy)
             answer = guarded(self.backward_function, given, self._last["cache"])
+            self.overwrote_gradient = not np.array_equal(given, dy)
             if not isinstance(answer, tuple) or len(answer) < 1 + len(learned):
                 raise TargetFailure(
                     f"backward returned {_describe(answer)}; expected a tuple (dx, {', '.join('d' + r for r in learned)})"
@@ -237,8 +238,10 @@ class FunctionSubject(Subject):
     @property
     def declared(self) -> dict[str, float]:
         out = {}
-        if "config" in self.roles and self._running is not None:
-            out["momentum"] = 0.9
+        if "config" in self.roles:  # what we hand it
+            out["eps"] = 1e-5
+            if self._running is not None:
+                out["momentum"] = 0.9
         for role in ("eps", "momentum"):
             if role in self.roles:
                 default = inspect.signature(self.function).parameters[self.roles[role]].default

@@ -168,6 +168,11 @@ class TorchSubject(Subject):
         return out
 
     @property
+    def stores_float32(self) -> bool:
+        """Whether a float64 layer keeps float32 running statistics: they did not move with it."""
+        return any(t.dtype is torch.float32 for t in self.running_tensors().values())
+
+    @property
     def running(self) -> tuple[NDArray, NDArray] | None:
         found = self.running_tensors()
         if len(found) < 2:
