@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from normlab.data import Dataset, standardize
 from normlab.errors import UsageError
 
 PERCENTILES = (1, 20, 50, 80, 99)
@@ -68,6 +69,24 @@ class FeatureRecorder:
         return {"epoch": epoch, "layers": {name: answer[name] for name in self._layers if name in answer}}
 
 
+class Watch:
+    """What a training loop keeps beside a model: distributions and gradients, ready for an epoch's record.
+
+    The sample is spread evenly over the validation split of `dataset` and standardized as in training.
+    """
+
+    def __init__(self, model: nn.Module, dataset: Dataset, device: torch.device | str = "cpu") -> None:
+        count = min(len(dataset.val.labels), sample_size(len(dataset.train.labels)))
+        which = np.linspace(0, len(dataset.val.labels) - 1, count).round().astype(int)
+        mean, std = (torch.as_tensor(v, device=device) for v in (dataset.channel_mean, dataset.channel_std))
+        images = standardize(torch.from_numpy(np.array(dataset.val.images[which])).to(device), mean, std)
+        self._model, self._recorder = model, FeatureRecorder(model, images)
+
+    def record(self, epoch: int) -> dict[str, Any]:
+        """{"features": {layer: distribution}, "gradients": {layer: norm}}, after the last step of an epoch."""
+        return {"features": self._recorder.record(epoch)["layers"], "gradients": gradient_norms(self._model)}
+
+
 def sample_size(train_images: int) -> int:
     """How many validation images to record on: 1 % of the training images, at least 16 and at most 128."""
     return int(np.clip(train_images // 100, 16, 128))
@@ -79,7 +98,7 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
     Call it after a backward pass. Layers without a gradient are left out.
     """
     return {
-        name.removesuffix(".weight"): float(torch.linalg.vector_norm(parameter.grad))
+        name.removesuffix(".weight"): _short(float(torch.linalg.vector_norm(parameter.grad)))
         for name, parameter in model.named_parameters()
         if parameter.dim() >= 2 and parameter.grad is not None
     }
@@ -102,15 +121,20 @@ def _summary(x: Tensor) -> dict[str, Any]:
     images = max(1, _MOST_VALUES // max(1, x[0].numel()))
     values: np.ndarray = x.detach()[:images].float().cpu().numpy().ravel()
     return {
-        "percentiles": [float(value) for value in np.percentile(values, PERCENTILES)],
-        "mean": float(values.mean(dtype=np.float64)),
-        "std": float(values.std(dtype=np.float64)),
+        "percentiles": [_short(value) for value in np.percentile(values, PERCENTILES)],
+        "mean": _short(values.mean(dtype=np.float64)),
+        "std": _short(values.std(dtype=np.float64)),
     }
+
+
+def _short(value: float) -> float:
+    """Six digits, since thousands of these are stored and sent."""
+    return float(f"{value:.6g}")
 
 
 def _dead(x: Tensor) -> float:
     channels = x.detach().amax(dim=[d for d in range(x.dim()) if d != 1])
-    return float((channels <= 0).float().mean())
+    return _short(float((channels <= 0).float().mean()))
 
 
 def _default_layers(model: nn.Module, image: Tensor) -> dict[str, str]:

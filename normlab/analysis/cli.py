@@ -1,0 +1,35 @@
+"""`normlab explain`: ask the trained networks of a study, and put the answers into its report."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def explain(
+    directory: Annotated[Path, typer.Argument(help="The --out directory of `normlab compare`.")],
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="A class to show; repeat it for several.", show_default="those mistaken most"),
+    ] = None,
+    correct: Annotated[int, typer.Option(min=0, help="Images of each class that most norms get right.")] = 2,
+    incorrect: Annotated[int, typer.Option(min=0, help="Images of each class that most norms get wrong.")] = 2,
+    images: Annotated[int, typer.Option(min=10, help="Test images to ask about.")] = 2000,
+) -> None:
+    """Show what trained networks look at and mistake: Grad-CAM, agreement, confusions, kinds of batch statistics."""
+    from normlab.analysis.explain import Questions
+    from normlab.analysis.explain import explain as ask
+    from normlab.report import write
+    from normlab.report.records import EXPLAINED
+
+    found = ask(directory, Questions(classes or (), correct, incorrect, images), typer.echo)
+    target = directory / EXPLAINED
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
+    temporary.write_text(json.dumps(found), encoding="utf-8")
+    os.replace(temporary, target)
+    typer.echo(f"answers: {target}")
+    typer.echo(f"report: {write(directory)}")
