@@ -86,6 +86,8 @@ def _opened(data: Encoded) -> Image.Image:
     pixels = image.width * image.height
     if pixels > min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS):
         raise DataError(f"{image.width} x {image.height} pixels, a decompression bomb")
+    if image.format == "TIFF":
+        image.load()  # Pillow turns a TIFF upright itself, and only then do size and orientation agree
     return image
 
 

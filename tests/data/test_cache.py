@@ -86,6 +86,17 @@ def test_a_change_that_keeps_size_and_modification_time_is_noticed(tmp_path, loa
     assert load(path).hash != before.hash
 
 
+def test_the_same_holds_for_one_image_of_a_folder(root, load):
+    write_folder(root)
+    path = root / "cat" / "plain.bmp"
+    path.write_bytes(encoded(images(1, seed=8)[0], "BMP"))
+    before, times = load(root), path.stat()
+    path.write_bytes(encoded(images(1, seed=9)[0], "BMP"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_size == times.st_size
+    assert load(root).hash != before.hash
+
+
 def test_image_size_and_seed_have_entries_of_their_own(root, load, tmp_path):
     write_folder(root, each=20)
     hashes = {load(root, **asked).hash for asked in ({}, {"image_size": 4}, {"image_size": 5}, {"seed": 3})}

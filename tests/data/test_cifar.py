@@ -180,6 +180,7 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path, load):
         b"\x80\x04\x8c\x05numpy\x8c\x14ndarray.__reduce_ex__\x93.",  # dotted names reach attributes
         python2({"data": np.zeros(2, np.uint64)}).replace(b"U\x02u8", b"U\x02O8"),
         b"\x80\x02}r\xff\xff\xff\x7f.",  # a memo of two thousand million places
+        b"\x80\x02}r\x00\x00\x00\x01.",  # and one that would fit
         b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.",  # a bytearray of a thousand gigabytes
         b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00xX\x04\x00\x00\x00zlib\x86R.",
         b"\x80\x02\x82\x01.",

@@ -99,7 +99,7 @@ def test_hostile_class_names_stay_data(root, load):
 def test_gray_images_keep_one_channel_and_one_colour_image_makes_all_rgb(root, load):
     write_folder(root, channels=1)
     assert load(root).channels == 1
-    colour = images(1)[0]
+    colour = images(1, seed=99)[0]
     (root / "cat" / "colour.png").write_bytes(encoded(colour))
     data = load(root)
     assert data.channels == 3
@@ -109,7 +109,7 @@ def test_gray_images_keep_one_channel_and_one_colour_image_makes_all_rgb(root, l
 def test_unusual_pixel_types(root, load):
     write_folder(root)
     gray = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
-    Image.fromarray(gray.astype(np.uint16) * 257).save(root / "cat" / "deep.png")
+    Image.fromarray((255 - gray).astype(np.uint16) * 256 + 77).save(root / "cat" / "deep.png")
     Image.fromarray(gray).convert("1").save(root / "cat" / "bits.png")
     Image.fromarray(gray).convert("RGBA").save(root / "dog" / "alpha.png")
     Image.fromarray(gray).convert("CMYK").save(root / "dog" / "cmyk.tiff")
@@ -120,23 +120,27 @@ def test_unusual_pixel_types(root, load):
     with pytest.raises(DataError, match=r"1 of 27 images.*\n.*float.tiff': 32-bit pixels"):
         load(root)
     found = rows_of(load(root, skip_bad=True))
-    assert np.stack([gray] * 3).tobytes() in found  # 16 bits are scaled, not clipped
+    assert np.stack([255 - gray] * 3).tobytes() in found  # 16 bits are scaled, not clipped
 
 
+@pytest.mark.parametrize("kind", ["png", "tiff", "webp", "jpg"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_cameras_orientation_is_honoured(root, load, orientation):
+def test_the_cameras_orientation_is_honoured(root, load, orientation, kind):
     undo = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # Image.Transpose numbers
-    upright = images(1, (6, 9))[0]
+    upright = np.zeros((3, 16, 24), np.uint8)
+    upright[:, :8, :8] = images(1, (1, 1), seed=99)[0] // 4 + 190  # one bright corner, in blocks as JPEG has them
     stored = Image.fromarray(upright.transpose(1, 2, 0))
     if undo is not None:
         stored = stored.transpose(Image.Transpose(undo))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    write_folder(root, size=(6, 9))
-    stored.save(root / "cat" / "turned.png", exif=exif)
+    write_folder(root, size=(16, 24))
+    lossless = {"png": {}, "tiff": {}, "webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}
+    stored.save(root / "cat" / f"turned.{kind}", exif=exif, **lossless[kind])
     data = load(root)
-    assert data.size == (6, 9)
-    assert upright.tobytes() in rows_of(data)
+    assert data.size == (16, 24)
+    found = np.concatenate([data.train.images, data.val.images, data.test.images]).astype(int)
+    assert np.abs(found - upright).max((1, 2, 3)).min() <= 8
 
 
 def test_one_size_is_kept_and_mixed_sizes_are_brought_to_a_square(root, load):
