@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
@@ -41,8 +41,9 @@ class Comparison:
     """How two variants differ over the seeds they share: `difference` is a minus b.
 
     `effect` is the mean difference in standard deviations of the differences (Cohen's d_z); `p` the two-sided
-    p-value of the paired t test and `p_corrected` Holm's over all pairs; `seeds_needed` how many seeds in all
-    would show a difference of this size with 80 % probability (None where that is not known or is hopeless).
+    p-value of the paired t test and `p_corrected` Holm's over all pairs; `seeds_needed`, once `settle` was asked,
+    how many seeds in all would show a difference of this size with 80 % probability (None where that is not
+    known or is hopeless).
     """
 
     a: str
@@ -52,7 +53,7 @@ class Comparison:
     p: float | None
     p_corrected: float | None
     detectable: bool
-    seeds_needed: int | None
+    seeds_needed: int | None = None
 
 
 def interval(
@@ -74,14 +75,16 @@ def interval(
     mean = float(x.mean())
     if x.size == 1:
         return Interval(mean, None, None, 1)
-    from scipy import stats
+    from scipy import special
 
     if method == "bootstrap" and np.ptp(x) > 0:
+        from scipy import stats
+
         found = stats.bootstrap(
             (x,), np.mean, confidence_level=level, method="BCa", n_resamples=4999, rng=np.random.default_rng(0)
         ).confidence_interval
         return Interval(mean, float(found.low), float(found.high), x.size)
-    half = float(stats.t.ppf((1 + level) / 2, x.size - 1)) * _spread(x, resolution) / math.sqrt(x.size)
+    half = float(special.stdtrit(x.size - 1, (1 + level) / 2)) * _spread(x, resolution) / math.sqrt(x.size)
     return Interval(mean, mean - half, mean + half, x.size)
 
 
@@ -114,7 +117,7 @@ def compare_all(
     result = []
     for i, (a, b, d) in enumerate(pairs):
         spread = _spread(d, resolution) if d.size > 1 else None
-        detectable = i in corrected and corrected[i] <= 1 - LEVEL
+        detectable = corrected.get(i, 1.0) <= 1 - LEVEL
         result.append(
             Comparison(
                 a=a,
@@ -124,10 +127,17 @@ def compare_all(
                 p=p_values[i],
                 p_corrected=corrected.get(i),
                 detectable=detectable,
-                seeds_needed=None if detectable or not spread else seeds_needed(d.mean(), spread, len(pairs)),
             )
         )
     return result
+
+
+def settle(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same comparisons, those without a detectable difference told how many seeds would show one."""
+    return [
+        c if c.detectable or not c.effect else replace(c, seeds_needed=seeds_needed(c.effect, 1.0, len(comparisons)))
+        for c in comparisons
+    ]
 
 
 def seeds_needed(difference: float, spread: float, comparisons: int = 1) -> int | None:
@@ -158,13 +168,13 @@ def _p_value(differences: np.ndarray, resolution: float) -> float | None:
     """Two-sided p-value of the paired t test; None with one seed."""
     if differences.size < 2:
         return None
-    from scipy import stats
+    from scipy import special
 
     spread = _spread(differences, resolution)
     if spread == 0:
         return 1.0 if differences[0] == 0 else 0.0
     t = float(differences.mean()) / (spread / math.sqrt(differences.size))
-    return float(2 * stats.t.sf(abs(t), differences.size - 1))
+    return float(2 * special.stdtr(differences.size - 1, -abs(t)))
 
 
 def _spread(x: np.ndarray, resolution: float) -> float:

@@ -129,7 +129,7 @@ class Store:
             if readonly and version < len(MIGRATIONS):
                 self._db.close()
                 raise DataError(
-                    f"{self.path} is empty yet, or of an older normlab; `normlab compare` with this --out brings it up to date"
+                    f"{self.path} holds no study yet, or an older one; `normlab compare` brings it up to date"
                 )
             if not readonly:
                 self._db.execute("PRAGMA journal_mode = WAL")

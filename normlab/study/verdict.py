@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from normlab.study.statistics import Comparison, Interval, compare_all, interval
+from normlab.study.statistics import Comparison, Interval, compare_all, interval, settle
 
 Record = Mapping[str, Any]  # a cell as in results.json
 _AXES = ("model", "batch_size", "optimizer", "lr", "planned_epochs", "weight_decay", "dropout", "augment")
@@ -55,7 +55,7 @@ def judge(cells: Sequence[Record], *, baseline: str | None = None, test_images: 
     }
     best = max(eligible, key=lambda norm: _validation(eligible[norm][1]))
     resolution = 1 / test_images if test_images else 0.0
-    comparisons = compare_all(values, resolution=resolution)
+    comparisons = settle(compare_all(values, resolution=resolution))
     intervals = {norm: interval(list(v.values()), resolution=resolution) for norm, v in values.items()}
     seeds = intervals[best].n
     reference = baseline if baseline in values else best

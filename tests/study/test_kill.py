@@ -14,7 +14,7 @@ from normlab.study.store import Store
 
 from .processes import alive, children, epochs_recorded, kill, progress, results, run, start, wait_until, weights
 
-EPOCHS = 60
+EPOCHS = 80
 STUDY = ("--norms", "bn,gn", "--epochs", str(EPOCHS), "--jobs", "2", "--threads", "1", "--augment", "crop,flip")
 
 
@@ -38,20 +38,19 @@ def test_twenty_kills_of_workers_and_drivers_leave_no_trace(undisturbed: Path, t
     random.seed(20)
     directory = tmp_path / "study"
     driver = start(*STUDY, directory=directory)
-    rounds = ["workers"] * 7 + ["driver"] * 6
-    random.shuffle(rounds)
     before: dict[int, int] = {}
     killed = 0
-    for victims in rounds:
+    while killed < 20:
 
         def all_moved_on(before: dict[int, int] = before) -> dict[int, int]:
             now = progress(directory, unfinished=True)
             return now if all(epochs > before.get(cell, 0) for cell, epochs in now.items()) else {}
 
         before = wait_until(all_moved_on)
+        assert len(before) == 2, "a cell was over before it was disturbed enough"
         time.sleep(random.uniform(0, 0.05))
         workers = children(driver.pid)
-        if victims == "workers":
+        if random.random() < 0.6:
             for worker in workers:
                 kill(worker)
             killed += len(workers)
@@ -62,7 +61,6 @@ def test_twenty_kills_of_workers_and_drivers_leave_no_trace(undisturbed: Path, t
             driver = start(*STUDY, directory=directory)
             killed += 1
     assert driver.wait(timeout=120) == 0, (tmp_path / "study.log").read_text()
-    assert killed >= 20
     for cell in results(directory)["cells"]:
         assert cell["status"] == "done"
         assert [r["epoch"] for r in cell["epochs"]] == list(range(1, EPOCHS + 1))
@@ -75,7 +73,9 @@ def test_twenty_kills_of_workers_and_drivers_leave_no_trace(undisturbed: Path, t
 def test_other_training_leaves_other_weights(undisturbed: Path, tmp_path: Path) -> None:
     """The comparison of weights above can fail."""
     directory = tmp_path / "study"
-    code, said = run(*STUDY[:2], "--epochs", str(EPOCHS), "--jobs", "1", "--augment", "none", directory=directory)
+    code, said = run(
+        *STUDY[:2], "--epochs", str(EPOCHS), "--jobs", "2", "--threads", "1", "--augment", "none", directory=directory
+    )
     assert code == 0, said
     for a, b in zip(weights(directory).values(), weights(undisturbed).values(), strict=True):
         assert not all(torch.equal(a[name], b[name]) for name in b)
@@ -93,7 +93,7 @@ def test_the_same_command_again_trains_nothing(undisturbed: Path) -> None:
 
 def test_an_interrupt_ends_it_with_130_and_nobody_is_left(tmp_path: Path) -> None:
     directory = tmp_path / "study"
-    driver = start(*STUDY[:2], "--epochs", "500", "--jobs", "2", directory=directory)
+    driver = start(*STUDY[:2], "--epochs", "500", "--jobs", "2", "--threads", "1", directory=directory)
     wait_until(lambda: epochs_recorded(directory) > 1)
     workers = children(driver.pid)
     driver.send_signal(signal.SIGINT)
@@ -106,7 +106,20 @@ def test_an_interrupt_ends_it_with_130_and_nobody_is_left(tmp_path: Path) -> Non
 
 def test_two_drivers_share_the_cells_of_one_store(tmp_path: Path) -> None:
     directory = tmp_path / "study"
-    flags = ("--norms", "bn,in,gn,none", "--seeds", "2", "--epochs", "3", "--lr", "0.01", "--jobs", "1")
+    flags = (
+        "--norms",
+        "bn,in,gn,none",
+        "--seeds",
+        "2",
+        "--epochs",
+        "3",
+        "--lr",
+        "0.01",
+        "--jobs",
+        "1",
+        "--threads",
+        "1",
+    )
     both = [start(*flags, directory=directory) for _ in range(2)]
     assert [driver.wait(timeout=120) for driver in both] == [0, 0], (tmp_path / "study.log").read_text()
     with Store(directory, readonly=True) as store:
