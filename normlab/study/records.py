@@ -53,12 +53,20 @@ def collect(store: Store) -> dict[str, Any]:
                 "test": stored.outcome.get("test"),
             }
         )
-    environments = [a["environment"] for i in ids for a in store.attempts(i)[-1:]]
-    environment = {**facts, **(environments[-1] if environments else {})}
+    environment = {**facts, **_where(store, ids)}
     backends = sorted({c["backend"] for c in cells if c["backend"]})
     environment["backend"] = ", ".join(backends)
     verdict = judge(cells, baseline=facts.get("baseline"), test_images=facts.get("test_images"))
     return {"cells": cells, "environment": environment, "spec": spec, "verdict": verdict.as_dict()}
+
+
+def _where(store: Store, ids: list[int]) -> dict[str, Any]:
+    """The environment of the cell that was trained last."""
+    trained = [stored for stored in store.cells(ids) if stored.attempts]
+    if not trained:
+        return {}
+    last = trained[-1]
+    return {**store.attempts(last.id)[-1]["environment"], **last.outcome.get("environment", {})}
 
 
 def write_results(store: Store, directory: Path) -> dict[str, Any]:

@@ -1,0 +1,296 @@
+"""The command line: quick help, lazy sub-commands, exit codes, and one clear sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import sqlite3
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from normlab import cli
+from normlab.study.records import COLUMNS
+from normlab.study.store import FILE, Store
+
+TINY = [
+    "compare", "digits", "--model", "resnet8:width=4", "--limit-train", "60", "--limit-eval", "20",
+    "--batch-size", "16", "--epochs", "2", "--lr", "0.01", "--jobs", "1", "--threads", "1", "--no-report",
+]  # fmt: skip
+
+
+def call(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command, in this process."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(list(arguments))
+    out, err = capsys.readouterr()
+    return int(caught.value.code or 0), out, err
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "normlab", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    assert statistics.median(seconds() for _ in range(7)) < 0.3
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "normlab", "--help"], check=True, capture_output=True, text=True
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "typer" in imported
+    assert not imported & {"torch", "scipy", "numba", "numpy", "pydantic", "rich", "altair", "pandas", "sklearn"}
+
+
+def test_help_lists_the_commands_there_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "dance", ("normlab.dance.cli:main", "Dance."))
+    code, out, _ = call("--help", capsys=capsys)
+    assert code == 0
+    for command in ("compare", "plan", "status", "export"):
+        assert command in out
+    assert "dance" not in out
+    assert "130 interrupted" in out
+
+
+@pytest.mark.parametrize("command", ["compare", "plan", "status", "export"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(command, "--help", capsys=capsys)
+    assert code == 0
+    assert "Usage: normlab " + command in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import normlab
+
+    assert call("--version", capsys=capsys) == (0, f"normlab {normlab.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["dance"], ["dance"]),
+        (["compare", "--dance"], ["--dance"]),
+        (["compare", "/no/such/folder"], ["/no/such/folder"]),
+        (["compare", "--norms", "bn,batch"], ["'batch'", "torch-bn"]),
+        (["compare", "--norms", "gn:groups"], ["groups"]),
+        (["compare", "--model", "resnet15"], ["resnet15", "6n + 2"]),
+        (["compare", "--epochs", "many"], ["epochs", "many"]),
+        (["compare", "--optimizer", "lion"], ["lion", "rmsprop"]),
+        (["compare", "--schedule", "linear"], ["linear", "cosine"]),
+        (["compare", "--momentum", "0.5", "--optimizer", "adam"], ["momentum", "adam"]),
+        (["compare", "--baseline", "gn", "--norms", "bn"], ["gn", "baseline"]),
+        (["compare", "--plugin", "no_such_module"], ["no_such_module"]),
+        (["compare", "--jobs", "1000"], ["1000", "cores"]),
+        (["compare", "--device", "cuda:99"], ["cuda:99"]),
+        (["compare", "--config", "nowhere.toml"], ["nowhere.toml"]),
+    ],
+)
+def test_wrong_usage_is_told_in_a_sentence(
+    arguments: list[str],
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(*arguments, capsys=capsys)
+    assert code == 2, err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_settings_come_from_a_file_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    toml = tmp_path / "study.toml"
+    toml.write_text('data = "digits"\nnorms = ["bn", "gn"]\nlr = [0.1, 0.01]\nseeds = 2\n')
+    yaml = tmp_path / "study.yaml"
+    yaml.write_text("data: digits\nnorms: [bn, gn]\nlrs: [0.1, 0.01]\nseeds: 2\n")
+    small = ["--model", "resnet8:width=4", "--limit-train", "40", "--batch-size", "8", "--out", str(tmp_path / "out")]
+    code, from_toml, err = call("plan", "--config", str(toml), *small, capsys=capsys)
+    assert code == 0, err
+    assert from_toml.count("to do  ") == 8
+    _, from_yaml, _ = call("plan", "--config", str(yaml), *small, capsys=capsys)
+    assert from_toml.splitlines()[:8] == from_yaml.splitlines()[:8]
+    assert "8 cells, 0 done, 8 to do" in from_toml
+    assert "about" in from_toml
+    code, _, err = call("plan", "--config", str(toml), "--norms", "in", capsys=capsys)
+    assert code == 2
+    assert "norms" in err
+    assert "command line" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "word"),
+    [
+        ("a.toml", "norms = [", "a.toml"),
+        ("a.yaml", "norms: [", "a.yaml"),
+        ("a.yaml", "- bn", "by name"),
+        ("a.json", "{}", ".toml"),
+        ("a.toml", 'nroms = "bn"\ncolour = 3', "colour"),
+        ("a.toml", "lr = 0.1\nlrs = [0.1]", "same setting"),
+    ],
+)
+def test_a_file_that_is_wrong_is_told(
+    name: str, text: str, word: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    code, _, err = call("compare", "--config", str(tmp_path / name), capsys=capsys)
+    assert code == 2
+    assert word in err
+
+
+def test_yaml_executes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f'data: !!python/object/apply:os.mkdir ["{tmp_path}/exploded"]\n')
+    assert call("compare", "--config", str(path), capsys=capsys)[0] == 2
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_data_that_cannot_be_used_is_exit_code_6(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = call("compare", str(tmp_path / "empty"), "--out", str(tmp_path / "out"), capsys=capsys)
+    assert code == 6
+    assert "empty" in err
+
+
+def test_a_bug_is_exit_code_3(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("normlab.study.run.run_study", lambda *a, **k: 1 / 0)
+    code, _, err = call("compare", capsys=capsys)
+    assert code == 3
+    assert "ZeroDivisionError" in err
+    assert "bug" in err
+
+
+def test_a_directory_without_a_study(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert call("status", str(tmp_path), capsys=capsys)[0] == 6
+    Store(tmp_path).close()
+    for command in ("status", "export"):
+        code, _, err = call(command, str(tmp_path), capsys=capsys)
+        assert code == 5
+        assert "normlab compare" in err
+
+
+def test_a_store_of_a_newer_version_is_exit_code_4(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    Store(tmp_path).close()
+    raw = sqlite3.connect(tmp_path / FILE)
+    raw.execute("PRAGMA user_version = 1000")
+    raw.close()
+    assert call(*TINY, "--out", str(tmp_path), capsys=capsys)[0] == 4
+    assert call("status", str(tmp_path), capsys=capsys)[0] == 4
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small study of all seven variants, by the command line."""
+    directory = tmp_path_factory.mktemp("study")
+    done = subprocess.run(
+        [sys.executable, "-m", "normlab", *TINY, "--seeds", "2", "--out", str(directory)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+    assert "\x1b" not in done.stderr, "plain lines where there is no terminal"
+    (directory / "said.txt").write_text(done.stdout)
+    return directory
+
+
+def test_results_are_as_promised(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert len(results["cells"]) == 14
+    for cell in results["cells"]:
+        assert {"norm", "seed", "batch_size", "optimizer", "lr", "status", "epochs", "test"} <= cell.keys()
+        assert cell["status"] == "done"
+        assert set(cell["test"]) == {"loss", "accuracy", "micro_f1", "macro_f1"}
+        assert cell["backend"]
+        for record in cell["epochs"]:
+            assert {
+                "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_micro_f1", "val_macro_f1",
+                "seconds", "images_per_second",
+            } <= record.keys()  # fmt: skip
+    expected = {
+        "command", "cpu", "torch", "numpy", "python", "threads", "device", "backend", "data_hash", "platform",
+    }  # fmt: skip
+    assert expected <= results["environment"].keys()
+    assert results["environment"]["threads"] == 1
+    assert results["verdict"]["sentence"] in (finished / "said.txt").read_text()
+
+
+def test_the_norms_of_a_seed_start_alike(finished: Path) -> None:
+    cells = json.loads((finished / "results.json").read_text())["cells"]
+    ours, stock = (next(c for c in cells if c["norm"] == n and c["seed"] == 0) for n in ("bn", "torch-bn"))
+    assert ours["epochs"][0]["train_loss"] == pytest.approx(stock["epochs"][0]["train_loss"], rel=1e-3)
+
+
+def test_export_says_the_same_in_every_format(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("csv", "json", "parquet"):
+        assert call("export", str(finished), "--format", name, capsys=capsys)[0] == 0
+    assert (finished / "export.json").read_text() == (finished / "results.json").read_text()
+    assert (finished / "export.csv").read_text() == (finished / "results.csv").read_text()
+    header, *rows = (finished / "export.csv").read_text().splitlines()
+    assert tuple(header.split(",")) == COLUMNS
+    assert len(rows) == 14 * 2
+    table = pyarrow.parquet.read_table(finished / "export.parquet")
+    assert tuple(table.column_names) == COLUMNS
+    assert table.num_rows == len(rows)
+    assert call("export", str(finished), "--format", "xlsx", capsys=capsys)[0] == 2
+
+
+def test_status_counts(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call("status", str(finished), capsys=capsys)
+    assert code == 0
+    assert "14 cells: 14 done" in out
+
+
+def test_force_trains_again(finished: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    flags = [*TINY, "--norms", "none", "--out", str(tmp_path / "study")]
+    for force in ([], [], ["--force"]):
+        assert call(*flags, *force, capsys=capsys)[0] == 0
+    with Store(tmp_path / "study", readonly=True) as store:
+        assert len(store.attempts(1)) == 2, "once, not again, and once by force"
+
+
+def test_a_norm_of_ones_own_by_plug_in(tmp_path: Path) -> None:
+    (tmp_path / "own_norms.py").write_text(
+        "from normlab import register_norm\n"
+        "from normlab.grid import standardize\n"
+        "@register_norm('mine')\n"
+        "def mine(m, p):\n"
+        "    return standardize(m.pool('c'), p)\n"
+    )
+    command = [sys.executable, "-m", "normlab", *TINY, "--norms", "mine,ln", "--plugin", "own_norms", "--out", "study"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    mine, layer = json.loads((tmp_path / "study" / "results.json").read_text())["cells"]
+    assert mine["norm"] == "mine"
+    assert mine["test"] == layer["test"], "it pools what layer norm pools"
+
+
+def test_bars_on_a_terminal(tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "normlab", *TINY, "--norms", "none", "--out", str(tmp_path / "study")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=follower, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    )
+    os.close(follower)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(leader, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        seen += piece
+    process.communicate()
+    os.close(leader)
+    assert process.returncode == 0
+    assert b"cells" in seen
+    assert b"\x1b[" in seen
