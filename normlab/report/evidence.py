@@ -240,7 +240,7 @@ def _points(difference: Estimate) -> str:
     if difference.low * difference.high < 0:
         sign = 1 if difference.mean >= 0 else -1
         low, high = sorted((100 * sign * difference.low, 100 * sign * difference.high))
-    return f"{text} [{low:.1f}, {high:.1f}]"
+    return f"{text} [{low:.1f}, {high:.1f}]".replace("-", "−")
 
 
 def _listed(names: Sequence[str]) -> str:

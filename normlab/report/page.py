@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -24,9 +25,9 @@ def render(template: str, *, figures: dict[str, Any], raw: str = "", **context: 
     """
     from markupsafe import Markup
 
-    code, library = script("charts.js", "report.js"), _library()
+    code, drawing = script("charts.js", "report.js"), library()
     policy = (
-        f"default-src 'none'; script-src {_hash(code)} {_hash(library)}; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src {_hash(code)} {_hash(drawing)}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     page = _environment().get_template(template)
@@ -35,10 +36,33 @@ def render(template: str, *, figures: dict[str, Any], raw: str = "", **context: 
         css=Markup(style_sheet()),
         script=Markup(code),
         payload=pack(to_json({"figures": figures, "config": theme.config()})),
-        library=pack(library),
+        library=pack(drawing),
         raw=raw,
         **context,
     )
+
+
+def live_page(name: str, norms: Sequence[str]) -> tuple[str, str]:
+    """The page of `normlab serve`, and the Content-Security-Policy to send with it."""
+    from markupsafe import Markup
+
+    code = script("charts.js", "live.js")
+    policy = (
+        f"default-src 'none'; script-src 'self' {_hash(code)}; connect-src 'self'; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    html = (
+        _environment()
+        .get_template("live.html")
+        .render(
+            name=name,
+            css=Markup(style_sheet()),
+            script=Markup(code),
+            styles=theme.styles(norms),
+            config=Markup(to_json(theme.config()).replace("<", "\\u003c")),
+        )
+    )
+    return html, policy
 
 
 def style_sheet() -> str:
@@ -70,7 +94,7 @@ def _asset(name: str) -> str:
 
 
 @cache
-def _library() -> str:
+def library() -> str:
     """Vega, Vega-Lite and their embedding as one script without imports."""
     import vl_convert
 

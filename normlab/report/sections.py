@@ -141,8 +141,8 @@ def _curves(study: Study, chosen: Chosen, styles: Styles) -> Section | None:
             at = {norm: cells for norm in chosen if (cells := study.done(norm, setting))}
             groups.append(group(study.label(setting), at, str(index)))
     text = [
-        "Thick lines are means over seeds, thin lines single seeds, bands 95 % intervals. With one label per image, "
-        "micro-F1 and accuracy are the same number."
+        "Thick lines are means over seeds, thin lines single seeds, bands 95 % intervals (from three seeds on). "
+        "With one label per image, micro-F1 and accuracy are the same number."
     ]
     if len(study.settings) > MOST_GROUPS:
         text.append(f"Of {len(study.settings)} settings, the best {MOST_GROUPS} are drawn.")

@@ -24,7 +24,7 @@ DARK = {
 
 # Each norm keeps its hue and its dash in every report; names that users add take the ones left.
 _HUES = {"bn": 0, "in": 1, "bin": 2, "ln": 3, "gn": 4, "none": 5, "torch-bn": 6}
-_DASHES = ([1, 0], [8, 3], [3, 2], [8, 3, 2, 3], [1, 2], [12, 3], [5, 2, 1, 2, 1, 2])
+_DASHES = ([1, 0], [8, 3], [3, 2], [8, 3, 2, 3], [2, 3], [12, 3], [5, 2, 1, 2, 1, 2])
 _SOLID = {"bn": 0, "in": 1, "bin": 2, "ln": 3, "gn": 5, "none": 4, "torch-bn": 6}
 _NUM_HUES = 12
 

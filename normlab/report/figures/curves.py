@@ -21,6 +21,7 @@ from normlab.report.figures.parts import (
     chart,
     crosshair,
     dashes,
+    epoch_axis,
     faded,
     finish,
     plus_minus,
@@ -55,7 +56,7 @@ def curves(
     scale_y = alt.Scale(domain=_span(bands, seeds), zero=False, nice=True)
     norms = list(series)
     stroke = by_norm(alt.Stroke, norms, styles)
-    x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, tickCount=6, format="d"))
+    x = epoch_axis(epochs)
 
     def y(name: str) -> Any:
         return alt.Y(f"{name}:Q", title=unit, scale=scale_y, axis=alt.Axis(tickCount=5))
@@ -95,7 +96,8 @@ def _rows(series: Mapping[str, Series], epochs: Sequence[int], scale: float) -> 
             if epoch not in values:
                 continue
             at = estimate(list(values[epoch].values()))
-            low, high = (at.low, at.high) if at.has_interval else (at.mean, at.mean)
+            # the interval of two seeds is six times as wide as they are apart: no picture of anything
+            low, high = (at.low, at.high) if len(at.values) > 2 else (at.mean, at.mean)
             bands.append(row(norm=norm, epoch=epoch, mean=scale * at.mean, low=scale * low, high=scale * high))
             if len(at.values) > 1:
                 several = list(values[epoch].items())[:MOST_SEED_LINES]

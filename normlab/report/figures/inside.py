@@ -20,6 +20,7 @@ from normlab.report.figures.parts import (
     chart,
     crosshair,
     dashes,
+    epoch_axis,
     faded,
     finish,
     percent,
@@ -275,7 +276,7 @@ def _drift_panel(
         for r in kept
     ]
     scale = alt.Scale(domain=[-common, common], nice=True) if common else alt.Scale(zero=False)
-    x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, tickCount=5, format="d"))
+    x = epoch_axis([r["epoch"] for r in kept])
 
     def y(name: str) -> Any:
         return alt.Y(f"{name}:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5, labelExpr=plain_numbers()))

@@ -128,6 +128,17 @@ def plain_numbers() -> str:
     )
 
 
+def epoch_axis(epochs: Sequence[int]) -> Any:
+    """Epochs from left to right, with whole numbers at round places."""
+    import altair as alt
+
+    span = max(epochs) - min(epochs) if epochs else 0
+    step = next(size for size in (1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000, 10**9) if span <= 7 * size)
+    places = sorted({epoch for epoch in range(min(epochs, default=1), max(epochs, default=1) + 1) if epoch % step == 0})
+    scale = alt.Scale(domain=[min(epochs, default=1), max(epochs, default=1)], nice=False, zero=False)
+    return alt.X("epoch:Q", title="epoch", scale=scale, axis=alt.Axis(values=places, format="d"))
+
+
 def thinned(values: Sequence[int], most: int) -> list[int]:
     """At most `most` of the values, evenly spaced, first and last among them."""
     if len(values) <= most:

@@ -40,6 +40,11 @@ const normlab = (() => {
     return view;
   }
 
+  function forget(place) {
+    views.get(place)?.finalize();
+    views.delete(place);
+  }
+
   function choose(view) {
     try { view.signal("chosen", chosen).runAsync(); } catch { /* a chart without norms has no such signal */ }
   }
@@ -60,5 +65,5 @@ const normlab = (() => {
 
   document.addEventListener("DOMContentLoaded", () => document.body.append(tip));
   document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
-  return { draw, chips, views };
+  return { draw, forget, chips };
 })();

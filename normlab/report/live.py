@@ -1,0 +1,220 @@
+"""What a study that may still run looks like now, read from its store without ever making it wait."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normlab.errors import UsageError
+from normlab.report import theme
+from normlab.report.figures.curves import curves
+from normlab.report.records import Cell, setting_of
+from normlab.study.overview import live_states
+from normlab.study.store import FILE, FINISHED, Store, StoredCell
+
+PAGE = 50
+_ORDER = ("running", "failed", "diverged", "interrupted", "pending", "paused", "done")
+MOST_TIMED = 40  # cells whose epochs tell how long the rest takes
+STALE_SECONDS = 60.0
+CURVES = (
+    ("train_loss", "Training loss", False),
+    ("val_loss", "Validation loss", False),
+    ("train_accuracy", "Training accuracy", True),
+    ("val_accuracy", "Validation accuracy", True),
+)
+
+
+class LiveStudy:
+    """The study in a directory, as of each call; what cannot change any more is read once.
+
+    Raises UsageError where there is no store.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        if not (directory / FILE).is_file():
+            raise UsageError(f"{directory} holds no study ({FILE} is not there); start one with `normlab compare`")
+        self.directory = directory
+        self._settled: dict[int, list[dict[str, Any]]] = {}
+        self._lock = threading.Lock()
+
+    def mark(self) -> tuple[tuple[int, int], ...]:
+        """Something that changes with every commit to the store; cheap to ask for."""
+        return tuple(_stamp(self.directory / f"{FILE}{suffix}") for suffix in ("", "-wal"))
+
+    def state(self, page: int = 0, status: str = "") -> dict[str, Any]:
+        """Counts, time left, the last sign of life, and one page of cells, with `status` only those in it."""
+        with self._lock, Store(self.directory, readonly=True) as store:
+            cells = _cells(store)
+            states = live_states(self.directory, cells)
+            epochs = self._epochs_done(store, cells, states)
+            shown = sorted((c for c in cells if status in ("", states[c.id])), key=lambda c: _ORDER.index(states[c.id]))
+            pages = max(1, -(-len(shown) // PAGE))
+            page = min(max(page, 0), pages - 1)
+            seconds = self._seconds_per_epoch(store, cells, states)
+            names = _settings(cells)
+            return {
+                "name": self.directory.resolve().name,
+                "counts": dict(Counter(states.values())),
+                "cells": len(cells),
+                "epochs": sum(epochs.values()),
+                "planned": sum(c.cell.epochs for c in cells),
+                "seconds_left": _seconds_left(cells, states, epochs, seconds),
+                "age": self._age(),
+                "stale": self._stale(states, seconds),
+                "settings": list(names.values()),
+                "page": page,
+                "pages": pages,
+                "rows": [
+                    [
+                        states[c.id],
+                        c.cell.norm,
+                        str(c.cell.seed),
+                        names[_name(c)],
+                        f"{epochs[c.id]}/{c.cell.epochs}",
+                        c.reason or "",
+                    ]
+                    for c in shown[page * PAGE : (page + 1) * PAGE]
+                ],
+            }
+
+    def figures(self, setting: int = -1) -> list[dict[str, Any]]:
+        """The curves of one setting so far, by the number that `state` gives it; by default the busiest one."""
+        with self._lock, Store(self.directory, readonly=True) as store:
+            cells = _cells(store)
+            names = list(_settings(cells))
+            if not names:
+                return []
+            if not 0 <= setting < len(names):
+                setting = _busiest(cells, names)
+            norms = list(dict.fromkeys(c.cell.norm for c in cells))
+            chosen: dict[str, list[Cell]] = {}
+            for stored in cells:
+                if _name(stored) == names[setting]:
+                    chosen.setdefault(stored.cell.norm, []).append(_as_record(stored, self._epochs(store, stored)))
+        styles = theme.styles(norms)
+        drawn = [curves(chosen, column, title, column, styles, share=share) for column, title, share in CURVES]
+        return [{"key": f.key, "title": f.title, "caption": f.caption, "spec": f.spec} for f in drawn]
+
+    def norms(self) -> list[str]:
+        """The norms of the study, in its order."""
+        with self._lock, Store(self.directory, readonly=True) as store:
+            return list(dict.fromkeys(c.cell.norm for c in _cells(store)))
+
+    def _epochs(self, store: Store, stored: StoredCell) -> list[dict[str, Any]]:
+        if stored.status in FINISHED and stored.id in self._settled:
+            return self._settled[stored.id]
+        records = store.epochs(stored.id)
+        slim = [{k: v for k, v in record.items() if not isinstance(v, dict)} for record in records]
+        self._settled.pop(stored.id, None)
+        if stored.status in FINISHED:
+            self._settled[stored.id] = slim
+        return slim
+
+    def _epochs_done(self, store: Store, cells: Sequence[StoredCell], states: Mapping[int, str]) -> dict[int, int]:
+        """How many epochs each cell has; only those that neither wait nor are done need a look."""
+        known = {"pending": lambda c: 0, "done": lambda c: c.cell.epochs}
+        return {c.id: known[s](c) if (s := states[c.id]) in known else len(self._epochs(store, c)) for c in cells}
+
+    def _seconds_per_epoch(
+        self, store: Store, cells: Sequence[StoredCell], states: Mapping[int, str]
+    ) -> dict[int, list[float]]:
+        """Seconds of an epoch by batch size, as the latest cells at work or done have them."""
+        at_work = [c for c in cells if states[c.id] in ("running", "interrupted")]
+        timed = [*at_work, *[c for c in reversed(cells) if states[c.id] == "done"]][:MOST_TIMED]
+        found: dict[int, list[float]] = {}
+        for stored in timed:
+            times = [record["seconds"] for record in self._epochs(store, stored) if "seconds" in record]
+            if times:
+                found.setdefault(stored.cell.batch_size, []).append(float(np.median(times)))
+        return found
+
+    def _age(self) -> float:
+        """Seconds since the last commit."""
+        latest = max(stamp[0] for stamp in self.mark()) / 1e9
+        return max(0.0, time.time() - latest)
+
+    def _stale(self, states: Mapping[int, str], seconds: Mapping[int, Sequence[float]]) -> str:
+        """Why what is shown may be old, or nothing."""
+        counts = Counter(states.values())
+        if not counts["running"]:
+            open_ = counts["pending"] + counts["interrupted"]
+            return f"Nobody is training; {open_} cells are left. The same command goes on with them." if open_ else ""
+        longest = max((max(times) for times in seconds.values()), default=0.0)
+        if self._age() > max(STALE_SECONDS, 5 * longest):
+            return f"No sign of life for {_duration(self._age())}, though {counts['running']} cells should be running."
+        return ""
+
+
+def _cells(store: Store) -> list[StoredCell]:
+    study = store.latest_study()
+    return store.cells(study[2]) if study else []
+
+
+def _axes(stored: StoredCell) -> dict[str, Any]:
+    return {**asdict(stored.cell), "planned_epochs": stored.cell.epochs}
+
+
+def _name(stored: StoredCell) -> str:
+    return ", ".join(setting_of(_axes(stored)))
+
+
+def _settings(cells: Sequence[StoredCell]) -> dict[str, str]:
+    """Every setting, in full and as what tells it from the others."""
+    parts = list(dict.fromkeys(setting_of(_axes(stored)) for stored in cells))
+    same = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
+    short = [", ".join(part for part in setting if part not in same) for setting in parts]
+    return {", ".join(setting): name for setting, name in zip(parts, short, strict=True)}
+
+
+def _busiest(cells: Sequence[StoredCell], names: Sequence[str]) -> int:
+    """Where something is running; else where most is done."""
+    running = Counter(_name(c) for c in cells if c.status == "running")
+    done = Counter(_name(c) for c in cells if c.status == "done")
+    (name, _), *_ = (running or done or Counter(names)).most_common(1)
+    return list(names).index(name)
+
+
+def _as_record(stored: StoredCell, epochs: list[dict[str, Any]]) -> Cell:
+    return Cell(stored.cell.norm, stored.cell.seed, _axes(stored), stored.status, stored.reason or "", epochs, {})
+
+
+def _seconds_left(
+    cells: Sequence[StoredCell],
+    states: Mapping[int, str],
+    epochs: Mapping[int, int],
+    seconds: Mapping[int, Sequence[float]],
+) -> float | None:
+    """The epochs left at the pace so far, shared by as many cells as run now; None before there is a pace."""
+    everything = [value for values in seconds.values() for value in values]
+    running = sum(state == "running" for state in states.values())
+    if not everything or not running:
+        return None
+    left = 0.0
+    for stored in cells:
+        if states[stored.id] in ("pending", "running", "interrupted"):
+            pace = seconds.get(stored.cell.batch_size) or everything
+            left += (stored.cell.epochs - epochs[stored.id]) * float(np.mean(pace))
+    return left / running
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        facts = os.stat(path)
+    except FileNotFoundError:
+        return 0, 0
+    return facts.st_mtime_ns, facts.st_size
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

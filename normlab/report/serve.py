@@ -1,0 +1,209 @@
+"""`normlab serve`: a page that shows a study while it runs. It only reads.
+
+The server listens on this machine alone unless told otherwise, and then asks for a token. Requests are answered
+only if they name this server (the Host header, against DNS rebinding) and come from its own page (Origin).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import parse_qs
+
+import typer
+
+from normlab.errors import UsageError
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+POLL_SECONDS = 0.5
+HEARTBEAT_SECONDS = 10.0
+COOKIE = "normlab_token"
+
+_Receive = Callable[[], Awaitable[Any]]
+_Send = Callable[[Any], Awaitable[None]]
+
+
+def serve(
+    directory: Annotated[Path, typer.Argument(help="The --out directory of `normlab compare`.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; another than this machine's needs a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8765,
+    token: Annotated[str, typer.Option(help="What a visitor must know; made up where one is needed.")] = "",
+) -> None:
+    """Watch a comparison in the browser while it runs."""
+    import socket
+
+    try:
+        import uvicorn
+    except ImportError:
+        raise UsageError("normlab serve needs Starlette and uvicorn: pip install 'normlab[serve]'") from None
+    if not is_local(host) and not token:
+        token = secrets.token_urlsafe(16)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host"
+        ) from None
+    port = listener.getsockname()[1]
+    app = application(directory, host, port, token)
+    name = f"[{host}]" if ":" in host else host
+    typer.echo(f"http://{name}:{port}/" + (f"?token={token}" if token else ""))
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, access_log=False)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def application(directory: Path, host: str, port: int, token: str = "") -> Starlette:
+    """The page and its data as an ASGI application for one study.
+
+    Raises UsageError where there is no study, or an address that others can reach comes without a token.
+    """
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.routing import Route
+
+    from normlab.report.live import LiveStudy
+
+    if not is_local(host) and not token:
+        raise UsageError(f"--host {host} can be reached from other machines; it needs a --token")
+    views = _Views(LiveStudy(directory))
+    routes = [
+        Route("/", views.page),
+        Route("/library.js", views.library),
+        Route("/state", views.state),
+        Route("/figures", views.figures),
+        Route("/events", views.events),
+    ]
+    guard = Middleware(_Guard, names=None if not is_local(host) else _names(host, port), token=token)
+    return Starlette(routes=routes, middleware=[guard])
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Views:
+    def __init__(self, study: Any) -> None:
+        self._study = study
+
+    async def page(self, request: Request) -> Response:
+        from starlette.responses import HTMLResponse
+
+        from normlab.report.page import live_page
+
+        norms = await asyncio.to_thread(self._study.norms)
+        html, policy = live_page(self._study.directory.resolve().name, norms)
+        return HTMLResponse(html, headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"})
+
+    async def library(self, request: Request) -> Response:
+        from starlette.responses import Response
+
+        from normlab.report.page import library
+
+        code = await asyncio.to_thread(library)
+        return Response(code, media_type="text/javascript", headers={"Cache-Control": "max-age=86400"})
+
+    async def state(self, request: Request) -> Response:
+        page = _whole(request.query_params.get("page", "0"))
+        status = request.query_params.get("status", "")
+        return _json(await asyncio.to_thread(self._study.state, page, status))
+
+    async def figures(self, request: Request) -> Response:
+        setting = _whole(request.query_params.get("setting", "-1"))
+        return _json(await asyncio.to_thread(self._study.figures, setting))
+
+    async def events(self, request: Request) -> Response:
+        from starlette.responses import StreamingResponse
+
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(self._changes(), media_type="text/event-stream", headers=headers)
+
+    async def _changes(self) -> AsyncIterator[str]:
+        """An event at once and after every commit; comments in between keep the connection known to be alive."""
+        seen, silent = None, 0.0
+        while True:
+            mark = self._study.mark()
+            if mark != seen:
+                seen, silent = mark, 0.0
+                yield "event: change\ndata: {}\n\n"
+            elif silent >= HEARTBEAT_SECONDS:
+                silent = 0.0
+                yield ": still here\n\n"
+            await asyncio.sleep(POLL_SECONDS)
+            silent += POLL_SECONDS
+
+
+class _Guard:
+    """Lets through reading requests that name this server, come from its own page, and know the token."""
+
+    def __init__(self, app: Any, names: set[str] | None, token: str) -> None:
+        self._app, self._names, self._token = app, names, token
+
+    async def __call__(self, scope: Any, receive: _Receive, send: _Send) -> None:
+        from starlette.responses import PlainTextResponse, RedirectResponse
+
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin = headers.get("host", ""), headers.get("origin")
+        answer: Response | None = None
+        if scope["method"] not in ("GET", "HEAD"):
+            answer = PlainTextResponse("this page only reads", 405)
+        elif (self._names is not None and host not in self._names) or origin not in (None, f"http://{host}"):
+            answer = PlainTextResponse("this server does not go by that name", 403)
+        elif self._token:
+            given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            if given and hmac.compare_digest(given.encode(), self._token.encode()):
+                # into a cookie, and out of the address, which others may get to see
+                answer = RedirectResponse(scope["path"], 303)
+                answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
+            elif not hmac.compare_digest(_cookie(headers).encode(), self._token.encode()):
+                answer = PlainTextResponse("open the address that `normlab serve` printed; it has a token", 401)
+        await (answer or self._app)(scope, receive, send)
+
+
+def _cookie(headers: dict[str, str]) -> str:
+    from http.cookies import CookieError, SimpleCookie
+
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found else ""
+
+
+def _names(host: str, port: int) -> set[str]:
+    names = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host}
+    return {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.lstrip("-").isdecimal() and len(text) < 10 else 0
+
+
+def _json(value: Any) -> Response:
+    from starlette.responses import Response
+
+    from normlab.report.raw import to_json
+
+    return Response(to_json(value), media_type="application/json", headers={"Cache-Control": "no-store"})

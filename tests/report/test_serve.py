@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from normlab.errors import UsageError
+from normlab.report.live import PAGE, LiveStudy
+from normlab.report.serve import application, is_local
+from tests.report.running import Running, server
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    study = Running(tmp_path)
+    yield study
+    study.close()
+
+
+def get(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request(method, path, headers={"Host": f"127.0.0.1:{port}"} | headers)
+    answer = connection.getresponse()
+    found = answer.status, answer.read(), {k.lower(): v for k, v in answer.getheaders()}
+    connection.close()
+    return found
+
+
+def test_state_follows_the_study(running: Running) -> None:
+    study = LiveStudy(running.directory)
+    state = study.state()
+    assert state["counts"] == {"pending": 4}
+    assert state["seconds_left"] is None
+    assert "Nobody is training; 4 cells are left" in state["stale"]
+    first, second, *_ = running.ids
+    running.start(first)
+    running.epoch(first, 1)
+    running.start(second)
+    state = study.state()
+    assert state["counts"] == {"running": 2, "pending": 2}
+    assert (state["epochs"], state["planned"], state["stale"]) == (1, 20, "")
+    assert state["seconds_left"] == pytest.approx(19 * 2.0 / 2)
+    assert state["age"] < 5
+    for epoch in range(2, 6):
+        running.epoch(first, epoch)
+    running.end(first)
+    running.end(second, "failed", "out of memory at batch size 32")
+    state = study.state()
+    assert state["counts"] == {"done": 1, "failed": 1, "pending": 2}
+    failed, *_, done = state["rows"]
+    assert failed[-1] == "out of memory at batch size 32"
+    assert done[:3] + done[4:] == ["done", "bn", "0", "5/5", ""]
+    assert "batch 32, optimizer sgd, lr 0.1" in done[3]
+    assert [row[0] for row in study.state(status="failed")["rows"]] == ["failed"]
+
+
+def test_a_dead_run_is_told_from_a_living_one(running: Running) -> None:
+    running.start(running.ids[0])
+    running.epoch(running.ids[0], 1)
+    assert LiveStudy(running.directory).state()["counts"]["running"] == 1
+    running.locks.release(running.ids[0])  # what the kernel does when the process is gone
+    state = LiveStudy(running.directory).state()
+    assert state["counts"]["interrupted"] == 1
+    assert "Nobody is training" in state["stale"]
+
+
+def test_curves_are_those_of_the_report_and_grow(running: Running) -> None:
+    study, cell = LiveStudy(running.directory), running.ids[0]
+    running.start(cell)
+    running.epoch(cell, 1)
+    before = {figure["key"]: figure for figure in study.figures()}
+    assert list(before) == ["train_loss", "val_loss", "train_accuracy", "val_accuracy"]
+    mark = study.mark()
+    running.epoch(cell, 2)
+    assert study.mark() != mark
+    after = {figure["key"]: figure for figure in study.figures()}
+    assert [row["epoch"] for row in before["val_accuracy"]["spec"]["datasets"]["bands"]] == [1]
+    assert [row["epoch"] for row in after["val_accuracy"]["spec"]["datasets"]["bands"]] == [1, 2]
+
+
+def test_a_thousand_cells_are_paged_and_quick(tmp_path: Path) -> None:
+    study = Running(tmp_path, seeds=500, epochs=2)
+    try:
+        for cell in study.ids[:10]:
+            study.start(cell)
+            study.epoch(cell, 1)
+        live = LiveStudy(tmp_path)
+        live.state()
+        started = time.perf_counter()
+        state = live.state(page=3)
+        assert time.perf_counter() - started < 1.0
+        assert state["cells"] == 1000
+        assert (state["page"], state["pages"], len(state["rows"])) == (3, 1000 // PAGE, PAGE)
+        assert len(json.dumps(state)) < 20_000
+        assert live.state(page=999)["page"] == 1000 // PAGE - 1
+    finally:
+        study.close()
+
+
+def test_the_server_answers_its_own_page_only(running: Running) -> None:
+    with server(running.directory) as port:
+        status, body, headers = get(port, "/")
+        assert status == 200
+        assert b"Reading the study" in body
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "http" not in headers["content-security-policy"]
+        assert get(port, "/state", Host=f"localhost:{port}")[0] == 200
+        assert get(port, "/state", Host="evil.example")[0] == 403
+        assert get(port, "/state", Host=f"127.0.0.1.evil.example:{port}")[0] == 403
+        assert get(port, "/state", Origin="http://evil.example")[0] == 403
+        assert get(port, "/state", Origin=f"http://127.0.0.1:{port}")[0] == 200
+        assert get(port, "/state", method="POST")[0] == 405
+        assert get(port, "/state", method="DELETE")[0] == 405
+        assert get(port, "/state?page=nonsense&status=%3Cscript%3E")[0] == 200
+        assert get(port, "/../study.db")[0] == 404
+
+
+def test_a_token_is_asked_for_and_kept_in_a_cookie(running: Running) -> None:
+    with server(running.directory, token="open sesame") as port:
+        assert get(port, "/")[0] == 401
+        assert get(port, "/state?token=wrong")[0] == 401
+        status, _, headers = get(port, "/?token=open%20sesame")
+        assert (status, headers["location"]) == (303, "/")
+        assert "HttpOnly" in headers["set-cookie"]
+        assert "SameSite=strict" in headers["set-cookie"]
+        assert get(port, "/state", Cookie=headers["set-cookie"].partition(";")[0])[0] == 200
+        assert get(port, "/state", Cookie="normlab_token=wrong")[0] == 401
+
+
+def test_other_addresses_need_a_token(running: Running) -> None:
+    with pytest.raises(UsageError, match="needs a --token"):
+        application(running.directory, "0.0.0.0", 80)
+    assert [is_local(h) for h in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "10.0.0.1", "example.org")] == [
+        True, True, True, False, False, False,
+    ]  # fmt: skip
+
+
+def test_events_tell_of_a_commit_at_once(running: Running) -> None:
+    running.start(running.ids[0])
+    with server(running.directory) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", "/events")
+        stream = connection.getresponse()
+        assert stream.getheader("content-type", "").startswith("text/event-stream")
+        assert stream.readline() == b"event: change\n"
+        stream.readline(), stream.readline()
+        running.epoch(running.ids[0], 1)
+        committed = time.monotonic()
+        assert stream.readline() == b"event: change\n"
+        assert time.monotonic() - committed < 2
+        connection.close()
+
+
+def test_directory_without_study_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no study"):
+        LiveStudy(tmp_path)
+
+
+def test_reading_leaves_the_store_as_it_was(running: Running) -> None:
+    before: Any = running.store.cells()
+    study = LiveStudy(running.directory)
+    study.state()
+    study.figures()
+    assert running.store.cells() == before
