@@ -72,9 +72,7 @@ def explain_gradient(of: str, seen: Sequence[Observation], tolerance: float) -> 
     return explain([s for s in slips.GRADIENT if s.of == of], seen, tolerance, relative_error)
 
 
-def explain_running(
-    cases: Sequence[Case], after: Sequence[tuple[Array, Array]], tolerance: float
-) -> StateSlip | None:
+def explain_running(cases: Sequence[Case], after: Sequence[tuple[Array, Array]], tolerance: float) -> StateSlip | None:
     """The wrong update that predicts the running statistics after one step of every case."""
     from normlab.check.oracle import updated_running
 

@@ -279,9 +279,7 @@ def _line(x: NDArray, y: NDArray) -> tuple[float, float, float]:
     return slope, intercept, float(np.abs((slope * x + intercept) / y - 1).max())
 
 
-def _measure(
-    subject: Subject, recipe: Recipe, shape: tuple[int, ...], dialect: str
-) -> tuple[Recipe, dict[str, Any]]:
+def _measure(subject: Subject, recipe: Recipe, shape: tuple[int, ...], dialect: str) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with eps, momentum and running variance settled, and the measurements in words."""
     declared = subject.declared
     described: dict[str, Any] = {}

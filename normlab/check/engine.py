@@ -25,12 +25,14 @@ def examine(
     quick: bool = False,
     only: Iterable[str] | None = None,
     first_bug: bool = False,
+    elements: int | None = None,
     starting: Told = lambda name: None,
+    found: Callable[[Finding], None] = lambda finding: None,
 ) -> Report:
     """Probe the subject's dialect, then run every check.
 
-    `only` names groups or checks; `first_bug` ends at the first bug; `starting` hears each check's name before
-    it runs.
+    `only` names groups or checks; `first_bug` ends at the first bug; `elements` asks for one huge input;
+    `starting` hears each check's name before it runs, `found` each finding after.
     """
     from normlab.check import checks  # noqa: F401  (importing enrols the checks)
 
@@ -40,17 +42,44 @@ def examine(
         warnings.simplefilter("ignore")
         starting("target.probe")
         setup = _probe(report, subject, kind, dialect, quick)
+        for finding in report.findings:
+            found(finding)
         if setup is not None:
+            setup.elements = elements
             report.form = setup.subject.form
             for name, (run, slow) in sorted(CHECKS.items(), key=_order):
                 if (slow and quick) or (only is not None and not _chosen(name, only)):
                     continue
                 starting(name)
-                report.findings.append(_guarded(name, run, setup))
+                spoiled = _spoiled(name, report)
+                report.findings.append(
+                    Finding(name, "skip", f"{spoiled} is wrong already") if spoiled else _guarded(name, run, setup)
+                )
+                found(report.findings[-1])
                 if first_bug and report.bugs:
                     break
     report.seconds = time.perf_counter() - began
     return report
+
+
+# what a check builds on: where that is wrong, its own answer would only repeat it
+BUILDS_ON = {
+    "values.eps": "values.train",
+    "values.affine": "values.train",
+    "values.momentum": "values.running",
+    "values.first-batch": "values.running",
+    "gradients.numerical": "gradients.train",
+    "numerics.running": "values.running",
+    "numerics.gradient": "gradients.train",
+    "numerics": "values.train",
+}
+
+
+def _spoiled(name: str, report: Report) -> str | None:
+    """The check, already failed, that this one builds on."""
+    failed = {f.check for f in report.bugs}
+    roots = (BUILDS_ON.get(name), BUILDS_ON.get(name.split(".")[0]))
+    return next((r for r in roots if r in failed), None)
 
 
 def _order(item: tuple[str, Any]) -> int:

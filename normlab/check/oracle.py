@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import import_module
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,9 +128,7 @@ class Case:
 class Pass:
     """One standardization and its intermediate values, each (N, G, K, S) or pooled to ones."""
 
-    def __init__(
-        self, x: Array, recipe: Recipe, axes: tuple[int, ...], running: tuple[Array, Array] | None
-    ) -> None:
+    def __init__(self, x: Array, recipe: Recipe, axes: tuple[int, ...], running: tuple[Array, Array] | None) -> None:
         self.x, self.recipe, self.axes, self.running = x, recipe, axes, running
         self.eps = recipe.eps
         self.count = int(np.prod([x.shape[a] for a in axes]))
@@ -265,7 +264,7 @@ def batch_moments(case: Case) -> tuple[Array, Array, int]:
 
 def exact_forward(case: Case, digits: int = 60) -> Array:
     """`forward` in `digits` decimal digits (mpmath): for inputs where float64 itself may cancel or underflow."""
-    import mpmath
+    mpmath = import_module("mpmath")
 
     def standardize(p: Pass) -> Array:
         out = np.empty(p.x.shape)
@@ -284,9 +283,7 @@ def exact_forward(case: Case, digits: int = 60) -> Array:
     return forward(case, standardize=standardize)
 
 
-def _pools(
-    shape: tuple[int, ...], axes: tuple[int, ...]
-) -> list[tuple[tuple[int, ...], tuple[slice | int, ...]]]:
+def _pools(shape: tuple[int, ...], axes: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[slice | int, ...]]]:
     """Every pool of the grid: its index (0 on pooled axes) and the indexing that picks its members."""
     kept = [range(1) if i in axes else range(s) for i, s in enumerate(shape)]
     mesh = np.stack(np.meshgrid(*kept, indexing="ij"), -1).reshape(-1, len(shape))

@@ -75,9 +75,7 @@ def running_values(channels: int, seed: int = 0) -> tuple[Array, Array]:
     return rng.normal(0.5, 1.0, channels), rng.uniform(0.3, 3.0, channels)
 
 
-def load(
-    setup: Setup, layer: Subject, x: NDArray, training: bool, seed: int = 0, recipe: Recipe | None = None
-) -> Case:
+def load(setup: Setup, layer: Subject, x: NDArray, training: bool, seed: int = 0, recipe: Recipe | None = None) -> Case:
     """Set the layer's parameters and running statistics to known values and answer the case that they make."""
     recipe = recipe or setup.recipe
     values = parameter_values(layer, seed)
@@ -90,9 +88,7 @@ def load(
     values = {r: _stored(v, values[r]) for r, v in layer.parameters.items()}
     if running is not None and layer.running is not None:
         running = _stored(layer.running[0], running[0]), _stored(layer.running[1], running[1])
-    return Case(
-        recipe, x, values.get("weight"), values.get("bias"), values.get("gate"), running, training
-    )
+    return Case(recipe, x, values.get("weight"), values.get("bias"), values.get("gate"), running, training)
 
 
 def _stored(held: NDArray, asked: Array) -> Array:
@@ -168,11 +164,17 @@ def _shows(
         layer.set_parameters(ones)
         case = Case(recipe, x, ones.get("weight"), ones.get("bias"), ones.get("gate"), case.running, training)
     else:
-        told = "".join(f", {r} {compact(v)}" for r, v in (("weight", case.weight), ("bias", case.bias)) if v is not None)
+        told = "".join(
+            f", {r} {compact(v)}" for r, v in (("weight", case.weight), ("bias", case.bias)) if v is not None
+        )
         told += f", gate {compact(case.gate)}" if case.gate is not None else ""
     if case.uses_running and case.running is not None:
         told += f", running mean {compact(case.running[0])}, running var {compact(case.running[1])}"
-    if training and recipe.kind in ("batch", "batch-instance") and recipe.to_grid(x).shape[0] * recipe.to_grid(x).shape[3] < 2:
+    if (
+        training
+        and recipe.kind in ("batch", "batch-instance")
+        and recipe.to_grid(x).shape[0] * recipe.to_grid(x).shape[3] < 2
+    ):
         return None
     expected = forward(case)
     got = layer.forward(x, training)

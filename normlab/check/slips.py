@@ -537,9 +537,11 @@ FORWARD: tuple[ForwardSlip, ...] = (
         "training uses the running statistics, just updated; it must use the batch's",
         Y,
         ("batch", "batch-instance"),
-        whole=lambda c: forward(replace(c, training=False, running=updated_running(c)))
-        if c.running is not None
-        else np.full(c.x.shape, np.nan),
+        whole=lambda c: (
+            forward(replace(c, training=False, running=updated_running(c)))
+            if c.running is not None
+            else np.full(c.x.shape, np.nan)
+        ),
     ),
 )
 
@@ -622,9 +624,9 @@ GRADIENT: tuple[GradientSlip, ...] = (
     _dx(
         "dx-weight-missing",
         "the weight (gamma) is missing in dx",
-        lambda p, dy, w: (dy - _mean(p, dy) - p.xhat * p.pool(dy * p.xhat)) / p.std
-        if p.running is None
-        else dy / p.std,
+        lambda p, dy, w: (
+            (dy - _mean(p, dy) - p.xhat * p.pool(dy * p.xhat)) / p.std if p.running is None else dy / p.std
+        ),
     ),
     _dx(
         "dx-mean-sign",
@@ -645,8 +647,9 @@ GRADIENT: tuple[GradientSlip, ...] = (
     _dx(
         "dx-divided-by-variance",
         "dx is divided by the variance where the standard deviation belongs",
-        lambda p, dy, w: (dy * w - (0 if p.running else _mean(p, dy * w) + p.xhat * p.pool(dy * w * p.xhat)))
-        / (p.var + p.eps),
+        lambda p, dy, w: (
+            (dy * w - (0 if p.running else _mean(p, dy * w) + p.xhat * p.pool(dy * w * p.xhat))) / (p.var + p.eps)
+        ),
     ),
     _dx(
         "dx-sums-not-means",
@@ -669,25 +672,22 @@ GRADIENT: tuple[GradientSlip, ...] = (
         "dx-count-minus-one",
         "the gradient through the variance divides by n - 1 although the forward pass divides by n",
         lambda p, dy, w: (
-            dy * w - _mean(p, dy * w) - p.xhat * p.pool(dy * w * p.xhat) * p.count / max(p.count - 1, 1)
-        )
-        / p.std,
+            (dy * w - _mean(p, dy * w) - p.xhat * p.pool(dy * w * p.xhat) * p.count / max(p.count - 1, 1)) / p.std
+        ),
     ),
     _dx(
         "dx-count-minus-one",
         "the means in dx divide by n - 1 although the forward pass divides by n",
         lambda p, dy, w: (
-            dy * w - (_mean(p, dy * w) + p.xhat * p.pool(dy * w * p.xhat)) * p.count / max(p.count - 1, 1)
-        )
-        / p.std,
+            (dy * w - (_mean(p, dy * w) + p.xhat * p.pool(dy * w * p.xhat)) * p.count / max(p.count - 1, 1)) / p.std
+        ),
     ),
     _dx(
         "dx-positions-not-counted",
         "the means in dx are divided by the number of samples alone, not by samples x positions",
         lambda p, dy, w: (
-            dy * w - (_mean(p, dy * w) + p.xhat * p.pool(dy * w * p.xhat)) * p.x.shape[2] * p.x.shape[3]
-        )
-        / p.std,
+            (dy * w - (_mean(p, dy * w) + p.xhat * p.pool(dy * w * p.xhat)) * p.x.shape[2] * p.x.shape[3]) / p.std
+        ),
     ),
     _dx(
         "dx-centred-for-normalized",
@@ -708,11 +708,9 @@ GRADIENT: tuple[GradientSlip, ...] = (
         "dx-pools-batch-only",
         "the means in dx run over the batch axis alone, separately at every position",
         lambda p, dy, w: (
-            dy * w
-            - (dy * w).mean(axis=0, keepdims=True)
-            - p.xhat * (dy * w * p.xhat).mean(axis=0, keepdims=True)
-        )
-        / p.std,
+            (dy * w - (dy * w).mean(axis=0, keepdims=True) - p.xhat * (dy * w * p.xhat).mean(axis=0, keepdims=True))
+            / p.std
+        ),
         ("batch",),
     ),
     _dx(
@@ -724,33 +722,35 @@ GRADIENT: tuple[GradientSlip, ...] = (
         "dx-pools-channel",
         "the means in dx run over one channel; the statistics were pooled over several",
         lambda p, dy, w: (
-            dy * w
-            - (dy * w).mean(axis=3, keepdims=True)
-            - p.xhat * (dy * w * p.xhat).mean(axis=3, keepdims=True)
-        )
-        / p.std,
+            (dy * w - (dy * w).mean(axis=3, keepdims=True) - p.xhat * (dy * w * p.xhat).mean(axis=3, keepdims=True))
+            / p.std
+        ),
         ("group", "layer"),
     ),
     _dx(
         "dx-pools-batch",
         "the means in dx run over the batch; the statistics are each sample's own",
         lambda p, dy, w: (
-            dy * w
-            - (dy * w).mean(axis=(0, 2, 3), keepdims=True)
-            - p.xhat * (dy * w * p.xhat).mean(axis=(0, 2, 3), keepdims=True)
-        )
-        / p.std,
+            (
+                dy * w
+                - (dy * w).mean(axis=(0, 2, 3), keepdims=True)
+                - p.xhat * (dy * w * p.xhat).mean(axis=(0, 2, 3), keepdims=True)
+            )
+            / p.std
+        ),
         ("instance", "group", "layer"),
     ),
     _dx(
         "dx-pools-feature",
         "the means in dx run over the batch axis; layer norm pools over the features",
         lambda p, dy, w: (
-            dy * w
-            - (dy * w).mean(axis=(0, 3), keepdims=True)
-            - p.xhat * (dy * w * p.xhat).mean(axis=(0, 3), keepdims=True)
-        )
-        / p.std,
+            (
+                dy * w
+                - (dy * w).mean(axis=(0, 3), keepdims=True)
+                - p.xhat * (dy * w * p.xhat).mean(axis=(0, 3), keepdims=True)
+            )
+            / p.std
+        ),
         ("layer", "rms"),
     ),
     _dx(
@@ -823,15 +823,11 @@ GRADIENT: tuple[GradientSlip, ...] = (
         DW,
         lambda dy, c, h: per_channel_sum(dy * h * _weight(c)),
     ),
-    _parameter(
-        "weight", "dweight-sign", "dweight has the wrong sign", DW, lambda dy, c, h: -per_channel_sum(dy * h)
-    ),
+    _parameter("weight", "dweight-sign", "dweight has the wrong sign", DW, lambda dy, c, h: -per_channel_sum(dy * h)),
     _parameter(
         "weight", "dweight-is-dbias", "dweight is sum(dy): that is dbias", DW, lambda dy, c, h: per_channel_sum(dy)
     ),
-    _parameter(
-        "weight", "dweight-zero", "dweight is zero or missing", DW, lambda dy, c, h: per_channel_sum(0 * dy)
-    ),
+    _parameter("weight", "dweight-zero", "dweight is zero or missing", DW, lambda dy, c, h: per_channel_sum(0 * dy)),
     _parameter(
         "weight",
         "dweight-batch-half",
@@ -851,7 +847,9 @@ GRADIENT: tuple[GradientSlip, ...] = (
         "dweight-pools-feature",
         "dweight repeats one sum for all channels of a group",
         DW,
-        lambda dy, c, h: np.broadcast_to((dy * h).sum(axis=(0, 2, 3), keepdims=True), (1, *h.shape[1:3], 1)).reshape(-1),
+        lambda dy, c, h: np.broadcast_to((dy * h).sum(axis=(0, 2, 3), keepdims=True), (1, *h.shape[1:3], 1)).reshape(
+            -1
+        ),
     ),
     _parameter(
         "bias",
@@ -924,8 +922,7 @@ GRADIENT: tuple[GradientSlip, ...] = (
         "dgate-mean",
         "dgate is a mean; it is a sum",
         DG,
-        lambda dy, c, h: per_channel_sum(dy * _weight(c) * (_halves(c)[0] - _halves(c)[1]))
-        / (h.shape[0] * h.shape[3]),
+        lambda dy, c, h: per_channel_sum(dy * _weight(c) * (_halves(c)[0] - _halves(c)[1])) / (h.shape[0] * h.shape[3]),
     ),
 )
 

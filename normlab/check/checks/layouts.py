@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from normlab.check.checks.numerics import ALLOWED, UNIT, plain, units
 from normlab.check.diagnose import error, relative_error
 from normlab.check.dialect import Setup
-from normlab.check.oracle import Case, forward
+from normlab.check.oracle import forward
 from normlab.check.probe import bug, check, load, note, passed, sample, shapes, skip, torch_layer
 from normlab.check.report import Finding
 from normlab.check.subjects import TargetFailure, Unsupported
@@ -171,12 +171,15 @@ def channels_last(setup: Setup) -> Finding:
 @check("layouts.channels-last-mean")
 def channels_last_mean(setup: Setup) -> Finding:
     """Large mean in channels-last: other code paths, other rounding."""
-    layer = torch_layer(setup, dtype="float32")
+    torch_layer(setup, dtype="float32")
     if 4 not in setup.shapes or setup.recipe.over == "trailing":
         return skip("no inputs of rank 4")
     import torch
 
+    from normlab.check.subjects.torch_module import TorchSubject
+
     layer, recipe = plain(setup, "float32")
+    assert isinstance(layer, TorchSubject)
     n, c = 4, setup.shapes[4][1]
     for mean in (0.0, 100.0, 1000.0):
         x = np.random.default_rng(53).normal(mean, 1.0, (n, c, 16, 16)).astype(np.float32)
@@ -226,6 +229,8 @@ def one_sample(setup: Setup) -> Finding:
 def one_position(setup: Setup) -> Finding:
     """Spatial axes of size one."""
     tested = []
+    if setup.recipe.kind == "batch-instance":
+        return skip("one position leaves one value to the instance half")
     for shape in shapes(setup):
         if len(shape) < 3 or setup.recipe.over == "trailing":
             continue
@@ -278,7 +283,10 @@ def one_value(setup: Setup) -> Finding:
             "raise an error in training when n = 1",
             f"x of shape {shape}",
         )
-    return note(f"one value per pool (shape {shape}) is accepted: the output is the bias, whatever the input", "silent-one-value")
+    return note(
+        f"one value per pool (shape {shape}) is accepted: the output is the bias, whatever the input",
+        "silent-one-value",
+    )
 
 
 def _one_value_shape(setup: Setup) -> tuple[int, ...] | None:
@@ -305,12 +313,16 @@ def empty(setup: Setup) -> Finding:
         return passed(f"an empty batch raises: {e}")
     state = layer.running
     if state is not None and not (np.all(np.isfinite(state[0])) and np.all(np.isfinite(state[1]))):
-        return bug(
-            "an empty batch turns the running statistics into NaN for good",
-            "empty-batch-poisons",
-            "skip the update when n = 0, or raise",
-            f"x of shape {shape}",
-        ) if setup.subject.form == "torch Module" else note("an empty batch makes the running statistics NaN")
+        return (
+            bug(
+                "an empty batch turns the running statistics into NaN for good",
+                "empty-batch-poisons",
+                "skip the update when n = 0, or raise",
+                f"x of shape {shape}",
+            )
+            if setup.subject.form == "torch Module"
+            else note("an empty batch makes the running statistics NaN")
+        )
     return passed("an empty batch gives an empty output")
 
 
@@ -342,7 +354,9 @@ def other_sizes(setup: Setup) -> Finding:
             if error(layer.forward(reference.x, True), forward(reference)) > setup.tolerance:
                 continue  # wrong at every size: the values say why
             said = f"{channels} channels" + (f" in {groups} groups" if setup.recipe.kind == "group" else "")
-            return bug(f"wrong by {off:.3g} for {said} (shape {shape})", "some-sizes", "any sizes", f"x of shape {shape}")
+            return bug(
+                f"wrong by {off:.3g} for {said} (shape {shape})", "some-sizes", "any sizes", f"x of shape {shape}"
+            )
     return passed(f"right for {', '.join(map(str, tested))} channels")
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from normlab.check.dialect import Setup, measure_gain
 from normlab.check.oracle import Array, Case, Recipe, forward
-from normlab.check.probe import bug, check, compact, note, passed, skip
+from normlab.check.probe import bug, check, compact, note, passed, skip, torch_layer
 from normlab.check.report import Finding
 from normlab.check.subjects import Subject, TargetFailure, Unsupported
 
@@ -53,9 +53,7 @@ def units(y: NDArray, x: NDArray, recipe: Recipe, unit: float) -> tuple[float, f
     condition = np.zeros_like(expected)
     for p in case.passes():
         grid_condition = np.abs(p.pool(p.x)) / p.std
-        condition = np.maximum(
-            condition, recipe.from_grid(np.broadcast_to(grid_condition, p.x.shape), expected.shape)
-        )
+        condition = np.maximum(condition, recipe.from_grid(np.broadcast_to(grid_condition, p.x.shape), expected.shape))
     got = np.asarray(y, dtype=np.float64)
     if not np.all(np.isfinite(got)):
         return float("inf"), float("inf")
@@ -86,13 +84,16 @@ def error_surface(setup: Setup) -> Finding:
     exponents = [-8, -4, -2, 0, 1, 2, 3, 4, 8] if setup.quick else list(range(-8, 9))
     points = surface(setup, "float32", exponents)
     worst = max(points, key=lambda p: p.units)
-    table = {"points": [[p.mean, p.std, p.units, p.error] for p in points]}
+    table: dict[str, Any] = {"points": [[p.mean, p.std, p.units, p.error] for p in points]}
     if worst.units <= ALLOWED:
         return passed(f"float32 error stays within {worst.units:.3g} rounding units over mean and std", **table)
     at = f"mean {worst.mean:g}, std {worst.std:g}: error {worst.error:.3g}, {worst.units:.3g} rounding units"
     failing = [p for p in points if p.units > ALLOWED]
     first = min(failing, key=lambda p: (p.mean / p.std, p.mean))
-    at_first = f"mean {first.mean:g}, std {first.std:g}: error {first.error:.3g} (rounding explains {first.error / first.units:.3g})"
+    at_first = (
+        f"mean {first.mean:g}, std {first.std:g}: error {first.error:.3g} "
+        f"(rounding explains {first.error / first.units:.3g})"
+    )
     if all(p.mean / p.std >= 3 for p in failing) and setup.recipe.centers:
         return bug(
             f"float32 output is wrong where the mean is large beside the spread ({at_first}): the variance is a "
@@ -155,7 +156,10 @@ def constant(setup: Setup) -> Finding:
                     "sqrt(var + eps) > 0 for every input",
                     f"x = {value:g} everywhere, shape {setup.shape}, {dtype}",
                 )
-            if setup.recipe.centers and units(y, x, recipe, UNIT["float32" if not setup.precise else dtype])[0] > ALLOWED:
+            if (
+                setup.recipe.centers
+                and units(y, x, recipe, UNIT["float32" if not setup.precise else dtype])[0] > ALLOWED
+            ):
                 return bug(
                     f"a constant input of {value:g} gives {np.abs(y).max():.3g} where the bias belongs",
                     "constant-not-zero",
@@ -184,10 +188,9 @@ def infinities(setup: Setup) -> Finding:
     """An infinite or NaN value spoils its own pool and nothing else."""
     layer, recipe = plain(setup, "float64")
     x = np.random.default_rng(23).normal(0, 1, setup.shape)
-    before = layer.forward(x, True).copy()
-    own = np.zeros(recipe.to_grid(x).shape, dtype=bool)
-    own[tuple(slice(None) if a in recipe.axes else slice(0, 1) for a in range(4))] = True
-    others = ~recipe.from_grid(own, setup.shape)
+    own = np.zeros(recipe.to_grid(x).shape)
+    own[tuple(slice(None) if a in recipe.axes else slice(0, 1) for a in range(4))] = 1.0
+    others = recipe.from_grid(own, setup.shape) == 0
     if not others.any():
         return skip("every value is in one pool")
     for value in (np.inf, np.nan):
@@ -299,8 +302,6 @@ def half(setup: Setup) -> Finding:
 @check("numerics.half-dtype")
 def half_dtype(setup: Setup) -> Finding:
     """Half precision in, half precision out (torch Modules)."""
-    from normlab.check.probe import torch_layer
-
     import torch
 
     layer = torch_layer(setup, dtype="bfloat16")
@@ -340,7 +341,8 @@ def gradient(setup: Setup) -> Finding:
         off = np.abs(got - expected).max()
         if not off <= allowed and _forward_is_right(layer, x, recipe):
             return bug(
-                f"dx in float32 is wrong at mean {mean:g}, std {std:g}: error {off:.3g}, rounding explains {allowed:.3g}",
+                f"dx in float32 is wrong at mean {mean:g}, std {std:g}: error {off:.3g}, "
+                f"rounding explains {allowed:.3g}",
                 "gradient-cancellation",
                 "dx from xhat or x - mean; expanded sums of x * dy cancel",
             )
@@ -402,8 +404,6 @@ def huge(setup: Setup) -> Finding:
     if setup.recipe.over == "trailing":
         return skip("for norms over channels alone")
     import torch
-
-    from normlab.check.probe import torch_layer
 
     layer = torch_layer(setup, dtype="float32")
     period, c = 1 << 12, setup.recipe.channels

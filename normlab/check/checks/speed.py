@@ -70,4 +70,5 @@ def beside(setup: Setup) -> Finding:
         raise TargetFailure(f"raised {type(e).__name__}: {e} (float32, shape {shape})", e) from e
     timed |= {name: milliseconds(module.train(), shape) for name, module in rivals(setup, c, groups).items()}
     words = ", ".join(f"{name} {ms:.3g} ms" for name, ms in timed.items())
-    return note(f"forward and backward on {shape}, float32: {words}", **{k.replace(" ", "_"): v for k, v in timed.items()})
+    measured: dict[str, Any] = {k.replace(" ", "_"): v for k, v in timed.items()}
+    return note(f"forward and backward on {shape}, float32: {words}", **measured)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def snapshot(layer: Subject) -> dict[str, np.ndarray]:
 
 
 def changed(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> list[str]:
-    return [k for k in before if not np.array_equal(before[k], after.get(k), equal_nan=True)]
+    return [k for k in before if k not in after or not np.array_equal(before[k], after[k], equal_nan=True)]
 
 
 @check("state.eval-leaves-state")
@@ -58,7 +59,9 @@ def parameters_kept(setup: Setup) -> Finding:
     layer.forward(x, True)
     moved = [k for k in changed(before, snapshot(layer)) if not k.startswith("running")]
     if moved:
-        return bug(f"a forward pass changes {', '.join(moved)}", "changes-parameters", "a forward pass reads parameters")
+        return bug(
+            f"a forward pass changes {', '.join(moved)}", "changes-parameters", "a forward pass reads parameters"
+        )
     given = _given_input(layer, x)
     if given is not None and not np.array_equal(given, x):
         return bug(
@@ -311,7 +314,9 @@ def state_dict(setup: Setup) -> Finding:
     expected = layer.forward(x, False)
     saved = {k: v.clone() for k, v in layer.module.state_dict().items()}
     missing = [
-        name for name, t in layer.running_tensors().items() if not any(v.shape == t.shape and bool((v == t).all()) for v in saved.values())
+        name
+        for name, t in layer.running_tensors().items()
+        if not any(v.shape == t.shape and bool((v == t).all()) for v in saved.values())
     ]
     other = setup.subject.fresh()
     assert hasattr(other, "module")
@@ -462,7 +467,7 @@ def autocast(setup: Setup) -> Finding:
 def threads(setup: Setup) -> Finding:
     """Several threads in evaluation at once."""
     layer = setup.subject.fresh()
-    inputs = [sample((setup.shape[0] * 16, *setup.shape[1:]), 1.0 + i, seed=i) for i in range(4)]
+    inputs = [sample((setup.shape[0] * 100, *setup.shape[1:]), 1.0 + i, seed=i) for i in range(4)]
     load(setup, layer, inputs[0], False)
     from normlab.check.subjects.functions import FunctionSubject
     from normlab.check.subjects.torch_module import TorchSubject
@@ -481,18 +486,22 @@ def threads(setup: Setup) -> Finding:
     else:
         return skip("for torch Modules alone")
     serial = [guarded(call, x) for x in inputs]
+    barrier = Barrier(len(inputs))
+
+    def hammer(i: int) -> bool:
+        barrier.wait()
+        return any(error(guarded(call, inputs[i]), serial[i]) > setup.tolerance for _ in range(20))
+
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # threads take turns as often as they can
     try:
-        with ThreadPoolExecutor(4) as pool:
-            for _ in range(10):
-                parallel = list(pool.map(lambda x: guarded(call, x), inputs))
-                if any(error(p, s) > setup.tolerance for p, s in zip(parallel, serial, strict=True)):
-                    return bug(
-                        "several threads at once get each other's values",
-                        "not-thread-safe",
-                        "keep nothing of a call on the layer",
-                    )
+        with ThreadPoolExecutor(len(inputs)) as pool:
+            if any(list(pool.map(hammer, range(len(inputs))))):
+                return bug(
+                    "several threads at once get each other's values",
+                    "not-thread-safe",
+                    "keep nothing of a call on the layer",
+                )
     finally:
         sys.setswitchinterval(interval)
     return passed("four threads in evaluation keep apart")
@@ -504,7 +513,9 @@ def double_backward(setup: Setup) -> Finding:
     layer = torch_layer(setup)
     import torch
 
-    shape = (2, setup.recipe.channels, *[2] * (len(setup.shape) - 2)) if setup.recipe.over != "trailing" else setup.shape
+    shape = (
+        (2, setup.recipe.channels, *[2] * (len(setup.shape) - 2)) if setup.recipe.over != "trailing" else setup.shape
+    )
     x = sample(shape)
     load(setup, layer, x, True)
     given = torch.from_numpy(x).requires_grad_(True)
@@ -559,9 +570,7 @@ def compiled(setup: Setup) -> Finding:
         return bug(f"torch.compile fails: {type(e).__name__}: {str(e).strip().splitlines()[0]}", "compile-fails")
     finally:
         torch._dynamo.reset()
-    if error(got, expected) > 10 * setup.tolerance or any(
-        error(snapshot(layer)[k], state[k]) > 1e-6 for k in state
-    ):
+    if error(got, expected) > 10 * setup.tolerance or any(error(snapshot(layer)[k], state[k]) > 1e-6 for k in state):
         return bug("under torch.compile the output or the running statistics differ", "compile-differs")
     if broken:
         return note(f"torch.compile breaks the graph {broken} time(s)", "graph-break")
@@ -573,9 +582,7 @@ def export(setup: Setup) -> Finding:
     """ONNX export in evaluation, run by onnxruntime where installed."""
     layer = torch_layer(setup, dtype="float32")
     try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
+        onnxruntime, *_ = (import_module(m) for m in ("onnxruntime", "onnx", "onnxscript"))
     except ImportError as e:
         return skip(f"ONNX export was not tried: {e.name} is not installed")
     import torch
@@ -584,11 +591,10 @@ def export(setup: Setup) -> Finding:
     load(setup, layer, x, False)
     expected = layer.forward(x, False)
     layer.module.eval()
-    buffer = io.BytesIO()
     try:
         program = torch.onnx.export(layer.module, (torch.from_numpy(x),), dynamo=True, verbose=False)
-        program.save(buffer)
-        session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+        model = program.model_proto.SerializeToString() if program is not None else b""
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         (got,) = session.run(None, {session.get_inputs()[0].name: x})
     except Exception as e:
         return note(f"ONNX export fails: {type(e).__name__}: {str(e).strip().splitlines()[0]}", "export-fails")

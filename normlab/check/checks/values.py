@@ -68,7 +68,11 @@ def initial(setup: Setup) -> Finding:
             zero_centred = role == "weight" and not np.any(value)
             return bug(
                 f"a new layer's {role} is {value.reshape(-1)[0]:g}, not {wanted[role]:g}"
-                + (": it starts as the zero function, unless 1 is added to it in the forward pass" if zero_centred else ""),
+                + (
+                    ": it starts as the zero function, unless 1 is added to it in the forward pass"
+                    if zero_centred
+                    else ""
+                ),
                 f"initial-{role}",
                 "weight = 1, bias = 0: a new layer normalizes and nothing else",
             )

@@ -159,10 +159,15 @@ def guarded(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         raise TargetFailure(f"raised {type(e).__name__}: {text[0] if text else '(no message)'}", e) from e
 
 
-def call_by_roles(target: Callable[..., Any], options: Options) -> tuple[Any, frozenset[str]]:
-    """Call a class or factory with arguments found by their names; answer the layer and the options it takes."""
+def call_by_roles(
+    target: Callable[..., Any], options: Options, like: Callable[..., Any] | None = None, given: tuple[str, ...] = ()
+) -> tuple[Any, frozenset[str]]:
+    """Call a class or factory with arguments found by their names; answer the layer and the options it takes.
+
+    `like` has the signature to read where `target` wraps it; `given` names arguments that `target` fills in.
+    """
     try:
-        signature = inspect.signature(target)
+        signature = inspect.signature(like or target)
     except (TypeError, ValueError) as e:
         raise TargetFailure(f"cannot be built: its signature is not to be read ({e})") from e
     wanted = {
@@ -172,9 +177,11 @@ def call_by_roles(target: Callable[..., Any], options: Options) -> tuple[Any, fr
         "momentum": options.momentum,
         "affine": options.affine,
     }
-    positional, named, settable = [], {}, set()
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
+    settable: set[str] = set()
     for p in signature.parameters.values():
-        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or p.name in given:
             continue
         role = role_of(p.name)
         required = p.default is p.empty

@@ -68,7 +68,8 @@ class FunctionSubject(Subject):
 
     @property
     def home(self) -> str:  # type: ignore[override]
-        return "torch" if self.style.library == "torch" else "teaching"
+        told = getattr(self.function, "dialect", None)
+        return told or ("torch" if self.style.library == "torch" else "teaching")
 
     @property
     def has_backward(self) -> bool:  # type: ignore[override]
@@ -99,7 +100,8 @@ class FunctionSubject(Subject):
 
     def _arguments(self, x: NDArray, training: bool) -> dict[str, Any]:
         dtype = x.dtype
-        roles, args = self.roles, {}
+        roles = self.roles
+        args: dict[str, Any] = {}
         for role, value in self._parameters.items():
             shaped = value.astype(dtype)
             if self.style.parameter_ndim > 1:
@@ -198,7 +200,8 @@ class FunctionSubject(Subject):
             self.overwrote_gradient = not np.array_equal(given, dy)
             if not isinstance(answer, tuple) or len(answer) < 1 + len(learned):
                 raise TargetFailure(
-                    f"backward returned {_describe(answer)}; expected a tuple (dx, {', '.join('d' + r for r in learned)})"
+                    f"backward returned {_describe(answer)}; expected a tuple "
+                    f"(dx, {', '.join('d' + r for r in learned)})"
                 )
             grads = [None if g is None else np.asarray(g) for g in answer[: 1 + len(learned)]]
         out = {"x": np.zeros(dy.shape) if grads[0] is None else answered(grads[0], dy.shape)}

@@ -19,9 +19,7 @@ def load(target: str) -> tuple[Any, Any, str]:
     """
     where, colon, names = target.partition(":") if not _drive(target) else target.rpartition(":")
     if not colon or not names or not where:
-        raise UsageError(
-            f"TARGET {target!r}: expected package.module:Class or file.py:function (a colon and a name)"
-        )
+        raise UsageError(f"TARGET {target!r}: expected package.module:Class or file.py:function (a colon and a name)")
     if where == "onnx":
         from normlab.check.subjects.onnx_reference import operator
 
@@ -84,7 +82,7 @@ def subject_of(
     options = options or Options()
     if isinstance(thing, tuple) and len(thing) == 2 and all(callable(t) for t in thing):
         thing, backward = thing
-    name = name or getattr(thing, "__name__", type(thing).__name__)
+    name = str(name or getattr(thing, "__name__", type(thing).__name__))
     kind = kind or kind_from_name(name)
     family = {base.__module__.split(".")[0] for base in _bases(thing)}
     if "keras" in family:

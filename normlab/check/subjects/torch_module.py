@@ -189,7 +189,7 @@ class TorchSubject(Subject):
 
     @property
     def declared(self) -> dict[str, float]:
-        out = {}
+        out: dict[str, float] = {}
         for role in ("eps", "momentum"):
             for name, value in vars(self.module).items():
                 if role_of(name) == role and isinstance(value, (int, float)) and not isinstance(value, bool):

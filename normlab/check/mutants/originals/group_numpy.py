@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Spatial group normalization in NumPy: (N, C, H, W) in G groups."""
 
 import numpy as np

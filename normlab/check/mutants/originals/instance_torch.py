@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Instance normalization as a torch Module, differentiated by torch."""
 
 import torch

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Layer normalization in NumPy over the features of (N, D)."""
 
 import numpy as np
