@@ -79,9 +79,7 @@ class Norm(nn.Module):
             value = None if name in left_out else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             self.register_parameter(name, value)
         for name in ("running_mean", "running_var"):
-            buffer = (
-                torch.empty(num_features, device=device, dtype=dtype) if self.track_running_stats else None
-            )
+            buffer = torch.empty(num_features, device=device, dtype=dtype) if self.track_running_stats else None
             self.register_buffer(name, buffer)
         count = torch.tensor(0, dtype=torch.long, device=device) if self.track_running_stats else None
         self.register_buffer("num_batches_tracked", count)
@@ -115,18 +113,14 @@ class Norm(nn.Module):
 
     def _check_input(self, x: Tensor) -> None:
         if not 2 <= x.dim() <= 5:
-            raise ValueError(
-                f"{self._title()}: expected an input of 2 to 5 dimensions (N, C, *), got {x.dim()}D"
-            )
+            raise ValueError(f"{self._title()}: expected an input of 2 to 5 dimensions (N, C, *), got {x.dim()}D")
         if x.shape[1] != self.num_features:
             raise ValueError(
                 f"{self._title()}: expected {self.num_features} channels in dimension 1, got {x.shape[1]} "
                 f"in an input of shape {tuple(x.shape)}"
             )
         if not x.is_floating_point():
-            raise ValueError(
-                f"{self._title()}: expected a floating-point input, got {x.dtype}; convert it first"
-            )
+            raise ValueError(f"{self._title()}: expected a floating-point input, got {x.dtype}; convert it first")
 
     def _normalize(self, x: Tensor, entry: norms.NormEntry, use_batch: bool, update: bool) -> Tensor:
         running = None
@@ -181,9 +175,7 @@ class _BatchStatistics(Norm):
         bias: bool = True,
     ) -> None:
         name = "bn" if isinstance(self, BatchNorm) else "bin"
-        super().__init__(
-            name, num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
-        )
+        super().__init__(name, num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
@@ -220,9 +212,7 @@ class BatchInstanceNorm(_BatchStatistics):
         super()._check_input(x)
         _check_positions(self, x)
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # the authors' implementation calls the gate `gate`
         if f"{prefix}gate" in state_dict and f"{prefix}rho" not in state_dict:
             state_dict[f"{prefix}rho"] = state_dict.pop(f"{prefix}gate")
@@ -252,9 +242,7 @@ class InstanceNorm(Norm):
         *,
         bias: bool = True,
     ) -> None:
-        super().__init__(
-            "in", num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
-        )
+        super().__init__("in", num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
@@ -289,9 +277,7 @@ class GroupNorm(Norm):
         bias: bool = True,
     ) -> None:
         if num_groups < 1 or num_channels % num_groups:
-            raise ValueError(
-                f"GroupNorm: num_channels={num_channels} must be divisible by num_groups={num_groups}"
-            )
+            raise ValueError(f"GroupNorm: num_channels={num_channels} must be divisible by num_groups={num_groups}")
         super().__init__(
             "gn", num_channels, eps, affine=affine, device=device, dtype=dtype, bias=bias, groups=num_groups
         )
@@ -358,9 +344,8 @@ class LayerNorm(nn.Module):
             y = _Normalize.apply(x, _Call(stages.recipe("ln", (), (), True, False), None, self.eps))
         else:  # each sample, or position, is one plane
             rows = x.reshape(-1, 1, math.prod(self.normalized_shape))
-            y = _Normalize.apply(rows, _Call(norms.describe("in"), (), True, None, self.eps, {})).reshape(
-                x.shape
-            )
+            y = _Normalize.apply(rows, _Call(stages.recipe("in", (), (), True, False), None, self.eps))
+            y = y.reshape(x.shape)
         if self.weight is None:
             return y
         y = y * self.weight if self.bias is None else torch.addcmul(self.bias, y, self.weight)

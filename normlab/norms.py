@@ -82,9 +82,7 @@ def register_norm(
     if not name.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"register_norm: name={name!r}; expected letters, digits, '-' and '_' only")
     if name in _REGISTRY:
-        raise ValueError(
-            f"register_norm: the name {name!r} is taken by {_REGISTRY[name].title!r}; choose another"
-        )
+        raise ValueError(f"register_norm: the name {name!r} is taken by {_REGISTRY[name].title!r}; choose another")
 
     def add(target: Any) -> Any:
         is_grid = inspect.isfunction(target) and _takes_moments(target)
@@ -227,9 +225,7 @@ def _identity(channels: int) -> Any:
     return nn.Identity()
 
 
-@register_norm(
-    "torch-bn", title="torch.nn.BatchNorm2d", formula="as bn", paper="the stock layer, a sanity check"
-)
+@register_norm("torch-bn", title="torch.nn.BatchNorm2d", formula="as bn", paper="the stock layer, a sanity check")
 def _stock_batch_norm(channels: int, **options: Any) -> Any:
     from torch import nn
 

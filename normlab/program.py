@@ -19,7 +19,9 @@ import numpy as np
 
 from normlab.application import Application, Recipe
 
-OPS = ("add", "sub", "mul", "div", "pow", "max", "greater", "sqrt", "rsqrt", "exp", "mean_n", "sum_n", "mean_c", "sum_c")
+OPS = (
+    "add", "sub", "mul", "div", "pow", "max", "greater", "sqrt", "rsqrt", "exp", "mean_n", "sum_n", "mean_c", "sum_c",
+)  # fmt: skip
 _CODE = {name: i for i, name in enumerate(OPS)}
 
 # registers that a backend fills before it runs a program, in this order; then parameters, then constants

@@ -18,7 +18,7 @@ _FIRST_PARAMETER = len(INPUTS)
 
 @compiled
 def load(registers: Any, rows: Any, size: float, eps: float, constants: Any) -> None:
-    """Fill the registers that stay: running statistics, S, eps, parameters, constants, each the same for all samples."""
+    """Fill the registers that stay: running statistics, S, eps, parameters, constants; the same for all samples."""
     parameters = rows.shape[0] - 2
     for n in range(registers.shape[1]):
         registers[_RUNNING_MEAN, n] = rows[0]
@@ -38,9 +38,9 @@ def perform(code: Any, registers: Any) -> None:
     _, samples, channels = registers.shape
     for i in range(code.shape[0]):
         op, out, a, b, argument, varies = code[i]
-        if op == _MEAN_N or op == _SUM_N:
+        if op in (_MEAN_N, _SUM_N):
             _over_samples(op, registers[a], varies & 2 != 0, registers[out, 0])
-        elif op == _MEAN_C or op == _SUM_C:
+        elif op in (_MEAN_C, _SUM_C):
             for n in range(samples if varies & 1 else 1):
                 _over_channels(op, registers[a, n], argument, registers[out, n])
         elif varies == 7:  # all three have a number for every plane: one long loop

@@ -5,8 +5,9 @@ fill vector registers, `joined` of them are worked on as one row of `lanes` elem
 match, and `first`, `last` bound the rows of S, so that a sample can be cut into chunks.
 
 Sums run in the elements' precision over blocks short enough to lose nothing, and in float64 over the blocks. The
-variance is taken about a provisional mean whose own error is then corrected for (the corrected two-pass
-algorithm: Chan, Golub & LeVeque 1983).
+variance is taken about a value near the mean, whose distance from it is then corrected for; where that value turns
+out further off than two deviations, once more about the mean just found (the shifted, and the corrected two-pass
+algorithm of Chan, Golub & LeVeque 1983).
 """
 
 from __future__ import annotations
@@ -33,38 +34,49 @@ _ROWS = 8  # joined rows likewise
 def moments_first(x: Any, start: int, channels: int, size: int, mean: Any, var: Any) -> None:
     for c in range(channels):
         row = x[start + c * size : start + (c + 1) * size]
-        total = 0.0
-        for at in range(0, size, _BLOCK):
-            total += _sum(row[at : at + _BLOCK])
-        near = x.dtype.type(total / size)
+        near = row[0]
         left = 0.0
         square = 0.0
-        for at in range(0, size, _BLOCK):
-            part, part_square = _sums_about(row[at : at + _BLOCK], near)
-            left += part
-            square += part_square
-        left /= size
+        if size <= _BLOCK:  # here and not in a function of its own: a call costs as much as a short row
+            part = x.dtype.type(0)
+            part_square = x.dtype.type(0)
+            for k in range(size):
+                d = row[k] - near
+                part += d
+                part_square += d * d
+            left += part / size
+            square += part_square / size
+        else:
+            left, square = _mean_square_about(row, near)
+        if _too_far(left, square):
+            near += x.dtype.type(left)
+            left, square = _mean_square_about(row, near)
         mean[c] = near + left
-        var[c] = _not_negative(square / size - left * left)
+        var[c] = _not_negative(square - left * left)
 
 
 @compiled
-def _sum(row: Any) -> Any:
-    total = row.dtype.type(0)
-    for k in range(row.size):
-        total += row[k]
-    return total
+def _mean_square_about(row: Any, near: Any) -> Any:
+    """Means of (x - near) and of its square."""
+    left = 0.0
+    square = 0.0
+    for at in range(0, row.size, _BLOCK):
+        block = row[at : at + _BLOCK]
+        part = row.dtype.type(0)
+        part_square = row.dtype.type(0)
+        for k in range(block.size):
+            d = block[k] - near
+            part += d
+            part_square += d * d
+        left += part
+        square += part_square
+    return left / row.size, square / row.size
 
 
 @compiled
-def _sums_about(row: Any, center: Any) -> Any:
-    total = row.dtype.type(0)
-    square = row.dtype.type(0)
-    for k in range(row.size):
-        d = row[k] - center
-        total += d
-        square += d * d
-    return total, square
+def _too_far(left: float, square: float) -> bool:
+    """Whether a centre at distance `left` from the mean would cost the variance precision: over two deviations."""
+    return left * left > 0.8 * square
 
 
 @compiled
@@ -85,12 +97,22 @@ def affine_first(x: Any, start: int, channels: int, size: int, scale: Any, cente
 def dots_first(g: Any, x: Any, start: int, channels: int, size: int, center: Any, sum_g: Any, sum_gx: Any) -> None:
     for c in range(channels):
         row, up = x[start + c * size : start + (c + 1) * size], g[start + c * size : start + (c + 1) * size]
+        m = center[c]
         total = 0.0
         product = 0.0
-        for at in range(0, size, _BLOCK):
-            part, part_product = _dots(up[at : at + _BLOCK], row[at : at + _BLOCK], center[c])
+        if size <= _BLOCK:
+            part = x.dtype.type(0)
+            part_product = x.dtype.type(0)
+            for k in range(size):
+                part += up[k]
+                part_product += up[k] * (row[k] - m)
             total += part
             product += part_product
+        else:
+            for at in range(0, size, _BLOCK):
+                part, part_product = _dots(up[at : at + _BLOCK], row[at : at + _BLOCK], m)
+                total += part
+                product += part_product
         sum_g[c] = total
         sum_gx[c] = product
 
@@ -133,25 +155,39 @@ def fold(lanes: Any, channels: int, result: Any) -> None:
 @compiled
 def moments_last(x: Any, first: int, last: int, channels: int, lanes: int, mean: Any, var: Any) -> None:
     count = (last - first) // channels
+    near = np.empty(lanes, x.dtype)
+    # about the mean of the first few rows
+    few = min(last - first, max(lanes, 16 * channels) // channels * channels)
+    for c in range(channels):
+        mean[c] = 0
+    for at in range(first, first + few, channels):
+        for c in range(channels):
+            mean[c] += x[at + c]
+    for c in range(channels):
+        near[c] = mean[c] * channels / few
+    _moments_about(x, first, last, channels, lanes, near, mean, var)
+    for c in range(channels):
+        if _too_far(mean[c] / count, var[c] / count):
+            for k in range(channels):
+                near[k] += x.dtype.type(mean[k] / count)
+            _moments_about(x, first, last, channels, lanes, near, mean, var)
+            break
+    for c in range(channels):
+        left = mean[c] / count
+        mean[c] = near[c] + left
+        var[c] = _not_negative(var[c] / count - left * left)
+
+
+@compiled
+def _moments_about(
+    x: Any, first: int, last: int, channels: int, lanes: int, near: Any, sums: Any, squares: Any
+) -> None:
+    """Sums of (x - near) and of its square for each channel."""
     total, square = np.zeros(lanes), np.zeros(lanes)
     part, part_square = np.zeros(lanes, x.dtype), np.zeros(lanes, x.dtype)
-    near = np.empty(lanes, x.dtype)
+    for at in range(channels, lanes, channels):
+        near[at : at + channels] = near[:channels]
     step = lanes * _ROWS
-    for at in range(first, last, step):
-        stop = min(at + step, last)
-        if stop - at == step:
-            for row in range(at, stop, 4 * lanes):
-                i, j, k, end = row + lanes, row + 2 * lanes, row + 3 * lanes, row + 4 * lanes
-                _add_four(x[row:i], x[i:j], x[j:k], x[k:end], part)
-        else:
-            for row in range(at, stop, lanes):
-                _add(x[row : min(row + lanes, stop)], part)
-        _flush(part, total)
-    fold(total, channels, mean)
-    for at in range(0, lanes, channels):
-        for c in range(channels):
-            near[at + c] = mean[c] / count
-    total[:] = 0
     for at in range(first, last, step):
         stop = min(at + step, last)
         if stop - at == step:
@@ -163,28 +199,12 @@ def moments_last(x: Any, first: int, last: int, channels: int, lanes: int, mean:
                 _add_about(x[row : min(row + lanes, stop)], near, part, part_square)
         _flush(part, total)
         _flush(part_square, square)
-    fold(total, channels, total)
-    fold(square, channels, var)
-    for c in range(channels):
-        left = total[c] / count
-        mean[c] = near[c] + left
-        var[c] = _not_negative(var[c] / count - left * left)
-
-
-@compiled
-def _add(row: Any, total: Any) -> None:
-    for k in range(row.size):
-        total[k] += row[k]
+    fold(total, channels, sums)
+    fold(square, channels, squares)
 
 
 # Several rows at a time, so that the running sums are loaded and stored less often; one sum to a loop, since a loop
 # that writes two arrays needs more checks for overlap than the compiler is willing to make before it vectorizes.
-
-
-@compiled
-def _add_four(r0: Any, r1: Any, r2: Any, r3: Any, total: Any) -> None:
-    for k in range(total.size):
-        total[k] += (r0[k] + r1[k]) + (r2[k] + r3[k])
 
 
 @compiled

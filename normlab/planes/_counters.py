@@ -1,0 +1,54 @@
+"""Atomic counters in an array, for threads in compiled code, and how a job's units are dealt out by them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+UNITS, NEXT, DONE, ACTIVE = 0, 8, 16, 24  # a cache line apart
+SIZE = 32
+
+
+# an intrinsic is called without the typing context that it is defined with, which type checkers cannot know
+
+
+@intrinsic
+def _fetch_add(typingctx: Any, counters: Any, index: Any, amount: Any) -> Any:
+    """Atomically add to a counter and answer what it was."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array_type = signature.args[0]
+        array = context.make_array(array_type)(context, builder, args[0])
+        pointer = cgutils.get_item_pointer(context, builder, array_type, array, [args[1]])
+        return builder.atomic_rmw("add", pointer, args[2], "seq_cst")
+
+    return types.int64(counters, types.intp, types.int64), generate
+
+
+@intrinsic
+def _pointer(typingctx: Any, address: Any) -> Any:
+    """An address as a pointer."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.intp), generate
+
+
+fetch_add: Any = _fetch_add
+pointer: Any = _pointer
+
+
+@njit(nogil=True, cache=True)
+def next_unit(control: Any) -> int:
+    """The next unit of a job that nobody has taken; not below the number of units when all are taken."""
+    return fetch_add(control, NEXT, 1)
+
+
+@njit(nogil=True, cache=True)
+def unit_done(control: Any) -> None:
+    """Say that a unit is finished."""
+    fetch_add(control, DONE, 1)

@@ -1,0 +1,212 @@
+"""What one thread does of a job: it takes units until none is left, and performs the kernels on each.
+
+A unit is a block of samples, worked on from moments to affine map (or from dots to combine) while it is in cache, or,
+for norms that pool over the batch, a part of one sample in one of the passes. Every job is described by the same
+arguments, so that it can be handed to other threads as plain numbers (`normlab.planes._team`):
+
+| argument | what |
+|---|---|
+| `control` | the counters of the job |
+| `x`, `g`, `y` | whole tensors as rows of elements: input, upstream gradient, and output |
+| `shape` | N, C, S, whether channels-last, elements of a joined row |
+| `extent`, `chunks` | samples in a block and 1; or planes (channels-last: rows) in a part, and parts in a sample |
+| `code`, `constants`, `count`, `outputs` | a program, and how many registers it needs |
+| `flag` | forward: whether moments are needed; backward: whether dx is only scale * g |
+| `rows`, `eps` | running mean and variance, and parameters, a row of C each |
+| `grids` | mean, var, scale, center, shift: (5, N, C) |
+| `sums` | sum_g, sum_gx, b, c, parameters' gradients: (k, N, C); or partial moments and dots: (2, N * chunks, C) |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from normlab.planes._counters import next_unit, unit_done
+from normlab.planes._machine import load, perform
+from normlab.planes._rows import (
+    affine_first,
+    affine_last,
+    combine_first,
+    combine_last,
+    compiled,
+    dots_first,
+    dots_last,
+    moments_first,
+    moments_last,
+)
+
+FORWARD_BLOCKS, BACKWARD_BLOCKS, MOMENTS, AFFINE, DOTS, COMBINE = range(6)
+
+
+@compiled
+def work(
+    kind: int, control: Any, units: int, x: Any, g: Any, y: Any, shape: Any, extent: int, chunks: int,
+    code: Any, constants: Any, count: int, outputs: Any, flag: bool, rows: Any, eps: float, grids: Any, sums: Any,
+) -> None:  # fmt: skip
+    """Take units of a job of this kind until there are none."""
+    samples, channels, size, last, _ = shape
+    whole = size if last else channels
+    if kind <= BACKWARD_BLOCKS:
+        registers = np.empty((count, extent, channels))
+        load(registers, rows, size, eps, constants)
+        u = next_unit(control)
+        while u < units:
+            first, stop = u * extent, min((u + 1) * extent, samples)
+            if kind == FORWARD_BLOCKS:
+                _forward_block(x, y, shape, first, stop, code, registers, outputs, flag, grids)
+            else:
+                _backward_block(g, x, y, shape, first, stop, code, registers, outputs, flag, grids, sums)
+            unit_done(control)
+            u = next_unit(control)
+        return
+    u = next_unit(control)
+    while u < units:
+        n, p = u // chunks, u % chunks * extent
+        q = min(p + extent, whole)
+        if kind == MOMENTS:
+            _moments_part(x, shape, n, p, q, _place(sums[0], last, u, n, p, q), _place(sums[1], last, u, n, p, q))
+        elif kind == AFFINE:
+            _affine_part(x, y, shape, n, p, q, grids[2, n], grids[3, n], grids[4, n])
+        elif kind == DOTS:
+            to_g, to_gx = _place(sums[0], last, u, n, p, q), _place(sums[1], last, u, n, p, q)
+            _dots_part(g, x, shape, n, p, q, grids[3, n], to_g, to_gx)
+        else:
+            _combine_part(g, x, y, shape, n, p, q, flag, grids[3, n], grids[2, n], sums[2, n], sums[3, n])
+        unit_done(control)
+        u = next_unit(control)
+
+
+@compiled
+def _place(sums: Any, last: bool, u: int, n: int, p: int, q: int) -> Any:
+    """Where the sums of a part go: the planes p to q of sample n, or channels-last a row for each part."""
+    return sums[u, :] if last else sums[n, p:q]
+
+
+@compiled
+def _forward_block(
+    x: Any,
+    y: Any,
+    shape: Any,
+    first: int,
+    stop: int,
+    code: Any,
+    registers: Any,
+    outputs: Any,
+    measures: bool,
+    grids: Any,
+) -> None:
+    whole = shape[2] if shape[3] else shape[1]
+    if measures:
+        for n in range(first, stop):
+            _moments_part(x, shape, n, 0, whole, grids[0, n], grids[1, n])
+        registers[0, : stop - first] = grids[0, first:stop]
+        registers[1, : stop - first] = grids[1, first:stop]
+    perform(code, registers)
+    for i in range(3):
+        grids[2 + i, first:stop] = registers[outputs[i, 0], : stop - first]
+    for n in range(first, stop):
+        _affine_part(x, y, shape, n, 0, whole, grids[2, n], grids[3, n], grids[4, n])
+
+
+@compiled
+def _backward_block(
+    g: Any, x: Any, dx: Any, shape: Any, first: int, stop: int, code: Any, registers: Any, outputs: Any, linear: bool,
+    grids: Any, sums: Any,
+) -> None:  # fmt: skip
+    whole = shape[2] if shape[3] else shape[1]
+    for n in range(first, stop):
+        _dots_part(g, x, shape, n, 0, whole, grids[3, n], sums[0, n], sums[1, n])
+    for i in range(2):
+        registers[i, : stop - first] = grids[i, first:stop]
+        registers[2 + i, : stop - first] = sums[i, first:stop]
+        registers[4 + i, : stop - first] = grids[2 + i, first:stop]
+    perform(code, registers)
+    for i in range(len(outputs)):
+        sums[2 + i, first:stop] = registers[outputs[i, 0], : stop - first]
+    for n in range(first, stop):
+        _combine_part(g, x, dx, shape, n, 0, whole, linear, grids[3, n], grids[2, n], sums[2, n], sums[3, n])
+
+
+# --- the four kernels on part of a sample: planes p to q, or channels-last rows p to q --------------------------------
+
+
+@compiled
+def _moments_part(x: Any, shape: Any, n: int, p: int, q: int, mean: Any, var: Any) -> None:
+    _, channels, size, last, lanes = shape
+    if last:
+        start = n * size * channels
+        moments_last(x, start + p * channels, start + q * channels, channels, lanes, mean, var)
+    else:
+        moments_first(x, (n * channels + p) * size, q - p, size, mean, var)
+
+
+@compiled
+def _affine_part(x: Any, y: Any, shape: Any, n: int, p: int, q: int, scale: Any, center: Any, shift: Any) -> None:
+    _, channels, size, last, lanes = shape
+    count = channels if last else q - p
+    skip = 0 if last else p
+    grid = np.empty((3, max(lanes, count)), x.dtype)
+    a, m, t = grid[0], grid[1], grid[2]
+    for c in range(count):
+        m[c] = center[skip + c]
+        a[c] = scale[skip + c]
+        t[c] = shift[skip + c] + scale[skip + c] * (m[c] - center[skip + c])
+    if last:
+        _repeat(grid, channels)
+        start = n * size * channels
+        affine_last(x, start + p * channels, start + q * channels, lanes, a, m, t, y)
+    else:
+        affine_first(x, (n * channels + p) * size, count, size, a, m, t, y)
+
+
+@compiled
+def _dots_part(g: Any, x: Any, shape: Any, n: int, p: int, q: int, center: Any, sum_g: Any, sum_gx: Any) -> None:
+    _, channels, size, last, lanes = shape
+    count = channels if last else q - p
+    skip = 0 if last else p
+    grid = np.empty((1, max(lanes, count)), x.dtype)
+    for c in range(count):
+        grid[0, c] = center[skip + c]
+    if last:
+        _repeat(grid, channels)
+        start = n * size * channels
+        dots_last(g, x, start + p * channels, start + q * channels, channels, lanes, grid[0], sum_g, sum_gx)
+    else:
+        dots_first(g, x, (n * channels + p) * size, count, size, grid[0], sum_g, sum_gx)
+    for c in range(count):
+        sum_gx[c] += (grid[0, c] - center[skip + c]) * sum_g[c]
+
+
+@compiled
+def _combine_part(
+    g: Any, x: Any, dx: Any, shape: Any, n: int, p: int, q: int, linear: bool, center: Any, a: Any, b: Any, c: Any
+) -> None:
+    _, channels, size, last, lanes = shape
+    if linear:  # nothing depends on the moments: dx = a * g
+        nothing = np.zeros(channels)
+        _affine_part(g, dx, shape, n, p, q, a, nothing, nothing)
+        return
+    count = channels if last else q - p
+    skip = 0 if last else p
+    grid = np.empty((4, max(lanes, count)), x.dtype)
+    for k in range(count):
+        grid[0, k] = center[skip + k]
+        grid[1, k] = a[skip + k]
+        grid[2, k] = b[skip + k]
+        grid[3, k] = c[skip + k] + b[skip + k] * (grid[0, k] - center[skip + k])
+    if last:
+        _repeat(grid, channels)
+        start, stop = (n * size + p) * channels, (n * size + q) * channels
+        combine_last(g, x, start, stop, lanes, grid[0], grid[1], grid[2], grid[3], dx)
+    else:
+        combine_first(g, x, (n * channels + p) * size, count, size, grid[0], grid[1], grid[2], grid[3], dx)
+
+
+@compiled
+def _repeat(grid: Any, channels: int) -> None:
+    """Repeat the first `channels` numbers of every row to its end."""
+    for row in grid:
+        for at in range(channels, row.size, channels):
+            row[at : at + channels] = row[:channels]
