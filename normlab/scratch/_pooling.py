@@ -1,4 +1,4 @@
-"""Max pooling, compiled: a range of planes at a time."""
+"""Max pooling, compiled: a range of samples at a time."""
 
 # mypy: allow-untyped-defs
 # (the types of what Numba compiles are those of its arguments)
@@ -13,44 +13,46 @@ _compile = njit(nogil=True, cache=True, error_model="numpy")
 
 @_compile
 def pool(first, last, x, win, out, where):
-    """The maximum of every window of the planes x[first:last] (H, W), and its place in the plane.
+    """The maximum of every window of x[first:last] (C, H, W), and its place in its plane.
 
     The first of several equal ones counts; NaN is larger than anything, and stays. A row of windows is served
     together, one element of each at a time: gathered first, then compared without branches, which vectorizes.
     """
-    columns = x.shape[2]
+    columns = x.shape[3]
     values = np.empty(win.out_width, x.dtype)
     best = np.empty(win.out_width, x.dtype)
     offset = np.empty(win.out_width, np.int32)  # of the best, from the first element of its window
-    for plane in range(first, last):
-        for i in range(win.out_height):
-            for k in range(win.height):
-                for m in range(win.width):
-                    source = x[plane, i * win.stride + k, m :: win.stride]
-                    here = np.int32(k * columns + m)
-                    for j in range(win.out_width):
-                        values[j] = source[j]
-                    if k == 0 and m == 0:
+    for n in range(first, last):
+        for c in range(x.shape[1]):
+            for i in range(win.out_height):
+                for k in range(win.height):
+                    for m in range(win.width):
+                        source = x[n, c, i * win.stride + k, m :: win.stride]
+                        here = np.int32(k * columns + m)
                         for j in range(win.out_width):
-                            best[j], offset[j] = values[j], here
-                    else:
-                        for j in range(win.out_width):
-                            new, old = values[j], best[j]
-                            better = (new > old) | ((new != new) & (old == old))
-                            best[j] = new if better else old
-                            offset[j] = here if better else offset[j]
-            start = i * win.stride * columns
-            for j in range(win.out_width):
-                out[plane, i, j] = best[j]
-                where[plane, i, j] = start + j * win.stride + offset[j]
+                            values[j] = source[j]
+                        if k == 0 and m == 0:
+                            for j in range(win.out_width):
+                                best[j], offset[j] = values[j], here
+                        else:
+                            for j in range(win.out_width):
+                                new, old = values[j], best[j]
+                                better = (new > old) | ((new != new) & (old == old))
+                                best[j] = new if better else old
+                                offset[j] = here if better else offset[j]
+                start = i * win.stride * columns
+                for j in range(win.out_width):
+                    out[n, c, i, j] = best[j]
+                    where[n, c, i, j] = start + j * win.stride + offset[j]
 
 
 @_compile
 def unpool(first, last, dout, where, dx):
-    """Adds every dout[plane] to the places of dx[plane] (H * W) that its outputs came from."""
+    """Adds every element of dout[first:last] (C, H', W') to the place of dx (C, H * W) that its output came from."""
     zero = dx.dtype.type(0)
-    for plane in range(first, last):
-        dx[plane] = zero
-        for i in range(dout.shape[1]):
-            for j in range(dout.shape[2]):
-                dx[plane, where[plane, i, j]] += dout[plane, i, j]
+    for n in range(first, last):
+        dx[n] = zero
+        for c in range(dout.shape[1]):
+            for i in range(dout.shape[2]):
+                for j in range(dout.shape[3]):
+                    dx[n, c, where[n, c, i, j]] += dout[n, c, i, j]

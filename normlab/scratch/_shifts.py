@@ -122,7 +122,7 @@ def convolve(first, last, x, taps, bias, geo, out):
 
 @_compile
 def convolve_backward(first, last, x, dout, forward, backward, geo, per_group, dw, dx):
-    """dx[n] and the group's share dw[g] for the groups g in [first, last) of `per_group` samples each.
+    """dx[n] and the group's share dw[g] for the groups g in [first, last), of `per_group` samples each.
 
     An empty dx is left alone.
     """

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from normlab.planes._threads import split
 from normlab.scratch import _checks as check
 from normlab.scratch._images import conv_arguments, pool_arguments
 from normlab.scratch._pooling import pool, unpool
 from normlab.scratch._shifts import Geometry, convolve, convolve_backward, taps_backward, taps_forward
+from normlab.scratch._threads import split
 
 Cache = Any
 
@@ -61,18 +61,16 @@ def conv_backward_fast(
 def max_pool_forward_fast(x: np.ndarray, pool_param: Mapping[str, Any]) -> tuple[np.ndarray, Cache]:
     """`max_pool_forward_naive`, compiled: the same arguments and results."""
     x, win = pool_arguments(x, pool_param)
-    planes = np.ascontiguousarray(x).reshape(-1, *x.shape[2:])
-    out = np.empty((len(planes), win.out_height, win.out_width), x.dtype)
+    out = np.empty((*x.shape[:2], win.out_height, win.out_width), x.dtype)
     where = np.empty(out.shape, np.int32)
-    split(pool, len(planes), x.size, planes, win, out, where)
-    shape = (*x.shape[:2], win.out_height, win.out_width)
-    return out.reshape(shape), (x.shape, where)
+    split(pool, len(x), x.size, np.ascontiguousarray(x), win, out, where)
+    return out, (x.shape, where)
 
 
 def max_pool_backward_fast(dout: np.ndarray, cache: Cache) -> np.ndarray:
     """`max_pool_backward_naive`, compiled, for the cache of `max_pool_forward_fast`."""
     shape, where = cache
-    dout = check.floats("dout", dout, (*shape[:2], *where.shape[1:]))
-    dx = np.empty((len(where), shape[2] * shape[3]), dout.dtype)
-    split(unpool, len(dx), dx.size, np.ascontiguousarray(dout).reshape(where.shape), where, dx)
+    dout = check.floats("dout", dout, where.shape)
+    dx = np.empty((*shape[:2], shape[2] * shape[3]), dout.dtype)
+    split(unpool, len(dx), dx.size, np.ascontiguousarray(dout), where, dx)
     return dx.reshape(shape)

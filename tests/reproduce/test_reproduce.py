@@ -1,0 +1,195 @@
+"""Every experiment at quick scale: its findings, its page, its figures and its numbers."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from normlab.cli import main
+from normlab.reproduce import EXPERIMENTS, experiment, page, verdicts
+from normlab.reproduce.experiment import Finding, Result, Setting
+from normlab.reproduce.images import load_images
+
+VERDICTS = {verdicts.HOLDS, verdicts.FAILS, verdicts.UNKNOWN}
+
+
+class _Page(html.parser.HTMLParser):
+    """Tags, and the text of table cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[str] = []
+        self.inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "td":
+            self.cells.append("")
+            self.inside = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag != "td"
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.cells[-1] += data
+
+
+def _run(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    return int(exit_.value.code or 0)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_writes_its_page(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["reproduce", name, "--out", str(tmp_path), "--seeds", "2"]) == 0
+    numbers = json.loads((tmp_path / "result.json").read_text())
+    assert numbers["experiment"] == name
+    assert numbers["findings"]
+    for finding in numbers["findings"]:
+        assert finding["verdict"] in VERDICTS
+        assert finding["rule"]
+    for key in ("hardware", "versions", "command", "seeds", "scale"):
+        assert numbers["setting"][key]
+    text = (tmp_path / "index.html").read_text()
+    seen = _Page(text)
+    assert [cell for cell in seen.cells if cell in VERDICTS] == [f["verdict"] for f in numbers["findings"]]
+    for finding in numbers["findings"]:
+        assert finding["reported"] in seen.cells
+        assert finding["measured"] in seen.cells
+    images = [attrs["src"] or "" for tag, attrs in seen.tags if tag == "img"]
+    assert images
+    assert all(src.startswith("data:image/") for src in images)
+    assert all(attrs.get("alt") for tag, attrs in seen.tags if tag == "img")
+    for tag, attrs in seen.tags:
+        assert tag != "script"
+        assert not any(str(value).startswith(("http:", "https:", "//")) for value in attrs.values())
+    assert list(tmp_path.glob("*.png"))
+    printed = capsys.readouterr().out
+    assert printed.count(numbers["findings"][0]["claim"]) == 1
+    if "data" in numbers["setting"]:
+        assert "scikit-learn" in numbers["setting"]["data"], "without data it says that these are digits"
+
+
+def test_the_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["reproduce", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(EXPERIMENTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["batchnrm", "--out", "x"], "experiment 'batchnrm' is not known; expected one of: gradients, "),
+        (["batchnorm"], "needs --out DIR"),
+        ([], "takes the NAME of one experiment, or --all"),
+        (["batchnorm", "--all", "--out", "x"], "takes the NAME of one experiment, or --all"),
+        (["batchnorm", "--scale", "huge", "--out", "x"], "scale is 'huge'; expected one of: quick, full"),
+        (["batchnorm", "--data", "no/such/place", "--out", "x"], "no/such/place"),
+    ],
+)
+def test_wrong_usage_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["reproduce", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_what_users_name_is_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    finding = Finding(evil, evil, evil, verdicts.HOLDS, evil)
+    result = Result([finding], {"data": evil}, notes=[evil], pictures={"p": b""}, captions={"p": f'"{evil}'})
+    path = page.write("batchnorm", result, Setting(), tmp_path, evil, 1.0)
+    assert "<script" not in path.read_text()
+    assert all(tag != "script" for tag, _ in _Page(path.read_text()).tags)
+
+
+def test_the_same_seeds_give_the_same_accuracies() -> None:
+    one, two = (experiment.run("optimizers", Setting(seeds=1)).records for _ in range(2))
+    assert one == two
+
+
+# --- the rules --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "less", "margin", "expected"),
+    [
+        ([0.8, 0.82, 0.81], [0.7, 0.71, 0.72], 0.0, verdicts.HOLDS),
+        ([0.7, 0.71, 0.72], [0.8, 0.82, 0.81], 0.0, verdicts.FAILS),
+        ([0.7, 0.9, 0.5], [0.69, 0.8, 0.6], 0.0, verdicts.UNKNOWN),
+        ([0.8], [0.1], 0.0, verdicts.UNKNOWN),
+        ([0.79, 0.80, 0.81], [0.80, 0.81, 0.82], 0.02, verdicts.HOLDS),
+        ([0.70, 0.71, 0.72], [0.80, 0.82, 0.81], 0.02, verdicts.FAILS),
+    ],
+)
+def test_differences_are_judged_by_their_interval(
+    more: list[float], less: list[float], margin: float, expected: str
+) -> None:
+    assert verdicts.greater("c", "r", more, less, margin=margin).verdict == expected
+
+
+def test_intervals_are_students() -> None:
+    from scipy import stats
+
+    values = [0.3, 0.5, 0.4, 0.7]
+    low, high = verdicts.interval(values)
+    expected = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert (low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("reported", "original", "expected"),
+    [(0.72, True, verdicts.HOLDS), (0.9, True, verdicts.FAILS), (0.72, False, verdicts.UNKNOWN)],
+)
+def test_single_figures_are_judged_as_one_more_run(reported: float, original: bool, expected: str) -> None:
+    finding = verdicts.like_one_run("c", reported, [0.70, 0.73, 0.71, 0.72], original=original)
+    assert finding.verdict == expected
+
+
+def test_errors_may_be_ten_times_the_reported() -> None:
+    assert verdicts.within_order("c", 1e-9, [2e-9, 3e-9, 2.5e-9]).verdict == verdicts.HOLDS
+    assert verdicts.within_order("c", 1e-9, [2e-6, 3e-6, 2.5e-6]).verdict == verdicts.FAILS
+    assert verdicts.within_order("c", 1e-9, [1e-12, 1e-6, 1e-9]).verdict == verdicts.UNKNOWN
+
+
+def test_bounds() -> None:
+    assert verdicts.beyond("c", "r", [2.0, 2.1, 1.9], 1.0).verdict == verdicts.HOLDS
+    assert verdicts.beyond("c", "r", [0.5, 0.6, 0.55], 1.0).verdict == verdicts.FAILS
+
+
+# --- the images -------------------------------------------------------------------------------------------------------
+
+
+def test_images_come_in_the_order_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    x: Any = rng.integers(0, 256, size=(60, 3, 5, 4), dtype=np.uint8)
+    y = np.arange(60) % 3
+    np.savez(tmp_path / "set.npz", x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
+    images = load_images(str(tmp_path / "set.npz"), 20, 10)
+    assert np.array_equal(images.y_train, y[:20])
+    assert np.array_equal(images.y_val, y[50:])
+    mean = x[:50].mean(0)
+    np.testing.assert_allclose(images.X_train, x[:20] - mean, atol=1e-3)
+    np.testing.assert_allclose(images.X_val, x[50:] - mean, atol=1e-3)
+    assert not images.original
+    assert re.search("20 training and 10 validation images of 3 x 5 x 4, not the images", images.describe())
+
+
+@pytest.mark.data
+def test_the_original_images_are_recognized() -> None:
+    folder = os.environ.get("NORMLAB_TEST_DATA")
+    if not folder:
+        pytest.skip("NORMLAB_TEST_DATA does not name a folder with the real image sets")
+    assert load_images(str(Path(folder) / "cifar10-exact.npz"), 1000, 1000).original
