@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from threading import Barrier
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -465,46 +468,61 @@ def autocast(setup: Setup) -> Finding:
 
 @check("state.threads")
 def threads(setup: Setup) -> Finding:
-    """Several threads in evaluation at once."""
-    layer = setup.subject.fresh()
-    inputs = [sample((setup.shape[0] * 100, *setup.shape[1:]), 1.0 + i, seed=i) for i in range(4)]
+    """Another call in between any two lines of one, then several threads at once, all in evaluation."""
+    layer = torch_layer(setup)
+    import torch
+
+    inputs = [sample((setup.shape[0] + i, *setup.shape[1:]), 1.0 + i, seed=i) for i in range(4)]
     load(setup, layer, inputs[0], False)
-    from normlab.check.subjects.functions import FunctionSubject
-    from normlab.check.subjects.torch_module import TorchSubject
+    layer.module.eval()
 
-    if isinstance(layer, TorchSubject):
-        import torch
+    def call(i: int) -> np.ndarray:
+        with torch.no_grad():
+            return guarded(layer.module, torch.from_numpy(inputs[i])).numpy()
 
-        layer.module.eval()
-
-        def call(x: np.ndarray) -> np.ndarray:
-            with torch.no_grad():
-                return layer.module(torch.from_numpy(x)).numpy()
-
-    elif isinstance(layer, FunctionSubject):
-        return skip("functions keep no state")
-    else:
-        return skip("for torch Modules alone")
-    serial = [guarded(call, x) for x in inputs]
+    alone = [call(i) for i in range(len(inputs))]
     barrier = Barrier(len(inputs))
 
     def hammer(i: int) -> bool:
         barrier.wait()
-        return any(error(guarded(call, inputs[i]), serial[i]) > setup.tolerance for _ in range(20))
+        return any(spoiled(i, lambda: call(i)) for _ in range(10))
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # threads take turns as often as they can
-    try:
+    def spoiled(i: int, run: Callable[[], np.ndarray]) -> bool:
+        try:
+            got = run()
+        except TargetFailure:  # it works alone
+            return True
+        return got.shape != alone[i].shape or error(got, alone[i]) > setup.tolerance
+
+    mixed = spoiled(0, lambda: interrupted(lambda: call(0), lambda: call(1)))
+    if not mixed:
         with ThreadPoolExecutor(len(inputs)) as pool:
-            if any(list(pool.map(hammer, range(len(inputs))))):
-                return bug(
-                    "several threads at once get each other's values",
-                    "not-thread-safe",
-                    "keep nothing of a call on the layer",
-                )
+            mixed = any(list(pool.map(hammer, range(len(inputs)))))
+    if mixed:
+        return bug(
+            "several threads at once get each other's values",
+            "not-thread-safe",
+            "keep nothing of a call on the layer, its class or its module",
+        )
+    return passed("threads in evaluation keep apart")
+
+
+def interrupted(call: Callable[[], np.ndarray], other: Callable[[], object]) -> np.ndarray:
+    """What `call` answers when `other` runs in full before each of its lines: threads, without their chance."""
+
+    def step(frame: FrameType, event: str, arg: object) -> Any:
+        if f"{os.sep}torch{os.sep}" in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            other()  # the interpreter does not trace inside a trace function
+        return step
+
+    before = sys.gettrace()
+    sys.settrace(step)
+    try:
+        return call()
     finally:
-        sys.setswitchinterval(interval)
-    return passed("four threads in evaluation keep apart")
+        sys.settrace(before)
 
 
 @check("state.double-backward")
