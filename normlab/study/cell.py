@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from normlab.analysis.features import Watch
 from normlab.analysis.metrics import classification_metrics
 from normlab.data import Dataset, Split, augment, standardize
 from normlab.errors import DataError
@@ -138,6 +139,7 @@ class Training:
         self.optimizer = make_optimizer(self.model, cell)
         self.mean = torch.as_tensor(dataset.channel_mean, device=self.device)
         self.std = torch.as_tensor(dataset.channel_std, device=self.device)
+        self.watch = Watch(self.model, dataset, self.device)
         self.records: list[dict[str, Any]] = []
         self.progress = Progress()
 
@@ -154,12 +156,13 @@ class Training:
         self.model.train()
         for index in batches[self.progress.step :]:
             self.step(index, epoch)
-            if checkpoints is not None and checkpoints.due():
+            if self.progress.step < len(batches) and checkpoints is not None and checkpoints.due():
                 now = time.perf_counter()
                 self.progress.seconds += now - started
                 checkpoints.keep(self)
                 started = time.perf_counter()
         train_seconds = self.progress.seconds + time.perf_counter() - started
+        observed = self.watch.record(epoch)
         predictions = torch.cat(self.progress.predictions).cpu().numpy()
         trained = scores(self.progress.loss_sum / len(order), labels[order], predictions, self.dataset.num_classes)
         started = time.perf_counter()
@@ -174,6 +177,7 @@ class Training:
                 "learning_rate": self.cell.lr * factor,
                 "seconds": train_seconds + time.perf_counter() - started,
                 "images_per_second": len(order) / train_seconds,
+                **observed,
             }
         )
         self.progress = Progress()

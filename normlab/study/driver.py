@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from normlab.errors import DataError
 from normlab.study.jobs import Event, Executor, Job
 from normlab.study.locks import CellLocks
-from normlab.study.store import Store, StoredCell
+from normlab.study.spec import Cell
+from normlab.study.store import FINISHED, Store, StoredCell
 
 POLL_SECONDS = 0.5
 MOST_FAILURES = 3  # of a cell, over all runs, before it is left alone
@@ -25,6 +26,7 @@ MOST_LOSSES = 3  # of a cell's process, without an epoch in between, before the 
 class Listener(Protocol):
     """Hears what happens, for people."""
 
+    def expect(self, cells: int, done: int) -> None: ...
     def started(self, job: Job) -> None: ...
     def epoch(self, job: Job, record: dict[str, Any]) -> None: ...
     def ended(self, job: Job, status: str, reason: str | None) -> None: ...
@@ -36,7 +38,7 @@ class Driver:
     """Brings cells to their end: `make_job` turns a stored cell into a job, `executor` trains it.
 
     With `retry_failed` a cell that failed often is tried once more; with `fail_fast` the first failure ends the
-    run.
+    run. `environment` is entered with every attempt.
     """
 
     store: Store
@@ -47,20 +49,22 @@ class Driver:
     environment: dict[str, Any] = field(default_factory=dict)
     retry_failed: bool = False
     fail_fast: bool = False
-    deadline: float | None = None  # on time.monotonic's clock: no cell is started after it
-    _running: dict[int, int] = field(default_factory=dict)  # cell -> attempt
+    deadline: float | None = None  # on time.monotonic's clock; what is under way then is paused
+    _until: int | None = None
+    _running: dict[int, tuple[int, Job]] = field(default_factory=dict)  # cell -> its attempt
     _lost: dict[int, int] = field(default_factory=dict)
     _todo: deque[int] = field(default_factory=deque)
     _disk: str | None = None
     _failed: bool = False
 
-    def run(self, cells: Iterable[int]) -> None:
+    def run(self, cells: Iterable[int], until: int | None = None) -> None:
         """Train every cell that is not done; returns when all are settled, by this driver or by another.
 
-        Raises DataError when the disk is full. Whatever ends it, what was recorded stays, and cells that were
-        under way are free for the next run.
+        With `until` cells pause after so many epochs; when the deadline has passed, wherever they are. Raises
+        DataError when the disk is full. Whatever ends it, what was recorded stays, and cells that were under way
+        are free for the next run.
         """
-        self._todo = deque(cells)
+        self._todo, self._until = deque(cells), until
         while not self._over():
             self._start_what_fits()
             if self._running:
@@ -69,13 +73,18 @@ class Driver:
                 time.sleep(POLL_SECONDS)  # in other hands; to be taken over if they let go
         if self._disk is not None:
             raise DataError(f"{self._disk}; free some space and run the same command again")
+        if self._running:
+            self.executor.close()
+            for _, job in list(self._running.values()):
+                self._end(job, "paused", {"reason": "the time was up" if self.late() else "another cell failed"})
+
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() > self.deadline
 
     def _over(self) -> bool:
-        if self._disk is not None or (self.fail_fast and self._failed):
-            return True
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            self._todo.clear()
-        return not (self._todo or self._running)
+        failed = self.fail_fast and self._failed
+        return self._disk is not None or failed or self.late() or not (self._todo or self._running)
 
     def _start_what_fits(self) -> None:
         for _ in range(len(self._todo)):
@@ -95,8 +104,8 @@ class Driver:
         attempt = self.store.begin_attempt(cell, self.environment)
         if attempt is None:
             return False
-        self._running[cell] = attempt
-        job = self.make_job(stored)
+        job = replace(self.make_job(stored), until=self._until)
+        self._running[cell] = attempt, job
         self.listener.started(job)
         self.executor.start(job)
         return True
@@ -128,8 +137,34 @@ class Driver:
 
     def _end(self, job: Job, status: str, event: Event) -> None:
         facts = {name: event.get(name) for name in ("reason", "traceback", "outcome")}
-        self.store.end_attempt(self._running.pop(job.id), job.id, status, **facts)
+        attempt, _ = self._running.pop(job.id)
+        self.store.end_attempt(attempt, job.id, status, **facts)
         self.locks.release(job.id)
         self._failed |= status == "failed"
         if status != "interrupted":
             self.listener.ended(job, status, facts["reason"])
+
+
+@dataclass
+class Study:
+    """A study under way: what is entered in the store about it, and the driver that runs its cells."""
+
+    spec: dict[str, Any]
+    facts: dict[str, Any]
+    data_hash: str
+    driver: Driver
+
+    def enter(self, cells: Sequence[Cell], prepare: Callable[[list[int]], None] | None = None) -> list[int]:
+        """Enter cells, tell the listener how many there are and are done, and answer their ids.
+
+        `prepare` is called with the ids first.
+        """
+        store = self.driver.store
+        ids = store.begin_study(self.spec, self.facts, list(cells), self.data_hash)
+        if prepare is not None:
+            prepare(ids)
+        done = sum(stored.status in FINISHED for stored in store.cells(ids))
+        if done:
+            self.driver.listener.notice(f"{done} of {len(ids)} cells are done already")
+        self.driver.listener.expect(len(ids), done)
+        return ids

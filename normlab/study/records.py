@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from normlab.study.store import NothingSelected, Store
+from normlab.study.tuning import edge_warnings
 from normlab.study.verdict import judge
 
 JSON, CSV = "results.json", "results.csv"
@@ -56,8 +57,10 @@ def collect(store: Store) -> dict[str, Any]:
     environment = {**facts, **_where(store, ids)}
     backends = sorted({c["backend"] for c in cells if c["backend"]})
     environment["backend"] = ", ".join(backends)
-    verdict = judge(cells, baseline=facts.get("baseline"), test_images=facts.get("test_images"))
-    return {"cells": cells, "environment": environment, "spec": spec, "verdict": verdict.as_dict()}
+    verdict = judge(cells, baseline=facts.get("baseline"), test_images=facts.get("test_images")).as_dict()
+    tuning = environment.pop("tuning", [])
+    verdict["warnings"] += edge_warnings(tuning)
+    return {"cells": cells, "environment": environment, "spec": spec, "verdict": verdict, "tuning": tuning}
 
 
 def _where(store: Store, ids: list[int]) -> dict[str, Any]:
@@ -113,7 +116,8 @@ def rows(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
         shared = {name: value for name, value in cell.items() if name in COLUMNS}
         tested = {f"test_{name}": value for name, value in (cell["test"] or {}).items()}
         for record in cell["epochs"] or [{}]:
-            yield {**environment, **shared, **record, **tested}
+            measured = {name: value for name, value in record.items() if name in COLUMNS}
+            yield {**environment, **shared, **measured, **tested}
 
 
 def _finite(value: Any) -> Any:

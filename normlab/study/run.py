@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from typing import Any
 
 from normlab.data import Dataset
 from normlab.errors import DataError, UsageError
+from normlab.study.budget import run_within_budget
 from normlab.study.console import Bars, PlainLines, make_console
-from normlab.study.driver import Driver
+from normlab.study.driver import Driver, Study
 from normlab.study.environment import command_line, describe_machine
 from normlab.study.inline import InlineExecutor
 from normlab.study.jobs import Executor, Job
@@ -21,7 +23,8 @@ from normlab.study.locks import CellLocks
 from normlab.study.records import write_results
 from normlab.study.source import open_data
 from normlab.study.spec import StudySpec
-from normlab.study.store import FINISHED, LOCKS, Store, StoreBusy, StoredCell
+from normlab.study.store import LOCKS, Store, StoreBusy, StoredCell
+from normlab.study.tuning import tuned
 
 CHECKPOINTS = "checkpoints"
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # where none of these is, torch need not be asked
@@ -33,6 +36,7 @@ class Options:
 
     `jobs` workers of `threads` threads each (see `plan_layout` for what None means) on `device`: "cpu", "cuda"
     (all GPUs), "cuda:0,cuda:1", or "auto", with `per_gpu` cells sharing a GPU. `inline` trains in this process.
+    `budget` is a number of seconds, spent where it tells most (`normlab.study.budget`).
     """
 
     jobs: int | None = None
@@ -44,6 +48,7 @@ class Options:
     retry_failed: bool = False
     fail_fast: bool = False
     force: bool = False
+    budget: float | None = None
     report: bool = True
 
 
@@ -68,27 +73,28 @@ def run_study(
             console.notice(note)
         cells = spec.cells(len(dataset.train))
         store, locks = open_directory(directory, stack)
-        ids = store.begin_study(spec.model_dump(mode="json"), study_facts(dataset, options), cells, dataset.hash)
-        if options.force:
-            _forget(store, locks, ids, directory)
-        done = sum(c.status in FINISHED for c in store.cells(ids))
-        if done:
-            console.notice(f"{done} of {len(ids)} cells are done already")
-        console.expect(len(ids), done)
-        if done < len(ids):
-            executor = make_executor(spec, options, dataset, len(ids) - done, locks, directory)
-            stack.callback(executor.close)
-            driver = Driver(
-                store,
-                locks,
-                executor,
-                _job_maker(spec, directory),
-                console,
-                describe_machine(),
-                retry_failed=options.retry_failed or options.force,
-                fail_fast=options.fail_fast,
-            )
+        executor = make_executor(spec, options, dataset, len(cells), locks, directory)
+        stack.callback(executor.close)
+        driver = Driver(
+            store,
+            locks,
+            executor,
+            _job_maker(spec, directory),
+            console,
+            describe_machine(),
+            retry_failed=options.retry_failed or options.force,
+            fail_fast=options.fail_fast,
+            deadline=None if options.budget is None else time.monotonic() + options.budget,
+        )
+        study = Study(spec.model_dump(mode="json"), study_facts(dataset, options), dataset.hash, driver)
+        forget = (lambda ids: _forget(store, locks, ids, directory)) if options.force else None
+        if spec.tune:
+            cells = tuned(study, cells, spec, forget)
+        ids = study.enter(cells, forget)
+        if options.budget is None:
             driver.run(ids)
+        else:
+            run_within_budget(study, ids)
         results = write_results(store, directory)
     if options.report:
         from normlab import report

@@ -17,6 +17,7 @@ from normlab.study.schedule import check_schedule
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 AUGMENTATIONS = ("crop", "flip")
+TUNABLE = ("lr", "weight_decay", "dropout")
 DEFAULT_NORMS = ("bn", "in", "bin", "ln", "gn", "none", "torch-bn")
 _SINGULAR = {
     "norm": "norms",
@@ -104,6 +105,8 @@ class StudySpec(BaseModel):
 
     `None` where the choice depends on the data: `batch_sizes` is 128, or 32 with fewer than 8,192 training
     images; `augment` is "crop,flip", or "crop" for the embedded digits, whose mirror images are no digits.
+    `tune` names what is chosen for each norm on the validation split first, with `trials` trials each
+    (`normlab.study.tuning`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -132,6 +135,8 @@ class StudySpec(BaseModel):
     seeds: Seeds = (0,)
     schedule: str = "step:75%,95%"
     momentum: float = Field(0.9, ge=0, lt=1)
+    tune: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    trials: int | None = Field(None, gt=1)
 
     @field_validator("optimizers")
     @classmethod
@@ -143,6 +148,11 @@ class StudySpec(BaseModel):
     def _known_augmentations(cls, settings: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return settings and tuple(_augmentation(setting) for setting in settings)
 
+    @field_validator("tune")
+    @classmethod
+    def _known_axes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _all_known((name.replace("-", "_") for name in names), TUNABLE)
+
     @field_validator("schedule")
     @classmethod
     def _known_schedule(cls, schedule: str) -> str:
@@ -152,6 +162,8 @@ class StudySpec(BaseModel):
     def _no_contradiction(self) -> StudySpec:
         if "momentum" in self.model_fields_set and "sgd" not in self.optimizers:
             raise ValueError(f"momentum is for sgd, which is not among the optimizers ({', '.join(self.optimizers)})")
+        if self.trials is not None and not self.tune:
+            raise ValueError("trials is for tuning, and there is nothing to tune; give tune as well, as in tune = 'lr'")
         return self
 
     def data_choice(self) -> DataChoice:

@@ -161,17 +161,20 @@ class Store:
 
     def cells(self, ids: Iterable[int] | None = None) -> list[StoredCell]:
         """The cells with these ids, in their order; without ids, all."""
+        query = "SELECT id, key, config, status, reason, traceback, outcome, attempts FROM cells"
+        wanted = None if ids is None else list(ids)
         with self._errors():
-            rows = self._db.execute(
-                "SELECT id, key, config, status, reason, traceback, outcome, attempts FROM cells ORDER BY id"
-            ).fetchall()
+            if wanted is not None and len(wanted) == 1:
+                rows = self._db.execute(query + " WHERE id = ?", wanted).fetchall()
+            else:
+                rows = self._db.execute(query + " ORDER BY id").fetchall()
         found = {
             id: StoredCell(
                 id, key, json.loads(config), status, reason, traceback, json.loads(outcome or "{}"), attempts
             )
             for id, key, config, status, reason, traceback, outcome, attempts in rows
         }
-        return list(found.values()) if ids is None else [found[i] for i in ids]
+        return list(found.values()) if wanted is None else [found[i] for i in wanted]
 
     def epochs(self, cell: int) -> list[dict[str, Any]]:
         """The records of a cell's epochs, in order."""

@@ -46,7 +46,7 @@ def judge(cells: Sequence[Record], *, baseline: str | None = None, test_images: 
     warnings = _failures(cells)
     chosen = _best_settings(cells)
     if not chosen:
-        return Verdict("No verdict: no cell has finished.", None, "test accuracy", 0, warnings=warnings)
+        return Verdict(_so_far(cells), None, "test accuracy", 0, warnings=warnings)
     unsettled = {norm for norm, (_, of_norm) in chosen.items() if any(c["status"] != "done" for c in of_norm)}
     eligible = {norm: (s, cs) for norm, (s, cs) in chosen.items() if norm not in unsettled} or chosen
     values = {
@@ -105,7 +105,27 @@ def _failures(cells: Sequence[Record]) -> list[str]:
             f"{norm}: {count} of {sum(c['norm'] == norm for c in cells)} trainings {word}"
             for norm, count in by_norm.items()
         ]
+    aside = {c["norm"]: c for c in cells if c["status"] == "paused"}
+    warnings += [
+        f"{norm}: set aside after {len(c['epochs'])} of {c['planned_epochs']} epochs"
+        for norm, c in aside.items()
+        if not any(other["norm"] == norm and other["status"] == "done" for other in cells)
+    ]
     return warnings
+
+
+def _so_far(cells: Sequence[Record]) -> str:
+    """What can be said while nothing is finished."""
+    started = [c for c in cells if c["epochs"]]
+    if not started:
+        return "No verdict: no cell has finished."
+    epoch = min(len(c["epochs"]) for c in started)
+    leader = max(started, key=lambda c: c["epochs"][epoch - 1]["val_accuracy"])
+    return (
+        f"No verdict yet: no cell has finished. After epoch {epoch} of {leader['planned_epochs']}, "
+        f"{leader['norm']} has the highest validation accuracy ({leader['epochs'][epoch - 1]['val_accuracy']:.4f}) of "
+        f"{len(started)} trainings."
+    )
 
 
 def _sentence(
@@ -123,6 +143,8 @@ def _sentence(
     better = [n for n, c in against.items() if c.detectable and c.difference.mean > 0]
     worse = [n for n, c in against.items() if c.detectable and c.difference.mean < 0]
     same = [n for n, c in against.items() if not c.detectable]
+    if not against:
+        return f"{best}: test accuracy {intervals[best]} over {seeds} seeds; nothing to compare it with has finished."
     parts = [f"{best}: test accuracy {intervals[best]} over {seeds} seeds, the best by validation"]
     if reference != best:
         parts.append(f"compared with the baseline {reference}")

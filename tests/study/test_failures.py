@@ -20,43 +20,10 @@ from normlab.study.spec import Cell, DataChoice
 from normlab.study.store import Store
 
 from .conftest import make_cell
+from .fakes import Scripted, Silent
 from .processes import SMALL, children, epochs_recorded, kill, run, start, wait_until
 
 ONE_EPOCH = ("--epochs", "1", "--lr", "0.01", "--threads", "1", "--jobs", "1")
-
-
-class Silent:
-    """Hears everything, says nothing."""
-
-    def __init__(self) -> None:
-        self.notices: list[str] = []
-
-    def started(self, job: Job) -> None: ...
-    def epoch(self, job: Job, record: dict[str, Any]) -> None: ...
-    def ended(self, job: Job, status: str, reason: str | None) -> None: ...
-    def notice(self, text: str) -> None:
-        self.notices.append(text)
-
-
-class Scripted:
-    """An executor that answers each job with events from a function."""
-
-    def __init__(self, answer: Any) -> None:
-        self.answer, self.job, self.jobs = answer, None, []
-
-    def free(self) -> bool:
-        return self.job is None
-
-    def start(self, job: Job) -> None:
-        self.job = job
-        self.jobs.append(job.id)
-
-    def wait(self, emit: Any, seconds: float) -> None:
-        job, self.job = self.job, None
-        for event in self.answer(job):
-            emit(job, event)
-
-    def close(self) -> None: ...
 
 
 def drive(directory: Path, cells: list[Cell], executor: Any, **options: Any) -> tuple[Driver, Silent]:

@@ -1,0 +1,158 @@
+"""Settings chosen for each norm on the validation split, before the seeds run: the same number of trials for each.
+
+Comparing norms at one learning rate favours whichever it happens to suit. A trial is a cell like any other, with a
+seed that the study does not use, so that a tuning that was interrupted goes on and the seeds are fresh evidence.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from normlab.errors import UsageError
+from normlab.study.driver import Study
+from normlab.study.spec import Cell, StudySpec
+
+# where to look, unless the spec names values; a step is a factor of about three
+GRIDS: dict[str, tuple[float, ...]] = {
+    "lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
+    "weight_decay": (0.0, 1e-5, 1e-4, 5e-4, 1e-3, 5e-3),
+    "dropout": (0.0, 0.1, 0.2, 0.3, 0.5),
+}
+_SETTING = {"lr": "lrs", "weight_decay": "weight_decays", "dropout": "dropout"}
+TRIALS = 12  # if there are more combinations than that
+
+
+def tuned(
+    study: Study,
+    cells: Sequence[Cell],
+    spec: StudySpec,
+    prepare: Callable[[list[int]], None] | None = None,
+) -> list[Cell]:
+    """The study's cells with each tuned setting at the value that suited its norm best.
+
+    What was tried and found goes to `study.facts["tuning"]`. Raises UsageError if Optuna is not installed.
+    """
+    grids = {axis: _grid(axis, spec) for axis in spec.tune}
+    variants = list(dict.fromkeys(_without(cell, spec.tune) for cell in cells))
+    seed = max(spec.seeds) + 1
+    searches = {variant: _Search(grids, spec.trials, replace(variant, seed=seed)) for variant in variants}
+    tried: list[Cell] = []
+    while any(search.open for search in searches.values()):
+        asked = [search.ask() for search in searches.values() if search.open]
+        tried = list(dict.fromkeys([*tried, *asked]))
+        ids = study.enter(tried, prepare)
+        prepare = None  # what was forgotten once has been trained anew
+        study.driver.run(ids)
+        values = dict(zip(tried, (_objective(study, cell) for cell in ids), strict=True))
+        for search in searches.values():
+            search.tell(values)
+        if study.driver.late():
+            break
+    study.facts["tuning"] = [search.summary() for search in searches.values()]
+    best = {variant: search.best() for variant, search in searches.items()}
+    return list(dict.fromkeys(_with(cell, best[_without(cell, spec.tune)]) for cell in cells))
+
+
+class _Search:
+    """Optuna's search over the grids for one variant, one trial at a time."""
+
+    def __init__(self, grids: dict[str, tuple[float, ...]], trials: int | None, variant: Cell) -> None:
+        self._optuna = _import_optuna()
+        self._grids, self._variant = grids, variant
+        everything = list(itertools.product(*(range(len(grid)) for grid in grids.values())))
+        self._trials = min(len(everything), trials or max(TRIALS, max(len(grid) for grid in grids.values())))
+        sampler = self._optuna.samplers.TPESampler(seed=0)
+        self._study = self._optuna.create_study(direction="maximize", sampler=sampler)
+        if self._trials == len(everything):
+            for indices in everything:
+                self._study.enqueue_trial(dict(zip(grids, indices, strict=True)))
+        self._asked: tuple[Any, Cell] | None = None
+        self._values: dict[Cell, float] = {}
+        self._count = 0
+
+    @property
+    def open(self) -> bool:
+        return self._count < self._trials
+
+    def ask(self) -> Cell:
+        """The next trial's cell."""
+        trial = self._study.ask()
+        choice = {axis: grid[trial.suggest_int(axis, 0, len(grid) - 1)] for axis, grid in self._grids.items()}
+        self._asked = trial, _with(self._variant, choice)
+        self._count += 1
+        return self._asked[1]
+
+    def tell(self, values: dict[Cell, float]) -> None:
+        """What came of the trials."""
+        if self._asked is not None:
+            trial, cell = self._asked
+            self._values[cell] = values[cell]
+            self._study.tell(trial, values[cell])
+            self._asked = None
+
+    def best(self) -> dict[str, float]:
+        """The best value of each tuned setting."""
+        cell = max(self._values, key=lambda c: self._values[c])
+        return {axis: getattr(cell, axis) for axis in self._grids}
+
+    def summary(self) -> dict[str, Any]:
+        """What was tried, what was best, and which of it lies at the edge of its grid."""
+        best = self.best()
+        return {
+            "norm": self._variant.norm,
+            "model": self._variant.model,
+            "batch_size": self._variant.batch_size,
+            "optimizer": self._variant.optimizer,
+            "best": best,
+            "at_edge": [axis for axis, value in best.items() if value in _edges(axis, self._grids[axis])],
+            "trials": [
+                {**{axis: getattr(cell, axis) for axis in self._grids}, "val_accuracy": value}
+                for cell, value in self._values.items()
+            ],
+        }
+
+
+def edge_warnings(tuning: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence for every optimum at the edge of its grid, where a better one may lie beyond."""
+    return [
+        f"{found['norm']}: the best {axis} found, {found['best'][axis]:g}, lies at the edge of what was tried"
+        for found in tuning
+        for axis in found["at_edge"]
+    ]
+
+
+def _grid(axis: str, spec: StudySpec) -> tuple[float, ...]:
+    given = getattr(spec, _SETTING[axis])
+    return tuple(sorted(set(given))) if len(given) > 1 else GRIDS[axis]
+
+
+def _edges(axis: str, grid: tuple[float, ...]) -> tuple[float, ...]:
+    """The ends of a grid beyond which there is more; nothing lies below no decay and no dropout."""
+    return (grid[0], grid[-1]) if grid[0] > 0 else (grid[-1],)
+
+
+def _without(cell: Cell, axes: Sequence[str]) -> Cell:
+    """The cell regardless of its seed and of what is tuned."""
+    return _with(replace(cell, seed=0), dict.fromkeys(axes, 0.0))
+
+
+def _with(cell: Cell, settings: dict[str, Any]) -> Cell:
+    return replace(cell, **settings)
+
+
+def _objective(study: Study, cell: int) -> float:
+    """Validation accuracy after the last epoch; 0 for a training that failed, which no search should return to."""
+    (stored,) = study.driver.store.cells([cell])
+    return study.driver.store.epochs(cell)[-1]["val_accuracy"] if stored.status == "done" else 0.0
+
+
+def _import_optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise UsageError("--tune needs Optuna; install it with: pip install 'normlab[tune]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
