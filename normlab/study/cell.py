@@ -97,9 +97,9 @@ def _train(
     try:
         while len(training.records) < last:
             training.run_epoch(checkpoints)
-            on_epoch(training.records[-1])
             if checkpoints is not None:
-                checkpoints.keep(training)
+                checkpoints.keep(training)  # first, so that whoever hears of an epoch can rely on it
+            on_epoch(training.records[-1])
     except Diverged as e:
         return training.outcome("diverged", reason=str(e))
     if last < cell.epochs:

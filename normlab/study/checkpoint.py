@@ -1,8 +1,8 @@
 """The state of a training on disk: safetensors with a JSON header; a power cut leaves the old or the new.
 
-A state is written to a temporary file, synced, renamed, and the directory synced; the two latest are kept, each
-with a digest of its content, so that a damaged one is noticed and the one before taken. Loading parses numbers
-and JSON and executes nothing.
+The two latest states are kept, each with a digest of its content, so that a damaged one is noticed and the one
+before taken. Loading parses numbers and JSON and executes nothing. How a file comes to be whole or not at all is
+`normlab.study.storage`'s affair.
 
 Nothing about random generators is in it: every random choice of a training is a function of its seed and of the
 position (`normlab.study.cell`), and the position is.
@@ -10,10 +10,8 @@ position (`normlab.study.cell`), and the position is.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from normlab.study.cell import Progress, Training
 from normlab.study.spec import TRAINING_CODE
+from normlab.study.storage import open_storage
 
 FINAL = "final.safetensors"
 KEPT = 2
@@ -42,8 +41,9 @@ class Damaged(Exception):
 class CheckpointDirectory:
     """The checkpoints of one cell. `notice` hears what a user should know about a resumed training."""
 
-    def __init__(self, directory: Path, notice: Callable[[str], None], every_seconds: float = EVERY_SECONDS) -> None:
-        self.directory, self._notice, self._every = directory, notice, every_seconds
+    def __init__(self, where: Path | str, notice: Callable[[str], None], every_seconds: float = EVERY_SECONDS) -> None:
+        self._storage = open_storage(where)
+        self._notice, self._every = notice, every_seconds
         self._last = time.monotonic()
 
     def due(self) -> bool:
@@ -53,32 +53,32 @@ class CheckpointDirectory:
     def keep(self, training: Training) -> None:
         """Keep the whole state; of the earlier ones, the latest stays."""
         name = f"{len(training.records):06d}-{training.progress.step:08d}.safetensors"
-        write_state(self.directory / name, *state_of(training))
+        self._storage.write(name, encode(*state_of(training)))
         self._last = time.monotonic()
         for old in self._states()[:-KEPT]:
-            old.unlink(missing_ok=True)
+            self._storage.delete(old)
 
     def finish(self, training: Training) -> None:
         """Keep the trained weights and the records alone."""
         tensors, facts = state_of(training)
         weights = {name: t for name, t in tensors.items() if name.startswith("model.")}
-        write_state(self.directory / FINAL, weights, {**facts, "optimizer": None})
+        self._storage.write(FINAL, encode(weights, {**facts, "optimizer": None}))
         for old in self._states():
-            old.unlink(missing_ok=True)
+            self._storage.delete(old)
 
     def restore(self, training: Training) -> None:
         """Bring a training to the latest state that is whole; leave it at its start if there is none."""
-        final = self.directory / FINAL
-        for path in [*([final] if final.exists() else []), *reversed(self._states())]:
+        final = [FINAL] if FINAL in self._storage.names() else []
+        for name in [*final, *reversed(self._states())]:
             try:
-                apply_state(training, *read_state(path))
-            except Damaged as e:
-                self._notice(f"checkpoint {path.name} is damaged ({e}); going back to the one before")
+                apply_state(training, *decode(self._storage.read(name)))
+            except (Damaged, OSError) as e:
+                self._notice(f"checkpoint {name} is damaged ({e}); going back to the one before")
                 continue
             return
 
-    def _states(self) -> list[Path]:
-        return sorted(p for p in self.directory.glob("*.safetensors") if p.name != FINAL)
+    def _states(self) -> list[str]:
+        return sorted(name for name in self._storage.names() if name.endswith(".safetensors") and name != FINAL)
 
 
 def state_of(training: Training) -> State:
@@ -129,37 +129,32 @@ def apply_state(training: Training, tensors: dict[str, Tensor], facts: dict[str,
     training.progress = Progress(**facts["progress"], predictions=predictions)
 
 
-def write_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write a state to `path`: afterwards the file is whole and there, or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def encode(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
+    """A state as a safetensors file, its facts and a digest of everything in the header."""
     content = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     text = json.dumps(facts)
-    data = save(content, {"facts": text, "digest": _digest(content, text)})
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    return save(content, {"facts": text, "digest": _digest(content, text)})
+
+
+def decode(data: bytes) -> State:
+    """The state in a safetensors file. Raises Damaged if it is not what was written."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_directory(path.parent)
+        tensors = load(data)
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])["__metadata__"]
+        text = header["facts"]
+        if header["digest"] != _digest(tensors, text):
+            raise Damaged("its digest does not match")
+        return tensors, json.loads(text)
+    except (SafetensorError, KeyError, ValueError) as e:
+        raise Damaged(str(e)) from e
 
 
 def read_state(path: Path) -> State:
     """The state in a file. Raises Damaged if it is not what was written."""
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        text = header["facts"]
-        if header["digest"] != _digest(tensors, text):
-            raise Damaged("its digest does not match")
-        return tensors, json.loads(text)
-    except (SafetensorError, KeyError, ValueError, OSError) as e:
+        return decode(path.read_bytes())
+    except OSError as e:
         raise Damaged(str(e)) from e
 
 
@@ -170,11 +165,3 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
         sha.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
         sha.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -6,7 +6,6 @@ import errno
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from normlab.data import Dataset
@@ -67,7 +66,7 @@ def run_job(job: Job, dataset: Dataset, emit: Callable[[Event], None], device: s
         emit({"event": "notice", "text": text})
 
     try:
-        checkpoints = CheckpointDirectory(Path(job.checkpoints), notice) if job.checkpoints else None
+        checkpoints = CheckpointDirectory(job.checkpoints, notice) if job.checkpoints else None
         outcome = train_cell(
             job.cell,
             dataset,

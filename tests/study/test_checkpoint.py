@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from normlab.data import Dataset
-from normlab.study import checkpoint
+from normlab.study import storage
 from normlab.study.cell import Training, train_cell
-from normlab.study.checkpoint import FINAL, CheckpointDirectory, Damaged, read_state, write_state
+from normlab.study.checkpoint import FINAL, CheckpointDirectory, Damaged, read_state
+from normlab.study.storage import LocalDirectory, open_storage
 
 from .conftest import make_cell
 
@@ -123,23 +124,21 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_failed_write_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "state.safetensors"
-    write_state(path, {"x": torch.zeros(3)}, {"n": 1})
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = LocalDirectory(tmp_path)
+    disk.write("state", b"old")
 
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(storage.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_state(path, {"x": torch.ones(3)}, {"n": 2})
-    tensors, facts = read_state(path)
-    assert torch.equal(tensors["x"], torch.zeros(3))
-    assert facts == {"n": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
+        disk.write("state", b"new")
+    assert disk.read("state") == b"old"
+    assert disk.names() == ["state"]
 
 
-def test_the_file_is_synced_before_it_gets_its_name_and_the_directory_after(
+def test_a_file_is_synced_before_it_gets_its_name_and_the_directory_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
@@ -149,7 +148,30 @@ def test_the_file_is_synced_before_it_gets_its_name_and_the_directory_after(
         calls.append("directory" if os.path.isdir(f"/proc/self/fd/{handle}") else "file")
         fsync(handle)
 
-    monkeypatch.setattr(checkpoint.os, "fsync", note_fsync)
-    monkeypatch.setattr(checkpoint.os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
-    write_state(tmp_path / "state.safetensors", {"x": torch.zeros(1)}, {})
+    monkeypatch.setattr(storage.os, "fsync", note_fsync)
+    monkeypatch.setattr(storage.os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
+    LocalDirectory(tmp_path).write("state", b"new")
     assert calls == ["file", "rename", "directory"]
+
+
+@pytest.mark.parametrize("kind", ["path", "file", "memory"])
+def test_every_storage_keeps_what_it_is_given(tmp_path: Path, kind: str) -> None:
+    where = {"path": str(tmp_path / "a"), "file": f"file://{tmp_path}/b", "memory": "memory://normlab-test/c"}[kind]
+    place = open_storage(where)
+    assert place.names() == []
+    place.write("one", b"1")
+    place.write("one", b"2")
+    place.write("two", b"3")
+    assert sorted(place.names()) == ["one", "two"]
+    assert open_storage(where).read("one") == b"2"
+    place.delete("one")
+    place.delete("one")
+    assert place.names() == ["two"]
+
+
+def test_a_training_goes_on_from_shared_storage(dataset: Dataset, tmp_path: Path) -> None:
+    where = f"file://{tmp_path}/shared"
+    train_cell(make_cell(epochs=3), dataset, checkpoints=CheckpointDirectory(where, print), until=2)
+    whole = train_cell(make_cell(epochs=3), dataset)
+    rest = train_cell(make_cell(epochs=3), dataset, checkpoints=CheckpointDirectory(where, print))
+    assert rest.test == whole.test
