@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from normlab.errors import UsageError
+
+FORMATS = ("html", "md", "svg")
 
 
 def verdict(results: Any) -> str:
@@ -14,36 +19,56 @@ def verdict(results: Any) -> str:
     return str(evidence.verdict(study))
 
 
-def write(directory: Path | str) -> Path:
-    """Write `report.html` into a study's directory and answer its path.
+def write(directory: Path | str, format: str = "html") -> Path:
+    """Write the report of a study into its directory and answer where.
 
-    Raises UsageError where there is no study, DataError where its records cannot be understood.
+    "html" is one file, `report.html`; "md" the verdict and tables, `report.md`; "svg" a folder of charts,
+    `report-svg/`. Raises UsageError where there is no study or no such format, DataError where the records
+    cannot be understood.
     """
     from altair.utils.schemapi import debug_mode
 
-    from normlab.report import evidence, page, raw, records, sections, theme
+    from normlab.report import exports, raw, records, sections
 
+    if format not in FORMATS:
+        raise UsageError(f"--format {format!r} is not known; expected one of: {', '.join(FORMATS)}")
+    directory = Path(directory)
     study = records.read(directory)
     with debug_mode(False):  # charts are checked against the schema in tests, not at every drawing
         parts = sections.build(study)
+    if format == "svg":
+        exports.write_svg(parts, directory / "report-svg")
+        return directory / "report-svg"
     packed, left_out = raw.fitting(study.raw)
     parts.append(sections.provenance(study, left_out))
-    answer = evidence.verdict(study)
-    html = page.render(
+    target = directory / f"report.{format}"
+    text = exports.markdown(study, parts) if format == "md" else _html(study, parts, packed)
+    target.write_text(text, encoding="utf-8")
+    return target
+
+
+def write_side_by_side(first: Path | str, second: Path | str) -> Path:
+    """Write a page that compares two studies into the first one's directory and answer its path."""
+    from normlab.report import side_by_side
+
+    return side_by_side.write(Path(first), Path(second))
+
+
+def _html(study: Any, parts: Sequence[Any], packed: str) -> str:
+    from normlab.report import evidence, page, theme
+
+    return page.render(
         "report.html",
         figures={item.key: item.spec for part in parts for item in part.figures},
         raw=packed,
         title=f"{study.name}: which norm",
         eyebrow=" · ".join([study.name, _count(study.norms, "norm"), _count(study.seeds, "seed")]),
-        verdict=answer,
+        verdict=evidence.verdict(study),
         warnings=evidence.warnings(study),
         styles=theme.styles(study.norms),
         sections=parts,
     )
-    target = Path(directory) / "report.html"
-    target.write_text(html, encoding="utf-8")
-    return target
 
 
-def _count(items: list[Any], noun: str) -> str:
+def _count(items: Sequence[Any], noun: str) -> str:
     return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"

@@ -10,13 +10,20 @@ import typer
 
 def report(
     directory: Annotated[Path, typer.Argument(help="The --out directory of `normlab compare`.")],
-    open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    format: Annotated[str, typer.Option(help="html, md (verdict and tables) or svg (charts, for print).")] = "html",
+    against: Annotated[
+        Path | None, typer.Option(help="Another study's directory, to show both side by side.", show_default=False)
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open what was written.")] = False,
 ) -> None:
     """Write the report of a comparison from its records; nothing is trained."""
-    from normlab.report import verdict, write
+    from normlab.report import verdict, write, write_side_by_side
 
-    target = write(directory)
-    typer.echo(verdict(directory))
+    if against is not None:
+        target = write_side_by_side(directory, against)
+    else:
+        target = write(directory, format)
+        typer.echo(verdict(directory))
     typer.echo(f"report: {target}")
     if open_:
-        typer.launch(target.resolve().as_uri())
+        typer.launch(str(target.resolve()))

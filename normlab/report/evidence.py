@@ -96,7 +96,7 @@ def verdict(study: Study) -> Verdict:
     judged = study.judged
     best = judged.best
     if best is None:
-        return Verdict("Nothing finished, so there is nothing to compare yet.")
+        return Verdict(judged.sentence)
     field = contenders(study)
     scores = {
         norm: Estimate(i.mean, _or_nan(i.low), _or_nan(i.high), tuple(c.value("test_accuracy") for c in field[norm]))
@@ -116,7 +116,11 @@ def verdict(study: Study) -> Verdict:
     level = [c for c in leads if not c.detectable]
     base = f"{_score(scores[best])} test accuracy over {judged.seeds} seeds{at}"
     details = []
-    if not level and not worse:
+    if worse:
+        names = _listed([f"{c.norm} (by {_points(c.difference)})" for c in worse])
+        verb = "is" if len(worse) == 1 else "are"
+        headline = f"{best} did best on validation: {base}; on the test split {names} {verb} measurably ahead of it."
+    elif not level:
         headline = f"Use {best}: {base}, {_points(ahead[0].difference)} above {ahead[0].norm}, the next best."
         ahead = ahead[1:]
     elif not ahead:
@@ -125,10 +129,6 @@ def verdict(study: Study) -> Verdict:
         headline = f"Use {best}: {base}, with no detectable difference from {_listed([c.norm for c in level])}."
     if ahead:
         details.append(f"Behind: {_listed([f'{c.norm} by {_points(c.difference)}' for c in ahead])}.")
-    details += [
-        f"{c.norm} did worse on validation but is measurably ahead on the test split, by {_points(c.difference)}."
-        for c in worse
-    ]
     return Verdict(headline, (*details, *_what_would_settle(best, level)), best, leads)
 
 

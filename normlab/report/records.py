@@ -56,6 +56,7 @@ class Study:
     environment: Mapping[str, Any]
     raw: Mapping[str, Any]
     explained: Mapping[str, Any] | None = None
+    records: Sequence[Mapping[str, Any]] = ()
 
     @property
     def norms(self) -> list[str]:
@@ -75,7 +76,7 @@ class Study:
     def judged(self) -> Judgement:
         """What the study's own statistics make of its cells."""
         test_images = self.environment.get("test_images")
-        return judge(self.raw["cells"], test_images=test_images if isinstance(test_images, int) else None)
+        return judge(self.records, test_images=test_images if isinstance(test_images, int) else None)
 
     def done(self, norm: str | None = None, setting: tuple[str, ...] | None = None) -> list[Cell]:
         """The cells that finished, of one norm and one setting where these are given."""
@@ -147,14 +148,22 @@ def from_results(raw: Any, *, name: str = "study") -> Study:
     environment = raw.get("environment", {})
     if not isinstance(environment, Mapping):
         raise DataError(f"results' environment must be an object, got {type(environment).__name__}")
-    cells = [_cell(position, record) for position, record in enumerate(raw["cells"])]
-    return Study(name, cells, environment, raw)
+    given = [record for record in raw["cells"] if isinstance(record, Mapping)]
+    longest = max((len(record.get("epochs") or ()) for record in given), default=0)
+    records = [_complete(position, record, longest) for position, record in enumerate(raw["cells"])]
+    cells = [_cell(position, record) for position, record in enumerate(records)]
+    return Study(name, cells, environment, raw, records=records)
 
 
-def _cell(position: int, record: Any) -> Cell:
-    where = f"cell {position} of the results"
+def _complete(position: int, record: Any, longest: int) -> Mapping[str, Any]:
+    """The record with what it may leave out: epochs, and how many were planned (as many as the longest cell has)."""
     if not isinstance(record, Mapping):
-        raise DataError(f"{where} must be an object, got {type(record).__name__}")
+        raise DataError(f"cell {position} of the results must be an object, got {type(record).__name__}")
+    return {"planned_epochs": longest, **record, "epochs": record.get("epochs") or []}
+
+
+def _cell(position: int, record: Mapping[str, Any]) -> Cell:
+    where = f"cell {position} of the results"
     for key, kind in (("norm", str), ("seed", int), ("status", str)):
         if not isinstance(record.get(key), kind):
             raise DataError(f"{where}: {key} must be {kind.__name__}, got {record.get(key)!r}")

@@ -7,7 +7,7 @@ scheme's values in for files that stand alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,9 @@ class Style:
 
     color: str
     dash: list[int]
+
+
+Styles = Mapping[str, Style]
 
 
 def styles(norms: Sequence[str]) -> dict[str, Style]:

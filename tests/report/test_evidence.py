@@ -43,11 +43,14 @@ def test_equal_norms_get_no_recommendation_over_each_other() -> None:
 
 
 def test_chosen_on_validation_judged_on_test() -> None:
-    document = results(norms=["bn", "gn"])
+    document = results(norms=["bn", "gn"], noise=0.0005)
     for cell in document["cells"]:  # gn wins validation, bn the test split
         cell["epochs"][-1]["val_accuracy"] = 0.9 if cell["norm"] == "gn" else 0.5
     answer = judged(from_results(document))
     assert answer.best == "gn"
+    assert answer.headline.startswith("gn did best on validation")
+    assert "on the test split bn (by" in answer.headline
+    assert answer.headline.endswith("is measurably ahead of it.")
     assert not any(lead.detectable and lead.difference.mean > 0 for lead in answer.leads)
 
 
@@ -84,4 +87,4 @@ def test_best_rate_at_the_edge_is_warned_of() -> None:
 def test_nothing_finished() -> None:
     document = results(norms=["bn"], seeds=1)
     document["cells"][0] |= {"status": "failed", "reason": "x", "test": {}}
-    assert verdict(document).startswith("Nothing finished")
+    assert "no cell has finished" in verdict(document)

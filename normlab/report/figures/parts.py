@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 
 from normlab.report.evidence import Estimate
-from normlab.report.theme import Style
+from normlab.report.theme import Styles as Styles
 
 MOST_NORMS = 12  # drawn one by one; beyond this, charts show the rest together
 MOST_POINTS = 120  # epochs drawn per line; more do not fit into its pixels
 MOST_TABLE_ROWS = 12
 MOST_SEED_LINES = 8
-
-Styles = Mapping[str, Style]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""Two studies on one page: what each says, and how the norms that they share differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from normlab.errors import UsageError
+from normlab.report import page, theme
+from normlab.report.evidence import Verdict, contenders, estimate, verdict
+from normlab.report.figures import results
+from normlab.report.figures.curves import curves
+from normlab.report.figures.parts import Figure, Table, plus_minus
+from normlab.report.layout import Group, Section
+from normlab.report.records import Cell, Study, read
+from normlab.report.sections import CURVES
+from normlab.study.statistics import LEVEL
+
+
+def write(first: Path, second: Path, target: Path | None = None) -> Path:
+    """Write a page that compares two studies, by default into the first one's directory; answers its path."""
+    a, b = read(first), read(second)
+    fields = contenders(a), contenders(b)
+    if not all(fields):
+        empty = first if not fields[0] else second
+        raise UsageError(f"{empty} has no finished cell to compare")
+    if a.name == b.name:
+        first_name, second_name = str(first), str(second)
+    else:
+        first_name, second_name = a.name, b.name
+    names = (first_name, second_name)
+    norms = list(dict.fromkeys([*a.norms, *b.norms]))
+    styles = theme.styles(norms)
+    shared = [norm for norm in fields[0] if norm in fields[1]]
+    rows = [[norm, *_difference(fields[0][norm], fields[1][norm])] for norm in shared]
+    result = Section(
+        "result",
+        "Norms that both trained",
+        ["Test accuracy in percent, each norm at its best setting on validation; differences are second minus first."],
+        [Table(["norm", *names, "difference [95 % interval]"], rows)] if rows else [],
+        [Group("", _rankings(fields, names, styles))],
+    )
+    sections = [result, *_curve_pairs((a, b), fields, names, styles), _settings((a, b), names)]
+    html = page.render(
+        "report.html",
+        figures={figure.key: figure.spec for section in sections for figure in section.figures},
+        title=f"{names[0]} and {names[1]}",
+        eyebrow=f"{names[0]} beside {names[1]}",
+        verdict=_headline(a, b, names, fields, shared),
+        warnings=_warnings(a, b),
+        styles=styles,
+        sections=sections,
+    )
+    target = target or first / f"beside-{second.resolve().name}.html"
+    target.write_text(html, encoding="utf-8")
+    return target
+
+
+def _headline(
+    a: Study, b: Study, names: Sequence[str], fields: Sequence[dict[str, list[Cell]]], shared: Sequence[str]
+) -> Verdict:
+    moved = []
+    for norm in shared:
+        low, high = _interval(fields[0][norm], fields[1][norm])
+        if low > 0 or high < 0:
+            moved.append((norm, "higher" if low > 0 else "lower"))
+    if not shared:
+        headline = "The two studies have no norm in common."
+    elif not moved:
+        headline = f"No norm is measurably different in {names[1]} than in {names[0]}."
+    else:
+        parts = [f"{norm} is {how}" for norm, how in moved]
+        headline = f"In {names[1]}, {', '.join(parts)} than in {names[0]}" + (
+            "; the rest is not measurably different." if len(moved) < len(shared) else "."
+        )
+    said = tuple(f"{name}: {verdict(study).headline}" for name, study in zip(names, (a, b), strict=True))
+    return Verdict(headline, said)
+
+
+def _warnings(a: Study, b: Study) -> list[str]:
+    found = []
+    hashes = [study.environment.get("data_hash") for study in (a, b)]
+    if hashes[0] != hashes[1]:
+        found.append("The studies used different images; differences between them may be the images' doing.")
+    if any(len(study.seeds) < 2 for study in (a, b)):
+        found.append("With a single seed there is no interval, so nothing can be called different.")
+    return found
+
+
+def _difference(first: Sequence[Cell], second: Sequence[Cell]) -> list[str]:
+    scores = [estimate([cell.value("test_accuracy") for cell in cells]) for cells in (first, second)]
+    low, high = _interval(first, second)
+    text = f"{100 * (scores[1].mean - scores[0].mean):+.1f}"
+    if math.isfinite(low):
+        text += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return [plus_minus(scores[0]), plus_minus(scores[1]), text.replace("-", "−")]
+
+
+def _interval(first: Sequence[Cell], second: Sequence[Cell]) -> tuple[float, float]:
+    """Welch's 95 % interval of second minus first; NaN with a single seed. Seeds of two studies are no pairs."""
+    from scipy import stats
+
+    x, y = ([cell.value("test_accuracy") for cell in cells] for cells in (second, first))
+    if min(len(x), len(y)) < 2:
+        return math.nan, math.nan
+    if len({*x}) == len({*y}) == 1:
+        return x[0] - y[0], x[0] - y[0]
+    found = stats.ttest_ind(x, y, equal_var=False).confidence_interval(LEVEL)
+    return float(found.low), float(found.high)
+
+
+def _rankings(fields: Sequence[dict[str, list[Cell]]], names: Sequence[str], styles: theme.Styles) -> list[Figure]:
+    reaches = [results.reach(results.ranked(cells, "test_accuracy")) for cells in fields]
+    domain = [min(low for low, _ in reaches), max(high for _, high in reaches)]
+    return [
+        results.ranking(cells, name, f"ranking-{i}", styles, wide=False, domain=domain)
+        for i, (cells, name) in enumerate(zip(fields, names, strict=True))
+    ]
+
+
+def _curve_pairs(
+    studies: Sequence[Study], fields: Sequence[dict[str, list[Cell]]], names: Sequence[str], styles: theme.Styles
+) -> list[Section]:
+    drawn = [
+        curves(cells, column, f"{title}, {name}", f"curve-{column}-{i}", styles, share=share)
+        for column, title, share in CURVES
+        if all(column in study.done()[0].epochs[0] for study in studies)
+        for i, (cells, name) in enumerate(zip(fields, names, strict=True))
+    ]
+    return [Section("curves", "How they learn", groups=[Group("", drawn)])] if drawn else []
+
+
+def _settings(studies: Sequence[Study], names: Sequence[str]) -> Section:
+    """What the two environments and commands say, line by line."""
+    keys = list(dict.fromkeys(key for study in studies for key in study.environment))
+    rows = [
+        [key.replace("_", " "), *[str(study.environment.get(key, "–")) for study in studies]]
+        for key in keys
+        if not isinstance(studies[0].environment.get(key), dict | list)
+    ]
+    differing = [row for row in rows if row[1] != row[2]]
+    text = "What is not the same in both." if differing else "Both ran in the same surroundings."
+    return Section("provenance", "How they differ", [text], [Table(["", *names], differing)] if differing else [])
