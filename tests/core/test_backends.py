@@ -1,0 +1,195 @@
+"""Who serves what, that the choice is visible, and that a slower backend never serves silently."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import normlab
+from normlab import planes, stages
+from normlab.errors import UsageError
+
+from .parity import BACKENDS, NORMS, SHAPES, STOCK_ULPS, Case, backend, compare, make_input, oracle, our_layer, randomize, run
+
+
+@pytest.fixture
+def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new process: no warning has been given."""
+    monkeypatch.setattr(planes, "_told", set())
+
+
+@pytest.mark.parametrize(
+    ("x", "name"),
+    [
+        (np.zeros(1, np.float32), "numba_cpu"),
+        (np.zeros(1, np.float64), "numba_cpu"),
+        (torch.zeros(1), "numba_cpu"),
+        (torch.zeros(1, dtype=torch.float64), "numba_cpu"),
+        (np.zeros(1, np.float16), "reference"),
+        (torch.zeros(1, dtype=torch.float16), "reference"),
+        (torch.zeros(1, dtype=torch.bfloat16), "reference"),
+        (torch.zeros(1, device="meta"), "reference"),
+    ],
+)
+def test_choice(x: object, name: str) -> None:
+    assert normlab.backend_for(x) == name
+
+
+def test_use_backend_is_for_its_block_and_thread() -> None:
+    x = torch.zeros(1)
+    seen = []
+    with normlab.use_backend("reference"):
+        assert normlab.backend_for(x) == "reference"
+        thread = threading.Thread(target=lambda: seen.append(normlab.backend_for(x)))
+        thread.start()
+        thread.join()
+        with normlab.use_backend("numba_cpu"):
+            assert normlab.backend_for(x) == "numba_cpu"
+        assert normlab.backend_for(x) == "reference"
+    assert normlab.backend_for(x) == "numba_cpu"
+    assert seen == ["numba_cpu"]
+
+
+def test_block_ends_after_an_error() -> None:
+    with pytest.raises(ZeroDivisionError), normlab.use_backend("reference"):
+        raise ZeroDivisionError
+    assert normlab.backend_for(torch.zeros(1)) == "numba_cpu"
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_layers_run_on_the_chosen_backend(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from normlab.planes import numba_cpu, reference
+
+    served = []
+    for module in (numba_cpu, reference):
+        original = module.forward
+        monkeypatch.setattr(module, "forward", lambda *a, m=module, f=original: (served.append(m), f(*a))[1])
+    layer, x = our_layer(Case(norm)), torch.randn(SHAPES[4])
+    layer(x)
+    with normlab.use_backend("reference"):
+        layer(x)
+    assert served == [numba_cpu, reference]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_says_so_once(dtype: torch.dtype, nothing_told: None) -> None:
+    x = torch.randn(4, 8, 3, 3).to(dtype)
+    layer = normlab.make_norm("gn", 8, dtype=dtype)
+    name = str(dtype).removeprefix("torch.")
+    with pytest.warns(planes.BackendWarning, match=f"dtype {name} is served by the slower 'reference' backend"):
+        layer(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x)
+        normlab.make_norm("bn", 8, dtype=dtype)(x)
+
+
+def test_no_warning_where_the_reference_was_asked_for(nothing_told: None) -> None:
+    with normlab.use_backend("reference"):
+        normlab.make_norm("gn", 8, dtype=torch.float16)(torch.randn(4, 8, 3, 3).half())
+
+
+def test_numba_cannot_be_forced_on_half_precision() -> None:
+    with pytest.raises(UsageError, match="'numba_cpu' cannot serve dtype float16; use 'reference'"), backend("numba_cpu"):
+        normlab.make_norm("gn", 8, dtype=torch.float16)(torch.randn(4, 8, 3, 3).half())
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("norm", NORMS)
+def test_half_precision(norm: str, dtype: torch.dtype, layout: str) -> None:
+    """Rounded once, at the end: as exact as the output's dtype can be."""
+    case = Case(norm, (6, 8, 5, 5), dtype, layout, mean=3.0, backend="reference")
+    generator = torch.Generator().manual_seed(0)
+    layer = our_layer(case)
+    randomize(layer, generator)
+    known = {k: v.clone() for k, v in layer.state_dict().items()}
+    x, dy = make_input(case, generator), torch.randn(case.shape, generator=generator).to(dtype)
+    with backend("reference"):
+        got = run(layer, x, dy)
+    compare(got, oracle(case, x, dy, known), 1, str(case))
+
+
+def test_half_input_to_a_float32_layer() -> None:
+    """As under mixed precision: the output has the input's dtype, the statistics stay float32."""
+    layer = normlab.make_norm("bn", 8)
+    x = (torch.randn(6, 8, 5, 5) + 3).bfloat16().requires_grad_()
+    with backend("reference"):
+        y = layer(x)
+        y.sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert x.grad is not None
+    assert x.grad.dtype == torch.bfloat16
+    assert layer.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(layer.running_mean, 0.1 * x.detach().float().mean((0, 2, 3)))
+
+
+# --- NumPy arrays --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend_name", BACKENDS)
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", NORMS)
+def test_numpy_as_torch(norm: str, dtype: torch.dtype, layout: str, backend_name: str) -> None:
+    """The same numbers, types and memory order come out for a NumPy array as for a tensor."""
+    case = Case(norm, dtype=dtype, layout=layout, backend=backend_name)
+    generator = torch.Generator().manual_seed(0)
+    layer = our_layer(case)
+    randomize(layer, generator)
+    x, dy = make_input(case, generator), torch.randn(case.shape, generator=generator).to(dtype)
+    params = {k: v.detach().numpy() for k, v in layer.named_parameters()}
+    options = {"groups": case.groups} if norm == "gn" else {}
+    with backend(backend_name):
+        want = run(layer, x, dy)
+        y, cache = stages.forward(norm, x.numpy(), params, options=options)
+        dx, grads = stages.backward(dy.numpy(), cache)
+    for got, tensor in [(y, want.y), (dx, want.grads["x"]), *((grads[k], want.grads[k]) for k in params)]:
+        assert isinstance(got, np.ndarray)
+        # sums over positions may be taken in another order
+        np.testing.assert_allclose(got, tensor.numpy(), rtol=0, atol=STOCK_ULPS * torch.finfo(dtype).eps)
+        assert got.dtype == tensor.numpy().dtype
+        assert got.strides == tensor.numpy().strides
+    if norm in ("bn", "bin"):
+        mean, var, count = cache.batch
+        assert count == x[:, 0].numel()
+        np.testing.assert_allclose(mean, x.double().mean((0, 2, 3)), atol=1e-6)
+        np.testing.assert_allclose(var, x.double().var((0, 2, 3), correction=0), rtol=1e-6)
+    else:
+        assert cache.batch is None
+
+
+@pytest.mark.parametrize("backend_name", BACKENDS)
+def test_numpy_in_evaluation(backend_name: str) -> None:
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(size=(2, 5, 4, 3))
+    mean, var, weight, bias = rng.uniform(0.5, 2, (4, 4))
+    params = {"weight": weight, "bias": bias}
+    with backend(backend_name):
+        y, cache = stages.forward("bn", x, params, training=False, running=(mean, var), eps=0.1)
+        dx, grads = stages.backward(dy, cache)
+    xhat = (x - mean[:, None]) / np.sqrt(var + 0.1)[:, None]
+    np.testing.assert_allclose(y, weight[:, None] * xhat + bias[:, None], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(dx, dy * (weight / np.sqrt(var + 0.1))[:, None], rtol=1e-12)
+    np.testing.assert_allclose(grads["weight"], (dy * xhat).sum((0, 2)), rtol=1e-12)
+    np.testing.assert_allclose(grads["bias"], dy.sum((0, 2)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_dense_input_is_not_copied(layout: str) -> None:
+    x = make_input(Case(layout=layout), torch.Generator())
+    _, cache = stages.forward("gn", x, {})
+    assert cache.x.data_ptr() == x.data_ptr()
+
+
+def test_input_and_gradient_are_left_alone() -> None:
+    for norm in NORMS:
+        x, dy = torch.randn(3, 8, 5, 4), torch.randn(3, 8, 5, 4)
+        copies = x.clone(), dy.clone()
+        run(our_layer(Case(norm)), x, dy)
+        assert torch.equal(x, copies[0])
+        assert torch.equal(dy, copies[1])
