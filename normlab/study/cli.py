@@ -87,6 +87,19 @@ def compare(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each.", show_default="cores / jobs")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda (all GPUs), or cuda:0,cuda:1.")] = "auto",
     per_gpu: Annotated[int, typer.Option(min=1, help="Cells that share a GPU.")] = 1,
+    backend: Annotated[str, typer.Option(help="local, or ray.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster.", show_default="a cluster of this machine")
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs that a cell takes on a Ray cluster.")] = 0,
+    placement: Annotated[str, typer.Option(help="Ray's scheduling strategy: DEFAULT or SPREAD.")] = "DEFAULT",
+    runtime_env: Annotated[
+        Path | None, typer.Option(help="Ray's runtime environment, a JSON file.", show_default=False)
+    ] = None,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(help="Path or fsspec URL that all machines can reach.", show_default="<out>/checkpoints"),
+    ] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Compare with this norm instead of the best.", show_default=False)
     ] = None,
@@ -103,8 +116,13 @@ def compare(
     The same command again goes on where it stopped. Lists are separated by commas.
     """
     from normlab.study.budget import parse_budget
+    from normlab.study.cluster import ClusterOptions
     from normlab.study.run import Options, run_study
 
+    if backend != "ray" and (address or gpus or runtime_env or placement != "DEFAULT"):
+        raise UsageError(
+            "--address, --gpus, --placement and --runtime-env are for --backend ray; add it, or leave them"
+        )
     options = Options(
         jobs=jobs,
         threads=threads,
@@ -114,6 +132,9 @@ def compare(
         retry_failed=retry_failed,
         fail_fast=fail_fast,
         force=force,
+        backend=backend,
+        cluster=ClusterOptions(address, gpus=gpus, placement=placement, runtime_env=_read_runtime_env(runtime_env)),
+        checkpoints=checkpoints,
         budget=None if budget is None else parse_budget(budget),
         report=not no_report,
     )
@@ -172,6 +193,18 @@ def _read_spec(data: str | None, config: Path | None, flags: dict[str, Any]) -> 
 
     given = {name: value for name, value in {"data": data, **flags}.items() if value not in (None, [])}
     return make_spec(given if config is None else merge(plural(read_config(config)), given, config))
+
+
+def _read_runtime_env(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    import json
+
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise UsageError(f"--runtime-env {path} is no JSON file: {e}") from None
+    return found
 
 
 def _conclude(results: dict[str, Any], directory: Path, report: bool) -> int:

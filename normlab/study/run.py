@@ -6,13 +6,14 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from normlab.data import Dataset
 from normlab.errors import DataError, UsageError
 from normlab.study.budget import run_within_budget
+from normlab.study.cluster import ClusterOptions, RayExecutor
 from normlab.study.console import Bars, PlainLines, make_console
 from normlab.study.driver import Driver, Study
 from normlab.study.environment import command_line, describe_machine
@@ -36,6 +37,8 @@ class Options:
 
     `jobs` workers of `threads` threads each (see `plan_layout` for what None means) on `device`: "cpu", "cuda"
     (all GPUs), "cuda:0,cuda:1", or "auto", with `per_gpu` cells sharing a GPU. `inline` trains in this process.
+    `backend` "ray" trains on a Ray cluster (`normlab.study.cluster`); `checkpoints` is a path or an fsspec URL that
+    all its machines can reach, by default a folder of the study's directory.
     `budget` is a number of seconds, spent where it tells most (`normlab.study.budget`).
     """
 
@@ -49,6 +52,9 @@ class Options:
     fail_fast: bool = False
     force: bool = False
     budget: float | None = None
+    backend: str = "local"
+    cluster: ClusterOptions | None = None
+    checkpoints: str | None = None
     report: bool = True
 
 
@@ -79,7 +85,7 @@ def run_study(
             store,
             locks,
             executor,
-            _job_maker(spec, directory),
+            _job_maker(spec, options.checkpoints or str((directory / CHECKPOINTS).resolve())),
             console,
             describe_machine(),
             retry_failed=options.retry_failed or options.force,
@@ -149,6 +155,14 @@ def make_executor(
     spec: StudySpec, options: Options, dataset: Dataset, cells: int, locks: CellLocks, directory: Path
 ) -> Executor:
     """The place where so many cells are to run, as the options say."""
+    if options.backend == "ray":
+        threads = options.threads or 1
+        asked = options.cluster or ClusterOptions()
+        gpus = 0.0 if options.device == "cpu" else asked.gpus
+        cluster = replace(asked, threads=threads, gpus=gpus)
+        return RayExecutor(cluster, at_once=options.jobs or cells, plugins=spec.plugins)
+    if options.backend != "local":
+        raise UsageError(f"--backend {options.backend!r} is not known; expected one of: local, ray")
     devices = find_devices(options.device)
     if options.inline:
         return InlineExecutor(dataset, devices[0])
@@ -175,11 +189,9 @@ def find_devices(wanted: str) -> list[str]:
     return names
 
 
-def _job_maker(spec: StudySpec, directory: Path) -> Callable[[StoredCell], Job]:
+def _job_maker(spec: StudySpec, checkpoints: str) -> Callable[[StoredCell], Job]:
     choice = spec.data_choice()
-    return lambda stored: Job(
-        stored.id, stored.key, stored.cell, choice, str((directory / CHECKPOINTS / stored.key).resolve())
-    )
+    return lambda stored: Job(stored.id, stored.key, stored.cell, choice, f"{checkpoints}/{stored.key}")
 
 
 def _forget(store: Store, locks: CellLocks, ids: list[int], directory: Path) -> None:
