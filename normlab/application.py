@@ -7,7 +7,7 @@ Written once for every array library: backends apply it to NumPy arrays or torch
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,13 +20,17 @@ _NEUTRAL = {"weight": 1.0, "bias": 0.0}
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is to be computed: a norm, its options, which parameters it has, and whether it uses the batch."""
+    """What is to be computed: a norm, its options, which parameters it has, and whether it uses the batch.
+
+    `traced` keeps the programs of `normlab.program`, by samples and channels.
+    """
 
     entry: NormEntry
     options: tuple[tuple[str, Any], ...]
     names: tuple[str, ...]
     training: bool
     has_running: bool
+    traced: dict[tuple[int, int], Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Application:

@@ -283,7 +283,8 @@ def update_running(
     if unbiased:
         var = var * (count / max(count - 1, 1))
     for old, new in zip(running, (mean, var), strict=True):
-        old[...] = (1 - momentum) * old + momentum * new.reshape(old.shape)
+        old *= 1 - momentum
+        old += momentum * new.reshape(old.shape)
 
 
 def _record(result: Array, *inputs: tuple[Value, Callable[[Array], Array]]) -> Any:

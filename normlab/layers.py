@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -134,19 +135,27 @@ class Norm(nn.Module):
         )
         call = _Call(recipe, running, self.eps)
         y = _Normalize.apply(x, call, *parameters.values())
-        if update and call.batch is not None:
-            self._update_running(call.batch)
+        batch = call.batch if update else None
+        if update and entry.name == "in" and call.planes is not None:  # the instances' statistics, averaged
+            mean, var, count = call.planes
+            batch = (mean.mean(0), var.mean(0), count)
+        if batch is not None:
+            self._update_running(batch)
         return y
 
     def _update_running(self, batch: tuple[Any, Any, int]) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
+        if self.norm != "in":  # torch's instance norm has the counter and leaves it at zero
+            self.num_batches_tracked.add_(1)
         momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        mean, var = (torch.as_tensor(v, device=self.running_mean.device) for v in batch[:2])
-        with torch.no_grad():
-            update_running((self.running_mean, self.running_var), (mean, var, batch[2]), momentum)
+        running: Any = (self.running_mean.detach(), self.running_var.detach())
+        if isinstance(batch[0], np.ndarray) and stages.numpy_serves(self.running_mean.dtype, self.running_mean.device):
+            running = (running[0].numpy(), running[1].numpy())
+        elif isinstance(batch[0], np.ndarray):
+            batch = (torch.from_numpy(batch[0]), torch.from_numpy(batch[1]), batch[2])
+        update_running(running, batch, momentum)
 
     def _title(self) -> str:
         return type(self).__name__ if type(self) is not Norm else f"Norm({self.entry.name!r})"
@@ -423,6 +432,7 @@ class _Call:
     running: tuple[Tensor, Tensor] | None
     eps: float
     batch: tuple[Any, Any, int] | None = None
+    planes: tuple[Any, Any, int] | None = None
 
 
 class _Normalize(torch.autograd.Function):
@@ -432,7 +442,7 @@ class _Normalize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, call: _Call, *parameters: Tensor) -> Tensor:
         params = {k: p.detach() for k, p in zip(call.recipe.names, parameters, strict=True)}
         y, cache = stages.forward(call.recipe, x.detach(), params, running=call.running, eps=call.eps)
-        call.batch = cache.batch
+        call.batch, call.planes = cache.batch, cache.planes
         # x travels as a saved tensor, so that a change in place is noticed and checkpointing can drop it
         ctx.save_for_backward(cache.x if cache.x.data_ptr() != x.data_ptr() else x, *parameters)
         cache.x = None
@@ -442,7 +452,8 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        cache = replace(ctx.cache, x=ctx.saved_tensors[0].detach())
+        kept: stages.Cache = ctx.cache
+        cache = stages.Cache(ctx.saved_tensors[0].detach(), kept.layout, kept.backend, kept.params, kept.saved)
         dx, grads = stages.backward(dy, cache)
         return (dx, None, *grads.values())
 

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from normlab.application import Application, Recipe
+from normlab.grid import Grid
 
 OPS = (
     "add", "sub", "mul", "div", "pow", "max", "greater", "sqrt", "rsqrt", "exp", "mean_n", "sum_n", "mean_c", "sum_c",
 )  # fmt: skip
+_KEPT = 256  # shapes of one recipe
 _CODE = {name: i for i, name in enumerate(OPS)}
 
 # registers that a backend fills before it runs a program, in this order; then parameters, then constants
@@ -144,9 +146,17 @@ def zeros_like(a: Symbol) -> Symbol:
     return a.trace.constant(0.0)
 
 
-@lru_cache(maxsize=512)
 def trace(recipe: Recipe, samples: int, channels: int) -> Programs:
     """Both programs of a recipe on this many samples and channels; raises TypeError if it branches on values."""
+    known = recipe.traced.get((samples, channels))
+    if known is None:
+        if len(recipe.traced) >= _KEPT:
+            recipe.traced.clear()
+        known = recipe.traced[samples, channels] = _trace(recipe, samples, channels)
+    return known
+
+
+def _trace(recipe: Recipe, samples: int, channels: int) -> Programs:
     forward, _, _ = _traced(recipe, samples, channels, lambda t, a: _forward_outputs(t, a))
     pulled: dict[str, bool] = {}
 
@@ -208,6 +218,8 @@ class _Trace:
         return self.constants[number]
 
     def record(self, op: str, a: Any, b: Any, axis: int | None = None, argument: int = 0) -> Symbol:
+        if isinstance(a, Grid) or isinstance(b, Grid):
+            return NotImplemented  # Grid's reflected operator keeps the record
         a = a if isinstance(a, Symbol) else self.constant(float(a))
         b = a if b is None else b if isinstance(b, Symbol) else self.constant(float(b))
         key = (op, a.register, b.register, argument, a.shape, b.shape)

@@ -41,6 +41,11 @@ class Cache:
         found = None if self.saved is None else self.saved.batch
         return None if found is None else (found[0].reshape(-1), found[1].reshape(-1), found[2])
 
+    @property
+    def planes(self) -> tuple[Array, Array, int] | None:
+        """(mean (N, C), biased variance (N, C), count) of the planes, where the norm looked at them."""
+        return None if self.saved is None else self.saved.moments
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -72,8 +77,9 @@ class Layout:
 
     def planes(self, x: Array) -> Array:
         """View of a dense x as (N, C, S); of a CPU tensor whose dtype NumPy has, as a NumPy array."""
-        n, channels, size = x.shape[0], x.shape[1], math.prod(x.shape[2:])
-        if not isinstance(x, np.ndarray) and x.device.type == "cpu" and str(x.dtype) in _NUMPY_DTYPES:
+        shape = x.shape
+        n, channels, size = shape[0], shape[1], math.prod(shape[2:])
+        if not isinstance(x, np.ndarray) and numpy_serves(x.dtype, x.device):
             x = x.numpy()
         if not self.channels_last:
             return x.reshape(n, channels, size)
@@ -83,7 +89,12 @@ class Layout:
 
 
 _FIRST, _LAST, _FOLDED = Layout(False, False), Layout(True, False), Layout(True, True)
-_NUMPY_DTYPES = ("torch.float32", "torch.float64")
+
+
+@cache
+def numpy_serves(dtype: Any, device: Any) -> bool:
+    """Whether a tensor of this dtype on this device is handed on as a NumPy view of its memory."""
+    return device.type == "cpu" and str(dtype) in ("torch.float32", "torch.float64")
 
 
 @cache
@@ -119,7 +130,7 @@ def forward(
         norm = recipe(norm, tuple(chosen.items()), tuple(params), training, running is not None)
     layout = Layout.of(x, norm.entry.per_channel)
     x = layout.dense(x)
-    y = library(x).empty_like(x)
+    y = _empty_like(x)
     cache = Cache(x, layout, serving(x), params)
     if 0 not in x.shape:
         cache.saved = cache.backend.forward(norm, layout.planes(x), params, running, eps, layout.planes(y))
@@ -133,20 +144,27 @@ def backward(dy: Array, cache: Cache) -> tuple[Array, dict[str, Array]]:
     """
     layout = cache.layout
     dy = layout.dense(dy)
-    dx = library(cache.x).empty_like(cache.x)
+    dx = _empty_like(cache.x)
     if cache.saved is None:  # an empty batch
         return dx, {name: 0 * v for name, v in cache.params.items()}
     grads = cache.backend.backward(cache.saved, layout.planes(cache.x), layout.planes(dy), layout.planes(dx))
-    return dx, {name: _like(g, v) for g, (name, v) in zip(grads, cache.params.items(), strict=True)}
+    return dx, dict(zip(cache.params, map(_like, grads, cache.params.values()), strict=True))
+
+
+_LAST_AXES = {rank: (0, *range(2, rank), 1) for rank in range(2, 6)}
 
 
 def _channels_last(x: Array) -> Array:
-    axes = (0, *range(2, x.ndim), 1)
+    axes = _LAST_AXES[x.ndim]
     return x.transpose(axes) if isinstance(x, np.ndarray) else x.permute(axes)
 
 
 def _is_dense(x: Array) -> bool:
     return bool(x.flags.c_contiguous if isinstance(x, np.ndarray) else x.is_contiguous())
+
+
+def _empty_like(x: Array) -> Array:
+    return np.empty_like(x) if isinstance(x, np.ndarray) else library(x).empty_like(x)
 
 
 def _copy(x: Array) -> Array:
@@ -155,9 +173,12 @@ def _copy(x: Array) -> Array:
 
 def _like(grad: Array, param: Array) -> Array:
     """A gradient in the parameter's shape, dtype and library; that of a single number comes repeated per channel."""
-    if grad.size != math.prod(param.shape) if isinstance(grad, np.ndarray) else grad.numel() != param.numel():
-        grad = grad.reshape(-1)[: math.prod(param.shape)]
+    shape = param.shape
+    if grad.shape != shape:
+        grad = grad.reshape(-1)[: math.prod(shape)].reshape(shape)
+    if not isinstance(grad, np.ndarray):
+        return grad.to(param.dtype)
     if isinstance(param, np.ndarray):
-        return grad.reshape(param.shape).astype(param.dtype, copy=False)
-    grad = library(param).from_numpy(grad) if isinstance(grad, np.ndarray) else grad
-    return grad.reshape(param.shape).to(param.dtype)
+        return grad.astype(param.dtype, copy=False)
+    torch = library(param)
+    return torch.from_numpy(grad.astype(np.float32) if param.dtype == torch.float32 else grad).to(param.dtype)

@@ -11,11 +11,12 @@ Four kernels carry the family. x, g and y are planes (N, C, S); the rest are gri
 
 A backend is a module that runs them, with the norm's grid function in between, forward and backward:
 
-    forward(recipe, x, params, running, eps, out) -> saved      saved.batch = (mean, biased var, count) or None
+    forward(recipe, x, params, running, eps, out) -> saved
     backward(saved, x, g, out) -> gradients of the parameters, in the order of `params`
 
-where x, g and out are (N, C, S) views that lie alike in memory: S contiguous (channels-first) or C contiguous
-(channels-last).
+`saved.batch` and `saved.moments` are (mean, biased variance, count) of the batch and of the planes, or None where
+the norm had no use for them. x, g and out are (N, C, S) views that lie alike in memory: S contiguous (channels-first)
+or C contiguous (channels-last).
 
 | backend | serves |
 |---|---|

@@ -38,7 +38,12 @@ class Saved:
     rows: np.ndarray
     programs: Programs
     eps: float
-    batch: tuple[np.ndarray, np.ndarray, int] | None
+    size: int
+    batch: tuple[np.ndarray, np.ndarray, int] | None = None
+
+    @property
+    def moments(self) -> tuple[np.ndarray, np.ndarray, int] | None:
+        return (self.grids[0], self.grids[1], self.size) if self.programs.measures else None
 
 
 def forward(recipe: Recipe, x: np.ndarray, params: dict[str, Any], running: Any, eps: float, out: np.ndarray) -> Saved:
@@ -57,7 +62,7 @@ def forward(recipe: Recipe, x: np.ndarray, params: dict[str, Any], running: Any,
     if not program.across_samples and n >= _MANY:
         block = _block(x)
         run(FORWARD_BLOCKS, -(-n // block), flat, flat, y, shape, block, 1, program.by_sample, *plan, grids)
-        return Saved(grids, rows, programs, eps, None)
+        return Saved(grids, rows, programs, eps, size)
     extent, chunks = _cut(x)
     job = (flat, flat, y, shape, extent, chunks, program.code, *plan)
     if flag:
@@ -71,7 +76,7 @@ def forward(recipe: Recipe, x: np.ndarray, params: dict[str, Any], running: Any,
     forward_grid(program.code, program.constants, program.registers, program.outputs, rows, size, eps, grids, pooled)
     run(AFFINE, n * chunks, *job, grids)
     batch = (pooled[0], pooled[1], n * size) if programs.pools_batch else None
-    return Saved(grids, rows, programs, eps, batch)
+    return Saved(grids, rows, programs, eps, size, batch)
 
 
 def backward(saved: Saved, x: np.ndarray, g: np.ndarray, out: np.ndarray) -> list[np.ndarray]:

@@ -49,6 +49,11 @@ class Saved:
     center: Array
     batch: tuple[Array, Array, int] | None
 
+    @property
+    def moments(self) -> tuple[Array, Array, int] | None:
+        mean_var = self.application.measured
+        return (mean_var[0].value, mean_var[1].value, self.application.size) if mean_var else None
+
 
 def forward(recipe: Recipe, x: Array, params: Mapping[str, Array], running: Any, eps: float, out: Array) -> Saved:
     rows = {name: _row(v, x) for name, v in params.items()}
