@@ -11,8 +11,9 @@ and nothing is gathered or copied. Outputs come in rows of `width` too: the few 
 over the edge are dropped (forward), or zero (backward). A stride s > 1 is reduced to 1 by cutting the image into
 s x s phases, every s-th row and column from (a, b) on: each tap then reads one phase with stride 1.
 
-The sums take 4 filters by 9 taps at a time, which keeps most operands in registers; weights are padded with zeros
-to those multiples, and padding taps shift to a stretch of zeros behind the image.
+The sums take 4 filters by 7 taps at a time, which keeps their weights in registers; weights are padded with zeros to
+those multiples, and padding taps shift to a stretch of zeros behind the image. Rows of outputs are padded, too, to a
+multiple of 32 elements, so that the vectorized loops leave no remainder.
 """
 
 # mypy: allow-untyped-defs
@@ -27,8 +28,8 @@ from numba import njit
 
 from normlab.scratch._images import Window
 
-FILTERS, TAPS = 4, 9  # what `_accumulate` takes at a time
-_CHUNK = 512  # outputs at a time: nine inputs and four outputs of that length stay in the first-level cache
+FILTERS, TAPS, LANES = 4, 7, 32  # what `_accumulate` takes at a time, and the multiple that it likes
+_CHUNK = 64 * LANES  # outputs at a time: what is read and written of them stays in the second-level cache
 # sums may be reordered, so that they vectorize; NaN and infinity keep their meaning
 _compile = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
 
@@ -45,8 +46,9 @@ class Geometry(NamedTuple):
     out_height: int
     out_width: int
 
-    span: int  # elements from the first output to the last, in rows of `width`
+    span: int  # elements from the first output to the last, in rows of `width`, and up to a multiple of LANES
     margin: int  # the largest shift within a phase
+    phase: int  # elements of a phase, up to a multiple of LANES
 
     @classmethod
     def of(cls, win: Window) -> Geometry:
@@ -54,7 +56,8 @@ class Geometry(NamedTuple):
         height, width = rows + (win.height - 1) // s, columns + (win.width - 1) // s
         span = (rows - 1) * width + columns
         down, across = min(s, win.height), min(s, win.width)
-        return cls(s, win.pad, down, across, height, width, rows, columns, span, height * width - span)
+        margin = height * width - span
+        return cls(s, win.pad, down, across, height, width, rows, columns, _up(span), margin, _up(height * width))
 
 
 class Taps(NamedTuple):
@@ -63,6 +66,10 @@ class Taps(NamedTuple):
     weights: np.ndarray
     shifts: np.ndarray
     starts: np.ndarray
+
+
+def _up(size: int) -> int:
+    return -(-size // LANES) * LANES
 
 
 def taps_forward(w: np.ndarray, geo: Geometry) -> Taps:
@@ -89,11 +96,16 @@ def taps_backward(w: np.ndarray, geo: Geometry) -> Taps:
     return _padded(weights, shifts, filters * length)
 
 
+def shares(w: np.ndarray, groups: int) -> np.ndarray:
+    """Zeros for each group's share of dw, (groups, filters, taps), both rounded up to what `_correlate` takes."""
+    return np.zeros((groups, -(-len(w) // FILTERS) * FILTERS, -(-w[0].size // 3) * 3), w.dtype)
+
+
 def _padded(weights: list[np.ndarray], shifts: list[np.ndarray], zeros: int) -> Taps:
     rows = -(-len(weights[0]) // FILTERS) * FILTERS
     starts = np.cumsum([0] + [-(-len(s) // TAPS) * TAPS for s in shifts])
     all_weights = np.zeros((rows, starts[-1]), weights[0].dtype)
-    all_shifts = np.full(starts[-1], zeros)
+    all_shifts = np.full(starts[-1] + 2, zeros)  # two more: `_correlate` takes three at a time
     for w, s, start in zip(weights, shifts, starts, strict=False):
         all_weights[: len(w), start : start + len(s)] = w
         all_shifts[start : start + len(s)] = s
@@ -134,9 +146,9 @@ def convolve_backward(first, last, x, dout, forward, backward, geo, per_group, d
     phases = image[:size].reshape(planes, geo.height, geo.width)
     length = geo.span + 2 * geo.margin
     # rows of dout between margins of zeros, then zeros: for padding taps, and for the padding filters of dw
-    spread = np.zeros((len(forward.weights) + 1) * length + geo.height * geo.width, x.dtype)
+    spread = np.zeros((len(forward.weights) + 1) * length + geo.phase, x.dtype)
     rows = spread[geo.margin :]
-    dphase = np.empty((len(backward.weights), geo.height * geo.width), x.dtype)
+    dphase = np.empty((len(backward.weights), geo.phase), x.dtype)
     for g in range(first, last):
         for n in range(g * per_group, min(samples, (g + 1) * per_group)):
             for f in range(filters):
@@ -155,7 +167,8 @@ def convolve_backward(first, last, x, dout, forward, backward, geo, per_group, d
                     dphase[:] = 0
                     _accumulate(spread, backward.shifts[start:stop], backward.weights[:, start:stop], dphase)
                     for c in range(channels):
-                        _paste(dphase[c].reshape(geo.height, geo.width), a, b, geo, dx[n, c])
+                        exact = dphase[c, : geo.height * geo.width].reshape(geo.height, geo.width)
+                        _paste(exact, a, b, geo, dx[n, c])
 
 
 @_compile
@@ -202,30 +215,28 @@ def _inside(a, s, pad, size, count):
 
 @_compile
 def _accumulate(image, shifts, weights, out):
-    """out[f, p] += sum over k of weights[f, k] * image[shifts[k] + p], four f and nine k at a time."""
+    """out[f, p] += sum over k of weights[f, k] * image[shifts[k] + p], four f and seven k at a time."""
     filters, taps = weights.shape
     for p0 in range(0, out.shape[1], _CHUNK):
         span = min(_CHUNK, out.shape[1] - p0)
-        for k in range(0, taps, 9):
-            s = shifts[k : k + 9] + p0
-            x0, x1, x2 = image[s[0] :], image[s[1] :], image[s[2] :]
-            x3, x4, x5 = image[s[3] :], image[s[4] :], image[s[5] :]
-            x6, x7, x8 = image[s[6] :], image[s[7] :], image[s[8] :]
+        for k in range(0, taps, 7):
+            s = shifts[k : k + 7] + p0
+            x0, x1, x2, x3 = image[s[0] :], image[s[1] :], image[s[2] :], image[s[3] :]
+            x4, x5, x6 = image[s[4] :], image[s[5] :], image[s[6] :]
             for f in range(0, filters, 4):
                 # fmt: off
                 a, b, c, d = weights[f, k:], weights[f + 1, k:], weights[f + 2, k:], weights[f + 3, k:]
-                a0, a1, a2, a3, a4, a5, a6, a7, a8 = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8]
-                b0, b1, b2, b3, b4, b5, b6, b7, b8 = b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8]
-                c0, c1, c2, c3, c4, c5, c6, c7, c8 = c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8]
-                d0, d1, d2, d3, d4, d5, d6, d7, d8 = d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7], d[8]
+                a0, a1, a2, a3, a4, a5, a6 = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
+                b0, b1, b2, b3, b4, b5, b6 = b[0], b[1], b[2], b[3], b[4], b[5], b[6]
+                c0, c1, c2, c3, c4, c5, c6 = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
+                d0, d1, d2, d3, d4, d5, d6 = d[0], d[1], d[2], d[3], d[4], d[5], d[6]
                 oa, ob, oc, od = out[f, p0:], out[f + 1, p0:], out[f + 2, p0:], out[f + 3, p0:]
                 for p in range(span):
-                    v0, v1, v2, v3, v4 = x0[p], x1[p], x2[p], x3[p], x4[p]
-                    v5, v6, v7, v8 = x5[p], x6[p], x7[p], x8[p]
-                    oa[p] += a0*v0 + a1*v1 + a2*v2 + a3*v3 + a4*v4 + a5*v5 + a6*v6 + a7*v7 + a8*v8
-                    ob[p] += b0*v0 + b1*v1 + b2*v2 + b3*v3 + b4*v4 + b5*v5 + b6*v6 + b7*v7 + b8*v8
-                    oc[p] += c0*v0 + c1*v1 + c2*v2 + c3*v3 + c4*v4 + c5*v5 + c6*v6 + c7*v7 + c8*v8
-                    od[p] += d0*v0 + d1*v1 + d2*v2 + d3*v3 + d4*v4 + d5*v5 + d6*v6 + d7*v7 + d8*v8
+                    v0, v1, v2, v3, v4, v5, v6 = x0[p], x1[p], x2[p], x3[p], x4[p], x5[p], x6[p]
+                    oa[p] += a0*v0 + a1*v1 + a2*v2 + a3*v3 + a4*v4 + a5*v5 + a6*v6
+                    ob[p] += b0*v0 + b1*v1 + b2*v2 + b3*v3 + b4*v4 + b5*v5 + b6*v6
+                    oc[p] += c0*v0 + c1*v1 + c2*v2 + c3*v3 + c4*v4 + c5*v5 + c6*v6
+                    od[p] += d0*v0 + d1*v1 + d2*v2 + d3*v3 + d4*v4 + d5*v5 + d6*v6
                 # fmt: on
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from normlab.scratch import _checks as check
 from normlab.scratch._images import conv_arguments, pool_arguments
 from normlab.scratch._pooling import pool, unpool
-from normlab.scratch._shifts import Geometry, convolve, convolve_backward, taps_backward, taps_forward
+from normlab.scratch._shifts import Geometry, convolve, convolve_backward, shares, taps_backward, taps_forward
 from normlab.scratch._threads import split
 
 Cache = Any
@@ -49,7 +49,7 @@ def conv_backward_fast(
     # as many groups as there may be, whatever the number of threads: sums come out the same with any of them
     groups = max(1, min(len(x), _GROUPS, _GROUP_BYTES // max(1, taps.weights.nbytes)))
     per_group = -(-len(x) // groups)
-    dw = np.zeros((groups, *taps.weights.shape), x.dtype)
+    dw = shares(w, groups) if len(w) else np.zeros((groups, 0, 0), x.dtype)
     dx = np.zeros(x.shape if need_dx else (0, 0, 0, 0), x.dtype)
     if x.size and len(w):
         work = 2 * dout.size * w[0].size
