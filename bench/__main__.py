@@ -1,0 +1,10 @@
+"""Runs every benchmark: `python -m bench`."""
+
+from __future__ import annotations
+
+from bench import norms, scratch
+
+if __name__ == "__main__":
+    norms.main()
+    print()
+    scratch.main()
