@@ -48,3 +48,48 @@ def check(
 
 
 app = check
+
+
+def lint(
+    target: Annotated[
+        str, typer.Argument(help="package.module:factory or file.py:factory; it answers a model, or (model, optimizer)")
+    ],
+    batch_size: Annotated[int, typer.Option(help="Samples that one process puts through the model at once.")] = 32,
+    last_batch: Annotated[int | None, typer.Option(help="Size of the last batch, where it is not dropped.")] = None,
+    accumulate: Annotated[int, typer.Option(help="Batches per optimizer step.")] = 1,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Activations are recomputed.")] = False,
+    ddp: Annotated[bool, typer.Option("--ddp", help="Several processes, DistributedDataParallel.")] = False,
+    weight_decay: Annotated[
+        float, typer.Option(help="Weight decay on all parameters (an optimizer tells its own).")
+    ] = 0.0,
+    size: Annotated[
+        str | None, typer.Option("--input", help="One sample's shape, such as 3,224,224 (default: guessed).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the warnings as JSON.")] = False,
+    brief: Annotated[bool, typer.Option("--brief", help="Leave out the programs that show each warning.")] = False,
+) -> None:
+    """Find what normalization will do to a model and a plan. Exit codes: 0 nothing, 1 warnings, 2 wrong usage."""
+    from normlab.check.lint import Plan, load_model
+    from normlab.check.lint import lint as lint_model
+
+    plan = Plan(batch_size, last_batch, accumulate, checkpointing, ddp, weight_decay)
+    shape = _shape(size)
+    model, optimizer = load_model(target)
+    warnings = lint_model(model, plan, optimizer=optimizer, size=shape)
+    if as_json:
+        typer.echo(json.dumps([w.to_dict() for w in warnings], indent=2))
+    else:
+        for w in warnings:
+            typer.echo(w.text(case=not brief) + "\n")
+        typer.echo(f"{len(warnings)} warnings" if warnings else "nothing will bite: no warnings")
+    if warnings:
+        raise typer.Exit(1)
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+        raise UsageError(f"--input {text!r}: expected positive sizes with commas, such as 3,224,224")
+    return tuple(int(p) for p in parts)

@@ -71,8 +71,10 @@ def candidate_shapes(subject: Subject, kind: str | None, over: str) -> dict[int,
         tail = _tail(subject)
         leads = {len(tail) + 1: (7,), len(tail) + 2: (5, 4), len(tail) + 3: (5, 4, 3)}
         return {rank: (*lead, *tail) for rank, lead in leads.items()}
-    spatial = {4: (4, 3), 2: (), 3: (4,), 5: (2, 3, 2)}
-    batch = {4: 5, 2: 7, 3: 5, 5: 3}
+    # no other axis may have the channels' size: an input without a batch axis would pass for one with it
+    a, b, d = [s for s in (4, 3, 2, 5) if s != c][:3]
+    spatial = {4: (a, b), 2: (), 3: (a,), 5: (d, b, d)}
+    batch = {rank: n + 1 if n == c else n for rank, n in {4: 5, 2: 7, 3: 5, 5: 3}.items()}
     if subject.channel_axis == -1:
         return {rank: (batch[rank], *s, c) for rank, s in spatial.items()}
     return {rank: (batch[rank], c, *s) for rank, s in spatial.items()}
@@ -289,7 +291,8 @@ def _measure(subject: Subject, recipe: Recipe, shape: tuple[int, ...], dialect: 
     if eps is None:
         eps = gain.eps if gain and gain.placement.startswith("inside") and gain.eps > 0 else DIALECTS[home].eps
         if gain:
-            near = [e for e in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-12) if abs(gain.eps / e - 1) < 1e-3]
+            usual = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-12, 2.0**-52, 2.0**-23)
+            near = [e for e in usual if abs(gain.eps / e - 1) < 1e-3]
             eps = near[0] if near and gain.placement.startswith("inside") else eps
     described["eps"] = f"{gain.eps:.3g} {gain.placement}" if gain else "not to be measured"
     if gain and abs(gain.slope - 1) > 1e-4:

@@ -262,6 +262,12 @@ FORWARD: tuple[ForwardSlip, ...] = (
         lambda p: p.centred / (p.var + p.eps),
     ),
     _standardize(
+        "running-var-corrected-again",
+        "in evaluation the running variance is corrected by n / (n - 1) although it is used as it is stored",
+        lambda p: p.centred / np.sqrt(p.var * _batch_count(p) / (_batch_count(p) - 1) + p.eps),
+        running=True,
+    ),
+    _standardize(
         "unbiased-normalization",
         "the normalization divides by the unbiased variance (n - 1); every norm normalizes with the biased one (n)",
         lambda p: p.centred / np.sqrt(p.var * p.count / max(p.count - 1, 1) + p.eps),
@@ -285,12 +291,6 @@ FORWARD: tuple[ForwardSlip, ...] = (
         Y,
         BIN,
         whole=_both(True),
-    ),
-    _standardize(
-        "running-var-corrected-again",
-        "in evaluation the running variance is corrected by n / (n - 1) although it is used as it is stored",
-        lambda p: p.centred / np.sqrt(p.var * _batch_count(p) / (_batch_count(p) - 1) + p.eps),
-        running=True,
     ),
     _standardize(
         "mean-not-subtracted",
