@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
+from normlab.study.driver import Listener
 from normlab.study.jobs import Job
+
+
+class Console(Listener, Protocol):
+    """A listener for the whole of a study, its data included; used as a context manager."""
+
+    def data(self, done: int, total: int, what: str) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
 
 
 class PlainLines:
@@ -107,6 +116,6 @@ def describe_epoch(job: Job, record: dict[str, Any]) -> str:
     )
 
 
-def make_console() -> PlainLines | Bars:
+def make_console() -> Console:
     """Bars on a terminal, plain lines otherwise."""
     return Bars() if sys.stderr.isatty() else PlainLines()

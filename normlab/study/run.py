@@ -14,7 +14,7 @@ from normlab.data import Dataset
 from normlab.errors import DataError, UsageError
 from normlab.study.budget import run_within_budget
 from normlab.study.cluster import ClusterOptions, RayExecutor
-from normlab.study.console import Bars, PlainLines, make_console
+from normlab.study.console import Console, make_console
 from normlab.study.driver import Driver, Study
 from normlab.study.environment import command_line, describe_machine
 from normlab.study.inline import InlineExecutor
@@ -63,7 +63,7 @@ def run_study(
     directory: Path,
     options: Options | None = None,
     *,
-    console: PlainLines | Bars | None = None,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Run what is not done yet of a study, and write results.json, results.csv and report.html.
 

@@ -1,0 +1,133 @@
+"""Experiments that are comparisons: a spec each, run by the study engine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from normlab.reproduce.experiment import Setting
+from normlab.study.jobs import Job
+from normlab.study.run import Options, run_study
+from normlab.study.spec import make_spec
+
+# what makes a study a matter of seconds, for trying out
+QUICK = {"models": "resnet8:width=4", "limit_train": 64, "limit_eval": 64, "epochs": 2}
+Measure = Callable[[dict[str, Any]], float]  # of a cell
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The trained cells of a study, as in results.json, and where it ran."""
+
+    cells: list[dict[str, Any]]
+    environment: dict[str, Any]
+
+    @property
+    def is_cifar10(self) -> bool:
+        """Whether the images are those of CIFAR-10, be it after JPEG compression."""
+        names = tuple(name.lower() for name in self.environment["class_names"])
+        return names == _CIFAR10 and self.environment["image_shape"] == [3, 32, 32]
+
+    def describe_data(self, setting: Setting) -> str:
+        """The images in a few words."""
+        size = " x ".join(map(str, self.environment["image_shape"]))
+        counts = ", ".join(f"{self.environment[f'{split}_images']} {split}" for split in ("train", "val", "test"))
+        name = "the digits that come with scikit-learn (no --data was named)" if setting.data is None else None
+        return f"{name or self.environment['data']}: {counts} images of {size}"
+
+    def finished(self, **which: Any) -> list[dict[str, Any]]:
+        """The cells that ended well, of these settings, by seed."""
+        chosen = [c for c in self.cells if c["status"] == "done" and all(c[k] == v for k, v in which.items())]
+        return sorted(chosen, key=lambda c: c["seed"])
+
+    def values(self, of: Measure, **which: Any) -> list[float]:
+        """One number per seed."""
+        return [of(cell) for cell in self.finished(**which)]
+
+    def paired(self, of: Measure, one: dict[str, Any], other: dict[str, Any]) -> tuple[list[float], list[float]]:
+        """The numbers of two settings at the seeds that both finished."""
+        by_seed = [{c["seed"]: of(c) for c in self.finished(**which)} for which in (one, other)]
+        shared = sorted(by_seed[0].keys() & by_seed[1].keys())
+        return [by_seed[0][s] for s in shared], [by_seed[1][s] for s in shared]
+
+    def unfinished(self) -> list[str]:
+        """A sentence for every kind of cell that diverged or failed."""
+        counts: dict[tuple[str, str], int] = defaultdict(int)
+        for cell in self.cells:
+            if cell["status"] != "done":
+                counts[cell["norm"], cell["status"]] += 1
+        return [f"{norm}: {count} trainings {status}" for (norm, status), count in counts.items()]
+
+
+def compare(name: str, setting: Setting, full: dict[str, Any], quick: dict[str, Any] | None = None) -> Comparison:
+    """Run a spec at the setting's scale.
+
+    At full scale the study is kept in runs/reproduce/NAME, so that one that was interrupted goes on; a quick one
+    leaves nothing behind and trains in this process.
+    """
+    spec = make_spec(
+        {
+            "data": setting.data or "digits",
+            "seeds": setting.seeds,
+            **(full if setting.full else {**full, **QUICK, **(quick or {})}),
+        }
+    )
+    kept = nullcontext(str(Path("runs") / "reproduce" / name))
+    with kept if setting.full else tempfile.TemporaryDirectory() as directory:
+        options = Options(inline=not setting.full, report=setting.full)
+        results = run_study(spec, Path(directory), options, console=_Spoken(setting.say))
+    return Comparison(results["cells"], results["environment"])
+
+
+def curve_records(cells: Sequence[dict[str, Any]], series: Callable[[dict[str, Any]], str]) -> list[dict[str, Any]]:
+    """One row per cell and epoch, for charts."""
+    names = ("epoch", "train_accuracy", "val_accuracy", "train_loss", "val_loss")
+    return [
+        {"series": series(cell), "seed": cell["seed"], **{name: record[name] for name in names}}
+        for cell in cells
+        for record in cell["epochs"]
+    ]
+
+
+def test_accuracy(cell: dict[str, Any]) -> float:
+    """Accuracy on the test split."""
+    value: float = cell["test"]["accuracy"]
+    return value
+
+
+def val_accuracy(cell: dict[str, Any]) -> float:
+    """Accuracy on the validation split after the last epoch."""
+    value: float = cell["epochs"][-1]["val_accuracy"]
+    return value
+
+
+class _Spoken:
+    """A study's listener that tells an experiment's: one sentence for each cell."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def expect(self, cells: int, done: int) -> None:
+        self._say(f"{cells} trainings, {done} done already")
+
+    def started(self, job: Job) -> None: ...
+
+    def epoch(self, job: Job, record: dict[str, Any]) -> None: ...
+
+    def ended(self, job: Job, status: str, reason: str | None) -> None:
+        self._say(f"{job.cell.label()}: {status}{f' ({reason})' if reason else ''}")
+
+    def notice(self, text: str) -> None:
+        self._say(text)
+
+    def data(self, done: int, total: int, what: str) -> None: ...
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...

@@ -1,0 +1,91 @@
+"""Six norms on photographs, with three optimizers at two learning rates."""
+
+from __future__ import annotations
+
+from normlab.reproduce import verdicts
+from normlab.reproduce.charts import bars, curves, side_by_side
+from normlab.reproduce.comparisons import compare, curve_records, val_accuracy
+from normlab.reproduce.experiment import Result, Setting
+
+REPORTED = {"bin": 0.9460, "bn": 0.9460, "gn": 0.7312, "in": 0.9031, "ln": 0.9186, "none": 0.8557}
+SPEC = {
+    "norms": list(REPORTED),
+    "models": "resnet14",
+    "image_size": 128,
+    "epochs": 30,
+    "batch_sizes": 32,
+    "optimizers": "sgd,adam,rmsprop",
+    "lrs": "0.001,0.0001",
+    "schedule": "constant",
+    "augment": "crop,flip",
+}
+QUICK = {"image_size": 8, "epochs": 1, "optimizers": "adam,sgd", "lrs": "0.001"}
+
+
+def run(setting: Setting) -> Result:
+    found = compare("photographs", setting, SPEC, QUICK)
+    best = {}
+    for norm in REPORTED:
+        settings = {(c["optimizer"], c["lr"]) for c in found.finished(norm=norm)}
+        if settings:
+            best[norm] = max(settings, key=lambda s: _mean(found.values(val_accuracy, **_which(norm, s))))
+    findings = []
+    for claim, reported, one, other in (
+        ("BN is better than no norm", "94.6 % against 85.6 %", "bn", "none"),
+        ("BIN is better than no norm", "94.6 % against 85.6 %", "bin", "none"),
+        ("LN is better than no norm", "91.9 % against 85.6 %", "ln", "none"),
+        ("IN is better than no norm", "90.3 % against 85.6 %", "in", "none"),
+        ("no norm is better than GN", "85.6 % against 73.1 %", "none", "gn"),
+        ("BN is better than LN", "94.6 % against 91.9 %", "bn", "ln"),
+        ("LN is better than IN", "91.9 % against 90.3 %", "ln", "in"),
+    ):
+        if one in best and other in best:
+            more, less = found.paired(val_accuracy, _which(one, best[one]), _which(other, best[other]))
+            if more:
+                findings.append(verdicts.greater(claim, reported, more, less, names=(one, other)))
+    chosen = [c for norm, s in best.items() for c in found.finished(**_which(norm, s))]
+    records = curve_records(chosen, lambda cell: cell["norm"])
+    finals = [
+        {
+            "setting": f"{c['norm']}, {c['optimizer']}, {c['lr']:g}",
+            "seed": c["seed"],
+            "validation accuracy": val_accuracy(c),
+        }
+        for c in found.finished()
+    ]
+    charts = [curves(records, "epoch", f"{part}_accuracy", "series") for part in ("train", "val")]
+    return Result(
+        findings,
+        {
+            "network": str(found.cells[0]["model"]),
+            "training": f"{', '.join(sorted({c['optimizer'] for c in found.cells}))} at learning rates "
+            f"{', '.join(f'{lr:g}' for lr in sorted({c['lr'] for c in found.cells}))}, constant; batch 32, "
+            f"{found.cells[0]['planned_epochs']} epochs; each norm at its best setting by validation: "
+            + "; ".join(f"{norm} {optimizer} {lr:g}" for norm, (optimizer, lr) in best.items()),
+            "data": found.describe_data(setting),
+        },
+        charts={
+            "curves": side_by_side(*charts),
+            "settings": bars(
+                finals, "validation accuracy", "setting", title="Validation accuracy of every setting", percent=True
+            ),
+        },
+        captions={
+            "curves": "Each norm at its best setting: mean over seeds, with its 95 % interval.",
+            "settings": "Mean over seeds, with its 95 % interval.",
+        },
+        notes=[
+            "The photographs of the report are not to be had; its figures are of other images, and its authors call "
+            "them indicative.",
+            *found.unfinished(),
+        ],
+        records=finals,
+    )
+
+
+def _which(norm: str, setting: tuple[str, float]) -> dict[str, object]:
+    return {"norm": norm, "optimizer": setting[0], "lr": setting[1]}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,91 @@
+"""Batch and group normalization at batch sizes 8, 32 and 128, for equal epochs and for equal updates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from normlab.reproduce import verdicts
+from normlab.reproduce.charts import bars
+from normlab.reproduce.comparisons import Comparison, compare, test_accuracy
+from normlab.reproduce.experiment import Result, Setting
+from normlab.reproduce.experiments.resnet_variants import SPEC
+
+SIZES = (8, 32, 128)
+EPOCHS = 60
+ALIKE = 0.01
+
+
+def run(setting: Setting) -> Result:
+    epochs = setting.pick(2, EPOCHS)
+    base = {**SPEC, "norms": "bn,gn", "epochs": epochs, "schedule": "step:75%,95%"}
+    quick = {"epochs": epochs, "augment": "crop"}
+    equal_epochs = compare("resnet-batch-size", setting, {**base, "batch_sizes": list(SIZES)}, quick)
+    # as many updates as the largest batch has: a smaller batch sees fewer images
+    shorter = {size: max(1, round(epochs * size / SIZES[-1])) for size in SIZES[:-1]}
+    equal_updates = [
+        compare(
+            "resnet-batch-size",
+            setting,
+            {**base, "batch_sizes": size, "epochs": count},
+            {**quick, "epochs": count},
+        )
+        for size, count in shorter.items()
+    ]
+    merged = Comparison(
+        [*equal_epochs.finished(batch_size=SIZES[-1]), *(c for found in equal_updates for c in found.cells)],
+        equal_epochs.environment,
+    )
+    findings = _findings(equal_epochs, "equal epochs") + _findings(merged, "equal updates")
+    small, large = equal_epochs.paired(_seconds, {"batch_size": 8, "norm": "bn"}, {"batch_size": 128, "norm": "bn"})
+    findings.append(
+        verdicts.beyond(
+            "an epoch at batch size 8 takes longer than at 128",
+            "about 6 times as long",
+            [a / b for a, b in zip(small, large, strict=True)],
+            1.0,
+            show=verdicts.times,
+        )
+    )
+    records = [
+        {
+            "variant": f"{cell['norm']}, batch {cell['batch_size']}, equal {kind}",
+            "seed": cell["seed"],
+            "test accuracy": test_accuracy(cell),
+        }
+        for kind, found in (("epochs", equal_epochs), ("updates", merged))
+        for cell in found.finished()
+    ]
+    return Result(
+        findings,
+        {
+            "network": str(equal_epochs.cells[0]["model"]),
+            "training": f"SGD 0.1, momentum 0.9, x0.1 after 75 % and 95 % of the epochs; {epochs} epochs at every "
+            f"batch size, and {', '.join(f'{n} at {s}' for s, n in shorter.items())} for as many updates as at {SIZES[-1]}",
+            "data": equal_epochs.describe_data(setting),
+        },
+        charts={"accuracy": bars(records, "test accuracy", "variant", title="Test accuracy", percent=True)},
+        captions={"accuracy": "Mean over seeds, with its 95 % interval."},
+        notes=[*equal_epochs.unfinished(), *merged.unfinished()],
+        records=records,
+    )
+
+
+def _findings(found: Comparison, kind: str) -> list[Any]:
+    """What is claimed about batch sizes, as far as both sides were trained."""
+    findings = []
+    claims = (
+        (f"BN loses nothing at 8 against 128, {kind}", "no loss at 8, to their surprise", "bn", 8, 128),
+        (f"GN at 8 does not fall behind 128, {kind}", "GN almost invariant", "gn", 8, 128),
+        (f"GN at 128 does not fall behind 8, {kind}", "GN almost invariant", "gn", 128, 8),
+    )
+    for claim, reported, norm, one, other in claims:
+        more, less = found.paired(test_accuracy, {"norm": norm, "batch_size": one}, {"norm": norm, "batch_size": other})
+        if more:
+            names = (f"batch {one}", f"batch {other}")
+            findings.append(verdicts.greater(claim, reported, more, less, margin=ALIKE, names=names))
+    return findings
+
+
+def _seconds(cell: dict[str, Any]) -> float:
+    """Seconds of an epoch; the fastest, since other work on the machine only adds."""
+    return float(min(record["seconds"] for record in cell["epochs"]))

@@ -1,0 +1,80 @@
+"""A residual network of fourteen layers on CIFAR-10 with seven variants of normalization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from normlab.reproduce import verdicts
+from normlab.reproduce.charts import curves, side_by_side
+from normlab.reproduce.comparisons import Measure, compare, curve_records, test_accuracy
+from normlab.reproduce.experiment import Result, Setting
+
+# variant -> reported accuracy on the training, validation and test images
+REPORTED = {
+    "torch-bn": (0.970, 0.881, 0.879),
+    "none": (0.915, 0.833, 0.849),
+    "bn": (0.977, 0.880, 0.878),
+    "in": (0.923, 0.851, 0.847),
+    "bin": (0.977, 0.876, 0.881),
+    "ln": (0.911, 0.849, 0.849),
+    "gn": (0.937, 0.861, 0.858),
+}
+SPEC = {
+    "norms": list(REPORTED),
+    "models": "resnet14",
+    "epochs": 100,
+    "batch_sizes": 128,
+    "optimizers": "sgd",
+    "lrs": 0.1,
+    "schedule": "step:75,95",
+    "momentum": 0.9,
+    "weight_decays": 1e-4,
+    "augment": "crop,flip",
+}
+ALIKE = 0.01
+EARLY = 0.1  # of the epochs: after ten of a hundred
+
+
+def run(setting: Setting) -> Result:
+    found = compare("resnet-variants", setting, SPEC, {"batch_sizes": 16, "augment": "crop"})
+    comparable = setting.full and found.is_cifar10
+    findings = [
+        verdicts.like_one_run(
+            f"test accuracy, {norm}", reported[2], found.values(test_accuracy, norm=norm), original=comparable
+        )
+        for norm, reported in REPORTED.items()
+        if found.finished(norm=norm)
+    ]
+
+XX        more, less = found.paired(of, {"norm": one}, {"norm": other})
+        if more:
+            findings.append(verdicts.greater(claim, reported, more, less, margin=margin, names=(one, other)))
+
+    def early(cell: dict[str, Any]) -> float:
+        accuracy: float = cell["epochs"][max(0, round(EARLY * len(cell["epochs"])) - 1)]["val_accuracy"]
+        return accuracy
+
+    bound = f"by more than {verdicts.percent(ALIKE)}"
+    against(f"our BN does not fall behind torch's {bound}", "own BN = torch BN", "bn", "torch-bn", margin=ALIKE)
+    against(f"torch's BN does not fall behind ours {bound}", "own BN = torch BN", "torch-bn", "bn", margin=ALIKE)
+    for norm in ("bn", "gn", "in", "ln", "none"):
+        against(f"BIN is better than {norm}", "BIN best: 88.1 % test accuracy", "bin", norm)
+    against(
+        "after a tenth of the epochs BIN is ahead of no norm", "70 % validation against 40 %", "bin", "none", of=early
+    )
+    against("batch norm is better than no norm", "87.8 % against 84.9 %", "bn", "none")
+    records = curve_records(found.cells, lambda cell: cell["norm"])
+    charts = [curves(records, "epoch", f"{part}_accuracy", "series") for part in ("train", "val")]
+    return Result(
+        findings,
+        {
+            "network": f"{found.cells[0]['model']}; GN with channels / 4 groups",
+            "training": f"SGD 0.1, momentum 0.9, x0.1 after epochs 75 and 95, weight decay 1e-4; "
+            f"{found.cells[0]['planned_epochs']} epochs, batch {found.cells[0]['batch_size']}",
+            "data": found.describe_data(setting),
+        },
+        charts={"curves": side_by_side(*charts)},
+        captions={"curves": "Mean over seeds, with its 95 % interval."},
+        notes=found.unfinished(),
+        records=records,
+    )
