@@ -77,20 +77,28 @@ def within_order(claim: str, reported: float, values: Sequence[float]) -> Findin
     )
 
 
-def like_one_run(claim: str, reported: float, values: Sequence[float], *, original: bool) -> Finding:
-    """Could the reported figure, that of a single run, be one more of our runs?"""
+def like_one_run(claim: str, reported: float, values: Sequence[float], *, original: bool, drawn: int = 0) -> Finding:
+    """Could the reported figure, that of a single run, be one more of our runs?
+
+    `drawn` is the number of images that an accuracy was measured on where the report used others of the same kind: both
+    sets are then samples, and the prediction interval is widened by their sampling error, p (1 - p) / drawn each.
+    """
     from scipy import stats
 
     rule = (
         "the reported figure is that of one run: holds if it lies in the 95 % prediction interval of a further run, "
-        "does not hold if outside; cannot tell with fewer than three seeds or on other images than the report's"
+        "does not hold if outside; cannot tell with fewer than three seeds or on other training images than the report's"
     )
+    if drawn:
+        rule += f"; the interval includes the sampling error of two sets of {drawn} validation images"
     measured, verdict = estimate(values, percent), UNKNOWN
     if not original:
         measured += " (other images)"
     elif len(values) >= 3:
         mean, std = _mean(values), _std(values)
-        reach = float(stats.t.ppf(0.975, len(values) - 1)) * std * math.sqrt(1 + 1 / len(values))
+        sampling = 2 * mean * (1 - mean) / drawn if drawn else 0.0
+        spread = math.sqrt(std**2 * (1 + 1 / len(values)) + sampling)
+        reach = float(stats.t.ppf(0.975, len(values) - 1)) * spread
         verdict = HOLDS if abs(reported - mean) <= reach else FAILS
         measured += f"; a further run: {percent(mean - reach)} to {percent(mean + reach)}"
     return Finding(claim, percent(reported), measured, verdict, rule, {"values": list(values)})

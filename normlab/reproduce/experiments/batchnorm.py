@@ -44,7 +44,13 @@ def run(setting: Setting) -> Result:
         )
         comparable = images.original and setting.full
         findings += [
-            verdicts.like_one_run(f"peak {title} accuracy, {name}", figures[norm], best[norm], original=comparable)
+            verdicts.like_one_run(
+                f"peak {title} accuracy, {name}",
+                figures[norm],
+                best[norm],
+                original=comparable,
+                drawn=len(images.y_val) if part == "val" else 0,
+            )
             for norm, name in NAMES.items()
         ]
     charts = [curves(records, "epoch", f"{part}_accuracy", "norm") for part in ("train", "val")]
@@ -59,7 +65,7 @@ def run(setting: Setting) -> Result:
         captions={"curves": "Mean over seeds, with its 95 % interval."},
         notes=[
             "The report's validation images were the training images 49,001 to 50,000 of CIFAR-10; here they are the "
-            "last thousand of the training images given, so only validation figures may differ for that reason."
+            "last thousand of the training images given; a thousand images show an accuracy of 33 % to within 3 points."
         ],
         records=records,
     )
