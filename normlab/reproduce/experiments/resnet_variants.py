@@ -46,7 +46,10 @@ def run(setting: Setting) -> Result:
         if found.finished(norm=norm)
     ]
 
-XX        more, less = found.paired(of, {"norm": one}, {"norm": other})
+    def against(
+        claim: str, reported: str, one: str, other: str, *, of: Measure = test_accuracy, margin: float = 0.0
+    ) -> None:
+        more, less = found.paired(of, {"norm": one}, {"norm": other})
         if more:
             findings.append(verdicts.greater(claim, reported, more, less, margin=margin, names=(one, other)))
 
