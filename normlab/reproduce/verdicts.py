@@ -87,7 +87,7 @@ def like_one_run(claim: str, reported: float, values: Sequence[float], *, origin
 
     rule = (
         "the reported figure is that of one run: holds if it lies in the 95 % prediction interval of a further run, "
-        "does not hold if outside; cannot tell with fewer than three seeds or on other training images than the report's"
+        "does not hold if outside; cannot tell with fewer than three seeds or on other training images"
     )
     if drawn:
         rule += f"; the interval includes the sampling error of two sets of {drawn} validation images"
