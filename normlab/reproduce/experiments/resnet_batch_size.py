@@ -55,12 +55,13 @@ def run(setting: Setting) -> Result:
         for kind, found in (("epochs", equal_epochs), ("updates", merged))
         for cell in found.finished()
     ]
+    fewer = ", ".join(f"{count} at {size}" for size, count in shorter.items())
     return Result(
         findings,
         {
             "network": str(equal_epochs.cells[0]["model"]),
             "training": f"SGD 0.1, momentum 0.9, x0.1 after 75 % and 95 % of the epochs; {epochs} epochs at every "
-            f"batch size, and {', '.join(f'{n} at {s}' for s, n in shorter.items())} for as many updates as at {SIZES[-1]}",
+            f"batch size, and {fewer} for as many updates as at {SIZES[-1]}",
             "data": equal_epochs.describe_data(setting),
         },
         charts={"accuracy": bars(records, "test accuracy", "variant", title="Test accuracy", percent=True)},
