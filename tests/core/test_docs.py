@@ -1,0 +1,121 @@
+"""docs/norms.md tells what the entries say, and its listings run.
+
+`python -m tests.core.test_docs` prints the table.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from normlab.grid import Moments
+from normlab.norms import NormEntry, describe, norm_names
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "norms.md"
+BUILT_IN = ("bn", "in", "bin", "ln", "gn", "none", "torch-bn")
+
+
+class Watched(Moments):
+    """Moments that write down which poolings are read."""
+
+    def __init__(self, read: list[str], pooled: str = "s") -> None:
+        ones = np.ones((2, 8))
+        super().__init__(lambda: (ones, ones), (2, 8), 3)
+        self.read, self.pooled = read, pooled
+
+    def pool(self, over: str, groups: int = 1) -> Watched:
+        return Watched(self.read, f"{'g' if groups > 1 else over} {self.pooled}")
+
+    def _numbers(self) -> tuple[Any, Any]:
+        if self.pooled not in self.read:
+            self.read.append(self.pooled)
+        return super()._numbers()
+
+
+def pools(entry: NormEntry) -> str:
+    """What a norm takes statistics over, found by watching its grid function."""
+    if entry.grid is None:
+        return ""
+    read: list[str] = []
+    options = {k: v(8) if callable(v) else v for k, v in entry.options.items()}
+    entry.grid(Watched(read), SimpleNamespace(eps=1.0, **dict.fromkeys(entry.parameters, 1.0)), **options)
+    return "; ".join(read)
+
+
+def table() -> str:
+    rows = [
+        f"| `{e.name}` | {e.title} | {pools(e)} | {e.formula} | {e.paper} |" for e in map(describe, BUILT_IN)
+    ]
+    return "\n".join(["| norm | | statistics over | formula | paper |", "|---|---|---|---|---|", *rows])
+
+
+def listings(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run(directory: Path, *command: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=directory, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_table() -> None:
+    assert table() in PAGE.read_text(), f"docs/norms.md should have the table\n{table()}"
+
+
+def test_built_in() -> None:
+    assert norm_names()[: len(BUILT_IN)] == BUILT_IN
+
+
+def test_first_listing(tmp_path: Path) -> None:
+    assert run(tmp_path, "-c", listings("python")[0]).strip() == str(BUILT_IN)
+
+
+@pytest.mark.parametrize("name", ["frn", "tanh"])
+def test_own_norm_listing(name: str, tmp_path: Path) -> None:
+    """The listing as it stands, its norm trained in a network by another process."""
+    (listing,) = [text for text in listings("python") if f'@register_norm("{name}"' in text]
+    (tmp_path / "my_norms.py").write_text(listing)
+    code = f"""
+import torch, normlab, my_norms
+x = torch.randn(2, 4, 5, 5, requires_grad=True)
+y = normlab.make_norm("{name}", 4)(x)
+y.sum().backward()
+if "{name}" == "frn":
+    torch.testing.assert_close(y, x / torch.sqrt(x.square().mean((2, 3), keepdim=True) + 1e-5))
+print(normlab.norm_names()[-1])
+"""
+    assert run(tmp_path, "-c", code).strip() == name
+
+
+@pytest.mark.slow
+def test_own_norm_on_the_command_line(tmp_path: Path) -> None:
+    (command,) = [text.split() for text in listings("") if "--plugin" in text]
+    (listing,) = [text for text in listings("python") if '@register_norm("frn"' in text]
+    (tmp_path / "my_norms.py").write_text(listing)
+    assert command[0] == "normlab"
+    small = ("--model", "resnet8:width=4", "--epochs", "1", "--seeds", "1", "--out", "out")
+    said = run(tmp_path, "-m", *command, *small)
+    assert "frn" in said
+    assert '"frn"' in (tmp_path / "out" / "results.json").read_text()
+
+
+def test_listing_is_short() -> None:
+    (listing,) = [text for text in listings("python") if '@register_norm("frn"' in text]
+    assert len([line for line in listing.splitlines() if line.strip()]) <= 5
+
+
+if __name__ == "__main__":
+    print(table())
