@@ -15,6 +15,8 @@ from functools import cache
 from normlab.report.records import Cell, Study, setting_of
 from normlab.study.statistics import LEVEL, Comparison
 
+_OPEN = ("pending", "running", "interrupted", "paused")
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -161,19 +163,21 @@ def _or_nan(value: float | None) -> float:
 def warnings(study: Study) -> list[str]:
     """What a reader must know before believing the figures."""
     found = []
-    for status in dict.fromkeys(cell.status for cell in study.cells):
+    for status in dict.fromkeys(cell.status for cell in study.cells if cell.status not in ("done", *_OPEN)):
         cells = [cell for cell in study.cells if cell.status == status]
-        if status != "done":
-            named = [f"{cell.norm} (seed {cell.seed}{_because(cell)})" for cell in cells]
-            shown = ", ".join(named[:4]) + (f" and {len(named) - 4} more" if len(named) > 4 else "")
-            found.append(f"{len(cells)} of {len(study.cells)} cells {status}: {shown}. They are not in the averages.")
-    counts = {(norm, setting): len(study.done(norm, setting)) for norm in study.norms for setting in study.settings}
-    single = sorted({norm for (norm, _), count in counts.items() if count == 1})
+        named = [f"{cell.norm} (seed {cell.seed}{_because(cell)})" for cell in cells]
+        shown = ", ".join(named[:4]) + (f" and {len(named) - 4} more" if len(named) > 4 else "")
+        found.append(f"{len(cells)} of {len(study.cells)} cells {status}: {shown}. They are not in the averages.")
+    if open_ := sum(cell.status in _OPEN for cell in study.cells):
+        verb = "is" if open_ == 1 else "are"
+        found.append(f"{open_} of {len(study.cells)} cells {verb} not finished; what is said here may change.")
+    counts = {norm: len(cells) for norm, cells in contenders(study).items()}
+    single = [norm for norm, count in counts.items() if count == 1]
     if single:
         whom = _whom(single, study)
         verb = "was" if whom == "Every norm" or len(single) == 1 else "were"
         found.append(f"{whom} {verb} trained with a single seed: no interval, and small differences are chance.")
-    elif len({count for count in counts.values() if count}) > 1:
+    elif len(set(counts.values())) > 1:
         found.append("Some norms have fewer finished seeds than others; comparisons use the seeds they share.")
     return found + _edges(study)
 

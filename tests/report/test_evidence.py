@@ -88,3 +88,12 @@ def test_nothing_finished() -> None:
     document = results(norms=["bn"], seeds=1)
     document["cells"][0] |= {"status": "failed", "reason": "x", "test": {}}
     assert "no cell has finished" in verdict(document)
+
+
+def test_an_unfinished_study_says_so() -> None:
+    document = results(norms=["bn", "gn"], epochs=2)
+    document["cells"][0] |= {"status": "running", "test": None}
+    document["cells"][1] |= {"status": "pending", "test": None, "epochs": []}
+    found = warnings(from_results(document))
+    assert found[0] == "2 of 6 cells are not finished; what is said here may change."
+    assert "bn was trained with a single seed" in found[1]

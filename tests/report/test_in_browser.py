@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from normlab.report import write
+from normlab.report.records import EXPLAINED
 from tests.report import browser
-from tests.report.studies import HOSTILE, results
+from tests.report.studies import HOSTILE, explained, results
 
 lacking = browser.missing()
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(lacking is not None, reason=str(lacking))]
@@ -26,6 +27,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("study")
     made = results(norms=["bn", "gn", HOSTILE], batch_sizes=[8, 128], class_names=["cat", HOSTILE])
     (directory / "results.json").write_text(json.dumps(made))
+    found = explained(norms=["bn", "gn", HOSTILE], class_names=["cat", HOSTILE], images=2)
+    (directory / EXPLAINED).write_text(json.dumps(found))
     return write(directory)
 
 
@@ -41,7 +44,7 @@ def test_opens_from_disk_with_all_charts(driver: Any, page: Path, width: int, da
         "return [seen.filter((p) => p.querySelector('svg path, svg line')).length, seen.length,"
         " document.documentElement.scrollWidth]"
     )
-    assert drawn == places > 5
+    assert drawn == places >= 12
     assert page_width <= width
     background = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(json.loads(f"[{background[4:-1]}]")) < 150) == dark
@@ -56,6 +59,29 @@ def test_hostile_name_is_text(driver: Any, page: Path) -> None:
     labels = driver.execute_script("return [...document.querySelectorAll('svg text')].map((t) => t.textContent)")
     assert any(label.startswith("</script>") for label in labels)
     assert browser.complaints(driver) == []
+
+
+def test_charts_and_pictures_have_words_and_pictures_show(driver: Any, page: Path) -> None:
+    driver.get(page.as_uri())
+    browser.ready(driver)
+    unnamed, broken = driver.execute_script(
+        "const charts = [...document.querySelectorAll('.chart svg[role]')], images = [...document.images];"
+        "return [charts.filter((c) => (c.getAttribute('aria-label') ?? '').length < 20).length,"
+        " images.filter((i) => !i.complete || i.naturalWidth === 0 || !i.alt).length]"
+    )
+    assert (unnamed, broken) == (0, 0)
+    assert driver.execute_script("return document.images.length") > 20
+
+
+def test_the_download_is_the_records(driver: Any, page: Path) -> None:
+    driver.get(page.as_uri())
+    browser.ready(driver)
+    cells = driver.execute_async_script(
+        "const done = arguments[0]; unpacked('raw').then((text) => done(JSON.parse(text).cells.length))"
+    )
+    assert cells == 18
+    button = driver.find_element("css selector", "button[data-name]")
+    assert button.get_attribute("data-name").endswith(".json")
 
 
 def test_hover_shows_every_norm_at_that_epoch(driver: Any, page: Path) -> None:

@@ -55,12 +55,14 @@ def drift(cells: Mapping[str, Sequence[Cell]], layer: str, styles: Styles, key: 
     series = {norm: s for norm, s in list(series.items())[:MOST_NORMS] if s}
     if not series:
         return []
-    extremes = {n: max(max(abs(v) for v in r["percentiles"]) for r in s) for n, s in series.items()}
-    usual = float(np.median(list(extremes.values())))
-    common = max((e for e in extremes.values() if e <= 10 * usual), default=usual)
+    reach = {n: max(abs(v) for r in s for v in r["percentiles"]) for n, s in series.items()}
+    usual = float(np.median(list(reach.values())))
+    alike = [s for n, s in series.items() if reach[n] <= 10 * usual]
+    values = [value for s in alike for r in s for value in r["percentiles"]]
+    common = [min(values, default=0.0), max(values, default=1.0)]
     return [
-        _drift_panel(norm, s, layer, f"{key}-{number_}", styles, common if extremes[norm] <= 10 * usual else None)
-        for number_, (norm, s) in enumerate(series.items())
+        _drift_panel(norm, s, layer, f"{key}-{place}", styles, common if reach[norm] <= 10 * usual else None)
+        for place, (norm, s) in enumerate(series.items())
     ]
 
 
@@ -255,7 +257,7 @@ def agreement_matrix(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _drift_panel(
-    norm: str, series: Sequence[Mapping[str, Any]], layer: str, key: str, styles: Styles, common: float | None
+    norm: str, series: Sequence[Mapping[str, Any]], layer: str, key: str, styles: Styles, common: Sequence[float] | None
 ) -> Figure:
     import altair as alt
 
@@ -275,7 +277,7 @@ def _drift_panel(
         }
         for r in kept
     ]
-    scale = alt.Scale(domain=[-common, common], nice=True) if common else alt.Scale(zero=False)
+    scale = alt.Scale(domain=list(common), nice=True, zero=False) if common else alt.Scale(zero=False)
     x = epoch_axis([r["epoch"] for r in kept])
 
     def y(name: str) -> Any:
