@@ -42,7 +42,7 @@ MARGIN = 0.02
 
 def run(setting: Setting) -> Result:
     images = setting.images(setting.pick(200, 4000), setting.pick(100, 1000))
-    epochs = setting.pick(1, 8)
+    epochs = setting.pick(1, 4)
     scale = setting.pick(8, 1)  # quick: an eighth of the width
     best: dict[str, list[float]] = {name: [] for name in VARIANTS}
     records = []
