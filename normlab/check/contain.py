@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from normlab.check.dialect import known
 from normlab.check.report import Finding, Report
 from normlab.errors import UsageError
 
@@ -31,6 +32,7 @@ def check_contained(
     which it happened, a hang is ended. Raises UsageError when TARGET names nothing that can be checked.
     """
     began = time.perf_counter()
+    known(kind, dialect)
     job = {"target": target, "kind": kind, "dialect": dialect, "quick": quick, "elements": elements}
     with tempfile.TemporaryDirectory() as folder:
         events = Path(folder) / "events"

@@ -99,14 +99,19 @@ def accepted(subject: Subject, shapes: dict[int, tuple[int, ...]]) -> tuple[dict
     return taken, refused
 
 
-def prepare(subject: Subject, kind: str | None = None, dialect: str = "auto", quick: bool = False) -> Setup:
-    """Probe the subject; raises TargetFailure when it answers no input, UsageError for unknown names."""
-    from normlab.check.subjects.base import kind_from_name
-
+def known(kind: str | None, dialect: str) -> None:
+    """Raise UsageError for a kind or a dialect that there is not."""
     if kind is not None and kind not in KINDS:
         raise UsageError(f"--as {kind!r}: expected one of {', '.join(KINDS)}")
     if dialect != "auto" and dialect not in DIALECTS:
         raise UsageError(f"--dialect {dialect!r}: expected auto or one of {', '.join(DIALECTS)}")
+
+
+def prepare(subject: Subject, kind: str | None = None, dialect: str = "auto", quick: bool = False) -> Setup:
+    """Probe the subject; raises TargetFailure when it answers no input, UsageError for unknown names."""
+    from normlab.check.subjects.base import kind_from_name
+
+    known(kind, dialect)
     named = kind or kind_from_name(subject.name) or kind_from_name(type(getattr(subject, "module", None)).__name__)
     shapes, refused, over = _shapes(subject, named)
     if not shapes:

@@ -1,0 +1,148 @@
+"""`normlab check` and `normlab lint` on the command line: output, exit codes, time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from normlab.cli import main
+
+ORIGINALS = Path(__file__).parents[2] / "normlab" / "check" / "mutants" / "originals"
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def normlab(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The command line in this process (`check` starts one of its own for the target)."""
+
+    def run(*arguments: str) -> Done:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        told = capsys.readouterr()
+        return Done(int(ended.value.code or 0), told.out, told.err)
+
+    return run
+
+
+def test_a_right_layer_exits_with_0_and_tells_its_dialect(normlab: Callable[..., Done]) -> None:
+    done = normlab("check", "torch.nn:BatchNorm2d", "--quick")
+    assert done.code == 0, done.out + done.err
+    assert "momentum: 0.1 on the new batch, 0.9 on the old" in done.out
+    assert "running variance: unbiased (n - 1)" in done.out
+    assert "conforms: " in done.out
+
+
+def test_a_bug_exits_with_1_and_is_named(normlab: Callable[..., Done], tmp_path: Path) -> None:
+    source = (ORIGINALS / "layer_numpy.py").read_text().replace("np.sqrt(var + eps)", "np.sqrt(var) + eps")
+    (tmp_path / "mine.py").write_text(source)
+    done = normlab("check", f"{tmp_path}/mine.py:layernorm_forward", "--quick")
+    assert done.code == 1
+    assert "eps is added outside the square root" in done.out
+    assert "right:" in done.out
+    assert "smallest: x = " in done.out
+    assert "does not conform" in done.out
+
+
+def test_quick_is_quick_and_the_process_answers_by_itself() -> None:
+    began = time.monotonic()
+    command = [sys.executable, "-m", "normlab", "check", "torch.nn:LayerNorm", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert time.monotonic() - began < 30  # 3 s where nothing else runs
+
+
+def test_json_is_json(normlab: Callable[..., Done], tmp_path: Path) -> None:
+    done = normlab("check", f"{ORIGINALS}/rms_torch.py:RMSNorm", "--quick", "--json")
+    report = json.loads(done.out)
+    assert report["ok"] is True
+    assert report["form"] == "torch Module"
+    assert {f["check"] for f in report["findings"]} >= {"values.train", "gradients.train", "state.pickle"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("check", "nowhere.py:Norm"), "there is no file nowhere.py"),
+        (("check", "torch.nn:BatchNorm2d", "--as", "spectral"), "--as 'spectral': expected one of batch"),
+        (("check", "torch.nn:BatchNorm2d", "--dialect", "numpy"), "--dialect 'numpy': expected auto or one of torch"),
+        (("check", "torch.nn:BatchNorm2d", "--quick", "--elements", "10"), "--elements with --quick"),
+        (("lint", "torch.nn:Linear"), "the factory raised TypeError"),
+        (("lint", "math:sqrt"), "the factory raised TypeError"),
+        (("lint", "time:time"), "answered a float; expected a torch.nn.Module"),
+        (("lint", "torch.nn:Identity", "--batch-size", "0"), "--batch-size 0: expected 1 or more"),
+        (("lint", "torch.nn:Identity", "--last-batch", "64"), "--last-batch 64: expected at most --batch-size 32"),
+        (("lint", "torch.nn:Identity", "--weight-decay", "-1"), "--weight-decay -1.0: expected 0 or more"),
+        (("lint", "torch.nn:Identity", "--input", "3xk"), "--input '3xk': expected positive sizes"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_no_traceback(
+    normlab: Callable[..., Done], arguments: tuple[str, ...], words: str
+) -> None:
+    done = normlab(*arguments)
+    assert done.code == 2, done.out + done.err
+    assert words in done.err
+    assert "Traceback" not in done.err
+
+
+def test_certificates(tmp_path: Path) -> None:
+    from torch import nn
+
+    from normlab.check import conformance
+    from normlab.check.certificate import SUFFIXES, write_certificate
+    from normlab.errors import UsageError
+
+    report = conformance(nn.LayerNorm, quick=True)
+    for suffix in SUFFIXES:
+        path = tmp_path / f"surface{suffix}"
+        write_certificate(report, path)
+        assert path.stat().st_size > 500
+    table = (tmp_path / "surface.md").read_text()
+    assert "| mean \\ std | 1e-08 |" in table
+    assert (tmp_path / "surface.csv").read_text().startswith("mean,std,rounding_units,error\n")
+    assert "<svg" in (tmp_path / "surface.svg").read_text()
+    with pytest.raises(UsageError, match=r"expected a name that ends in \.html"):
+        write_certificate(report, tmp_path / "surface.doc")
+    report.findings = []
+    with pytest.raises(UsageError, match="was not measured"):
+        write_certificate(report, tmp_path / "surface.md")
+
+
+def test_certificate_on_the_command_line(normlab: Callable[..., Done], tmp_path: Path) -> None:
+    path = tmp_path / "surface.md"
+    done = normlab("check", "torch.nn:RMSNorm", "--quick", "--certificate", str(path))
+    assert done.code == 0, done.err
+    assert "float32 error in rounding units" in path.read_text()
+
+
+def test_lint_on_the_command_line(normlab: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n"
+        "def small():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())\n"
+        "def sound():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())\n"
+    )
+    done = normlab("lint", f"{tmp_path}/nets.py:small", "--batch-size", "8", "--last-batch", "1", "--accumulate", "4")
+    assert done.code == 1, done.err
+    for rule in ("one-sample-batch", "accumulation-is-no-large-batch", "bias-before-norm"):
+        assert f"{rule}: " in done.out
+    assert "shown by:" in done.out
+    assert "fix: " in done.out
+    brief = normlab("lint", f"{tmp_path}/nets.py:small", "--brief", "--json")
+    assert [w["rule"] for w in json.loads(brief.out)] == ["bias-before-norm"]
+    sound = normlab("lint", f"{tmp_path}/nets.py:sound")
+    assert sound.code == 0
+    assert "no warnings" in sound.out
