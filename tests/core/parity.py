@@ -91,10 +91,10 @@ def check(case: Case) -> None:
         same_form(got.grads["x"], x, "dx")
         want = oracle(case, x, dy, known)
         where = f"{case}, step {step}: "
-        compare(got, want, ULPS, where + "against the float64 oracle: ")
-        compare(
-            got, run(stock, x, dy), STOCK_ULPS * max(1, x[:, 0].numel() ** 0.5 / 4), where + "against torch's layer: "
-        )
+        terms = x[:, 0].numel() ** 0.5  # rounding errors of long sums add up like a random walk
+        compare(got, want, ULPS * max(1, terms / 32), where + "against the float64 oracle: ")
+        if abs(case.mean) <= 10:  # further out torch's layers lose digits
+            compare(got, run(stock, x, dy), STOCK_ULPS * max(1, terms / 4), where + "against torch's layer: ")
         known = {k: v.clone() for k, v in ours.state_dict().items()}
     assert list(ours.state_dict()) == list(stock.state_dict()), "state_dict keys changed"
 

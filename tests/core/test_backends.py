@@ -13,7 +13,20 @@ import normlab
 from normlab import planes, stages
 from normlab.errors import UsageError
 
-from .parity import BACKENDS, NORMS, SHAPES, STOCK_ULPS, Case, backend, compare, make_input, oracle, our_layer, randomize, run
+from .parity import (
+    BACKENDS,
+    NORMS,
+    SHAPES,
+    STOCK_ULPS,
+    Case,
+    backend,
+    compare,
+    make_input,
+    oracle,
+    our_layer,
+    randomize,
+    run,
+)
 
 
 @pytest.fixture
@@ -94,7 +107,10 @@ def test_no_warning_where_the_reference_was_asked_for(nothing_told: None) -> Non
 
 
 def test_numba_cannot_be_forced_on_half_precision() -> None:
-    with pytest.raises(UsageError, match="'numba_cpu' cannot serve dtype float16; use 'reference'"), backend("numba_cpu"):
+    with (
+        pytest.raises(UsageError, match="'numba_cpu' cannot serve dtype float16; use 'reference'"),
+        backend("numba_cpu"),
+    ):
         normlab.make_norm("gn", 8, dtype=torch.float16)(torch.randn(4, 8, 3, 3).half())
 
 

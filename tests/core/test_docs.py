@@ -52,9 +52,7 @@ def pools(entry: NormEntry) -> str:
 
 
 def table() -> str:
-    rows = [
-        f"| `{e.name}` | {e.title} | {pools(e)} | {e.formula} | {e.paper} |" for e in map(describe, BUILT_IN)
-    ]
+    rows = [f"| `{e.name}` | {e.title} | {pools(e)} | {e.formula} | {e.paper} |" for e in map(describe, BUILT_IN)]
     return "\n".join(["| norm | | statistics over | formula | paper |", "|---|---|---|---|---|", *rows])
 
 
@@ -65,7 +63,13 @@ def listings(language: str) -> list[str]:
 def run(directory: Path, *command: str) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, *command], cwd=directory, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *command],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -45,7 +45,9 @@ def test_pooling(pooling: str, library: str, drawn: tuple[np.ndarray, int]) -> N
         m = m.pool(over, groups if over == "c" else 1)
     parts = x.reshape(n, groups, channels // groups, size) if "c" in pooling else x[:, :, None]
     over_axes = POOLINGS[pooling]
-    mean, var = (np.broadcast_to(f(parts, axis=over_axes, keepdims=True), parts[..., :1].shape) for f in (np.mean, np.var))
+    mean, var = (
+        np.broadcast_to(f(parts, axis=over_axes, keepdims=True), parts[..., :1].shape) for f in (np.mean, np.var)
+    )
     # the elements themselves are only known to a rounding error of their offset
     rounding = 1e-13 * (1 + np.abs(x).max())
     np.testing.assert_allclose(

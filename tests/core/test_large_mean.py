@@ -11,6 +11,7 @@ from .parity import (
     Case,
     arrange,
     backend,
+    check,
     make_input,
     oracle,
     our_layer,
@@ -63,6 +64,18 @@ def test_training(norm: str, mean: float, layout: str, backend_name: str) -> Non
 @pytest.mark.parametrize("norm", ["bn", "bin"])
 def test_evaluation(norm: str, mean: float, layout: str) -> None:
     check_errors(Case(norm, (8, 16, 14, 14), mean=mean, layout=layout, training=False))
+
+
+@pytest.mark.parametrize("backend_name", BACKENDS)
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("mean", [100.0, 1000.0])
+@pytest.mark.parametrize("norm", [norm for norm in NORMS if norm != "bin"])
+def test_as_exact_as_near_zero(norm: str, mean: float, layout: str, backend_name: str) -> None:
+    """The elements are centred exactly, and no digit is lost at all.
+
+    Not so for the gate of batch-instance norm, whose gradient is a difference of two large means.
+    """
+    check(Case(norm, (8, 16, 14, 14), mean=mean, layout=layout, backend=backend_name))
 
 
 @pytest.mark.parametrize("layout", ["first", "last"])

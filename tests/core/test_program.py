@@ -75,9 +75,15 @@ def uncentered(m: Moments, p: Any) -> Affine:
     return Affine(1.0, 0.0, p.bias - m.mean)
 
 
+def frozen_gate(m: Moments, p: Any) -> Affine:
+    """A map times a number per channel that does not learn."""
+    return frozen(p.weight) * standardize(m, p) + 0.5 * standardize(m.pool("c"), p)
+
+
 MIXING = {**AFFINE, "a": Learned(0.3, per_channel=False), "b": Learned(-0.2, per_channel=False), "c": Learned(0.1)}
 INVENTED = (
-    switchable, root_mean_square, filter_response, global_response, centered, floored, batch_group, constant, uncentered,
+    switchable, root_mean_square, filter_response, global_response, centered, floored, batch_group, constant,
+    uncentered, frozen_gate,
 )  # fmt: skip
 
 
@@ -202,7 +208,10 @@ def check_program(recipe: Recipe, shape: tuple[int, int] = (3, 4)) -> None:
     assert programs.measures == bool(tape.measured)
     assert programs.linear == (b is None)
     assert programs.pools_batch == (tape.moments.batch is not None)
-    inputs = {**{k: np.broadcast_to(v, shape) for k, v in known.items()}, **{k: np.broadcast_to(v, shape) for k, v in params.items()}}
+    inputs = {
+        **{k: np.broadcast_to(v, shape) for k, v in known.items()},
+        **{k: np.broadcast_to(v, shape) for k, v in params.items()},
+    }
     same = lambda got, want: np.testing.assert_allclose(got, np.broadcast_to(want, shape), rtol=1e-9, atol=1e-9)  # noqa: E731
     after = {"sum_g", "sum_gx", "scale", "center"}  # not known before the planes are written
     answers = perform(programs.forward, {k: v for k, v in inputs.items() if k not in after}, recipe.names, shape)
@@ -247,7 +256,7 @@ def test_grid_function_must_not_branch_on_values(training: bool) -> None:
     def branching(m: Moments, p: Any) -> Affine:
         return Affine(p.weight if m.pool("n").var > 1 else 1.0, 0.0, p.bias)
 
-    with pytest.raises(TypeError, match="must not branch on the values of grids|'>' not supported between .*Grid"):
+    with pytest.raises(TypeError, match=r"must not branch on the values of grids|'>' not supported between .*Grid"):
         trace(recipe_of(branching, training, not training), 3, 4)
 
 
@@ -260,7 +269,7 @@ def test_program_is_short() -> None:
     assert program.registers <= len(INPUTS) + 2 + len(program.constants) + 2
 
 
-# --- end to end: values and gradients of a norm that is only a grid function, by torch's autograd ----------------------
+# --- end to end: values and gradients of a norm that is only a grid function, by torch's autograd ------------------
 
 
 def by_autograd(function: Callable, x: torch.Tensor, params: dict[str, torch.Tensor], eps: float) -> torch.Tensor:

@@ -40,7 +40,10 @@ def test_function() -> None:
     entry = norms.describe("rms")
     assert (entry.name, entry.title, entry.paper) == ("rms", "rms", "Zhang & Sennrich 2019")
     assert entry.formula == "y = weight * x / sqrt(mean_s(x^2) + eps) + bias"
-    assert root_mean_square(Moments(lambda: (0.0, 1.0), (1, 1), 1), norms.SimpleNamespace(weight=2, bias=3, eps=3)).scale == 1
+    assert (
+        root_mean_square(Moments(lambda: (0.0, 1.0), (1, 1), 1), norms.SimpleNamespace(weight=2, bias=3, eps=3)).scale
+        == 1
+    )
     layer = normlab.make_norm("rms", 4, eps=1e-3)
     x = torch.randn(3, 4, 5, 6, requires_grad=True)
     want = x / torch.sqrt(x.square().mean((2, 3), keepdim=True) + 1e-3)
@@ -162,7 +165,10 @@ def test_option_values(text: str, value: object) -> None:
     assert type(options["groups"]) is type(value)
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (3, 1), (4, 1), (8, 2), (16, 4), (32, 8), (64, 16), (256, 32), (12, 3), (20, 5), (22, 2)])
+@pytest.mark.parametrize(
+    ("channels", "groups"),
+    [(1, 1), (3, 1), (4, 1), (8, 2), (16, 4), (32, 8), (64, 16), (256, 32), (12, 3), (20, 5), (22, 2)],
+)
 def test_default_groups(channels: int, groups: int) -> None:
     """channels / 4 in small networks, at most 32, and always a divisor."""
     assert norms.default_groups(channels) == groups
