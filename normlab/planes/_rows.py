@@ -22,6 +22,7 @@ compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"},
 
 _BLOCK = 512  # elements of a row that are summed in the elements' own precision
 _ROWS = 8  # joined rows likewise
+_STRIP = 256  # elements of a joined row that are summed side by side
 
 
 # Inner loops run over slices, from zero: an index that might be negative would keep them from vectorizing.
@@ -183,60 +184,73 @@ def _moments_about(
     x: Any, first: int, last: int, channels: int, lanes: int, near: Any, sums: Any, squares: Any
 ) -> None:
     """Sums of (x - near) and of its square for each channel."""
-    total, square = np.zeros(lanes), np.zeros(lanes)
-    part, part_square = np.zeros(lanes, x.dtype), np.zeros(lanes, x.dtype)
+    totals = np.zeros((2, lanes))
+    part = np.zeros(2 * _STRIP, x.dtype)
     for at in range(channels, lanes, channels):
         near[at : at + channels] = near[:channels]
-    step = lanes * _ROWS
-    for at in range(first, last, step):
-        stop = min(at + step, last)
-        if stop - at == step:
-            for row in range(at, stop, 4 * lanes):
-                i, j, k, end = row + lanes, row + 2 * lanes, row + 3 * lanes, row + 4 * lanes
-                _add_four_about(x[row:i], x[i:j], x[j:k], x[k:end], near, part, part_square)
-        else:
-            for row in range(at, stop, lanes):
-                _add_about(x[row : min(row + lanes, stop)], near, part, part_square)
-        _flush(part, total)
-        _flush(part_square, square)
-    fold(total, channels, sums)
-    fold(square, channels, squares)
+    for strip in range(0, lanes, _STRIP):
+        width = min(_STRIP, lanes - strip)
+        center = near[strip : strip + width]
+        step = lanes * _ROWS
+        for at in range(first + strip, last, step):
+            if lanes == _STRIP and at + step <= last:
+                for row in range(at, at + step, 4 * _STRIP):
+                    _add_four(x[row : row + 4 * _STRIP], center, part)
+            else:
+                for row in range(at, last, lanes):
+                    _add_one(x[row : min(row + width, last)], center, part)
+            _flush(part, totals, strip, width)
+    fold(totals[0], channels, sums)
+    fold(totals[1], channels, squares)
 
 
-# Several rows at a time, so that the running sums are loaded and stored less often; one sum to a loop, since a loop
-# that writes two arrays needs more checks for overlap than the compiler is willing to make before it vectorizes.
-
-
-@compiled
-def _add_four_about(r0: Any, r1: Any, r2: Any, r3: Any, center: Any, total: Any, square: Any) -> None:
-    for k in range(total.size):
-        total[k] += ((r0[k] - center[k]) + (r1[k] - center[k])) + ((r2[k] - center[k]) + (r3[k] - center[k]))
-    for k in range(square.size):
-        d0, d1, d2, d3 = r0[k] - center[k], r1[k] - center[k], r2[k] - center[k], r3[k] - center[k]
-        square[k] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+# Where a joined row is exactly a strip, four rows at a time, so that the running sums are loaded and stored less often.
+# Distances between what is read and what is written are constants: without them the compiler checks for overlap, or
+# does not vectorize at all.
+_1, _2, _3 = _STRIP, 2 * _STRIP, 3 * _STRIP
 
 
 @compiled
-def _add_two_dots(g0: Any, g1: Any, x0: Any, x1: Any, center: Any, total: Any, product: Any) -> None:
-    for k in range(total.size):
-        total[k] += g0[k] + g1[k]
-    for k in range(product.size):
-        product[k] += g0[k] * (x0[k] - center[k]) + g1[k] * (x1[k] - center[k])
+def _add_four(x: Any, center: Any, part: Any) -> None:
+    for k in range(_STRIP):
+        m = center[k]
+        d0, d1, d2, d3 = x[k] - m, x[k + _1] - m, x[k + _2] - m, x[k + _3] - m
+        part[k] += (d0 + d1) + (d2 + d3)
+        part[k + _STRIP] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
 
 
 @compiled
-def _add_about(row: Any, center: Any, total: Any, square: Any) -> None:
+def _add_four_dots(g: Any, x: Any, center: Any, part: Any) -> None:
+    for k in range(_STRIP):
+        m = center[k]
+        part[k] += (g[k] + g[k + _1]) + (g[k + _2] + g[k + _3])
+        p01 = g[k] * (x[k] - m) + g[k + _1] * (x[k + _1] - m)
+        part[k + _STRIP] += p01 + (g[k + _2] * (x[k + _2] - m) + g[k + _3] * (x[k + _3] - m))
+
+
+@compiled
+def _add_one(row: Any, center: Any, part: Any) -> None:
     for k in range(row.size):
         d = row[k] - center[k]
-        total[k] += d
-        square[k] += d * d
+        part[k] += d
+        part[k + _STRIP] += d * d
 
 
 @compiled
-def _flush(part: Any, total: Any) -> None:
-    for k in range(part.size):
-        total[k] += part[k]
-        part[k] = 0
+def _add_one_dots(g: Any, x: Any, center: Any, part: Any) -> None:
+    for k in range(x.size):
+        part[k] += g[k]
+        part[k + _STRIP] += g[k] * (x[k] - center[k])
+
+
+@compiled
+def _flush(part: Any, totals: Any, strip: int, width: int) -> None:
+    """Add the sums of a few rows to the totals, and start again from zero."""
+    for i in range(2):
+        total, few = totals[i, strip : strip + width], part[i * _STRIP : i * _STRIP + width]
+        for k in range(width):
+            total[k] += few[k]
+            few[k] = 0
 
 
 @compiled
@@ -251,30 +265,23 @@ def affine_last(x: Any, first: int, last: int, lanes: int, scale: Any, center: A
 def dots_last(
     g: Any, x: Any, first: int, last: int, channels: int, lanes: int, center: Any, sum_g: Any, sum_gx: Any
 ) -> None:
-    total, product = np.zeros(lanes), np.zeros(lanes)
-    part, part_product = np.zeros(lanes, x.dtype), np.zeros(lanes, x.dtype)
-    step = lanes * _ROWS
-    for at in range(first, last, step):
-        stop = min(at + step, last)
-        if stop - at == step:
-            for row in range(at, stop, 2 * lanes):
-                mid, end = row + lanes, row + 2 * lanes
-                _add_two_dots(g[row:mid], g[mid:end], x[row:mid], x[mid:end], center, part, part_product)
-        else:
-            for row in range(at, stop, lanes):
-                end = min(row + lanes, stop)
-                _add_dots(g[row:end], x[row:end], center, part, part_product)
-        _flush(part, total)
-        _flush(part_product, product)
-    fold(total, channels, sum_g)
-    fold(product, channels, sum_gx)
-
-
-@compiled
-def _add_dots(g: Any, x: Any, center: Any, total: Any, product: Any) -> None:
-    for k in range(x.size):
-        total[k] += g[k]
-        product[k] += g[k] * (x[k] - center[k])
+    totals = np.zeros((2, lanes))
+    part = np.zeros(2 * _STRIP, x.dtype)
+    for strip in range(0, lanes, _STRIP):
+        width = min(_STRIP, lanes - strip)
+        near = center[strip : strip + width]
+        step = lanes * _ROWS
+        for at in range(first + strip, last, step):
+            if lanes == _STRIP and at + step <= last:
+                for row in range(at, at + step, 4 * _STRIP):
+                    _add_four_dots(g[row : row + 4 * _STRIP], x[row : row + 4 * _STRIP], near, part)
+            else:
+                for row in range(at, last, lanes):
+                    end = min(row + width, last)
+                    _add_one_dots(g[row:end], x[row:end], near, part)
+            _flush(part, totals, strip, width)
+    fold(totals[0], channels, sum_g)
+    fold(totals[1], channels, sum_gx)
 
 
 @compiled

@@ -86,28 +86,23 @@ def _place(sums: Any, last: bool, u: int, n: int, p: int, q: int) -> Any:
 
 @compiled
 def _forward_block(
-    x: Any,
-    y: Any,
-    shape: Any,
-    first: int,
-    stop: int,
-    code: Any,
-    registers: Any,
-    outputs: Any,
-    measures: bool,
+    x: Any, y: Any, shape: Any, first: int, stop: int, code: Any, registers: Any, outputs: Any, measures: bool,
     grids: Any,
-) -> None:
+) -> None:  # fmt: skip
     whole = shape[2] if shape[3] else shape[1]
     if measures:
         for n in range(first, stop):
-            _moments_part(x, shape, n, 0, whole, grids[0, n], grids[1, n])
-        registers[0, : stop - first] = grids[0, first:stop]
-        registers[1, : stop - first] = grids[1, first:stop]
+            _moments_part(x, shape, n, 0, whole, registers[0, n - first], registers[1, n - first])
     perform(code, registers)
-    for i in range(3):
-        grids[2 + i, first:stop] = registers[outputs[i, 0], : stop - first]
+    scale, center, shift = registers[outputs[0, 0]], registers[outputs[1, 0]], registers[outputs[2, 0]]
     for n in range(first, stop):
-        _affine_part(x, y, shape, n, 0, whole, grids[2, n], grids[3, n], grids[4, n])
+        i = n - first
+        _affine_part(x, y, shape, n, 0, whole, scale[i], center[i], shift[i])
+        for c in range(shape[1]):
+            grids[0, n, c] = registers[0, i, c]
+            grids[1, n, c] = registers[1, i, c]
+            grids[2, n, c] = scale[i, c]
+            grids[3, n, c] = center[i, c]
 
 
 @compiled
@@ -117,16 +112,21 @@ def _backward_block(
 ) -> None:  # fmt: skip
     whole = shape[2] if shape[3] else shape[1]
     for n in range(first, stop):
-        _dots_part(g, x, shape, n, 0, whole, grids[3, n], sums[0, n], sums[1, n])
-    for i in range(2):
-        registers[i, : stop - first] = grids[i, first:stop]
-        registers[2 + i, : stop - first] = sums[i, first:stop]
-        registers[4 + i, : stop - first] = grids[2 + i, first:stop]
+        i = n - first
+        _dots_part(g, x, shape, n, 0, whole, grids[3, n], registers[2, i], registers[3, i])
+        for c in range(shape[1]):
+            registers[0, i, c] = grids[0, n, c]
+            registers[1, i, c] = grids[1, n, c]
+            registers[4, i, c] = grids[2, n, c]
+            registers[5, i, c] = grids[3, n, c]
     perform(code, registers)
-    for i in range(len(outputs)):
-        sums[2 + i, first:stop] = registers[outputs[i, 0], : stop - first]
+    b, c = registers[outputs[0, 0]], registers[outputs[1, 0]]
     for n in range(first, stop):
-        _combine_part(g, x, dx, shape, n, 0, whole, linear, grids[3, n], grids[2, n], sums[2, n], sums[3, n])
+        i = n - first
+        _combine_part(g, x, dx, shape, n, 0, whole, linear, grids[3, n], grids[2, n], b[i], c[i])
+        for k in range(2, len(outputs)):
+            for channel in range(shape[1]):
+                sums[2 + k, n, channel] = registers[outputs[k, 0], i, channel]
 
 
 # --- the four kernels on part of a sample: planes p to q, or channels-last rows p to q --------------------------------
