@@ -135,20 +135,22 @@ class Norm(nn.Module):
         )
         call = _Call(recipe, running, self.eps)
         y = _Normalize.apply(x, call, *parameters.values())
-        batch = call.batch if update else None
-        if update and entry.name == "in" and call.planes is not None:  # the instances' statistics, averaged
-            mean, var, count = call.planes
-            batch = (mean.mean(0), var.mean(0), count)
-        if batch is not None:
+        if update:
+            batch = call.batch
+            if entry.name == "in" and call.planes is not None:  # the instances' statistics, averaged
+                mean, var, count = call.planes
+                batch = (mean.mean(0), var.mean(0), count)
             self._update_running(batch)
         return y
 
-    def _update_running(self, batch: tuple[Any, Any, int]) -> None:
+    def _update_running(self, batch: tuple[Any, Any, int] | None) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         if self.norm != "in":  # torch's instance norm has the counter and leaves it at zero
             self.num_batches_tracked.add_(1)
+        if batch is None:  # an empty batch counts, and changes nothing
+            return
         momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
         running: Any = (self.running_mean.detach(), self.running_var.detach())
         if isinstance(batch[0], np.ndarray) and stages.numpy_serves(self.running_mean.dtype, self.running_mean.device):
@@ -285,7 +287,7 @@ class GroupNorm(Norm):
         *,
         bias: bool = True,
     ) -> None:
-        if num_groups < 1 or num_channels % num_groups:
+        if not isinstance(num_groups, int) or num_groups < 1 or num_channels % num_groups:
             raise ValueError(f"GroupNorm: num_channels={num_channels} must be divisible by num_groups={num_groups}")
         super().__init__(
             "gn", num_channels, eps, affine=affine, device=device, dtype=dtype, bias=bias, groups=num_groups
@@ -369,7 +371,7 @@ def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:
 
     `options` are the norm's own (groups) and the layer's (eps, momentum, affine, ...); those written in `spec`
     after colons count the same. Every norm of the family has a learned weight and bias unless `affine=False`.
-    Raises UsageError for an unknown name or option, ValueError for channels that do not divide into the groups.
+    Raises UsageError (a ValueError) for an unknown name or option, or channels that do not divide into the groups.
     """
     entry, given = norms.parse(spec)
     options = {**given, **options}
@@ -385,7 +387,7 @@ def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:
         if entry.name == "gn":
             return GroupNorm(options.pop("groups", norms.default_groups(channels)), channels, **options)
         return Norm(entry.name, channels, **options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(f"norm {spec!r}: {error}") from None
 
 
