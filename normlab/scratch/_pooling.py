@@ -1,4 +1,4 @@
-"""Max pooling, compiled: a range of samples at a time."""
+"""Max pooling, compiled: a sample is a unit of work."""
 
 # mypy: allow-untyped-defs
 # (the types of what Numba compiles are those of its arguments)
@@ -8,12 +8,14 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from normlab.planes._threads import next_unit, unit_done
+
 _compile = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @_compile
-def pool(first, last, x, win, out, where):
-    """The maximum of every window of x[first:last] (C, H, W), and its place in its plane.
+def pool(counters, units, x, win, out, where):
+    """The maximum of every window of x (N, C, H, W), and its place in its plane.
 
     The first of several equal ones counts; NaN is larger than anything, and stays. A row of windows is served
     together, one element of each at a time: gathered first, then compared without branches, which vectorizes.
@@ -22,7 +24,8 @@ def pool(first, last, x, win, out, where):
     values = np.empty(win.out_width, x.dtype)
     best = np.empty(win.out_width, x.dtype)
     offset = np.empty(win.out_width, np.int32)  # of the best, from the first element of its window
-    for n in range(first, last):
+    n = next_unit(counters)
+    while n < units:
         for c in range(x.shape[1]):
             for i in range(win.out_height):
                 for k in range(win.height):
@@ -44,15 +47,20 @@ def pool(first, last, x, win, out, where):
                 for j in range(win.out_width):
                     out[n, c, i, j] = best[j]
                     where[n, c, i, j] = start + j * win.stride + offset[j]
+        unit_done(counters)
+        n = next_unit(counters)
 
 
 @_compile
-def unpool(first, last, dout, where, dx):
-    """Adds every element of dout[first:last] (C, H', W') to the place of dx (C, H * W) that its output came from."""
+def unpool(counters, units, dout, where, dx):
+    """Adds every element of dout (N, C, H', W') to the place of dx (N, C, H * W) that its output came from."""
     zero = dx.dtype.type(0)
-    for n in range(first, last):
+    n = next_unit(counters)
+    while n < units:
         dx[n] = zero
         for c in range(dout.shape[1]):
             for i in range(dout.shape[2]):
                 for j in range(dout.shape[3]):
                     dx[n, c, where[n, c, i, j]] += dout[n, c, i, j]
+        unit_done(counters)
+        n = next_unit(counters)

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from normlab.planes._threads import next_unit, unit_done
 from normlab.scratch._images import Window
 
 FILTERS, TAPS, LANES = 4, 7, 32  # what `_accumulate` takes at a time, and the multiple that it likes
@@ -113,14 +114,15 @@ def _padded(weights: list[np.ndarray], shifts: list[np.ndarray], zeros: int) -> 
 
 
 @_compile
-def convolve(first, last, x, taps, bias, geo, out):
-    """out[n] for the samples n in [first, last)."""
+def convolve(counters, units, x, taps, bias, geo, out):
+    """out[n] for the samples n that are units of this job."""
     planes = x.shape[1] * geo.down * geo.across
     size = planes * geo.height * geo.width
     image = np.zeros(size + geo.span, x.dtype)
     phases = image[:size].reshape(planes, geo.height, geo.width)
     wide = np.empty((len(taps.weights), geo.span), x.dtype)
-    for n in range(first, last):
+    n = next_unit(counters)
+    while n < units:
         _cut(x[n], phases, geo)
         for f in range(len(wide)):
             wide[f] = bias[f] if f < len(bias) else 0
@@ -130,11 +132,13 @@ def convolve(first, last, x, taps, bias, geo, out):
                 row, source = out[n, f, i], wide[f, i * geo.width :]
                 for j in range(geo.out_width):
                     row[j] = source[j]
+        unit_done(counters)
+        n = next_unit(counters)
 
 
 @_compile
-def convolve_backward(first, last, x, dout, forward, backward, geo, per_group, dw, dx):
-    """dx[n] and the group's share dw[g] for the groups g in [first, last), of `per_group` samples each.
+def convolve_backward(counters, units, x, dout, forward, backward, geo, per_group, dw, dx):
+    """dx[n] and the group's share dw[g] for the groups g, of `per_group` samples each, that are units of this job.
 
     An empty dx is left alone.
     """
@@ -149,7 +153,8 @@ def convolve_backward(first, last, x, dout, forward, backward, geo, per_group, d
     spread = np.zeros((len(forward.weights) + 1) * length + geo.phase, x.dtype)
     rows = spread[geo.margin :]
     dphase = np.empty((len(backward.weights), geo.phase), x.dtype)
-    for g in range(first, last):
+    g = next_unit(counters)
+    while g < units:
         for n in range(g * per_group, min(samples, (g + 1) * per_group)):
             for f in range(filters):
                 for i in range(geo.out_height):
@@ -169,6 +174,8 @@ def convolve_backward(first, last, x, dout, forward, backward, geo, per_group, d
                     for c in range(channels):
                         exact = dphase[c, : geo.height * geo.width].reshape(geo.height, geo.width)
                         _paste(exact, a, b, geo, dx[n, c])
+        unit_done(counters)
+        g = next_unit(counters)
 
 
 @_compile

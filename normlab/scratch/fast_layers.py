@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from normlab.planes._threads import share
 from normlab.scratch import _checks as check
 from normlab.scratch._images import conv_arguments, pool_arguments
 from normlab.scratch._pooling import pool, unpool
 from normlab.scratch._shifts import Geometry, convolve, convolve_backward, shares, taps_backward, taps_forward
-from normlab.scratch._threads import split
 
 Cache = Any
 
@@ -32,7 +32,7 @@ def conv_forward_fast(
     out = np.empty((len(x), len(w), win.out_height, win.out_width), x.dtype)
     if x.size:
         work = out.size * w[0].size if len(w) else 0
-        split(convolve, len(x), work, x, taps, np.ascontiguousarray(b), geo, out)
+        share(convolve, len(x), work, x, taps, np.ascontiguousarray(b), geo, out)
     return out, (x, w, taps, geo)
 
 
@@ -53,7 +53,7 @@ def conv_backward_fast(
     dx = np.zeros(x.shape if need_dx else (0, 0, 0, 0), x.dtype)
     if x.size and len(w):
         work = 2 * dout.size * w[0].size
-        split(convolve_backward, groups, work, x, dout, taps, taps_backward(w, geo), geo, per_group, dw, dx)
+        share(convolve_backward, groups, work, x, dout, taps, taps_backward(w, geo), geo, per_group, dw, dx)
     dw = dw.sum(0)[: len(w), : w[0].size].reshape(w.shape) if len(w) else np.zeros_like(w)
     return dx if need_dx else None, dw, dout.sum((0, 2, 3))
 
@@ -63,7 +63,7 @@ def max_pool_forward_fast(x: np.ndarray, pool_param: Mapping[str, Any]) -> tuple
     x, win = pool_arguments(x, pool_param)
     out = np.empty((*x.shape[:2], win.out_height, win.out_width), x.dtype)
     where = np.empty(out.shape, np.int32)
-    split(pool, len(x), x.size, np.ascontiguousarray(x), win, out, where)
+    share(pool, len(x), x.size, np.ascontiguousarray(x), win, out, where)
     return out, (x.shape, where)
 
 
@@ -72,5 +72,5 @@ def max_pool_backward_fast(dout: np.ndarray, cache: Cache) -> np.ndarray:
     shape, where = cache
     dout = check.floats("dout", dout, where.shape)
     dx = np.empty((*shape[:2], shape[2] * shape[3]), dout.dtype)
-    split(unpool, len(dx), dx.size, np.ascontiguousarray(dout), where, dx)
+    share(unpool, len(dx), dx.size, np.ascontiguousarray(dout), where, dx)
     return dx.reshape(shape)
