@@ -56,7 +56,7 @@ class Setup:
     @property
     def tolerance(self) -> float:
         """Relative error that rounding explains, in the precision that the layer computes in."""
-        return 1e-8 if self.precise else 2e-4
+        return max(1e-8 if self.precise else 2e-4, self.subject.rounding)
 
     def tolerance_in(self, training: bool) -> float:
         """The same in one mode: running statistics that stay in float32 cost evaluation its precision."""
@@ -272,10 +272,11 @@ def measure_gain(subject: Subject, recipe: Recipe, shape: tuple[int, ...], dtype
     root, inv, v = np.sqrt(variance), np.array(inverse), np.array(variance)
     inside = _line(v, inv**2)
     outside = _line(root, inv)
-    tight = 1e-7 if np.dtype(dtype) == np.float64 else 1e-4
-    for placement, (slope, intercept, misfit) in (("inside the root", inside), ("outside the root", outside)):
-        if misfit < tight and 0.3 < slope < 3:
-            return Gain(float(max(intercept, 0.0)), placement, float(slope))
+    fits = (("inside the root", inside), ("outside the root", outside))
+    for tight in (1e-7, 1e-4):  # a layer that computes in float32 fits loosely
+        for placement, (slope, intercept, misfit) in fits:
+            if misfit < tight and 0.3 < slope < 3:
+                return Gain(float(max(intercept, 0.0)), placement, float(slope))
     return None
 
 

@@ -16,13 +16,26 @@ def bugs(report: Report) -> set[str]:
     return {f"{f.check}: {f.cause}" for f in report.bugs}
 
 
+# what the kit finds about them, reproduced in docs/findings.md: variances by cancellation
+CANCELS = {"numerics.surface: cancellation", "numerics.running: running-cancellation"}
+KNOWN = {
+    "keras BatchNormalization": CANCELS,
+    "keras GroupNormalization": CANCELS,
+    "onnx GroupNormalization": CANCELS,
+    "flax BatchNorm": CANCELS,
+    "flax LayerNorm": CANCELS,
+    "flax GroupNorm": CANCELS,
+    "flax InstanceNorm": CANCELS,
+}
+
+
 @pytest.mark.parametrize("name", ["BatchNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization"])
 @pytest.mark.filterwarnings("ignore")
 def test_keras(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "KERAS_BACKEND", "torch")
     keras = pytest.importorskip("keras", reason="Keras is not installed: its layers were not checked")
     report = conformance(getattr(keras.layers, name), quick=True)
-    assert bugs(report) == set(), report.text()
+    assert bugs(report) <= KNOWN.get(f"keras {name}", set()), report.text()
     if name == "BatchNormalization":
         assert report.dialect["held to"].startswith("keras")
         assert report.dialect["momentum"] == "0.01 on the new batch, 0.99 on the old"
@@ -33,7 +46,7 @@ def test_keras(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_flax(name: str) -> None:
     nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: its layers were not checked")
     report = conformance(getattr(nnx, name), quick=True)
-    assert bugs(report) == set(), report.text()
+    assert bugs(report) <= KNOWN.get(f"flax {name}", set()), report.text()
     if name == "BatchNorm":
         assert report.dialect["held to"].startswith("flax")
 
@@ -47,7 +60,7 @@ def test_onnx_reference(name: str) -> None:
     pytest.importorskip("onnx", reason="onnx is not installed: its reference was not checked")
     function, backward, called = load(f"onnx:{name}")
     report = conformance(subject_of(function, called, backward), quick=True)
-    assert bugs(report) == set(), report.text()
+    assert bugs(report) <= KNOWN.get(f"onnx {name}", set()), report.text()
 
 
 def test_onnx_operators_are_named() -> None:

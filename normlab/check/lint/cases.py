@@ -18,7 +18,7 @@ assert (alone - together).abs().max() > 0.1  # the same image, another output
 ONE_VALUE = """
 import torch
 norm = torch.nn.GroupNorm(4, 4)  # four groups of one channel
-assert norm(torch.randn(8, 4)).abs().max() == 0  # whatever the input
+assert norm(torch.randn(8, 4)).abs().max() < 1e-3  # whatever the input
 """
 
 FROZEN = """

@@ -90,6 +90,7 @@ class Subject(ABC):
     has_backward: bool = True
     dtypes: tuple[str, ...] = ("float64", "float32")
     channel_axis: int = 1
+    rounding: float = 0.0  # relative error in eps and momentum as the target stores them
 
     @abstractmethod
     def fresh(self, **changes: Any) -> Subject:

@@ -34,7 +34,7 @@ class FlaxSubject(Subject):
         def build(**arguments: Any) -> Any:
             return target(param_dtype=options.dtype, rngs=nnx.Rngs(0), **arguments)
 
-        self.layer, settable = call_by_roles(build, options, like=target, given=("rngs",))
+        self.layer, settable = call_by_roles(build, options, like=target.__init__, given=("self", "rngs"))
         self.settable = settable - {"affine"}
         self._last: Any = None
 
@@ -62,10 +62,12 @@ class FlaxSubject(Subject):
         graph, state = nnx.split(self.layer)
 
         def run(given: Any, *learned: Any) -> Any:
-            layer = nnx.merge(graph, state)
+            pure = nnx.to_pure_dict(state)
             for role, value in {**values, **dict(zip(roles, learned, strict=True))}.items():
-                getattr(layer, NAMES[role]).value = value
-            return layer(given, **mode)
+                pure[NAMES[role]] = value
+            inner = jax.tree.map(lambda leaf: leaf, state)  # variables of this trace
+            nnx.replace_by_pure_dict(inner, pure)
+            return nnx.merge(graph, inner)(given, **mode)
 
         _, pull = guarded(jax.vjp, run, x, *(values[r] for r in roles))
         grads = pull(jnp.asarray(np.array(dy, dtype=self.options.dtype)))

@@ -65,6 +65,7 @@ class FunctionSubject(Subject):
         self._last: dict[str, Any] = {}
         self.overwrote_gradient = False
         self.config: dict[str, Any] = {}
+        self.rounding = getattr(function, "rounding", 0.0)
 
     @property
     def home(self) -> str:  # type: ignore[override]

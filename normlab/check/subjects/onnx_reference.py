@@ -66,6 +66,7 @@ def operator(name: str) -> Callable[..., Any]:
         function = plain
     function.__name__ = name
     function.dialect = "onnx"  # type: ignore[attr-defined]
+    function.rounding = 1e-6  # type: ignore[attr-defined]  (attributes of a node are float32: eps, momentum)
     return function
 
 
