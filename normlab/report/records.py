@@ -32,7 +32,7 @@ class Cell:
     test: Mapping[str, Any]
     extra: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def setting(self) -> tuple[str, ...]:
         """Everything but norm and seed, as text, so that cells of one setting can be compared."""
         return setting_of(self.axes)
@@ -58,12 +58,12 @@ class Study:
     explained: Mapping[str, Any] | None = None
     records: Sequence[Mapping[str, Any]] = ()
 
-    @property
+    @cached_property
     def norms(self) -> list[str]:
         """The norms, in the order in which the study names them."""
         return list(dict.fromkeys(cell.norm for cell in self.cells))
 
-    @property
+    @cached_property
     def settings(self) -> list[tuple[str, ...]]:
         """The combinations of the other axes, in the order in which the study names them."""
         return list(dict.fromkeys(cell.setting for cell in self.cells))

@@ -7,11 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import pytest
+from jsonschema.exceptions import ValidationError
 
 from normlab.errors import UsageError
 from normlab.report import sections, theme, write, write_side_by_side
 from normlab.report.evidence import contenders
+from normlab.report.explained import explained_sections
 from normlab.report.figures.curves import curves
 from normlab.report.figures.parts import MOST_NORMS
 from normlab.report.records import EXPLAINED, from_results
@@ -26,8 +29,13 @@ def study_in(directory: Path, **made: Any) -> Path:
 
 def test_charts_are_valid_vega_lite() -> None:
     study = from_results(results(norms=["bn", "gn"], batch_sizes=[8, 128], epochs=3))
-    built = sections.build(study)  # Altair checks against the schema, unless told not to
-    figures = [figure for section in built for figure in section.figures]
+    built = sections.build(study)
+    drawn = explained_sections(explained(norms=["bn", "gn"]), theme.styles(study.norms))
+    figures = [figure for section in [*built, *drawn] for figure in section.figures if section.key != "confusion"]
+    for figure in figures:
+        alt.Chart.from_dict(dict(figure.spec))  # raises where the schema does not know what it says
+    with pytest.raises(ValidationError):
+        alt.Chart.from_dict({**figures[0].spec, "layer": [{"mark": "scribble"}]})
     assert len({figure.key for figure in figures}) == len(figures) > 12
     assert {section.key for section in built} == {"result", "settings", "curves", "cost", "features", "confusion"}
 

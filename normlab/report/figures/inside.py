@@ -82,8 +82,9 @@ def gradients(cells: Mapping[str, Sequence[Cell]], styles: Styles) -> Figure | N
                 rows.append(row(norm=norm, layer=name, value=float(np.exp(np.mean(np.log(values))))))
     if not rows:
         return None
-    exponents = [math.log10(entry["value"]) for entry in rows]
-    powers = [10.0**e for e in range(math.floor(min(exponents)), math.ceil(max(exponents)) + 1)]
+    low, high = 0.8 * min(entry["value"] for entry in rows), 1.25 * max(entry["value"] for entry in rows)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [m * 10.0**e for e in exponents for m in ((1, 2, 5) if high < 100 * low else (1,))]
     by_place = {(entry["norm"], entry["layer"]): entry["value"] for entry in rows}
     norms = list(dict.fromkeys(entry["norm"] for entry in rows))
     table = [[name, *[f"{by_place[n, name]:.2g}" if (n, name) in by_place else "–" for n in norms]] for name in order]
@@ -93,8 +94,8 @@ def gradients(cells: Mapping[str, Sequence[Cell]], styles: Styles) -> Figure | N
         .encode(
             x=alt.X("layer:N", sort=list(order), title="layer, input to output",
                     axis=alt.Axis(labelAngle=-40, labelLimit=110, labelOverlap=True)),
-            y=alt.Y("value:Q", scale=alt.Scale(type="log", domain=[powers[0], powers[-1]]), title="gradient norm",
-                    axis=alt.Axis(values=powers, labelExpr=plain_numbers())),
+            y=alt.Y("value:Q", scale=alt.Scale(type="log", domain=[low, high], nice=False), title="gradient norm",
+                    axis=alt.Axis(values=[tick for tick in ticks if low <= tick <= high], labelExpr=plain_numbers())),
             stroke=by_norm(alt.Stroke, norms, styles),
             strokeDash=dashes(norms, styles),
             opacity=faded(1),
