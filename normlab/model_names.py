@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -23,8 +22,10 @@ def check_model(spec: str) -> None:
 
 def source_of(spec: str) -> Path | None:
     """The file that a user's own model lives in, or None for the built-in ones."""
-    factory = own_factory(spec)
-    return None if factory is None else Path(inspect.getfile(inspect.unwrap(factory)))
+    if own_factory(spec) is None:
+        return None
+    file = sys.modules[spec.partition(":")[0]].__file__
+    return None if file is None else Path(file)
 
 
 def import_from_here(module: str, what: str) -> Any:

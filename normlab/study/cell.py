@@ -97,16 +97,15 @@ def _train(
     try:
         while len(training.records) < last:
             training.run_epoch(checkpoints)
-            if checkpoints is not None:
-                checkpoints.keep(training)  # first, so that whoever hears of an epoch can rely on it
+            if checkpoints is not None:  # first, so that whoever hears of an epoch can rely on it
+                over = len(training.records) == cell.epochs
+                (checkpoints.finish if over else checkpoints.keep)(training)
             on_epoch(training.records[-1])
     except Diverged as e:
         return training.outcome("diverged", reason=str(e))
     if last < cell.epochs:
         return training.outcome("paused")
     test = training.evaluate(training.dataset.test)
-    if checkpoints is not None:
-        checkpoints.finish(training)
     if not math.isfinite(test["loss"]):
         return training.outcome("diverged", reason=f"epoch {cell.epochs}: the test loss is {test['loss']}")
     return training.outcome("done", test=test)

@@ -22,15 +22,16 @@ TIMED_STEPS = 3
 def plan_lines(spec: StudySpec, directory: Path, jobs: int | None = None, threads: int | None = None) -> Iterator[str]:
     """One line per cell with its state, then how many are left and about how long they take."""
     from normlab.study.run import check_names
-    from normlab.study.source import open_data
+    from normlab.study.source import identity, open_data
 
     check_names(spec)
     dataset = open_data(spec.data_choice())
     cells = spec.cells(len(dataset.train))
     known = _known(directory)
+    data = identity(dataset, spec)
     left = []
     for cell in cells:
-        stored = known.get(cell.key(dataset.hash))
+        stored = known.get(cell.key(data))
         state = "to do" if stored is None or stored.status == "pending" else stored.status
         yield f"{state:<12} {cell.label()}"
         if stored is None or stored.status not in FINISHED:

@@ -22,7 +22,7 @@ from normlab.study.jobs import Executor, Job
 from normlab.study.local import LocalExecutor, plan_layout
 from normlab.study.locks import CellLocks
 from normlab.study.records import write_results
-from normlab.study.source import open_data
+from normlab.study.source import identity, open_data
 from normlab.study.spec import StudySpec
 from normlab.study.store import LOCKS, Store, StoreBusy, StoredCell
 from normlab.study.tuning import tuned
@@ -92,7 +92,7 @@ def run_study(
             fail_fast=options.fail_fast,
             deadline=None if options.budget is None else time.monotonic() + options.budget,
         )
-        study = Study(spec.model_dump(mode="json"), study_facts(dataset, options), dataset.hash, driver)
+        study = Study(spec.model_dump(mode="json"), study_facts(dataset, options), identity(dataset, spec), driver)
         forget = (lambda ids: _forget(store, locks, ids, directory)) if options.force else None
         if spec.tune:
             cells = tuned(study, cells, spec, forget)

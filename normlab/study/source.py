@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from normlab.data import Dataset, Split, load
 from normlab.data._dataset import channel_statistics
-from normlab.study.spec import DataChoice
+from normlab.model_names import source_of
+from normlab.study.spec import DataChoice, StudySpec
 
 
 def open_data(choice: DataChoice, progress: Callable[..., Any] | None = None) -> Dataset:
@@ -38,6 +41,19 @@ def open_data(choice: DataChoice, progress: Callable[..., Any] | None = None) ->
         changes["val"] = _subset(dataset.val, choice.limit_eval, choice.split_seed)
         changes["test"] = _subset(dataset.test, choice.limit_eval, choice.split_seed)
     return dataclasses.replace(dataset, **changes)
+
+
+def identity(dataset: Dataset, spec: StudySpec) -> str:
+    """What a cell of this study is trained on, apart from its settings: the data, and code of the user's own.
+
+    The source files of plug-ins and of models from outside are part of it: other code is other cells.
+    """
+    files = {path for model in spec.models if (path := source_of(model)) is not None}
+    files |= {Path(file) for name in spec.plugins if (file := sys.modules[name].__file__) is not None}
+    if not files:
+        return dataset.hash
+    sources = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+    return hashlib.sha256("".join([dataset.hash, *sources]).encode()).hexdigest()[:32]
 
 
 def _subset(split: Split, size: int, seed: int) -> Split:
