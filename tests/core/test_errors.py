@@ -100,7 +100,6 @@ def test_error_names_the_layer() -> None:
         ("ln:groups=4", "no option 'groups'"),
         ("bn:groups=4", "groups"),
         ("gn:groups=four", "groups"),
-        # fails for now: make_norm lets the plain ValueError through, which the command line takes for a bug
         ("gn:groups=2.5", "groups"),
         ("gn:groups=3", "num_channels=8 must be divisible by num_groups=3"),
         ("none:groups=2", "groups"),
@@ -137,7 +136,6 @@ EMPTY: list[tuple[nn.Module, nn.Module, tuple[int, ...]]] = [
 ]
 
 
-# batch norm fails for now: torch counts the empty batch in num_batches_tracked, ours does not
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize(("ours", "stock", "shape"), EMPTY, ids=lambda v: str(v))
 def test_empty(ours: nn.Module, stock: nn.Module, shape: tuple[int, ...], backend_name: str) -> None:

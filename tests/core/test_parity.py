@@ -70,6 +70,12 @@ large = [  # several units of work for each thread, in both layouts
     for norm in NORMS
     for shape, layout in product(((64, 16, 20, 20), (2, 16, 150, 150)), ("first", "last"))
 ]
+# channels-last rows of which no whole number makes a power of two, and more of them than are summed at a time
+large += [
+    Case(norm, shape, layout="last", dtype=dtype)
+    for norm in NORMS
+    for shape, dtype in product(((20, 12, 40, 40), (2, 12, 100, 100), (3, 300, 12, 12)), (torch.float32, torch.float64))
+]
 
 
 @pytest.mark.parametrize("case", forms, ids=str)
