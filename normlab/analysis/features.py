@@ -6,7 +6,7 @@ the distributions of what the layers see drift apart during training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -102,6 +102,19 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
         for name, parameter in model.named_parameters()
         if parameter.dim() >= 2 and parameter.grad is not None
     }
+
+
+def growth(epochs: Sequence[Mapping[str, Any]], layer: str = CLASSIFIER_INPUT) -> float:
+    """How many times as wide the middle 98 % of a layer's values is after the last epoch as after the first.
+
+    `epochs` are the records of one cell (`Watch.record` in each, under "features"). About 1: the features stay;
+    much above: they drift. NaN where the layer was not recorded.
+    """
+    found = [record["features"][layer]["percentiles"] for record in epochs if layer in (record.get("features") or {})]
+    if not found or found[0][-1] == found[0][0]:
+        return float("nan")
+    first, last = found[0], found[-1]
+    return float((last[-1] - last[0]) / (first[-1] - first[0]))
 
 
 @contextmanager

@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.analysis.features import PERCENTILES, FeatureRecorder, Watch, evaluating, gradient_norms, sample_size
+from normlab.analysis.features import (
+    PERCENTILES,
+    FeatureRecorder,
+    Watch,
+    evaluating,
+    gradient_norms,
+    growth,
+    sample_size,
+)
 from normlab.errors import UsageError
 from normlab.models import build_model
 
@@ -117,6 +125,15 @@ def test_watch_records_what_a_report_draws() -> None:
     assert record["gradients"]["stem.0"] > 0
     assert record == watch.record(2)
     json.dumps(record)
+
+
+def test_growth_is_the_ratio_of_last_to_first_width() -> None:
+    def epoch(low: float, high: float) -> dict[str, object]:
+        return {"features": {"features": {"percentiles": [low, 0.0, 0.1, 0.2, high]}}}
+
+    assert growth([epoch(-1, 1), epoch(-9, 9), epoch(-2, 4)]) == 3.0
+    assert np.isnan(growth([{"epoch": 1}]))
+    assert np.isnan(growth([epoch(-1, 1)], "stage 1"))
 
 
 def test_sample_grows_with_the_training_set_within_bounds() -> None:

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("uvicorn", reason="the live page needs the serve extra: pip install 'normlab[serve]'")
+pytest.importorskip("starlette", reason="the live page needs the serve extra: pip install 'normlab[serve]'")
+
 from tests.report import browser
 from tests.report.running import Running, server
 

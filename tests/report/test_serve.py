@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("uvicorn", reason="the live page needs the serve extra: pip install 'normlab[serve]'")
+pytest.importorskip("starlette", reason="the live page needs the serve extra: pip install 'normlab[serve]'")
+
 from normlab.errors import UsageError
 from normlab.report.live import PAGE, LiveStudy
 from normlab.report.serve import application, is_local
