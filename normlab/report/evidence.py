@@ -131,7 +131,24 @@ def verdict(study: Study) -> Verdict:
         headline = f"Use {best}: {base}, with no detectable difference from {_listed([c.norm for c in level])}."
     if ahead:
         details.append(f"Behind: {_listed([f'{c.norm} by {_points(c.difference)}' for c in ahead])}.")
+    details += _against_baseline(study.environment.get("baseline"), best, judged.comparisons)
     return Verdict(headline, (*details, *_what_would_settle(best, level)), best, leads)
+
+
+def _against_baseline(baseline: object, best: str, comparisons: Sequence[Comparison]) -> list[str]:
+    """How the norms compare with the one that the user named, if that is not the best anyway."""
+    if not isinstance(baseline, str) or baseline == best:
+        return []
+    seen = [_lead(baseline, c) for c in comparisons if baseline in (c.a, c.b)]
+    told = [
+        f"{lead.norm} is {_points(lead.difference)} {'behind' if lead.difference.mean > 0 else 'ahead'}"
+        for lead in seen
+        if lead.detectable
+    ]
+    level = [lead.norm for lead in seen if not lead.detectable]
+    if level:
+        told.append(f"no detectable difference from {_listed(level)}")
+    return [f"Against the baseline {baseline}: {'; '.join(told)}."] if told else []
 
 
 def _what_would_settle(best: str, level: Sequence[Lead]) -> list[str]:

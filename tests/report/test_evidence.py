@@ -37,6 +37,17 @@ def test_clear_winner_is_recommended_with_interval_and_seeds() -> None:
     assert "above gn" in answer.headline
 
 
+def test_a_baseline_is_compared_with_everybody() -> None:
+    document = results(norms=["bn", "torch-bn", "gn"], noise=0.0005)
+    document["environment"]["baseline"] = "gn"
+    details = " ".join(judged(from_results(document)).details)
+    assert "Against the baseline gn: " in details
+    assert details.count("points") >= 2
+    assert "ahead" in details
+    document["environment"]["baseline"] = judged(from_results(document)).best
+    assert "baseline" not in str(judged(from_results(document)))
+
+
 def test_equal_norms_get_no_recommendation_over_each_other() -> None:
     answer = judged(from_results(results(norms=["bn", "torch-bn"], noise=0.01)))
     assert answer.headline.startswith("No detectable difference")
