@@ -46,8 +46,8 @@ def scores(mutants: Iterable[Mutant] = MUTANTS, told: Callable[[Score], None] = 
     return out
 
 
-def markdown(results: list[Score]) -> str:
-    """The table of the docs: caught mutants by kind and aspect."""
+def markdown(results: list[Score], held_out: list[Score]) -> str:
+    """The table of the docs: caught mutants by kind and aspect, and those that the kit was not made with."""
     ways = list(results[0].others)
     head = ["", "mutants", "our kit", "right cause", *ways]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
@@ -61,4 +61,5 @@ def markdown(results: list[Score]) -> str:
     for aspect in ASPECTS:
         rows.append(row(f"*{aspect}*", [s for s in results if s.mutant.aspect == aspect]))
     rows.append(row("**all**", results))
+    rows.append(row("**held out**", held_out))
     return "\n".join("| " + " | ".join(r) + " |" for r in rows)

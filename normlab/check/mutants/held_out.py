@@ -1,0 +1,163 @@
+# ruff: noqa: E501 (the patches quote code)
+"""Bugs written after the library of wrong formulas was finished, and never used to extend it.
+
+MUTANTS and the library have the same authors, so that a score on them says little about slips that nobody thought
+of. These say how the kit does on those: it must find them; the cause it can only name if it happens to know it.
+"""
+
+from __future__ import annotations
+
+from normlab.check.mutants.base import Mutant, mutant
+
+HELD_OUT: tuple[Mutant, ...] = (
+    mutant(
+        "held-batch-division-of-one-term",
+        "batch_numpy",
+        "backward",
+        "dx-division-of-one-term",
+        "dx = (dxhat - mean_term - var_term) / std",
+        "dx = dxhat / std - mean_term - var_term",
+    ),
+    mutant(
+        "held-batch-weight-detached",
+        "batch_torch",
+        "backward",
+        "dweight-zero",
+        "weight, bias = self.weight.to(wide.dtype)",
+        "weight, bias = self.weight.detach().to(wide.dtype)",
+    ),
+    mutant(
+        "held-batch-eval-eps-outside",
+        "batch_torch",
+        "forward",
+        "eps-outside-root",
+        "std = torch.sqrt(var + eps).reshape(shape)",
+        "std = (torch.sqrt(var + eps) if training else torch.sqrt(var) + eps).reshape(shape)",
+    ),
+    mutant(
+        "held-batch-eval-no-eps",
+        "batch_torch",
+        "forward",
+        "eps-missing",
+        "mean, var = self.running_mean, self.running_var",
+        "mean, var = self.running_mean, self.running_var - self.eps",
+    ),
+    mutant(
+        "held-batch-count-of-everything",
+        "batch_torch",
+        "state",
+        "running-var-count",
+        "var * n / (n - 1)",
+        "var * x.numel() / (x.numel() - 1)",
+    ),
+    mutant(
+        "held-batch-momentum-of-var",
+        "batch_torch",
+        "state",
+        "momentum-swapped-var",
+        "self.running_var.mul_(1 - self.momentum).add_(self.momentum * var * n / (n - 1))",
+        "self.running_var.mul_(self.momentum).add_((1 - self.momentum) * var * n / (n - 1))",
+    ),
+    mutant(
+        "held-batch-running-mean-in-training",
+        "batch_torch",
+        "state",
+        "running-mean-in-training",
+        "        else:\n            mean, var = self.running_mean, self.running_var",
+        "            mean = self.running_mean\n        else:\n            mean, var = self.running_mean, self.running_var",
+    ),
+    mutant(
+        "held-batch-dweight-without-eps",
+        "batch_torch",
+        "backward",
+        "dweight-without-eps",
+        "dweight = (dy * xhat).sum(axes)",
+        "dweight = (dy * xhat / xhat.pow(2).mean(axes, keepdim=True).sqrt()).sum(axes)",
+    ),
+    mutant(
+        "held-batch-permuted-back-by-view",
+        "batch_torch",
+        "layout",
+        "not-permuted-back",
+        "return y.to(x.dtype)",
+        "return y.movedim(1, -1).reshape(x.shape).to(x.dtype) if x.ndim > 2 else y.to(x.dtype)",
+    ),
+    mutant(
+        "held-layer-axis-1",
+        "layer_torch",
+        "forward",
+        "pools-axis-1",
+        "mean = x.mean(-1, keepdim=True)",
+        "mean = x.mean(1, keepdim=True)",
+        "var = (centred * centred).mean(-1, keepdim=True)",
+        "var = (centred * centred).mean(1, keepdim=True)",
+    ),
+    mutant(
+        "held-layer-product-of-means",
+        "layer_numpy",
+        "backward",
+        "dx-variance-term-missing",
+        "var_term = xhat * (dxhat * xhat).mean(axis=1, keepdims=True)",
+        "var_term = xhat * dxhat.mean(axis=1, keepdims=True) * xhat.mean(axis=1, keepdims=True)",
+    ),
+    mutant(
+        "held-group-two-groups",
+        "group_torch",
+        "forward",
+        "groups-ignored",
+        "weight, bias, self.num_groups, self.eps",
+        "weight, bias, 2, self.eps",
+    ),
+    mutant(
+        "held-group-mean-of-sample",
+        "group_torch",
+        "forward",
+        "pools-layer",
+        "mean = grouped.mean(2, keepdim=True)",
+        "mean = grouped.mean((1, 2), keepdim=True)",
+        "var = (centred * centred).mean(2, keepdim=True)",
+        "var = (centred * centred).mean((1, 2), keepdim=True)",
+    ),
+    mutant(
+        "held-instance-std",
+        "instance_torch",
+        "forward",
+        "unbiased-normalization",
+        "xhat = centred / torch.sqrt(var + self.eps)",
+        "xhat = centred / (wide.std(axes, keepdim=True) + self.eps)",
+    ),
+    mutant(
+        "held-rms-weight-inside",
+        "rms_torch",
+        "forward",
+        "weight-inside",
+        "mean_square = (x * x).mean(-1, keepdim=True)",
+        "x = weight * x\n        mean_square = (x * x).mean(-1, keepdim=True)",
+        "return weight * xhat",
+        "return xhat",
+    ),
+    mutant(
+        "held-rms-eps-added-to-inverse",
+        "rms_torch",
+        "forward",
+        "eps-outside-root",
+        "rms = torch.sqrt(mean_square + eps)",
+        "rms = 1 / (torch.rsqrt(mean_square) + eps)",
+    ),
+    mutant(
+        "held-bin-drho-instance-half",
+        "batch_instance_torch",
+        "backward",
+        "dgate-half-missing",
+        "drho = (g * (batch - instance))",
+        "drho = -(g * instance)",
+    ),
+    mutant(
+        "held-bin-batch-var-for-both",
+        "batch_instance_torch",
+        "forward",
+        "batch-var-for-instance",
+        "instance_std = torch.sqrt(instance_var + eps)",
+        "instance_std = torch.sqrt(var + eps) + 0 * instance_var",
+    ),
+)
