@@ -169,7 +169,7 @@ def _name(stored: StoredCell) -> str:
 def _settings(cells: Sequence[StoredCell]) -> dict[str, str]:
     """Every setting, in full and as what tells it from the others."""
     parts = list(dict.fromkeys(setting_of(_axes(stored)) for stored in cells))
-    same = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
+    same = set.intersection(*map(set, parts)) if len(parts) > 1 else set(parts[0][3:]) if parts else set()
     short = [", ".join(part for part in setting if part not in same) for setting in parts]
     return {", ".join(setting): name for setting, name in zip(parts, short, strict=True)}
 
