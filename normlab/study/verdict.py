@@ -179,4 +179,5 @@ def _more_seeds(norms: Sequence[str], against: Mapping[str, Comparison]) -> str:
     more = (needed[nearest] or 0) - against[nearest].difference.n
     if more <= 0:
         return ""
-    return f" (about {more} more seeds would settle {nearest}, if the difference is as large as it looks)"
+    seeds = "seed" if more == 1 else "seeds"
+    return f" (about {more} more {seeds} would settle {nearest}, if the difference is as large as it looks)"
