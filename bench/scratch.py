@@ -5,7 +5,9 @@ python -m bench.scratch
 
 from __future__ import annotations
 
+import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bench._timing import in_turns, machine
 from normlab.scratch import fast_layers, layers, optim
 from normlab.scratch.nets import ConvNet, FullyConnectedNet
 
@@ -23,16 +26,19 @@ CONVOLUTIONS = [((100, 3, 31, 31), (25, 3, 3, 3), 2, 1), ((128, 16, 32, 32), (16
 WANTED_LOOPS, WANTED_TORCH, WANTED_STEP = 2000.0, 0.5, 0.7
 
 
-def main(repeats: int = 30) -> list[dict[str, Any]]:
-    """Runs all benchmarks, prints a line each, and answers the lines as records."""
-    records = [*convolutions(repeats), *training_steps(repeats)]
-    print(f"{'what':58}{'ours':>10}{'other':>12}{'ratio':>9}{'wanted':>9}")
+def main(args: list[str] | None = None) -> None:
+    """Runs all benchmarks and prints a line, or with --json a record, for each."""
+    records = [*convolutions(), *training_steps()]
+    if "--json" in (sys.argv[1:] if args is None else args):
+        print(json.dumps({"machine": machine(), "records": records}, indent=1))
+        return
+    print(machine())
+    print(f"{'what':64}{'ours':>10}{'other':>12}{'ratio':>9}{'wanted':>9}")
     for r in records:
-        print(f"{r['what']:58}{r['ours_ms']:8.3f}ms{r['other_ms']:10.2f}ms{r['ratio']:9.3g}{r['wanted']:9g}")
-    return records
+        print(f"{r['what']:64}{r['ours_ms']:8.3f}ms{r['other_ms']:10.2f}ms{r['ratio']:9.3g}{r['wanted']:9g}")
 
 
-def convolutions(repeats: int) -> list[dict[str, Any]]:
+def convolutions() -> list[dict[str, Any]]:
     """Forward and backward passes against the nested loops and torch's convolution."""
     records = []
     for dtype in (np.float32, np.float64):
@@ -48,7 +54,7 @@ def convolutions(repeats: int) -> list[dict[str, Any]]:
             _, slow_cache = layers.conv_forward_naive(x[:tenth], w, b, param)
             middle = time.perf_counter()
             layers.conv_backward_naive(dout[:tenth], slow_cache)
-            loops = (middle - start) * len(x) / tenth, (time.perf_counter() - middle) * len(x) / tenth
+            loops = [1e3 * t * len(x) / tenth for t in (middle - start, time.perf_counter() - middle)]
             tx, tw, tb, tdout = (torch.from_numpy(a) for a in (x, w, b, dout))
             geometry = ([stride] * 2, [pad] * 2, [1, 1], False, [0, 0], 1)
             passes: list[tuple[str, Callable[[], Any], Callable[[], Any]]] = [
@@ -65,13 +71,13 @@ def convolutions(repeats: int) -> list[dict[str, Any]]:
             ]
             for (name, ours, stock), slow in zip(passes, loops, strict=True):
                 what = f"conv {name} {x_shape} by {w_shape[0]}, {np.dtype(dtype)}"
-                fast, torchs = in_turn(repeats, ours, stock)
+                fast, torchs = map(statistics.median, in_turns([ours, stock]))
                 records.append(_record(f"{what} / loops", fast, slow, WANTED_LOOPS))
                 records.append(_record(f"{what} / torch", fast, torchs, WANTED_TORCH))
     return records
 
 
-def training_steps(repeats: int) -> list[dict[str, Any]]:
+def training_steps() -> list[dict[str, Any]]:
     """One step of SGD and of Adam on a batch of 100, against the same network in torch."""
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(100, 3, 32, 32)).astype(np.float32), rng.integers(10, size=100)
@@ -93,27 +99,14 @@ def training_steps(repeats: int) -> list[dict[str, Any]]:
                     if rule == "adam"
                     else torch.optim.SGD(stock.parameters(), lr)
                 )
-                ours, torchs = in_turn(
-                    repeats,
+                sides = [
                     partial(_our_step, net, {name: {"learning_rate": lr} for name in net.params}, rule, X, y),
                     partial(_torch_step, stock, optimizer, torch.from_numpy(X), torch.from_numpy(y)),
-                )
+                ]
+                ours, torchs = map(statistics.median, in_turns(sides))
                 what = f"step of the {kind} net, {norm or 'no norm'}, {rule} / torch"
                 records.append(_record(what, ours, torchs, WANTED_STEP))
     return records
-
-
-def in_turn(repeats: int, *functions: Callable[[], Any]) -> list[float]:
-    """Median time of each function in seconds, called in turn, after a warm-up."""
-    for function in functions * 3:
-        function()
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(repeats):
-        for i, function in enumerate(functions):
-            start = time.perf_counter()
-            function()
-            times[i].append(time.perf_counter() - start)
-    return [statistics.median(column) for column in times]
 
 
 def torch_net(kind: str, norm: str | None) -> nn.Sequential:
@@ -150,14 +143,7 @@ def _torch_step(net: nn.Module, optimizer: Any, X: torch.Tensor, y: torch.Tensor
 
 
 def _record(what: str, ours: float, other: float, wanted: float) -> dict[str, Any]:
-    return {
-        "what": what,
-        "ours_ms": 1e3 * ours,
-        "other_ms": 1e3 * other,
-        "ratio": other / ours,
-        "wanted": wanted,
-        "threads": torch.get_num_threads(),
-    }
+    return {"what": what, "ours_ms": ours, "other_ms": other, "ratio": other / ours, "wanted": wanted}
 
 
 if __name__ == "__main__":
