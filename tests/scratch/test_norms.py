@@ -46,6 +46,18 @@ def test_batchnorm_is_torchs(shape: tuple[int, int], backward: Callable[..., Any
     check_pair(lambda *a: batchnorm_forward(*a, {"mode": "train"}), backward, _inputs(shape, dtype), _torch_batchnorm)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(64, 50), (100, 100), (200, 65), (500, 16)])
+def test_batchnorm_of_larger_batches_is_torchs(shape: tuple[int, int], dtype: type) -> None:
+    check_pair(
+        lambda *a: batchnorm_forward(*a, {"mode": "train"}),
+        batchnorm_backward_alt,
+        _inputs(shape, dtype),
+        _torch_batchnorm,
+        numerical=False,
+    )
+
+
 @pytest.mark.parametrize("backward", BACKWARDS)
 def test_batchnorm_in_testing_uses_running_statistics_as_constants(backward: Callable[..., Any]) -> None:
     rng = np.random.default_rng(1)
