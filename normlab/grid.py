@@ -177,10 +177,13 @@ class Moments:
         *,
         training: bool = True,
         running: tuple[Array, Array] | None = None,
+        root: Moments | None = None,
     ) -> None:
         self._measure = measure
         self._measured: tuple[Value, Value] | None = None
         self._over_batch: Moments | None = None
+        self._pools: dict[tuple[str, int], Moments] = {}
+        self._root = root or self
         self.shape = shape
         self.count = count
         self.training = training
@@ -204,34 +207,37 @@ class Moments:
         """Moments pooled over the samples ("n") or over the channels of each of `groups` groups ("c").
 
         A pooling over the samples is what running statistics stand in for in evaluation: given `running`,
-        it answers those.
+        it answers those. There is one set of them, so a norm may pool over the samples in one way only.
         """
         if over not in ("n", "c"):
             raise ValueError(f"pool: over={over!r}; expected 'n' (samples) or 'c' (channels)")
-        if over == "c":
-            if self.shape[1] % groups:
-                raise ValueError(
-                    f"pool: {self.shape[1]} channels do not divide into groups={groups}; "
-                    "choose a divisor of the number of channels"
-                )
-            return self._pooled("c", groups, self.shape[1] // groups)
-        if not self.training and self.running is not None:
+        if over == "c" and self.shape[1] % groups:
+            raise ValueError(
+                f"pool: {self.shape[1]} channels do not divide into groups={groups}; "
+                "choose a divisor of the number of channels"
+            )
+        if over == "n" and not self.training and self.running is not None:
             mean, var = self.running
             return Moments(lambda: (mean, var), self.shape, self.count)
-        if self._over_batch is None:
-            self._over_batch = self._pooled("n", 1, self.shape[0])
-        return self._over_batch
+        if (over, groups) not in self._pools:
+            merged = self.shape[0] if over == "n" else self.shape[1] // groups
+            pooled = self if merged == 1 else self._pooled(over, groups, merged)
+            self._pools[over, groups] = pooled
+            if over == "n":
+                if self._root._over_batch not in (None, pooled):
+                    raise ValueError("pool: a norm may pool over the samples ('n') in one way only, not in two")
+                self._root._over_batch = pooled
+        return self._pools[over, groups]
 
     def _pooled(self, over: str, groups: int, merged: int) -> Moments:
-        if merged == 1:
-            return self
-
         def merge() -> tuple[Value, Value]:
             mean = average(self.mean, over, groups)
             between = self.mean - mean
             return mean, average(self.var + between * between, over, groups)
 
-        return Moments(merge, self.shape, self.count * merged)
+        return Moments(
+            merge, self.shape, self.count * merged, training=self.training, running=self.running, root=self._root
+        )
 
     def _numbers(self) -> tuple[Value, Value]:
         if self._measured is None:
@@ -284,7 +290,7 @@ def update_running(
         var = var * (count / max(count - 1, 1))
     for old, new in zip(running, (mean, var), strict=True):
         old *= 1 - momentum
-        old += momentum * new.reshape(old.shape)
+        old += momentum * new.reshape(-1)  # one number for all channels is repeated
 
 
 def _record(result: Array, *inputs: tuple[Value, Callable[[Array], Array]]) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from normlab.application import Application, Recipe
-from normlab.grid import Grid
+from normlab.grid import Affine, Grid
 
 OPS = (
     "add", "sub", "mul", "div", "pow", "max", "greater", "sqrt", "rsqrt", "exp", "mean_n", "sum_n", "mean_c", "sum_c",
@@ -218,8 +218,8 @@ class _Trace:
         return self.constants[number]
 
     def record(self, op: str, a: Any, b: Any, axis: int | None = None, argument: int = 0) -> Symbol:
-        if isinstance(a, Grid) or isinstance(b, Grid):
-            return NotImplemented  # Grid's reflected operator keeps the record
+        if isinstance(a, Grid | Affine) or isinstance(b, Grid | Affine):
+            return NotImplemented  # their reflected operators know how
         a = a if isinstance(a, Symbol) else self.constant(float(a))
         b = a if b is None else b if isinstance(b, Symbol) else self.constant(float(b))
         key = (op, a.register, b.register, argument, a.shape, b.shape)

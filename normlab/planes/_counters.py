@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -38,8 +39,22 @@ def _pointer(typingctx: Any, address: Any) -> Any:
     return types.voidptr(types.intp), generate
 
 
+@intrinsic
+def _call_at(typingctx: Any, address: Any, first: Any, second: Any) -> Any:
+    """Call the C function `void f(intptr_t, intptr_t)` at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        whole = context.get_value_type(types.intp)
+        function = ir.FunctionType(ir.VoidType(), [whole, whole]).as_pointer()
+        builder.call(builder.inttoptr(args[0], function), [args[1], args[2]])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), generate
+
+
 fetch_add: Any = _fetch_add
 pointer: Any = _pointer
+call_at: Any = _call_at
 
 
 @njit(nogil=True, cache=True)

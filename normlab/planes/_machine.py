@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from normlab.planes._rows import compiled
+from normlab.planes._compile import compiled
 from normlab.program import INPUTS, OPS
 
 (_ADD, _SUB, _MUL, _DIV, _POW, _MAX, _GREATER, _SQRT, _RSQRT, _EXP, _MEAN_N, _SUM_N, _MEAN_C, _SUM_C) = range(len(OPS))
@@ -17,18 +17,21 @@ _FIRST_PARAMETER = len(INPUTS)
 
 
 @compiled
-def load(registers: Any, rows: Any, size: float, eps: float, constants: Any) -> None:
-    """Fill the registers that stay: running statistics, S, eps, parameters, constants; the same for all samples."""
+def load(registers: Any, copies: int, rows: Any, size: float, eps: float, constants: Any) -> None:
+    """Fill the registers that stay: running statistics, S, eps, parameters, constants; so many times the same row."""
+    # (loops, here and elsewhere: assigning slices would more than double the time to compile)
+    channels = registers.shape[2]
     parameters = rows.shape[0] - 2
-    for n in range(registers.shape[1]):
-        registers[_RUNNING_MEAN, n] = rows[0]
-        registers[_RUNNING_VAR, n] = rows[1]
-        registers[_SIZE, n] = size
-        registers[_EPS, n] = eps
-        for i in range(parameters):
-            registers[_FIRST_PARAMETER + i, n] = rows[2 + i]
-        for i in range(constants.size):
-            registers[_FIRST_PARAMETER + parameters + i, n] = constants[i]
+    for n in range(copies):
+        for c in range(channels):
+            registers[_RUNNING_MEAN, n, c] = rows[0, c]
+            registers[_RUNNING_VAR, n, c] = rows[1, c]
+            registers[_SIZE, n, c] = size
+            registers[_EPS, n, c] = eps
+            for i in range(parameters):
+                registers[_FIRST_PARAMETER + i, n, c] = rows[2 + i, c]
+            for i in range(constants.size):
+                registers[_FIRST_PARAMETER + parameters + i, n, c] = constants[i]
 
 
 @compiled
@@ -54,7 +57,8 @@ def perform(code: Any, registers: Any) -> None:
 @compiled
 def _over_samples(op: int, a: Any, varies: bool, out: Any) -> None:
     samples, channels = a.shape
-    out[:] = a[0]
+    for c in range(channels):
+        out[c] = a[0, c]
     for n in range(1, samples):
         row = a[n if varies else 0]
         for c in range(channels):

@@ -15,10 +15,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-# sums may be reordered, so that they vectorize; NaN and infinity keep their meaning
-compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+from normlab.planes._compile import compiled
 
 _BLOCK = 512  # elements of a row that are summed in the elements' own precision
 _ROWS = 8  # joined rows likewise
@@ -187,7 +185,8 @@ def _moments_about(
     totals = np.zeros((2, lanes))
     part = np.zeros(2 * _STRIP, x.dtype)
     for at in range(channels, lanes, channels):
-        near[at : at + channels] = near[:channels]
+        for c in range(channels):
+            near[at + c] = near[c]
     for strip in range(0, lanes, _STRIP):
         width = min(_STRIP, lanes - strip)
         center = near[strip : strip + width]
@@ -197,7 +196,7 @@ def _moments_about(
                 for row in range(at, at + step, 4 * _STRIP):
                     _add_four(x[row : row + 4 * _STRIP], center, part)
             else:
-                for row in range(at, last, lanes):
+                for row in range(at, min(at + step, last), lanes):
                     _add_one(x[row : min(row + width, last)], center, part)
             _flush(part, totals, strip, width)
     fold(totals[0], channels, sums)
@@ -276,7 +275,7 @@ def dots_last(
                 for row in range(at, at + step, 4 * _STRIP):
                     _add_four_dots(g[row : row + 4 * _STRIP], x[row : row + 4 * _STRIP], near, part)
             else:
-                for row in range(at, last, lanes):
+                for row in range(at, min(at + step, last), lanes):
                     end = min(row + width, last)
                     _add_one_dots(g[row:end], x[row:end], near, part)
             _flush(part, totals, strip, width)

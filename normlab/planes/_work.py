@@ -2,11 +2,10 @@
 
 A unit is a block of samples, worked on from moments to affine map (or from dots to combine) while it is in cache, or,
 for norms that pool over the batch, a part of one sample in one of the passes. Every job is described by the same
-arguments, so that it can be handed to other threads as plain numbers (`normlab.planes._team`):
+arguments, written down as plain numbers for all threads (`normlab.planes._team`):
 
 | argument | what |
 |---|---|
-| `control` | the counters of the job |
 | `x`, `g`, `y` | whole tensors as rows of elements: input, upstream gradient, and output |
 | `shape` | N, C, S, whether channels-last, elements of a joined row |
 | `extent`, `chunks` | samples in a block and 1; or planes (channels-last: rows) in a part, and parts in a sample |
@@ -19,18 +18,20 @@ arguments, so that it can be handed to other threads as plain numbers (`normlab.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
+from numba import carray, cfunc, types
 
-from normlab.planes._counters import next_unit, unit_done
+from normlab.planes._compile import compiled
+from normlab.planes._counters import SIZE, next_unit, pointer, unit_done
 from normlab.planes._machine import load, perform
 from normlab.planes._rows import (
     affine_first,
     affine_last,
     combine_first,
     combine_last,
-    compiled,
     dots_first,
     dots_last,
     moments_first,
@@ -41,17 +42,52 @@ FORWARD_BLOCKS, BACKWARD_BLOCKS, MOMENTS, AFFINE, DOTS, COMBINE = range(6)
 
 
 @compiled
-def work(
-    kind: int, control: Any, units: int, x: Any, g: Any, y: Any, shape: Any, extent: int, chunks: int,
-    code: Any, constants: Any, count: int, outputs: Any, flag: bool, rows: Any, eps: float, grids: Any, sums: Any,
+def describe(
+    job: Any, entry: int, x: Any, g: Any, y: Any, shape: Any, extent: int, chunks: int, code: Any, constants: Any,
+    count: int, outputs: Any, flag: bool, rows: Any, eps: float, grids: Any,
 ) -> None:  # fmt: skip
-    """Take units of a job of this kind until there are none."""
-    samples, channels, size, last, _ = shape
-    whole = size if last else channels
-    if kind <= BACKWARD_BLOCKS:
-        registers = np.empty((count, extent, channels))
-        load(registers, rows, size, eps, constants)
-        u = next_unit(control)
+    """Write what the jobs of one direction have in common as plain numbers, for the work at the address `entry`."""
+    job[0], job[3], job[4], job[5] = entry, _address(x), _address(g), _address(y)
+    job[6], job[7], job[8], job[9], job[10] = shape[0], shape[1], shape[2], int(shape[3]), shape[4]
+    job[11], job[12], job[13], job[14] = extent, max(chunks, 1), _address(code), code.shape[0]
+    job[15], job[16], job[17] = _address(constants), constants.size, count
+    job[18], job[19], job[20], job[21], job[22] = _address(outputs), len(outputs), int(flag), _address(rows), len(rows)
+    job[23], job[24] = _address(grids), grids.shape[0]
+    job[29:30].view(np.float64)[0] = eps
+
+
+@compiled
+def assign(job: Any, kind: int, units: int, sums: Any) -> None:
+    """Complete the description of a job; `sums` must outlive it."""
+    job[1], job[2] = kind, units
+    job[25], job[26], job[27], job[28] = _address(sums), sums.shape[0], sums.shape[1], sums.shape[2]
+
+
+@compiled
+def _address(a: Any) -> Any:
+    return np.int64(a.ctypes.data)
+
+
+@compiled
+def _work(job: Any, control: Any, real: Any) -> None:
+    """Take units of the job until there are none; `real` is an array of the elements' dtype."""
+    samples, channels, size, last = job[6], job[7], job[8], job[9] != 0
+    shape = (samples, channels, size, last, job[10])
+    elements = samples * channels * size
+    x = carray(pointer(job[3]), (elements,), real.dtype)
+    g = carray(pointer(job[4]), (elements,), real.dtype)
+    y = carray(pointer(job[5]), (elements,), real.dtype)
+    kind, units, extent, chunks, flag = job[1], job[2], job[11], job[12], job[20] != 0
+    code = carray(pointer(job[13]), (job[14], 6), np.int64)
+    constants = carray(pointer(job[15]), (job[16],), np.float64)
+    outputs = carray(pointer(job[18]), (job[19], 2), np.int64)
+    rows = carray(pointer(job[21]), (job[22], channels), np.float64)
+    grids = carray(pointer(job[23]), (job[24], samples, channels), np.float64)
+    sums = carray(pointer(job[25]), (job[26], job[27], job[28]), np.float64)
+    u = next_unit(control)
+    if kind <= BACKWARD_BLOCKS and u < units:
+        registers = np.empty((job[17], extent, channels))
+        load(registers, extent, rows, size, job[29:30].view(np.float64)[0], constants)
         while u < units:
             first, stop = u * extent, min((u + 1) * extent, samples)
             if kind == FORWARD_BLOCKS:
@@ -61,7 +97,7 @@ def work(
             unit_done(control)
             u = next_unit(control)
         return
-    u = next_unit(control)
+    whole = size if last else channels
     while u < units:
         n, p = u // chunks, u % chunks * extent
         q = min(p + extent, whole)
@@ -78,10 +114,34 @@ def work(
         u = next_unit(control)
 
 
+def _work_float32(job: int, control: int) -> None:
+    _work(
+        carray(pointer(job), (64,), np.int64), carray(pointer(control), (SIZE,), np.int64), np.empty(0, np.float32)
+    )  # fmt: skip
+
+
+def _work_float64(job: int, control: int) -> None:
+    _work(
+        carray(pointer(job), (64,), np.int64), carray(pointer(control), (SIZE,), np.int64), np.empty(0, np.float64)
+    )  # fmt: skip
+
+
+@cache
+def entry(dtype: str) -> int:
+    """Address of the work for elements of this dtype, compiled when first asked for."""
+    function = {"float32": _work_float32, "float64": _work_float64}[dtype]
+    return int(_compiled_entry(function).address)
+
+
+@cache
+def _compiled_entry(function: Any) -> Any:
+    return cfunc(types.void(types.intp, types.intp), cache=True)(function)
+
+
 @compiled
 def _place(sums: Any, last: bool, u: int, n: int, p: int, q: int) -> Any:
     """Where the sums of a part go: the planes p to q of sample n, or channels-last a row for each part."""
-    return sums[u, :] if last else sums[n, p:q]
+    return sums[u] if last else sums[n][p:q]
 
 
 @compiled
@@ -207,6 +267,8 @@ def _combine_part(
 @compiled
 def _repeat(grid: Any, channels: int) -> None:
     """Repeat the first `channels` numbers of every row to its end."""
-    for row in grid:
+    for i in range(grid.shape[0]):
+        row = grid[i]
         for at in range(channels, row.size, channels):
-            row[at : at + channels] = row[:channels]
+            for c in range(channels):
+                row[at + c] = row[c]

@@ -9,7 +9,7 @@ Elements are centred before they are scaled: the centre is rounded to the elemen
 of an element near it is exact, and what the rounding lost goes into the shift.
 
 The code: `_rows` the four kernels on rows of elements, `_machine` the grid program, `_work` both on a unit of work,
-`_passes` what comes between passes over a batch, `_counters` and `_team` the threads.
+`_counters` and `_team` the threads that share the units, `_passes` a whole direction.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from normlab.application import Recipe
-from normlab.planes._passes import backward_grid, forward_grid, merge_moments
-from normlab.planes._team import run
-from normlab.planes._work import AFFINE, BACKWARD_BLOCKS, COMBINE, DOTS, FORWARD_BLOCKS, MOMENTS
+from normlab.planes._passes import backward_passes, forward_passes
+from normlab.planes._team import team_for
+from normlab.planes._work import entry
 from normlab.program import Programs, trace
 
 _UNIT_BYTES = 1 << 17  # of x in a unit of work: stays in the second-level cache from one kernel to the next
@@ -57,54 +57,33 @@ def forward(recipe: Recipe, x: np.ndarray, params: dict[str, Any], running: Any,
         rows[i] = v
     grids = np.empty((5, n, channels))
     flat, y = _flat(x, out)
-    shape = _shape(x)
-    plan = (program.constants, program.registers, program.outputs, flag, rows, eps, grids)
-    if not program.across_samples and n >= _MANY:
-        block = _block(x)
-        run(FORWARD_BLOCKS, -(-n // block), flat, flat, y, shape, block, 1, program.by_sample, *plan, grids)
-        return Saved(grids, rows, programs, eps, size)
-    extent, chunks = _cut(x)
-    job = (flat, flat, y, shape, extent, chunks, program.code, *plan)
-    if flag:
-        if shape[3] and chunks > 1:
-            parts = np.empty((2, n * chunks, channels))
-            run(MOMENTS, n * chunks, *job, parts)
-            merge_moments(parts, extent, chunks, size, grids)
-        else:
-            run(MOMENTS, n * chunks, *job, grids)
+    across = program.across_samples or n < _MANY
+    extent, chunks = _cut(x) if across else (_block(x), 0)
     pooled = np.empty((2, channels))
-    forward_grid(program.code, program.constants, program.registers, program.outputs, rows, size, eps, grids, pooled)
-    run(AFFINE, n * chunks, *job, grids)
+    with team_for(x.size) as team:
+        forward_passes(
+            *team, entry(x.dtype.name), flat, y, _shape(x), extent, chunks,
+            program.code if across else program.by_sample, program.constants, program.registers, program.outputs,
+            flag, rows, eps, grids, pooled,
+        )  # fmt: skip
     batch = (pooled[0], pooled[1], n * size) if programs.pools_batch else None
     return Saved(grids, rows, programs, eps, size, batch)
 
 
 def backward(saved: Saved, x: np.ndarray, g: np.ndarray, out: np.ndarray) -> list[np.ndarray]:
-    n, channels, size = x.shape
+    n, channels, _ = x.shape
     programs, program = saved.programs, saved.programs.backward
     flat, up, dx = _flat(x, g, out)
-    shape = _shape(x)
     sums = np.empty((2 + len(program.outputs), n, channels))  # sum_g, sum_gx, b, c, parameters' gradients
-    plan = (
-        program.constants, program.registers, program.outputs, programs.linear, saved.rows, saved.eps, saved.grids,
-    )  # fmt: skip
-    if not program.across_samples and n >= _MANY:
-        block = _block(x)
-        run(BACKWARD_BLOCKS, -(-n // block), flat, up, dx, shape, block, 1, program.by_sample, *plan, sums)
-    else:
-        extent, chunks = _cut(x)
-        job = (flat, up, dx, shape, extent, chunks, program.code, *plan)
-        if shape[3] and chunks > 1:
-            parts = np.empty((2, n * chunks, channels))
-            run(DOTS, n * chunks, *job, parts)
-            parts.reshape(2, n, chunks, channels).sum(2, out=sums[:2])
-        else:
-            run(DOTS, n * chunks, *job, sums)
-        backward_grid(
-            program.code, program.constants, program.registers, program.outputs, saved.rows, size, saved.eps,
-            saved.grids, sums,
+    across = program.across_samples or n < _MANY
+    extent, chunks = _cut(x) if across else (_block(x), 0)
+    with team_for(x.size) as team:
+        backward_passes(
+            *team, entry(x.dtype.name), flat, up, dx, _shape(x), extent, chunks,
+            program.code if across else program.by_sample,
+            program.constants, program.registers, program.outputs, programs.linear, saved.rows, saved.eps, saved.grids,
+            sums,
         )  # fmt: skip
-        run(COMBINE, n * chunks, *job, sums)
     return list(sums[4:].sum(1) if n > 1 else sums[4:, 0])
 
 

@@ -70,8 +70,9 @@ def backward(saved: Saved, x: Array, g: Array, out: Array) -> list[Array]:
     nothing = _grid(0.0, x)
     b, c = (nothing, nothing) if b is None else (b, c)
     out[...] = combine(g, x, saved.center, saved.scale, b, c)
-    leaves = saved.application.learned
-    return [(0 * leaves[k].value if v is None else v).reshape(-1) for k, v in grads.items()]
+    nothing = {k: library(x).zeros_like(leaf.value) for k, leaf in saved.application.learned.items()}
+    # added to zeros: a cotangent may be a broadcast view, or the same array for two parameters
+    return [(nothing[k] if v is None else nothing[k] + v).reshape(-1) for k, v in grads.items()]
 
 
 def wide(a: Array) -> Array:

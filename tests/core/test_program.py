@@ -75,7 +75,6 @@ def uncentered(m: Moments, p: Any) -> Affine:
     return Affine(1.0, 0.0, p.bias - m.mean)
 
 
-# fails for now on numba_cpu: a symbol times an Affine raises TypeError
 def frozen_gate(m: Moments, p: Any) -> Affine:
     """A map times a number per channel that does not learn."""
     return frozen(p.weight) * standardize(m, p) + 0.5 * standardize(m.pool("c"), p)
@@ -321,7 +320,6 @@ def test_gradients_of_random(backend_name: str, function: Callable) -> None:
     check_end_to_end(function, backend_name, "last")
 
 
-# fails for now on reference: gradients are read-only views, or the same array twice (test_gradients_of_random too)
 @pytest.mark.parametrize("backend_name", BACKENDS)
 def test_gradients_may_be_written_to(backend_name: str) -> None:
     """An optimizer or a clipping of gradients works in place: no two numbers may share their memory."""

@@ -96,7 +96,6 @@ def test_learned_parameters() -> None:
     assert layer.gate.item() == 0.75
 
 
-# "c" fails for now: moments pooled over channels forget the running statistics
 @pytest.mark.parametrize("first", ["n", "c"])
 def test_running_statistics(first: str) -> None:
     """Whichever is pooled first, evaluation uses running averages of the pooling over samples."""

@@ -34,7 +34,7 @@ class FlaxSubject(Subject):
         def build(**arguments: Any) -> Any:
             return target(param_dtype=options.dtype, rngs=nnx.Rngs(0), **arguments)
 
-        self.layer, settable = call_by_roles(build, options, like=target.__init__, given=("self", "rngs"))
+        self.layer, settable = call_by_roles(build, options, like=vars(target)["__init__"], given=("self", "rngs"))
         self.settable = settable - {"affine"}
         self._last: Any = None
 

@@ -64,9 +64,8 @@ def operator(name: str) -> Callable[..., Any]:
             return _run(name, {"x": x, "scale": scale, "bias": bias}, 1, epsilon=epsilon)[0]
 
         function = plain
-    function.__name__ = name
-    function.dialect = "onnx"  # type: ignore[attr-defined]
-    function.rounding = 1e-6  # type: ignore[attr-defined]  (attributes of a node are float32: eps, momentum)
+    # attributes of a node are float32: eps and momentum are rounded
+    vars(function).update(__name__=name, dialect="onnx", rounding=1e-6)
     return function
 
 
