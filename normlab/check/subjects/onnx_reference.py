@@ -65,7 +65,8 @@ def operator(name: str) -> Callable[..., Any]:
 
         function = plain
     # attributes of a node are float32: eps and momentum are rounded
-    vars(function).update(__name__=name, dialect="onnx", rounding=1e-6)
+    function.__name__ = name
+    vars(function).update(dialect="onnx", rounding=1e-6)
     return function
 
 
