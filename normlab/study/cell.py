@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from normlab.analysis.features import Watch
+from normlab.analysis.memory import peak_bytes, reset_peak
 from normlab.analysis.metrics import classification_metrics
 from normlab.data import Dataset, Split, augment, standardize
 from normlab.errors import DataError
@@ -49,7 +50,10 @@ class Checkpoints(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: "done" with the test split's metrics, "diverged" with a reason, or "paused"."""
+    """How a training ended: "done" with the test split's metrics, "diverged" with a reason, or "paused".
+
+    `peak_memory_bytes` is the most memory held meanwhile (`normlab.analysis.memory`), None where nobody counts.
+    """
 
     status: str
     epochs: list[dict[str, Any]]
@@ -57,6 +61,7 @@ class Outcome:
     reason: str | None = None
     parameters: int = 0
     backend: str = ""
+    peak_memory_bytes: int | None = None
 
 
 class Diverged(Exception):
@@ -89,6 +94,7 @@ def _train(
     until: int | None,
 ) -> Outcome:
     cell = training.cell
+    reset_peak(training.device)
     if checkpoints is not None:
         checkpoints.restore(training)
     for record in training.records:
@@ -222,7 +228,14 @@ class Training:
     def outcome(self, status: str, **facts: Any) -> Outcome:
         """How this training ended, with what is known about the network."""
         parameters = sum(p.numel() for p in self.model.parameters())
-        return Outcome(status, self.records, parameters=parameters, backend=self.backend(), **facts)
+        return Outcome(
+            status,
+            self.records,
+            parameters=parameters,
+            backend=self.backend(),
+            peak_memory_bytes=peak_bytes(self.device),
+            **facts,
+        )
 
     def backend(self) -> str:
         """Name of the kernels that serve this training's norms."""

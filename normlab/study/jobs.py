@@ -87,6 +87,7 @@ def run_job(job: Job, dataset: Dataset, emit: Callable[[Event], None], device: s
                 "test": outcome.test,
                 "parameters": outcome.parameters,
                 "backend": outcome.backend,
+                "peak_memory_bytes": outcome.peak_memory_bytes,
                 "environment": describe_torch(device),
             },
         }

@@ -49,6 +49,7 @@ def collect(store: Store) -> dict[str, Any]:
                 "reason": stored.reason,
                 "parameters": stored.outcome.get("parameters"),
                 "backend": stored.outcome.get("backend"),
+                "peak_memory_bytes": stored.outcome.get("peak_memory_bytes"),
                 "attempts": stored.attempts,
                 "epochs": store.epochs(stored.id),
                 "test": stored.outcome.get("test"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +33,24 @@ def test_it_learns_and_records_every_epoch(dataset: Dataset) -> None:
             assert record[f"{split}_micro_f1"] == pytest.approx(record[f"{split}_accuracy"])
         assert record["seconds"] > 0
         assert record["images_per_second"] > 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of a process is counted on Linux only")
+def test_it_says_how_much_memory_it_took_itself(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    ballast = 400 << 20
+    np.ones(ballast, np.uint8)  # before training: not this cell's
+    frugal = train_cell(make_cell(epochs=1), dataset).peak_memory_bytes
+    original = cell_module.augment
+
+    def greedy(images: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        np.ones(ballast, np.uint8)
+        return original(images, *rest, **options)
+
+    monkeypatch.setattr(cell_module, "augment", greedy)
+    wasteful = train_cell(make_cell(epochs=1), dataset).peak_memory_bytes
+    assert frugal is not None
+    assert wasteful is not None
+    assert wasteful > frugal + ballast / 2
 
 
 def test_the_same_cell_twice_is_the_same_to_the_last_bit(dataset: Dataset) -> None:
