@@ -8,7 +8,7 @@ K channels, S positions. Batch norm pools a group's values over N, K and S; the 
     dx   = (g - pool(g) - xhat * pool(g * xhat)) / sqrt(var + eps),      g = weight * dy
 
 Each stage is a function that may be handed in, so that a *wrong* formula is a right one with a stage exchanged
-(see slips.py). Nothing here is shared with the layers under test, ours included.
+(see slips/). Nothing here is shared with the layers under test, ours included.
 """
 
 from __future__ import annotations
