@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def programs(name: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("heading", "code"), programs("findings.md"), ids=[h for h, _ in programs("findings.md")])
 @pytest.mark.filterwarnings("ignore")
-def test_the_reproduction_of_a_finding_runs(heading: str, code: str) -> None:
+def test_the_reproduction_of_a_finding_runs(heading: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", os.environ.get("KERAS_BACKEND", "torch"))
     for package in ("keras", "flax", "onnx"):
         if f"import {package}" in code or f"from {package}" in code:
             pytest.importorskip(package, reason=f"{package} is not installed: its finding was not reproduced")
