@@ -20,4 +20,7 @@ EXPERIMENTS = {
     "convolution-filters": "Two photographs through grayscale and edge filters, as convolutions.",
     "convolution-speed": "Convolution by nested loops, compiled, and by torch.",
     "open-ended": "A convolutional network in torch, as Module and Sequential, and its settings varied.",
+    "resnet-variants": "ResNet-14 with each of seven normalization variants.",
+    "resnet-batch-size": "Batch and group normalization at batch sizes 8, 32 and 128, equal epochs and equal updates.",
+    "photographs": "Six norms, three optimizers, two learning rates, on a folder of photographs.",
 }
