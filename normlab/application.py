@@ -65,6 +65,11 @@ class Application:
         absent = {k: _NEUTRAL.get(k, v.initial) for k, v in entry.parameters.items() if k not in params}
         p = SimpleNamespace(eps=eps, **self.learned, **absent)
         self.map: Affine = entry.grid(self.moments, p, **dict(recipe.options))
+        if entry.running and len(self.moments.over_batch) > 1:
+            raise ValueError(
+                f"norm {entry.name!r} keeps running statistics but pools over the samples in two ways; "
+                "there is one set of them, so pool over 'n' once"
+            )
 
     def pull(self, scale: Array, center: Array, sum_g: Array, sum_gx: Array) -> tuple[Any, Any, dict[str, Value]]:
         """(b, c, {parameter: cotangent}) such that dx = scale * g + b * (x - center) + c.

@@ -181,7 +181,7 @@ class Moments:
     ) -> None:
         self._measure = measure
         self._measured: tuple[Value, Value] | None = None
-        self._over_batch: Moments | None = None
+        self.over_batch: list[Moments] = []
         self._pools: dict[tuple[str, int], Moments] = {}
         self._root = root or self
         self.shape = shape
@@ -200,14 +200,17 @@ class Moments:
     @property
     def batch(self) -> tuple[Array, Array, int] | None:
         """(mean, biased variance, count) that a pooling over the batch found, or None if there was none."""
-        pooled = self._over_batch
-        return None if pooled is None else (raw(pooled.mean), raw(pooled.var), pooled.count)
+        if not self.over_batch:
+            return None
+        pooled = self.over_batch[0]
+        return raw(pooled.mean), raw(pooled.var), pooled.count
 
     def pool(self, over: str, groups: int = 1) -> Moments:
         """Moments pooled over the samples ("n") or over the channels of each of `groups` groups ("c").
 
         A pooling over the samples is what running statistics stand in for in evaluation: given `running`,
-        it answers those. There is one set of them, so a norm may pool over the samples in one way only.
+        it answers those. There is one set of them, so a norm that keeps them may pool over the samples in one way
+        only (`normlab.application` sees to it).
         """
         if over not in ("n", "c"):
             raise ValueError(f"pool: over={over!r}; expected 'n' (samples) or 'c' (channels)")
@@ -224,9 +227,7 @@ class Moments:
             pooled = self if merged == 1 else self._pooled(over, groups, merged)
             self._pools[over, groups] = pooled
             if over == "n":
-                if self._root._over_batch not in (None, pooled):
-                    raise ValueError("pool: a norm may pool over the samples ('n') in one way only, not in two")
-                self._root._over_batch = pooled
+                self._root.over_batch.append(pooled)
         return self._pools[over, groups]
 
     def _pooled(self, over: str, groups: int, merged: int) -> Moments:

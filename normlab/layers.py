@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from normlab import norms, stages
 from normlab.application import Recipe
@@ -452,8 +451,12 @@ class _Normalize(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; a second derivative of zero would be silent and wrong
+            raise RuntimeError(
+                "normlab's layers cannot be differentiated twice: their gradient is written by hand. "
+                "Leave out create_graph=True, or use torch's own layer where a gradient is differentiated"
+            )
         kept: stages.Cache = ctx.cache
         cache = stages.Cache(ctx.saved_tensors[0].detach(), kept.layout, kept.backend, kept.params, kept.saved)
         dx, grads = stages.backward(dy, cache)

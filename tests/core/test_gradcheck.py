@@ -41,9 +41,16 @@ def test_double_backward_raises(norm: str, backend_name: str) -> None:
     x = torch.randn(3, 4, 2, 2, requires_grad=True)
     with backend(backend_name):
         y = our_layer(Case(norm, (3, 4, 2, 2)))(x)
-        (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            dx.sum().backward()
+        with pytest.raises(RuntimeError, match="differentiated twice"):
+            torch.autograd.grad(y.square().sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradient_penalty_is_not_silently_zero(norm: str) -> None:
+    """Bug: with a constant upstream gradient a second derivative came out as no derivative at all."""
+    x = torch.randn(3, 4, 2, 2, requires_grad=True)
+    with pytest.raises(RuntimeError, match="differentiated twice"):
+        torch.autograd.grad(our_layer(Case(norm, (3, 4, 2, 2)))(x).sum(), x, create_graph=True)
 
 
 @pytest.mark.parametrize("norm", NORMS)
