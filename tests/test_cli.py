@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from normlab import cli
+from normlab.report import verdict
 from normlab.study.records import COLUMNS
 from normlab.study.store import FILE, Store
 
@@ -221,7 +222,29 @@ def test_results_are_as_promised(finished: Path) -> None:
     }  # fmt: skip
     assert expected <= results["environment"].keys()
     assert results["environment"]["threads"] == 1
-    assert results["verdict"]["sentence"] in (finished / "said.txt").read_text()
+
+
+def test_it_ends_with_what_the_report_says(finished: Path) -> None:
+    said = (finished / "said.txt").read_text()
+    assert verdict(finished) in said.replace("\n", " ")
+    table = [line.split() for line in said.splitlines()]
+    for norm in ("bn", "in", "bin", "ln", "gn", "none", "torch-bn"):
+        assert sum(line[:2] == [norm, "2"] for line in table) == 1
+    assert said.splitlines()[-1] == f"records: {finished / 'results.json'}"
+    assert max(map(len, said.splitlines()[:-1])) <= 100
+
+
+def test_two_studies_are_shown_side_by_side(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call("compare", str(finished), str(finished), capsys=capsys)
+    page = finished / f"beside-{finished.name}.html"
+    assert (code, out) == (0, f"report: {page}\n"), err
+    assert page.stat().st_size > 1000
+    code, _, err = call("compare", str(finished), str(finished), "--epochs", "3", capsys=capsys)
+    assert code == 2
+    assert "epochs" in err
+    code, _, err = call("compare", str(finished), str(finished / "nowhere"), capsys=capsys)
+    assert code == 2
+    assert "nowhere" in err
 
 
 def test_the_norms_of_a_seed_start_alike(finished: Path) -> None:

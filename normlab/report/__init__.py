@@ -19,6 +19,16 @@ def verdict(results: Any) -> str:
     return str(evidence.verdict(study))
 
 
+def summary(directory: Path | str) -> str:
+    """Verdict, a table of the norms, and warnings as plain text, for a terminal.
+
+    Raises UsageError where there is no study, DataError where the records cannot be understood.
+    """
+    from normlab.report import records, terminal
+
+    return terminal.summary(records.read(directory))
+
+
 def write(directory: Path | str, format: str = "html") -> Path:
     """Write the report of a study into its directory and answer where.
 

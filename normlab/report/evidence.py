@@ -14,6 +14,7 @@ from functools import cache
 
 from normlab.report.records import Cell, Study, setting_of
 from normlab.study.statistics import LEVEL, Comparison
+from normlab.study.tuning import edge_warnings
 
 _OPEN = ("pending", "running", "interrupted", "paused")
 
@@ -34,6 +35,10 @@ class Estimate:
     @property
     def has_interval(self) -> bool:
         return math.isfinite(self.low)
+
+    def margin(self, scale: float = 100, digits: int = 1) -> str:
+        """The half width as text; of a share in percent, more than all there is is no figure."""
+        return ">100" if scale == 100 and self.half_width > 1 else f"{scale * self.half_width:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def verdict(study: Study) -> Verdict:
         headline = f"Use {best}: {base}, {_points(ahead[0].difference)} above {ahead[0].norm}, the next best."
         ahead = ahead[1:]
     elif not ahead:
-        headline = f"No detectable difference: {best} reached {base}, and no other norm is measurably behind."
+        headline = f"No detectable difference: {best} did best on validation with {base}, but no norm is surely behind."
     else:
         headline = f"Use {best}: {base}, with no detectable difference from {_listed([c.norm for c in level])}."
     if ahead:
@@ -157,9 +162,16 @@ def _what_would_settle(best: str, level: Sequence[Lead]) -> list[str]:
     if not open_:
         return []
     nearest = min(open_, key=lambda lead: lead.seeds_needed or 0)
+    gap, seeds = _points(nearest.difference), len(nearest.difference.values)
+    if nearest.difference.low * nearest.difference.high > 0:  # only the correction keeps it from being claimed
+        return [
+            f"Taken alone, the {gap} between {best} and {nearest.norm} stand out, but among all pairs of norms "
+            f"{seeds} seeds cannot rule out chance; about {nearest.seeds_needed} would, if the gap is as large as it "
+            "looks."
+        ]
     return [
-        f"If the measured {_points(nearest.difference)} between {best} and {nearest.norm} are real, about "
-        f"{nearest.seeds_needed} seeds would show it."
+        f"If the measured {gap} between {best} and {nearest.norm} are real, about {nearest.seeds_needed} seeds would "
+        "show it."
     ]
 
 
@@ -196,7 +208,8 @@ def warnings(study: Study) -> list[str]:
         found.append(f"{whom} {verb} trained with a single seed: no interval, and small differences are chance.")
     elif len(set(counts.values())) > 1:
         found.append("Some norms have fewer finished seeds than others; comparisons use the seeds they share.")
-    return found + _edges(study)
+    tuning = study.raw.get("tuning")
+    return found + (edge_warnings(tuning) if tuning else _edges(study))
 
 
 def _edges(study: Study) -> list[str]:
@@ -250,7 +263,7 @@ def _percent(value: float) -> str:
 
 
 def _score(score: Estimate) -> str:
-    return f"{100 * score.mean:.1f} ± {100 * score.half_width:.1f} %" if score.has_interval else _percent(score.mean)
+    return f"{100 * score.mean:.1f} ± {score.margin()} %" if score.has_interval else _percent(score.mean)
 
 
 def _points(difference: Estimate) -> str:

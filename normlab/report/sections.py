@@ -14,6 +14,7 @@ from normlab.report.figures.curves import curves
 from normlab.report.figures.parts import MOST_NORMS, Figure, Styles, Table, plus_minus
 from normlab.report.layout import Group, Section
 from normlab.report.records import Cell, Study
+from normlab.study.plain import escaped
 
 CURVES = (
     ("train_loss", "Training loss", False),
@@ -232,9 +233,9 @@ def _flat(record: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, Mapping):
             value = ", ".join(f"{name} {item}" for name, item in value.items())
         elif isinstance(value, list | tuple):
-            value = ", ".join(map(str, value))
+            value = ("; " if key == "notes" else ", ").join(map(str, value))
         elif str(key).endswith("_bytes") and isinstance(value, int):
             key, value = str(key).removesuffix("_bytes"), f"{value / 2**30:.1f} GiB"
         if value not in (None, ""):
-            lines[str(key).replace("_", " ")] = str(value)
+            lines[str(key).replace("_", " ")] = escaped(str(value))
     return lines

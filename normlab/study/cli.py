@@ -110,11 +110,17 @@ def compare(
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train cells again that are done.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html.")] = False,
+    second: Annotated[
+        Path | None, typer.Argument(help="Where data is a study's directory, another one: show both side by side.")
+    ] = None,
 ) -> None:
     """Train a network with each norm on your images and say which norm to use.
 
     The same command again goes on where it stopped. Lists are separated by commas.
     """
+    if second is not None:
+        _side_by_side(spec, second)
+        return
     from normlab.study.budget import parse_budget
     from normlab.study.cluster import ClusterOptions
     from normlab.study.run import Options, run_study
@@ -207,12 +213,22 @@ def _read_runtime_env(path: Path | None) -> dict[str, Any]:
     return found
 
 
+def _side_by_side(spec: Any, second: Path) -> None:
+    """Write the page that compares two studies, the first of which was given in the place of the data."""
+    from normlab.report import write_side_by_side
+
+    if spec.model_fields_set - {"data"}:
+        given = ", ".join(sorted(spec.model_fields_set - {"data"}))
+        raise UsageError(f"compare {spec.data} {second} shows two studies side by side; leave out: {given}")
+    typer.echo(f"report: {write_side_by_side(spec.data, second)}")
+
+
 def _conclude(results: dict[str, Any], directory: Path, report: bool) -> int:
-    """Print the verdict and where the report is; answer the exit code."""
-    verdict = results["verdict"]
-    typer.echo(verdict["sentence"])
-    for warning in verdict["warnings"]:
-        typer.echo(f"warning: {warning}")
+    """Print the verdict, a table, warnings, and where the report is; answer the exit code."""
+    from normlab.report import summary
+    from normlab.study.plain import escaped
+
+    typer.echo(f"\n{escaped(summary(directory))}\n")
     typer.echo(f"records: {directory / 'results.json'}")
     if report:
         typer.echo(f"report: {directory / 'report.html'}")

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TextIO
 
 from normlab.study.driver import Listener
 from normlab.study.jobs import Job
+from normlab.study.plain import escaped
 
 
 class Console(Listener, Protocol):
@@ -46,7 +47,7 @@ class PlainLines:
             self._say(f"{what}: {done} of {total}")
 
     def _say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(escaped(text), file=self._stream, flush=True)
 
     def __enter__(self) -> None:
         pass
@@ -93,7 +94,7 @@ class Bars:
             self.notice(f"{job.cell.label()}: {status}{f' ({reason})' if reason else ''}")
 
     def notice(self, text: str) -> None:
-        self._bars.console.print(text, markup=False, highlight=False)
+        self._bars.console.print(escaped(text), markup=False, highlight=False)
 
     def data(self, done: int, total: int, what: str) -> None:
         """Progress of reading data."""

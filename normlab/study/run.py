@@ -76,7 +76,7 @@ def run_study(
         stack.enter_context(console)
         dataset = open_data(spec.data_choice(), progress=console.data)
         for note in dataset.notes:
-            console.notice(note)
+            console.notice(f"note: {' '.join(note.split())}")
         cells = spec.cells(len(dataset.train))
         store, locks = open_directory(directory, stack)
         executor = make_executor(spec, options, dataset, len(cells), locks, directory)
@@ -147,6 +147,7 @@ def study_facts(dataset: Dataset, options: Options) -> dict[str, Any]:
         "train_images": len(dataset.train),
         "val_images": len(dataset.val),
         "test_images": len(dataset.test),
+        "notes": list(dataset.notes),
         "baseline": options.baseline,
     }
 

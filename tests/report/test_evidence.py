@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from normlab.report import verdict
+from normlab.report import terminal, verdict
 from normlab.report.evidence import estimate, warnings
 from normlab.report.evidence import verdict as judged
+from normlab.report.figures.parts import plus_minus
 from normlab.report.records import from_results
 from tests.report.studies import results
 
@@ -108,3 +109,46 @@ def test_an_unfinished_study_says_so() -> None:
     found = warnings(from_results(document))
     assert found[0] == "2 of 6 cells are not finished; what is said here may change."
     assert "bn was trained with a single seed" in found[1]
+
+
+def test_a_lead_that_only_the_correction_withholds_is_told() -> None:
+    document = results(norms=["bn", "gn", "in", "ln", "none"], seeds=3, epochs=1)
+    for cell in document["cells"]:
+        best = cell["norm"] == "bn"
+        value = (0.9 if best else 0.7) + 0.02 * cell["seed"] * (1 if best else -1)
+        cell["test"]["accuracy"] = cell["epochs"][0]["val_accuracy"] = value
+    answer = judged(from_results(document))
+    assert answer.headline.startswith("No detectable difference")
+    assert "no norm is surely behind" in answer.headline
+    assert "Taken alone" in answer.details[0]
+    assert "cannot rule out chance" in answer.details[0]
+
+
+def test_an_interval_wider_than_all_there_is() -> None:
+    assert plus_minus(estimate([0.1, 0.7])) == "40.0 ± >100"
+    assert plus_minus(estimate([0.69, 0.7])) == "69.5 ± 6.4"
+    assert plus_minus(estimate([100.0, 700.0]), 1, 0) == "400 ± 3812"
+
+
+def test_the_summary_for_a_terminal() -> None:
+    document = results(norms=["bn", "gn", "none"], lrs=[0.01, 0.1])
+    for cell in document["cells"]:
+        if cell["norm"] == "none":
+            cell |= {"status": "diverged", "test": {}}
+    study = from_results(document)
+    said = terminal.summary(study)
+    assert str(judged(study)) in said.replace("\n", " ")
+    rows = {line.split()[0]: line.split() for line in said.split("\n\n")[1].splitlines()}
+    scores = [c["test"]["accuracy"] for c in document["cells"] if c["norm"] == "bn" and c["lr"] == 0.1]
+    assert rows["bn"][1:5] == ["3", *plus_minus(estimate(scores)).split()]
+    assert rows["bn"][-2:] == ["lr", "0.1"]
+    assert rows["none"] == ["none", "0", "–", "–", "–", "–"]
+    assert "warning: 6 of 18 cells diverged" in said
+
+
+def test_tuning_warns_of_its_own_edges() -> None:
+    document = results(lrs=[0.01, 0.1])
+    document["tuning"] = [{"norm": "bn", "best": {"lr": 1.0}, "at_edge": ["lr"]}]
+    found = warnings(from_results(document))
+    assert any("bn: the best lr found, 1, lies at the edge" in warning for warning in found)
+    assert not any("largest learning rate tried" in warning for warning in found)

@@ -53,9 +53,10 @@ def curves(
     crowd = _crowd(rest, epochs, scale)
 
     # Bands of few seeds can be far wider than the lines and would flatten them; they are clipped instead.
-    scale_y = alt.Scale(domain=_span(bands, seeds), zero=False, nice=True)
+    scale_y = alt.Scale(domain=_span(bands, seeds, share), zero=False, nice=True)
     norms = list(series)
     stroke = by_norm(alt.Stroke, norms, styles)
+    color = by_norm(alt.Color, norms, styles)  # of a line and of the dots on it
     x = epoch_axis(epochs)
 
     def y(name: str) -> Any:
@@ -72,7 +73,7 @@ def curves(
         thin = chart("seeds").mark_line(strokeWidth=0.7, clip=True)
         layers.append(thin.encode(x=x, y=y("value"), stroke=stroke, detail="seed:N", opacity=faded(0.45)))
     line = base.mark_line(strokeWidth=2, clip=True, point=_dots(epochs))
-    layers.append(line.encode(x=x, y=y("mean"), stroke=stroke, strokeDash=dashes(norms, styles), opacity=faded(1)))
+    layers.append(line.encode(x=x, y=y("mean"), color=color, strokeDash=dashes(norms, styles), opacity=faded(1)))
     layers.append(crosshair(x))
 
     table = [
@@ -147,10 +148,10 @@ def _dots(epochs: Sequence[int]) -> Any:
     return alt.OverlayMarkDef(filled=True, size=30) if len(epochs) <= 3 else False
 
 
-def _span(bands: Sequence[Mapping[str, Any]], seeds: Sequence[Mapping[str, Any]]) -> list[float]:
-    """What the lines span, a little wider."""
+def _span(bands: Sequence[Mapping[str, Any]], seeds: Sequence[Mapping[str, Any]], share: bool) -> list[float]:
+    """What the lines span, a little wider; percents end at 100."""
     values = [entry["mean"] for entry in bands] + [entry["value"] for entry in seeds]
     if not values:
         return [0.0, 1.0]
     margin = 0.06 * ((max(values) - min(values)) or 1.0)
-    return [max(0.0, min(values) - margin), max(values) + margin]
+    return [max(0.0, min(values) - margin), min(max(values) + margin, 100.0 if share else math.inf)]

@@ -93,10 +93,10 @@ def gradients(cells: Mapping[str, Sequence[Cell]], styles: Styles) -> Figure | N
         .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=28, filled=True))
         .encode(
             x=alt.X("layer:N", sort=list(order), title="layer, input to output",
-                    axis=alt.Axis(labelAngle=-40, labelLimit=110, labelOverlap=True)),
+                    axis=alt.Axis(labelAngle=-40, labelLimit=140, labelOverlap=True)),
             y=alt.Y("value:Q", scale=alt.Scale(type="log", domain=[low, high], nice=False), title="gradient norm",
                     axis=alt.Axis(values=[tick for tick in ticks if low <= tick <= high], labelExpr=plain_numbers())),
-            stroke=by_norm(alt.Stroke, norms, styles),
+            color=by_norm(alt.Color, norms, styles),
             strokeDash=dashes(norms, styles),
             opacity=faded(1),
             tooltip=[alt.Tooltip("norm:N", title="norm"), alt.Tooltip("layer:N", title="layer"),

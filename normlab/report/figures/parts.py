@@ -52,7 +52,7 @@ def plus_minus(score: Estimate, scale: float = 100, digits: int = 1) -> str:
     if not score.values:
         return "–"
     text = f"{scale * score.mean:.{digits}f}"
-    return f"{text} ± {scale * score.half_width:.{digits}f}" if score.has_interval else text
+    return f"{text} ± {score.margin(scale, digits)}" if score.has_interval else text
 
 
 def by_norm(channel: Any, norms: Sequence[str], styles: Styles) -> Any:

@@ -159,8 +159,8 @@ def cost(cells: Mapping[str, Sequence[Cell]], styles: Styles) -> Figure:
     """Images per second of every norm in training, cell by cell, with memory and parameters in the table."""
     import altair as alt
 
-    speed = {norm: [_speed(cell) for cell in of_norm] for norm, of_norm in cells.items() if of_norm}
-    means = {norm: estimate(values) for norm, values in speed.items()}
+    speeds = {norm: [speed(cell) for cell in of_norm] for norm, of_norm in cells.items() if of_norm}
+    means = {norm: estimate(values) for norm, values in speeds.items()}
     means = dict(sorted(((n, s) for n, s in means.items() if s.values), key=lambda item: -item[1].mean)[:MOST_NORMS])
     bars = [row(norm=norm, value=score.mean) for norm, score in means.items()]
     dots = [row(norm=norm, value=value) for norm, score in means.items() for value in score.values]
@@ -192,14 +192,14 @@ def cost_table(cells: Mapping[str, Sequence[Cell]]) -> Table:
     """Speed, time of an epoch, peak memory and parameters of each norm; a dash for what was not recorded."""
     rows = []
     for norm, of_norm in cells.items():
-        speed = estimate([_speed(cell) for cell in of_norm])
+        fast = estimate([speed(cell) for cell in of_norm])
         seconds = estimate([_median(cell, "seconds") for cell in of_norm])
         memory = [number(cell.extra.get("peak_memory_bytes")) for cell in of_norm]
         parameters = [number(cell.extra.get("parameters")) for cell in of_norm]
         rows.append(
             [
                 norm,
-                plus_minus(speed, 1, 0),
+                plus_minus(fast, 1, 0),
                 plus_minus(seconds, 1, 1),
                 _largest(memory, 1 / 2**20, "MiB"),
                 _largest(parameters, 1, ""),
@@ -216,7 +216,8 @@ def norm_axis(norms: Mapping[str, Any]) -> Any:
     return alt.Y("norm:N", sort=list(norms), title=None, axis=axis)
 
 
-def _speed(cell: Cell) -> float:
+def speed(cell: Cell) -> float:
+    """Images per second in training, the median over epochs."""
     return _median(cell, "images_per_second")
 
 
