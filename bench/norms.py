@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bench._timing import in_turns, machine
+from bench._timing import in_turns, keep_memory, machine
 from normlab import make_norm
 from normlab.norms import default_groups
 
@@ -82,7 +82,9 @@ def measure(norm: str, shape: tuple[int, ...], layout: str, rounds: int) -> dict
 
 def main(rounds: int = 7, as_json: bool = False) -> list[dict[str, Any]]:
     """Measures and prints every row, and how many are lost."""
+    kept = keep_memory()
     if not as_json:
+        print("freed memory is kept (both sides)" if kept else "freed memory is handed back, which both sides may pay")
         print(f"normalization layers, forward + backward, float32; {machine()}; n = {rounds} rounds")
         print(f"{'norm':5}{'shape':>18}{'layout':>16}{'ours ms':>10}{'torch ms':>10}{'floor ms':>10}{'torch/ours':>12}")
     rows = []

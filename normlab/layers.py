@@ -128,7 +128,7 @@ class Norm(nn.Module):
             assert self.running_mean is not None
             assert self.running_var is not None
             running = (self.running_mean, self.running_var)
-        parameters = {k: v for k in entry.parameters if (v := getattr(self, k)) is not None}
+        parameters = {k: v for k in entry.parameters if (v := self._parameters[k]) is not None}
         recipe = stages.recipe(
             entry.name, tuple(self.options.items()), tuple(parameters), use_batch, running is not None
         )
@@ -143,19 +143,21 @@ class Norm(nn.Module):
         return y
 
     def _update_running(self, batch: tuple[Any, Any, int] | None) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
+        mean, var, seen = (self._buffers[k] for k in ("running_mean", "running_var", "num_batches_tracked"))
+        assert mean is not None
+        assert var is not None
+        assert seen is not None
         if self.norm != "in":  # torch's instance norm has the counter and leaves it at zero
-            self.num_batches_tracked.add_(1)
+            seen.add_(1)
         if batch is None:  # an empty batch counts, and changes nothing
             return
-        momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        running: Any = (self.running_mean.detach(), self.running_var.detach())
-        if isinstance(batch[0], np.ndarray) and stages.numpy_serves(self.running_mean.dtype, self.running_mean.device):
-            running = (running[0].numpy(), running[1].numpy())
-        elif isinstance(batch[0], np.ndarray):
-            batch = (torch.from_numpy(batch[0]), torch.from_numpy(batch[1]), batch[2])
+        momentum = 1 / int(seen) if self.momentum is None else self.momentum
+        running: Any = (mean.detach(), var.detach())
+        if isinstance(batch[0], np.ndarray):
+            if stages.numpy_serves(mean.dtype, mean.device):
+                running = (running[0].numpy(), running[1].numpy())
+            else:
+                batch = (torch.from_numpy(batch[0]), torch.from_numpy(batch[1]), batch[2])
         update_running(running, batch, momentum)
 
     def _title(self) -> str:

@@ -183,6 +183,7 @@ def _moments_about(
 ) -> None:
     """Sums of (x - near) and of its square for each channel."""
     totals = np.zeros((2, lanes))
+    flat = totals.reshape(2 * lanes)
     part = np.zeros(2 * _STRIP, x.dtype)
     for at in range(channels, lanes, channels):
         for c in range(channels):
@@ -193,38 +194,42 @@ def _moments_about(
         step = lanes * _ROWS
         for at in range(first + strip, last, step):
             if lanes == _STRIP and at + step <= last:
-                for row in range(at, at + step, 4 * _STRIP):
-                    _add_four(x[row : row + 4 * _STRIP], center, part)
+                _add_eight(x[at : at + step], center, flat)
             else:
                 for row in range(at, min(at + step, last), lanes):
                     _add_one(x[row : min(row + width, last)], center, part)
-            _flush(part, totals, strip, width)
+                _flush(part, totals, strip, width)
     fold(totals[0], channels, sums)
     fold(totals[1], channels, squares)
 
 
-# Where a joined row is exactly a strip, four rows at a time, so that the running sums are loaded and stored less often.
+# Where a joined row is exactly a strip, eight rows at a time, so that the running sums are seldom loaded and stored.
 # Distances between what is read and what is written are constants: without them the compiler checks for overlap, or
-# does not vectorize at all.
-_1, _2, _3 = _STRIP, 2 * _STRIP, 3 * _STRIP
+# does not vectorize at all. That is also why both sums lie in one array, the second from _STRIP on.
+_1, _2, _3, _4, _5, _6, _7 = (i * _STRIP for i in range(1, _ROWS))
 
 
 @compiled
-def _add_four(x: Any, center: Any, part: Any) -> None:
+def _add_eight(x: Any, center: Any, totals: Any) -> None:
     for k in range(_STRIP):
         m = center[k]
         d0, d1, d2, d3 = x[k] - m, x[k + _1] - m, x[k + _2] - m, x[k + _3] - m
-        part[k] += (d0 + d1) + (d2 + d3)
-        part[k + _STRIP] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+        d4, d5, d6, d7 = x[k + _4] - m, x[k + _5] - m, x[k + _6] - m, x[k + _7] - m
+        first, second = (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3), (d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7)
+        totals[k] += np.float64(((d0 + d1) + (d2 + d3)) + ((d4 + d5) + (d6 + d7)))
+        totals[k + _STRIP] += np.float64(first + second)
 
 
 @compiled
-def _add_four_dots(g: Any, x: Any, center: Any, part: Any) -> None:
+def _add_eight_dots(g: Any, x: Any, center: Any, totals: Any) -> None:
     for k in range(_STRIP):
         m = center[k]
-        part[k] += (g[k] + g[k + _1]) + (g[k + _2] + g[k + _3])
-        p01 = g[k] * (x[k] - m) + g[k + _1] * (x[k + _1] - m)
-        part[k + _STRIP] += p01 + (g[k + _2] * (x[k + _2] - m) + g[k + _3] * (x[k + _3] - m))
+        first, second = (g[k] + g[k + _1]) + (g[k + _2] + g[k + _3]), (g[k + _4] + g[k + _5]) + (g[k + _6] + g[k + _7])
+        p01, p23 = g[k] * (x[k] - m) + g[k + _1] * (x[k + _1] - m), g[k + _2] * (x[k + _2] - m)
+        p34, p56 = g[k + _3] * (x[k + _3] - m) + g[k + _4] * (x[k + _4] - m), g[k + _5] * (x[k + _5] - m)
+        p67 = g[k + _6] * (x[k + _6] - m) + g[k + _7] * (x[k + _7] - m)
+        totals[k] += np.float64(first + second)
+        totals[k + _STRIP] += np.float64((p01 + p23) + (p34 + p56) + p67)
 
 
 @compiled
@@ -265,6 +270,7 @@ def dots_last(
     g: Any, x: Any, first: int, last: int, channels: int, lanes: int, center: Any, sum_g: Any, sum_gx: Any
 ) -> None:
     totals = np.zeros((2, lanes))
+    flat = totals.reshape(2 * lanes)
     part = np.zeros(2 * _STRIP, x.dtype)
     for strip in range(0, lanes, _STRIP):
         width = min(_STRIP, lanes - strip)
@@ -272,13 +278,12 @@ def dots_last(
         step = lanes * _ROWS
         for at in range(first + strip, last, step):
             if lanes == _STRIP and at + step <= last:
-                for row in range(at, at + step, 4 * _STRIP):
-                    _add_four_dots(g[row : row + 4 * _STRIP], x[row : row + 4 * _STRIP], near, part)
+                _add_eight_dots(g[at : at + step], x[at : at + step], near, flat)
             else:
                 for row in range(at, min(at + step, last), lanes):
                     end = min(row + width, last)
                     _add_one_dots(g[row:end], x[row:end], near, part)
-            _flush(part, totals, strip, width)
+                _flush(part, totals, strip, width)
     fold(totals[0], channels, sum_g)
     fold(totals[1], channels, sum_gx)
 

@@ -17,8 +17,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,28 +52,30 @@ class _Team:
             threading.Thread(target=_serve, args=args, name="normlab", daemon=True).start()
             self.helpers += 1
 
+    def alone(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """The first arguments of `share` for a job without helpers, in memory of its own."""
+        return np.zeros(SIZE, np.int64), np.zeros(64, np.int64), self.semaphore, 0
+
 
 _team: _Team | None = None
 
 
-@contextmanager
-def team_for(elements: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
-    """The first arguments of `share` for a job of this size: memory that helpers watch, and how many to wake.
+def shared(passes: Callable[..., None], elements: int, *args: Any) -> None:
+    """Call compiled `passes(control, job, semaphore, helpers, *args)`, which shares its jobs with helpers.
 
     None is woken for little work, by a second thread while a first one has them, or where there are none.
     """
     global _team
-    helpers = min(num_threads(), 1 + elements // GRAIN) - 1
-    if helpers > 0 and _HAS_SEMAPHORES:
-        team = _team = _team or _Team()
-        if team.lock.acquire(blocking=False):
-            try:
-                team.grow(helpers)
-                yield team.control, team.job, team.semaphore, helpers
-            finally:
-                team.lock.release()
-            return
-    yield np.zeros(SIZE, np.int64), np.zeros(64, np.int64), np.zeros(16, np.int64), 0
+    team = _team = _team or _Team()
+    helpers = min(num_threads() - 1, elements // GRAIN) if _HAS_SEMAPHORES else 0
+    if helpers > 0 and team.lock.acquire(blocking=False):
+        try:
+            team.grow(helpers)
+            passes(team.control, team.job, team.semaphore, helpers, *args)
+        finally:
+            team.lock.release()
+    else:
+        passes(*team.alone(), *args)
 
 
 def _forget() -> None:

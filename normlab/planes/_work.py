@@ -127,10 +127,9 @@ def _work_float64(job: int, control: int) -> None:
 
 
 @cache
-def entry(dtype: str) -> int:
-    """Address of the work for elements of this dtype, compiled when first asked for."""
-    function = {"float32": _work_float32, "float64": _work_float64}[dtype]
-    return int(_compiled_entry(function).address)
+def entry(itemsize: int) -> int:
+    """Address of the work for elements of this many bytes (4: float32, 8: float64), compiled when first asked for."""
+    return int(_compiled_entry({4: _work_float32, 8: _work_float64}[itemsize]).address)
 
 
 @cache

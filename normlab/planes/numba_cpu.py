@@ -21,7 +21,7 @@ import numpy as np
 
 from normlab.application import Recipe
 from normlab.planes._passes import backward_passes, forward_passes
-from normlab.planes._team import team_for
+from normlab.planes._team import shared
 from normlab.planes._work import entry
 from normlab.program import Programs, trace
 
@@ -60,12 +60,11 @@ def forward(recipe: Recipe, x: np.ndarray, params: dict[str, Any], running: Any,
     across = program.across_samples or n < _MANY
     extent, chunks = _cut(x) if across else (_block(x), 0)
     pooled = np.empty((2, channels))
-    with team_for(x.size) as team:
-        forward_passes(
-            *team, entry(x.dtype.name), flat, y, _shape(x), extent, chunks,
-            program.code if across else program.by_sample, program.constants, program.registers, program.outputs,
-            flag, rows, eps, grids, pooled,
-        )  # fmt: skip
+    shared(
+        forward_passes, x.size, entry(x.itemsize), flat, y, _shape(x), extent, chunks,
+        program.code if across else program.by_sample, program.constants, program.registers, program.outputs,
+        flag, rows, eps, grids, pooled,
+    )  # fmt: skip
     batch = (pooled[0], pooled[1], n * size) if programs.pools_batch else None
     return Saved(grids, rows, programs, eps, size, batch)
 
@@ -77,13 +76,11 @@ def backward(saved: Saved, x: np.ndarray, g: np.ndarray, out: np.ndarray) -> lis
     sums = np.empty((2 + len(program.outputs), n, channels))  # sum_g, sum_gx, b, c, parameters' gradients
     across = program.across_samples or n < _MANY
     extent, chunks = _cut(x) if across else (_block(x), 0)
-    with team_for(x.size) as team:
-        backward_passes(
-            *team, entry(x.dtype.name), flat, up, dx, _shape(x), extent, chunks,
-            program.code if across else program.by_sample,
-            program.constants, program.registers, program.outputs, programs.linear, saved.rows, saved.eps, saved.grids,
-            sums,
-        )  # fmt: skip
+    shared(
+        backward_passes, x.size, entry(x.itemsize), flat, up, dx, _shape(x), extent, chunks,
+        program.code if across else program.by_sample, program.constants, program.registers, program.outputs,
+        programs.linear, saved.rows, saved.eps, saved.grids, sums,
+    )  # fmt: skip
     return list(sums[4:].sum(1) if n > 1 else sums[4:, 0])
 
 
