@@ -94,6 +94,14 @@ def contenders(study: Study) -> dict[str, list[Cell]]:
     return dict(sorted(chosen.items(), key=lambda item: (item[0] != judged.best, -_validation(item[1]))))
 
 
+def accuracies(study: Study, field: dict[str, list[Cell]]) -> dict[str, Estimate]:
+    """The test accuracy of each contender as the study judged it: no surer than one test image is of the split."""
+    return {
+        norm: Estimate(i.mean, _or_nan(i.low), _or_nan(i.high), tuple(c.value("test_accuracy") for c in field[norm]))
+        for norm, i in study.judged.intervals.items()
+    }
+
+
 def verdict(study: Study) -> Verdict:
     """Which norm to use, and how sure that is.
 
@@ -105,10 +113,7 @@ def verdict(study: Study) -> Verdict:
     if best is None:
         return Verdict(judged.sentence)
     field = contenders(study)
-    scores = {
-        norm: Estimate(i.mean, _or_nan(i.low), _or_nan(i.high), tuple(c.value("test_accuracy") for c in field[norm]))
-        for norm, i in judged.intervals.items()
-    }
+    scores = accuracies(study, field)
     at = f" at {study.label(field[best][0].setting)}" if len(study.settings) > 1 else ""
     if len(field) == 1:
         return Verdict(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from normlab.report import theme
-from normlab.report.evidence import contenders, estimate
+from normlab.report.evidence import accuracies, contenders, estimate
 from normlab.report.explained import explained_sections
 from normlab.report.figures import inside, results
 from normlab.report.figures.curves import curves
@@ -76,9 +76,11 @@ def _result(study: Study, chosen: Chosen, styles: Styles) -> Section:
 def main_table(study: Study, chosen: Chosen) -> Table:
     """Accuracy and F1 of every norm, mean ± 95 % interval."""
     several = len(study.settings) > 1
+    judged = accuracies(study, contenders(study))
     rows = []
     for norm, cells in chosen.items():
         scores = [estimate([cell.value(column) for cell in cells]) for _, column in COLUMNS]
+        scores[0] = judged[norm]
         setting = [study.label(cells[0].setting)] if several else []
         rows.append([norm, *setting, str(len(cells)), *map(plus_minus, scores)])
     header = ["norm", *(["best setting"] if several else []), "seeds", *[name for name, _ in COLUMNS]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from normlab.report.evidence import contenders, estimate, verdict, warnings
+from normlab.report.evidence import accuracies, contenders, estimate, verdict, warnings
 from normlab.report.figures.parts import Table, plus_minus
 from normlab.report.figures.results import speed
 from normlab.report.records import Study
@@ -27,11 +27,10 @@ def _table(study: Study) -> Table:
     """Test metrics in percent and speed; dashes for a norm of which no training finished."""
     several = len(study.settings) > 1
     field = contenders(study)
+    accuracy = accuracies(study, field)
     rows = []
     for norm, cells in field.items():
-        scores = [
-            plus_minus(estimate([c.value(column) for c in cells])) for column in ("test_accuracy", "test_macro_f1")
-        ]
+        scores = [plus_minus(accuracy[norm]), plus_minus(estimate([c.value("test_macro_f1") for c in cells]))]
         at = [study.label(cells[0].setting)] if several else []
         rows.append([norm, str(len(cells)), *scores, plus_minus(estimate([speed(c) for c in cells]), 1, 0), *at])
     rows += [[norm, "0", *"–––", *(["–"] if several else [])] for norm in study.norms if norm not in field]

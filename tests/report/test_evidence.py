@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from normlab.report import terminal, verdict
-from normlab.report.evidence import estimate, warnings
+from normlab.report import sections, terminal, verdict
+from normlab.report.evidence import contenders, estimate, warnings
 from normlab.report.evidence import verdict as judged
 from normlab.report.figures.parts import plus_minus
 from normlab.report.records import from_results
@@ -152,3 +152,17 @@ def test_tuning_warns_of_its_own_edges() -> None:
     found = warnings(from_results(document))
     assert any("bn: the best lr found, 1, lies at the edge" in warning for warning in found)
     assert not any("largest learning rate tried" in warning for warning in found)
+
+
+def test_equal_scores_are_no_surer_in_the_table_than_in_the_verdict() -> None:
+    document = results(norms=["bn", "gn"], seeds=2, epochs=1)
+    document["environment"]["test_images"] = 40
+    for cell in document["cells"]:
+        cell["test"]["accuracy"] = 0.1
+    study = from_results(document)
+    table = sections.main_table(study, contenders(study))
+    assert table.columns[2] == "test accuracy"
+    shown = table.rows[0][2]
+    assert shown != "10.0 ± 0.0"
+    assert f"{shown} %" in str(judged(study))
+    assert terminal.summary(study).count(shown) >= 2
