@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,7 +107,9 @@ def _interval(first: Sequence[Cell], second: Sequence[Cell]) -> tuple[float, flo
         return math.nan, math.nan
     if len({*x}) == len({*y}) == 1:
         return x[0] - y[0], x[0] - y[0]
-    found = stats.ttest_ind(x, y, equal_var=False).confidence_interval(LEVEL)
+    with warnings.catch_warnings():  # one study's seeds may all have scored the same; scipy remarks on that
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = stats.ttest_ind(x, y, equal_var=False).confidence_interval(LEVEL)
     return float(found.low), float(found.high)
 
 
