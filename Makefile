@@ -16,7 +16,7 @@ demo: $(STAMP)  ## train seven variants on the embedded digits and write a repor
 	$(BIN)/normlab compare digits --epochs 4 --seeds 3 --out demo-report
 
 test: $(STAMP) lint  ## everything that continuous integration runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
