@@ -26,7 +26,8 @@ def test_something_else():
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_layers.py").write_text(FILE)
-    command = [sys.executable, "-m", "pytest", "-p", "normlab.check.pytest_plugin", "-W", "error", *arguments]
+    # the installed package's entry point loads the plug-in
+    command = [sys.executable, "-m", "pytest", "-W", "error", *arguments]
     return subprocess.run([*command, "test_layers.py"], cwd=folder, capture_output=True, text=True, check=False)
 
 
