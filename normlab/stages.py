@@ -151,6 +151,14 @@ def backward(dy: Array, cache: Cache) -> tuple[Array, dict[str, Array]]:
     return dx, dict(zip(cache.params, map(_like, grads, cache.params.values()), strict=True))
 
 
+def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
+    """Compile the CPU kernels now (some 20 seconds a dtype, once: they are kept on disk), not at the first call."""
+    for dtype in dtypes:
+        x, row = np.ones((2, 2, 2), dtype), np.ones(2, dtype)
+        _, cache = forward("in", x, {"weight": row, "bias": row})
+        backward(x, cache)
+
+
 _LAST_AXES = {rank: (0, *range(2, rank), 1) for rank in range(2, 6)}
 
 

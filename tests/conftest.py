@@ -13,6 +13,6 @@ settings.load_profile("normlab")
 def pytest_configure(config: pytest.Config) -> None:
     """Compile the kernels once, before the processes that share the tests start and each do it, or time out on it."""
     if not hasattr(config, "workerinput") and not config.option.collectonly:
-        from normlab.planes.numba_cpu import precompile
+        from normlab.stages import precompile
 
         precompile()

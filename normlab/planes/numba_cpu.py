@@ -84,16 +84,6 @@ def backward(saved: Saved, x: np.ndarray, g: np.ndarray, out: np.ndarray) -> lis
     return list(sums[4:].sum(1) if n > 1 else sums[4:, 0])
 
 
-def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
-    """Compile the kernels now (some 20 seconds a dtype, once: they are kept on disk), not at the first layer's call."""
-    from normlab import stages
-
-    for dtype in dtypes:
-        x, row = np.ones((2, 2, 2), dtype), np.ones(2, dtype)
-        _, cache = stages.forward("in", x, {"weight": row, "bias": row})
-        stages.backward(x, cache)
-
-
 def _flat(*views: np.ndarray) -> tuple[np.ndarray, ...]:
     """The memory of (N, C, S) views as rows of elements."""
     if views[0].flags.c_contiguous:
