@@ -96,7 +96,12 @@ def test_the_same_command_again_trains_nothing(undisturbed: Path) -> None:
 
 def test_an_interrupt_ends_it_with_130_and_nobody_is_left(tmp_path: Path) -> None:
     directory = tmp_path / "study"
-    driver = start(*STUDY[:2], "--epochs", "500", "--jobs", "2", "--threads", "1", directory=directory)
+    # a shell that runs these tests in the background has its children ignore interrupts
+    listens = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        driver = start(*STUDY[:2], "--epochs", "500", "--jobs", "2", "--threads", "1", directory=directory)
+    finally:
+        signal.signal(signal.SIGINT, listens)
     wait_until(lambda: epochs_recorded(directory) > 1)
     workers = children(driver.pid)
     driver.send_signal(signal.SIGINT)
