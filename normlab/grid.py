@@ -111,8 +111,7 @@ def maximum(v: Value, bound: float) -> Any:
     """The larger of a grid and a number; its derivative is zero where the number wins."""
     a = raw(v)
     keep = a > bound
-    larger = a.clip(min=bound) if hasattr(a, "clip") else library(a).maximum(a, bound)
-    return _record(larger, (v, lambda g: g * keep))
+    return _record(a.clip(min=bound), (v, lambda g: g * keep))
 
 
 def stop_gradient(v: Value) -> Any:

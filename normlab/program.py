@@ -115,6 +115,9 @@ class Symbol:
     def sum(self, axis: int, keepdims: bool) -> Symbol:
         return self.trace.record("sum_n" if axis == 0 else "sum_c", self, None, axis=axis, argument=1)
 
+    def clip(self, min: float) -> Symbol:
+        return self.trace.record("max", self, min)
+
     def group_mean(self, groups: int) -> Symbol:
         return self.trace.record("mean_c", self, None, argument=groups)
 
@@ -132,10 +135,6 @@ def rsqrt(a: Symbol) -> Symbol:
 
 def exp(a: Symbol) -> Symbol:
     return a.trace.record("exp", a, None)
-
-
-def maximum(a: Symbol, bound: float) -> Symbol:
-    return a.trace.record("max", a, bound)
 
 
 def broadcast_to(a: Symbol, shape: tuple[int, int]) -> Symbol:
@@ -157,7 +156,7 @@ def trace(recipe: Recipe, samples: int, channels: int) -> Programs:
 
 
 def _trace(recipe: Recipe, samples: int, channels: int) -> Programs:
-    forward, _, _ = _traced(recipe, samples, channels, lambda t, a: _forward_outputs(t, a))
+    forward, _ = _traced(recipe, samples, channels, _forward_outputs)
     pulled: dict[str, bool] = {}
 
     def backward_outputs(t: _Trace, a: Application) -> list[Symbol]:
@@ -166,7 +165,7 @@ def _trace(recipe: Recipe, samples: int, channels: int) -> Programs:
         zero = t.constant(0.0)
         return [zero if b is None else b, zero if c is None else c, *(zero if g is None else g for g in grads.values())]
 
-    backward, application, _ = _traced(recipe, samples, channels, backward_outputs)
+    backward, application = _traced(recipe, samples, channels, backward_outputs)
     return Programs(
         forward,
         backward,
@@ -185,7 +184,7 @@ def _forward_outputs(t: _Trace, a: Application) -> list[Symbol]:
 
 def _traced(
     recipe: Recipe, samples: int, channels: int, outputs: Callable[[_Trace, Application], list[Symbol]]
-) -> tuple[Program, Application, _Trace]:
+) -> tuple[Program, Application]:
     t = _Trace(recipe, samples, channels)
     i = t.inputs
     running = (i["running_mean"], i["running_var"]) if recipe.has_running else None
@@ -193,7 +192,7 @@ def _traced(
     application = Application(
         recipe, lambda: (i["mean"], i["var"]), (samples, channels), i["size"], params, running, i["eps"]
     )
-    return t.program(outputs(t, application)), application, t
+    return t.program(outputs(t, application)), application
 
 
 class _Trace:
@@ -208,7 +207,7 @@ class _Trace:
             self.inputs[name] = Symbol(self, register, shape, name in INPUTS[:6])
         self.pinned = len(self.inputs)
         self.constants: dict[float, Symbol] = {}
-        self.code: list[tuple[int, int | None, int, int, int, int]] = []
+        self.code: list[tuple[int, int, int, int, int, int]] = []
         self.known: dict[tuple, Symbol] = {}
         self.next = 1 << 16  # virtual registers; real ones are dealt out at the end
 
@@ -253,7 +252,6 @@ class _Trace:
         free: list[int] = []
         code = np.zeros((len(live), 6), np.int64)
         for i, (op, out, a, b, argument, flags) in enumerate(live):
-            assert out is not None
             operands = (real[a], real[b])
             if free:
                 real[out] = free.pop()

@@ -143,7 +143,7 @@ def combine_first(
 
 @compiled
 def fold(lanes: Any, channels: int, result: Any) -> None:
-    """Add up the joined rows: one number per channel. `result` may be `lanes` itself."""
+    """Add up the joined rows: one number per channel."""
     for c in range(channels):
         total = 0.0
         for k in range(c, lanes.size, channels):

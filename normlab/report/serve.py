@@ -82,7 +82,7 @@ def application(directory: Path, host: str, port: int, token: str = "") -> Starl
     views = _Views(LiveStudy(directory))
     routes = [
         Route("/", views.page),
-        Route("/library.js", views.library),
+        Route("/library.js", views.bundle),
         Route("/state", views.state),
         Route("/figures", views.figures),
         Route("/events", views.events),
@@ -114,7 +114,7 @@ class _Views:
         html, policy = live_page(self._study.directory.resolve().name, norms)
         return HTMLResponse(html, headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"})
 
-    async def library(self, request: Request) -> Response:
+    async def bundle(self, request: Request) -> Response:
         from starlette.responses import Response
 
         from normlab.report.page import library

@@ -31,7 +31,7 @@ LEARNED = ("weight", "bias", "gate")
 class Style:
     """What only a call can tell of a function, shared by all its subjects once found."""
 
-    library: str | None = None
+    framework: str | None = None
     parameter_ndim: int = 1
 
 
@@ -70,15 +70,15 @@ class FunctionSubject(Subject):
     @property
     def home(self) -> str:  # type: ignore[override]
         told = getattr(self.function, "dialect", None)
-        return told or ("torch" if self.style.library == "torch" else "teaching")
+        return told or ("torch" if self.style.framework == "torch" else "teaching")
 
     @property
     def has_backward(self) -> bool:  # type: ignore[override]
-        return self.backward_function is not None or self.style.library == "torch"
+        return self.backward_function is not None or self.style.framework == "torch"
 
     @property
     def dtypes(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("float64", "float32", "float16") + (("bfloat16",) if self.style.library == "torch" else ())
+        return ("float64", "float32", "float16") + (("bfloat16",) if self.style.framework == "torch" else ())
 
     def fresh(self, **changes: Any) -> FunctionSubject:
         missing = {k for k in changes if k != "dtype" and changes[k] is not None} - self.settable
@@ -132,11 +132,11 @@ class FunctionSubject(Subject):
         return args
 
     def forward(self, x: NDArray, training: bool) -> NDArray:
-        if self.style.library is None:
+        if self.style.framework is None:
             return self._find_library(x, training)
         args = self._arguments(x, training)
         first: Any = np.array(x) if x.flags.c_contiguous else x  # a strided input is handed on as it is
-        if self.style.library == "torch":
+        if self.style.framework == "torch":
             import torch
 
             def tensor(a: Any, grad: bool = False) -> Any:
@@ -156,14 +156,14 @@ class FunctionSubject(Subject):
     def _find_library(self, x: NDArray, training: bool) -> NDArray:
         failures = []
         for library in ("numpy", "torch"):
-            self.style.library = library
+            self.style.framework = library
             try:
                 y = self.forward(x, training)
             except TargetFailure as e:
                 failures.append(e)
                 continue
             return y
-        self.style.library = None
+        self.style.framework = None
         raise failures[0]
 
     def _keep_running(self, args: dict[str, Any], returned: tuple[Any, Any] | None) -> None:
@@ -184,7 +184,7 @@ class FunctionSubject(Subject):
 
     def backward(self, dy: NDArray) -> dict[str, NDArray]:
         learned = [r for r in LEARNED if r in self.roles]
-        if self.style.library == "torch":
+        if self.style.framework == "torch":
             import torch
 
             y = self._last["y"]
