@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cache
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -32,6 +31,7 @@ from normlab.norms import NormEntry
 from normlab.planes import reference
 
 Model = TypeVar("Model", bound=nn.Module)
+_KINDS: dict[type, type] = {}  # kind of layer -> the same, synchronized
 
 
 def synchronize(model: Model, process_group: Any = None) -> Model:
@@ -242,14 +242,14 @@ class _Synchronized(Norm):
         return normalize(self, x, self.process_group)
 
 
-@cache
 def _synchronized(kind: type) -> type:
-    return type(kind.__name__, (_Synchronized, kind), {"__doc__": kind.__doc__, "__module__": __name__})
+    if kind not in _KINDS:
+        _KINDS[kind] = type(kind.__name__, (_Synchronized, kind), {"__doc__": kind.__doc__, "__module__": __name__})
+    return _KINDS[kind]
 
 
 def _blank(kind: type) -> Any:
-    made = _synchronized(kind)
-    return made.__new__(made)
+    return object.__new__(_synchronized(kind))
 
 
 def _several(group: Any) -> bool:

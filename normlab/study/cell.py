@@ -76,15 +76,16 @@ def train_cell(
     checkpoints: Checkpoints | None = None,
     until: int | None = None,
     device: str = "cpu",
+    kind: type[Training] | None = None,
 ) -> Outcome:
     """Train one cell and answer how it ended; `on_epoch` hears the record of every epoch, in order.
 
     With `checkpoints` it goes on from the last state kept, replaying the records of the epochs before. With
     `until` it pauses after that many epochs. The test split is looked at once, at the end. A loss that is not
-    finite ends it as "diverged". Whatever else goes wrong is raised.
+    finite ends it as "diverged". Whatever else goes wrong is raised. `kind` trains in another way than `Training`.
     """
     with torch.random.fork_rng(devices=[]):  # the caller's generator is not ours to move
-        return _train(Training(cell, dataset, device), on_epoch, checkpoints, until)
+        return _train((kind or Training)(cell, dataset, device), on_epoch, checkpoints, until)
 
 
 def _train(
@@ -193,10 +194,7 @@ class Training:
         generator = torch.Generator().manual_seed(derive(self.cell.seed, "augmentation", epoch, self.progress.step))
         images, labels = _fetch(self.dataset.train, index)
         images = augment(images, generator, crop="crop" in self.cell.augment, flip="flip" in self.cell.augment)
-        labels = labels.to(self.device)
-        logits = self.model(standardize(images.to(self.device), self.mean, self.std))
-        loss = functional.cross_entropy(logits, labels)
-        value = loss.item()
+        loss, value, predictions = self.forward(images, labels)
         if not math.isfinite(value):
             raise Diverged(f"epoch {epoch}: the training loss is {value} at step {self.progress.step + 1}")
         self.optimizer.zero_grad(set_to_none=True)
@@ -204,8 +202,14 @@ class Training:
         self.optimizer.step()
         constrain(self.model)
         self.progress.loss_sum += value * len(index)
-        self.progress.predictions.append(logits.detach().argmax(1))
+        self.progress.predictions.append(predictions)
         self.progress.step += 1
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, float, Tensor]:
+        """What to differentiate, the mean loss over the batch, and the predicted classes."""
+        logits = self.model(standardize(images.to(self.device), self.mean, self.std))
+        loss = functional.cross_entropy(logits, labels.to(self.device))
+        return loss, loss.item(), logits.detach().argmax(1)
 
     def evaluate(self, split: Split) -> dict[str, float]:
         """Loss, accuracy, micro-F1 and macro-F1 on a split, in evaluation mode."""

@@ -123,8 +123,13 @@ def compare(
         return
     from normlab.study.budget import parse_budget
     from normlab.study.cluster import ClusterOptions
-    from normlab.study.run import Options, run_study
+    from normlab.study.run import Options, check_names, find_devices, run_study
+    from normlab.study.torchrun import follow, follows
 
+    if follows():
+        check_names(spec)
+        follow(spec, find_devices(device))
+        return
     if backend != "ray" and (address or gpus or runtime_env or placement != "DEFAULT"):
         raise UsageError(
             "--address, --gpus, --placement and --runtime-env are for --backend ray; add it, or leave them"

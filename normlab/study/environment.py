@@ -31,10 +31,13 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_torch(device: str) -> dict[str, Any]:
-    """What only torch knows: the device it computes on and the threads it uses."""
+    """What only torch knows: the device it computes on, the threads it uses, and how many processes share a cell."""
     import torch
+    import torch.distributed as dist
 
     facts: dict[str, Any] = {"device": device, "threads": torch.get_num_threads()}
+    if dist.is_available() and dist.is_initialized():
+        facts["processes"] = dist.get_world_size()
     if device.startswith("cuda"):
         facts["gpu"] = torch.cuda.get_device_name(device)
         facts["cuda"] = torch.version.cuda

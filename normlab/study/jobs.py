@@ -54,10 +54,11 @@ class Executor(Protocol):
         """Stop everything at once and leave nothing behind."""
 
 
-def run_job(job: Job, dataset: Dataset, emit: Callable[[Event], None], device: str = "cpu") -> None:
+def run_job(job: Job, dataset: Dataset, emit: Callable[[Event], None], device: str = "cpu", kind: Any = None) -> None:
     """Train a job's cell and report: "notice", "epoch" for each epoch, then "end" or "disk".
 
-    Nothing is raised but what stops the process: a failure is an event with its reason and traceback.
+    Nothing is raised but what stops the process: a failure is an event with its reason and traceback. `kind` is
+    that of `normlab.study.cell.train_cell`.
     """
     from normlab.study.cell import train_cell
     from normlab.study.checkpoint import CheckpointDirectory
@@ -74,6 +75,7 @@ def run_job(job: Job, dataset: Dataset, emit: Callable[[Event], None], device: s
             checkpoints=checkpoints,
             until=job.until,
             device=device,
+            kind=kind,
         )
     except Exception as e:
         emit(failure(job.cell, e))

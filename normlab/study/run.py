@@ -25,6 +25,7 @@ from normlab.study.records import write_results
 from normlab.study.source import identity, open_data
 from normlab.study.spec import StudySpec
 from normlab.study.store import LOCKS, Store, StoreBusy, StoredCell
+from normlab.study.torchrun import LeadingExecutor, launched
 from normlab.study.tuning import tuned
 
 CHECKPOINTS = "checkpoints"
@@ -89,7 +90,7 @@ def run_study(
             console,
             describe_machine(),
             retry_failed=options.retry_failed or options.force,
-            fail_fast=options.fail_fast,
+            fail_fast=options.fail_fast or launched(),  # after a failure the processes may not be in step
             deadline=None if options.budget is None else time.monotonic() + options.budget,
         )
         study = Study(spec.model_dump(mode="json"), study_facts(dataset, options), identity(dataset, spec), driver)
@@ -156,6 +157,8 @@ def make_executor(
     spec: StudySpec, options: Options, dataset: Dataset, cells: int, locks: CellLocks, directory: Path
 ) -> Executor:
     """The place where so many cells are to run, as the options say."""
+    if launched() and (options.backend != "local" or (options.jobs or 1) > 1):
+        raise UsageError("under torchrun all processes train one cell at a time; leave out --backend and --jobs")
     if options.backend == "ray":
         threads = options.threads or 1
         asked = options.cluster or ClusterOptions()
@@ -165,6 +168,8 @@ def make_executor(
     if options.backend != "local":
         raise UsageError(f"--backend {options.backend!r} is not known; expected one of: local, ray")
     devices = find_devices(options.device)
+    if launched():
+        return LeadingExecutor(spec, dataset, devices)
     if options.inline:
         return InlineExecutor(dataset, devices[0])
     layout = plan_layout(cells, jobs=options.jobs, threads=options.threads, devices=devices, per_gpu=options.per_gpu)

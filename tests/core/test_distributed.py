@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -391,3 +395,28 @@ def test_network(ranks: Ranks, norm: str, counts: tuple[int, ...]) -> None:
 def test_network_has_teeth(ranks: Ranks) -> None:
     with pytest.raises(AssertionError, match="not close"):
         check_network(ranks, "bn", (5, 3), synchronized=False)
+
+
+# --- the documentation -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_listing_in_the_documentation(tmp_path: Path) -> None:
+    """It runs, and all processes end with the same network, which is that of one process with whole batches."""
+    page = (Path(__file__).parents[2] / "docs" / "study.md").read_text()
+    (listing,) = re.findall(r"<!-- tests/core/test_distributed.py runs this -->\n```python\n(.*?)```", page, re.DOTALL)
+    script = tmp_path / "train.py"
+    script.write_text(listing + "torch.save(model.state_dict(), f'{world}-{rank}.pt')\n")
+    for world in (1, WORLD):
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={world}",
+            "train.py",
+        ]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    alone, *together = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
+    for state in together:
+        torch.testing.assert_close(state, alone, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,61 @@
+"""Training one cell by several processes: each has its share of every batch, all have the same network.
+
+What is learned is what one process alone would learn, up to the rounding of sums that are split in another way:
+order and augmentation are those of the whole batch, batch statistics are pooled over the processes
+(`normlab.distributed`), and gradients add up to that of the mean loss over the whole batch. Only dropout differs, each
+process drawing its own. Evaluation is done by all of them alike, without a message.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from normlab.data import Dataset, standardize
+from normlab.distributed import pools_samples, synchronize
+from normlab.errors import UsageError
+from normlab.layers import Norm
+from normlab.study.cell import Training, derive
+from normlab.study.spec import Cell
+
+
+class SharedTraining(Training):
+    """A training that the processes of `torch.distributed`'s group do together; each must do every step of it."""
+
+    def __init__(self, cell: Cell, dataset: Dataset, device: str = "cpu") -> None:
+        super().__init__(cell, dataset, device)
+        check_synchronizable(self.model, device)
+        synchronize(self.model)
+        if device != "cpu":
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # torch's own; the parameters stay the same objects
+        self._parallel = DistributedDataParallel(self.model)
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, float, Tensor]:
+        rank, world, count = dist.get_rank(), dist.get_world_size(), len(labels)
+        torch.manual_seed(derive(self.cell.seed, "dropout", len(self.records) + 1, self.progress.step, rank))
+        own = torch.arange(count).tensor_split(world)[rank]  # of few images some have none
+        logits = self._parallel(standardize(images[own].to(self.device), self.mean, self.std))
+        loss = functional.cross_entropy(logits, labels[own].to(self.device), reduction="sum") / count
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)
+        predictions = torch.zeros(count, dtype=torch.long, device=self.device)
+        predictions[own.to(self.device)] = logits.detach().argmax(1)
+        dist.all_reduce(predictions)
+        return loss * world, mean.item(), predictions  # DistributedDataParallel takes the mean of the gradients
+
+    def backend(self) -> str:
+        synchronized = any(isinstance(module, Norm) and pools_samples(module) for module in self.model.modules())
+        return "reference" if synchronized else super().backend()
+
+
+def check_synchronizable(model: nn.Module, device: str) -> None:
+    """Raise UsageError if a model has batch statistics that cannot be pooled over processes on this device."""
+    if device == "cpu" and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UsageError(
+            "torch's own batch norm cannot pool its statistics over processes on a CPU (its SyncBatchNorm needs GPUs); "
+            "leave it out, as in --norms bn,in,bin,ln,gn,none, or use normlab's in your model"
+        )
