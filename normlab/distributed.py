@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from normlab.application import Application, Recipe
-from normlab.grid import Affine, Grid, Moments, raw
+from normlab.grid import Affine, Grid, Moments, raw, update_running
 from normlab.layers import Norm
 from normlab.norms import NormEntry
-from normlab.planes import reference
+from normlab.planes.reference import affine, combine, dots, moments, wide
 
 Model = TypeVar("Model", bound=nn.Module)
 _KINDS: dict[type, type] = {}  # kind of layer -> the same, synchronized
@@ -84,9 +84,18 @@ def normalize(layer: Norm, x: Tensor, process_group: Any = None) -> Tensor:
     recipe = _recipe(layer)
     recipe = replace(recipe, entry=replace(recipe.entry, grid=shared.grid))
     y: Tensor = _Normalize.apply(x, recipe, layer.eps, *_parameters(layer).values())
-    if layer.training and layer.running_mean is not None:
-        layer._update_running(shared.batch)
+    if layer.training:
+        _update(layer, shared.batch)
     return y
+
+
+def _update(layer: Norm, batch: tuple[Tensor, Tensor, int] | None) -> None:
+    mean, var, seen = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    if mean is None or var is None or seen is None:
+        return
+    seen.add_(1)
+    if batch is not None:  # an empty batch counts, and changes nothing
+        update_running((mean, var), batch, 1 / int(seen) if layer.momentum is None else layer.momentum)
 
 
 class _OverRanks:
@@ -183,9 +192,13 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, recipe: Recipe, eps: float, *parameters: Tensor) -> Tensor:
         x = _dense(x)
-        params = dict(zip(recipe.names, parameters, strict=True))
-        y = torch.empty_like(x)
-        ctx.saved = reference.forward(recipe, _planes(x), params, None, eps, _planes(y))
+        planes, y = _planes(x), torch.empty_like(x)
+        rows = {k: wide(p.detach()).reshape(1, -1) for k, p in zip(recipe.names, parameters, strict=True)}
+        n, channels, size = planes.shape
+        applied = Application(recipe, lambda: moments(planes), (n, channels), size, rows, running=None, eps=eps)
+        scale, center, shift = (_grid(v, planes) for v in (applied.map.scale, applied.map.center, applied.map.shift))
+        _planes(y)[...] = affine(planes, scale, center, shift)
+        ctx.applied, ctx.scale, ctx.center = applied, scale, center
         ctx.save_for_backward(x, *parameters)
         return y
 
@@ -193,9 +206,11 @@ class _Normalize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
-        dx = torch.empty_like(x)
-        grads = reference.backward(ctx.saved, _planes(x), _planes(_dense(dy)), _planes(dx))
-        return (dx, None, None, *(g.reshape(p.shape).to(p.dtype) for g, p in zip(grads, parameters, strict=True)))
+        planes, g, dx = _planes(x), _planes(_dense(dy)), torch.empty_like(x)
+        b, c, grads = ctx.applied.pull(ctx.scale, ctx.center, *dots(g, planes, ctx.center))
+        b, c = (_grid(0.0 if v is None else v, planes) for v in (b, c))
+        _planes(dx)[...] = combine(g, planes, ctx.center, ctx.scale, b, c)
+        return (dx, None, None, *(_like(grad, p) for grad, p in zip(grads.values(), parameters, strict=True)))
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -209,6 +224,16 @@ def _planes(x: Tensor) -> Tensor:
     if x.numel() == 0:
         return x.new_empty(0, x.shape[1], 1)
     return x.view(x.shape[0], x.shape[1], math.prod(x.shape[2:]))
+
+
+def _grid(v: Any, like: Tensor) -> Tensor:
+    """The grid behind a value; a bare number becomes a grid (1, 1)."""
+    found = raw(v)
+    return found if isinstance(found, Tensor) else wide(like.new_full((1, 1), float(found)))
+
+
+def _like(grad: Tensor | None, parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if grad is None else grad.reshape(parameter.shape).to(parameter.dtype)
 
 
 def _parameters(layer: Norm) -> dict[str, Tensor]:
@@ -232,14 +257,24 @@ class _Synchronized(Norm):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, synchronized"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         use_batch = self.training or self.running_mean is None
         if not use_batch or not _several(self.process_group):
-            return super().forward(x)
+            return super().forward(x) if residual is None else super().forward(x, residual)
         # The others' samples count too: whether one value is too few shows when they have met.
         single = x.dim() >= 2 and x.numel() == x.shape[1] == self.num_features
         self._check_input(x.expand(2, *x.shape[1:]) if single else x)
-        return normalize(self, x, self.process_group)
+        y = normalize(self, x, self.process_group)
+        return self._finish(y if residual is None else y + residual.to(y.dtype))
+
+    def _finish(self, z: Tensor) -> Tensor:
+        act = getattr(self, "act", None)
+        if act is None:
+            return z
+        from normlab import activations
+
+        y: Tensor = activations.apply(act, z)
+        return y
 
 
 def _synchronized(kind: type) -> type:
