@@ -51,7 +51,7 @@ def synchronize(model: Model, process_group: Any = None) -> Model:
       times `world_size / n`, and not their mean, which is wrong where shares differ.
 
     The cost beside the waiting: these layers run in the plain array arithmetic of `normlab.planes.reference`, in
-    float64, on the CPU several times slower than the compiled kernels. Other layers, torch's own batch norm among
+    float64, on the CPU some ten times slower than the compiled kernels. Other layers, torch's own batch norm among
     them, are left alone. Call it before the model is wrapped or compiled.
     """
     for module in model.modules():
