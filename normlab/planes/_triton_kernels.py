@@ -1,0 +1,417 @@
+"""Both directions as Triton kernels, for either memory order and any norm of the family.
+
+A launch performs one or more steps; which, it is compiled for:
+
+| step | forward | backward |
+|---|---|---|
+| MEASURE | x -> mean and variance of parts of planes | sums of g and of g * (x - center) over parts of planes |
+| SOLVE | the program: moments -> scale, center, shift | the program: sums -> b, c, parameters' gradients |
+| APPLY | y = act(scale * (x - center) + shift + residual) | dx = scale * g + b * (x - center) + c |
+
+A norm that stays within samples takes all three in one launch; one that pools over the batch measures first, and each
+instance of the second launch solves for the channels that it is going to write. Instances that need the same numbers
+compute them alike, so nothing is locked, counted or waited for, and every result is the same from run to run.
+
+Planes are numbered p = n * C + c, and grids hold a number for each, in float64: next to the elements they are few.
+Elements are computed on in float32 (float64 if that is what they are). An instance covers planes `first` to `last`,
+`width` of them every `step`, and positions `start` to `stop`; it holds BLOCK_P planes by BLOCK_S positions at a time.
+SOLVE works on R x J registers: rows are units of W planes, or with ACROSS samples, columns then channels.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def forward(
+    x, y, residual, parts, grids, batch, learned, running, momentum,
+    N, C, S, stride_c, stride_s, chunk, samples, part, part_count,
+    SOLVE: tl.constexpr, MEASURE: tl.constexpr, APPLY: tl.constexpr, ACROSS: tl.constexpr, MEASURED: tl.constexpr,
+    POOLS: tl.constexpr, UPDATE: tl.constexpr, ADD: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
+    EPS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_K: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """From x to y, or part of the way; the grids are mean, var, scale, center and shift."""
+    planes = tl.full([], N, tl.int64) * C
+    first, last, step, width, start, stop = _extent(planes, N, C, S, chunk, samples, ACROSS, W, R, J, BLOCK_P)
+
+    if MEASURE:
+        to = parts + tl.program_id(1).to(tl.int64) * planes
+        for p0 in range(first, last, step):
+            p, own = _planes(p0, last, width, BLOCK_P)
+            origin = _origin(p, C, S, stride_c)
+            mean, var = _moments(x, origin, own, start, stop, stride_s, BLOCK_P, BLOCK_S, REAL)
+            tl.store(to + p, mean, mask=own)
+            tl.store(to + part_count * planes + p, var, mask=own)
+
+    if SOLVE is not None:
+        if MEASURE:
+            tl.debug_barrier()  # what one thread has measured another reads
+        _solve_forward(
+            parts, grids, batch, learned, running, momentum, planes, N, C, S, part, part_count,
+            SOLVE, ACROSS, MEASURED, POOLS, UPDATE, EPS, W, R, J, BLOCK_K,
+        )  # fmt: skip
+        tl.debug_barrier()
+
+    if APPLY:
+        for p0 in range(first, last, step):
+            p, own = _planes(p0, last, width, BLOCK_P)
+            origin = _origin(p, C, S, stride_c)
+            scale, center, shift = _affine(grids, p, own, planes, REAL)
+            for s0 in range(start, stop, BLOCK_S):
+                at, inside = _tile(origin, own, s0, stop, stride_s, BLOCK_S)
+                z = scale * (tl.load(x + at, mask=inside, other=0.0).to(REAL) - center) + shift
+                if ADD:
+                    z += tl.load(residual + at, mask=inside, other=0.0).to(REAL)
+                tl.store(y + at, _act(z, ACT, SLOPE), mask=inside)
+
+
+@triton.jit
+def backward(
+    x, g, dx, residual, dz, parts, grids, slopes, grads, learned, running, N, C, S, stride_c, stride_s, chunk, samples,
+    part_count,
+    SOLVE: tl.constexpr, MEASURE: tl.constexpr, APPLY: tl.constexpr, ACROSS: tl.constexpr, GRADS: tl.constexpr,
+    LINEAR: tl.constexpr, ADD: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
+    EPS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_K: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """From g to dx, or part of the way; the slopes are b and c. With KEEP, dz is written, and then read."""
+    planes = tl.full([], N, tl.int64) * C
+    first, last, step, width, start, stop = _extent(planes, N, C, S, chunk, samples, ACROSS, W, R, J, BLOCK_P)
+
+    if MEASURE:
+        to = parts + tl.program_id(1).to(tl.int64) * planes
+        for p0 in range(first, last, step):
+            p, own = _planes(p0, last, width, BLOCK_P)
+            origin = _origin(p, C, S, stride_c)
+            sum_g, sum_gx = _dots(
+                x, g, residual, dz, grids, p, own, planes, origin, start, stop, stride_s,
+                ADD, KEEP, ACT, SLOPE, BLOCK_P, BLOCK_S, REAL,
+            )  # fmt: skip
+            tl.store(to + p, sum_g, mask=own)
+            tl.store(to + part_count * planes + p, sum_gx, mask=own)
+
+    if SOLVE is not None:
+        if MEASURE:
+            tl.debug_barrier()
+        _solve_backward(
+            parts, grids, slopes, grads, learned, running, planes, N, C, S, part_count,
+            SOLVE, ACROSS, GRADS, LINEAR, EPS, W, R, J, BLOCK_K,
+        )  # fmt: skip
+        tl.debug_barrier()
+
+    if APPLY:
+        for p0 in range(first, last, step):
+            p, own = _planes(p0, last, width, BLOCK_P)
+            origin = _origin(p, C, S, stride_c)
+            scale, near, shift = _affine(grids, p, own, planes, REAL)
+            b, c = _slopes(grids, slopes, p, own, planes, LINEAR, REAL)
+            for s0 in range(start, stop, BLOCK_S):
+                at, inside = _tile(origin, own, s0, stop, stride_s, BLOCK_S)
+                d = tl.load(x + at, mask=inside, other=0.0).to(REAL) - near
+                if KEEP:
+                    up = tl.load(dz + at, mask=inside, other=0.0).to(REAL)
+                else:
+                    up = tl.load(g + at, mask=inside, other=0.0).to(REAL)
+                    up *= _slope(d, scale, shift, residual, at, inside, ADD, ACT, SLOPE, REAL)
+                tl.store(dx + at, scale * up + (b * d + c), mask=inside)
+
+
+# --- the program in the middle ---------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _solve_forward(
+    parts, grids, batch, learned, running, momentum, planes, N, C, S, part, part_count,
+    SOLVE: tl.constexpr, ACROSS: tl.constexpr, MEASURED: tl.constexpr, POOLS: tl.constexpr, UPDATE: tl.constexpr,
+    EPS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Moments -> scale, center and shift, and the batch's moments."""
+    q, channel, own, known = _registers(planes, C, N, ACROSS, W, R, J)
+    mean = tl.zeros([1, 1], tl.float64)
+    var = mean
+    if MEASURED:
+        mean, var = _merged_moments(parts, q, own, planes, S, part, part_count, BLOCK_K, R, J)
+        tl.store(grids + q, mean, mask=own)
+        tl.store(grids + planes + q, var, mask=own)
+    answer = SOLVE(mean, var, learned, running, channel, known, own, N, S, W, EPS)
+    tl.store(grids + 2 * planes + q, answer[0], mask=own)
+    tl.store(grids + 3 * planes + q, answer[1], mask=own)
+    tl.store(grids + 4 * planes + q, answer[2], mask=own)
+    if POOLS:
+        tl.store(batch + channel, answer[3], mask=known)
+        tl.store(batch + C + channel, answer[4], mask=known)
+    if UPDATE:
+        _update(running, answer[3], answer[4], momentum, channel, known, tl.full([], N, tl.int64) * S)
+
+
+@triton.jit
+def _update(running, mean, var, momentum, channel, known, count):
+    """running = (1 - momentum) * running + momentum * batch, the variance unbiased; by one instance per channel.
+
+    `momentum` is a float64 as the integer of the same bits: a float argument would come as float32.
+    """
+    if (tl.program_id(1) == 0) & (tl.program_id(2) == 0):
+        share = momentum.to(tl.int64).to(tl.float64, bitcast=True)
+        unbiased = var * (count.to(tl.float64) / tl.maximum(count - 1, 1).to(tl.float64))
+        old_mean = tl.load(running[0] + channel, mask=known, other=0.0).to(tl.float64)
+        old_var = tl.load(running[1] + channel, mask=known, other=0.0).to(tl.float64)
+        tl.store(running[0] + channel, old_mean + share * (mean - old_mean), mask=known)
+        tl.store(running[1] + channel, old_var + share * (unbiased - old_var), mask=known)
+
+
+@triton.jit
+def _solve_backward(
+    parts, grids, slopes, grads, learned, running, planes, N, C, S, part_count,
+    SOLVE: tl.constexpr, ACROSS: tl.constexpr, GRADS: tl.constexpr, LINEAR: tl.constexpr, EPS: tl.constexpr,
+    W: tl.constexpr, R: tl.constexpr, J: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Sums over planes -> b and c, and the parameters' gradients: summed over the samples, if all of them are here."""
+    q, channel, own, known = _registers(planes, C, N, ACROSS, W, R, J)
+    sum_g = _merged_sum(parts, q, own, planes, part_count, BLOCK_K, R, J)
+    sum_gx = _merged_sum(parts + part_count * planes, q, own, planes, part_count, BLOCK_K, R, J)
+    mean = tl.load(grids + q, mask=own, other=0.0)
+    var = tl.load(grids + planes + q, mask=own, other=0.0)
+    scale = tl.load(grids + 2 * planes + q, mask=own, other=0.0)
+    center = tl.load(grids + 3 * planes + q, mask=own, other=0.0)
+    answer = SOLVE(mean, var, sum_g, sum_gx, scale, center, learned, running, channel, known, own, N, S, W, EPS)
+    if not LINEAR:
+        tl.store(slopes + q, answer[0], mask=own)
+        tl.store(slopes + planes + q, answer[1], mask=own)
+    for i in tl.static_range(GRADS):
+        if ACROSS:
+            total = tl.sum(tl.where(own, answer[2 + i], 0.0), 0, keep_dims=True)
+            tl.store(grads + i * C + channel, total, mask=known)
+        else:
+            tl.store(grads + i * planes + q, answer[2 + i], mask=own)
+
+
+@triton.jit
+def _registers(planes, C, N, ACROSS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr):
+    """Planes in the registers of the program, their channels, and which of both are real."""
+    block = tl.program_id(0).to(tl.int64)
+    r = tl.arange(0, R).to(tl.int64)[:, None]
+    j = tl.arange(0, J)[None, :]
+    if ACROSS:
+        channel = block * J + j
+        known = channel < C
+        q = r * C + channel
+        own = (r < N) & known
+    else:
+        q = (block * R + r) * W + j
+        channel = q % C
+        own = (j < W) & (q < planes)
+        known = own
+    return q, channel, own, known
+
+
+# --- where things lie ------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _extent(
+    planes, N, C, S, chunk, samples,
+    ACROSS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Planes and positions of this instance: (first, last, step, width, start, stop)."""
+    block = tl.program_id(0).to(tl.int64)
+    start = tl.program_id(1).to(tl.int64) * chunk
+    stop = tl.minimum(start + chunk, S)
+    if ACROSS:  # J channels of some samples
+        n = tl.program_id(2).to(tl.int64) * samples
+        first = n * C + block * J
+        last = tl.minimum(n + samples, N) * C
+        step = tl.full([], C, tl.int64)
+        width = tl.minimum(C - block * J, J)
+    else:  # R units, end to end
+        first = block * (R * W)
+        last = tl.minimum(first + R * W, planes)
+        step = tl.full([], BLOCK_P, tl.int64)
+        width = step
+    return first, last, step, width, start, stop
+
+
+@triton.jit
+def _planes(p0, last, width, BLOCK_P: tl.constexpr):
+    """Numbers of the planes from p0 on, and which of them are this instance's."""
+    i = tl.arange(0, BLOCK_P)
+    return p0 + i, (i < width) & (p0 + i < last)
+
+
+@triton.jit
+def _origin(p, C, S, stride_c):
+    """Where planes begin."""
+    return p // C * C * S + p % C * stride_c
+
+
+@triton.jit
+def _tile(origin, own, s0, stop, stride_s, BLOCK_S: tl.constexpr):
+    """Offsets of BLOCK_S positions of some planes, and which of them are this instance's."""
+    s = s0 + tl.arange(0, BLOCK_S)
+    return origin[:, None] + (s * stride_s)[None, :], own[:, None] & (s < stop)[None, :]
+
+
+# --- sums over planes ------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _moments(
+    x, origin, own, start, stop, stride_s, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, REAL: tl.constexpr
+):  # fmt: skip
+    """Mean and biased variance of the positions from `start` to `stop` of some planes.
+
+    Tile by tile: the tile's mean, then the squares about it, corrected for that mean's rounding; tiles are merged by
+    Chan's formula.
+    """
+    mean = tl.zeros([BLOCK_P], tl.float64)
+    square = tl.zeros([BLOCK_P], tl.float64)
+    for s0 in range(start, stop, BLOCK_S):
+        at, inside = _tile(origin, own, s0, stop, stride_s, BLOCK_S)
+        v = tl.load(x + at, mask=inside, other=0.0).to(REAL)
+        known = (s0 - start).to(tl.float64)
+        count = tl.minimum(stop - s0, BLOCK_S).to(tl.float64)
+        rough = (tl.sum(v, 1).to(tl.float64) / count).to(REAL)
+        d = tl.where(inside, v - rough[:, None], 0.0)
+        off = tl.sum(d, 1).to(tl.float64) / count
+        between = rough.to(tl.float64) + off - mean
+        mean += between * (count / (known + count))
+        square += tl.sum(d * d, 1).to(tl.float64) - off * off * count
+        square += between * between * (known * count / (known + count))
+    var = square / (stop - start).to(tl.float64)
+    return mean, tl.where(var < 0.0, 0.0, var)
+
+
+@triton.jit
+def _dots(
+    x, g, residual, dz, grids, p, own, planes, origin, start, stop, stride_s,
+    ADD: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Sums of g * act'(z) and of that times x - center, over the positions from `start` to `stop` of some planes."""
+    scale, near, shift = _affine(grids, p, own, planes, REAL)
+    center = tl.load(grids + 3 * planes + p, mask=own, other=0.0)
+    off = center.to(REAL).to(tl.float64) - center
+    sum_g = tl.zeros([BLOCK_P], tl.float64)
+    sum_gx = tl.zeros([BLOCK_P], tl.float64)
+    for s0 in range(start, stop, BLOCK_S):
+        at, inside = _tile(origin, own, s0, stop, stride_s, BLOCK_S)
+        d = tl.load(x + at, mask=inside, other=0.0).to(REAL) - near
+        up = tl.load(g + at, mask=inside, other=0.0).to(REAL)  # zero outside, and so are the products
+        up *= _slope(d, scale, shift, residual, at, inside, ADD, ACT, SLOPE, REAL)
+        if KEEP:
+            tl.store(dz + at, up, mask=inside)
+        sum_up = tl.sum(up, 1).to(tl.float64)
+        sum_g += sum_up
+        # (off * sum_g after the loop would be the same, and fails an assertion of Triton's in float64)
+        sum_gx += tl.sum(up * d, 1).to(tl.float64) + off * sum_up
+    return sum_g, sum_gx
+
+
+@triton.jit
+def _merged_moments(
+    parts, q, own, planes, S, part, part_count, BLOCK_K: tl.constexpr, R: tl.constexpr, J: tl.constexpr
+):  # fmt: skip
+    """Chan's formula over the parts of each plane, `part` positions each; the last may be shorter."""
+    mean = tl.zeros([R, J], tl.float64)
+    for k0 in range(0, part_count, BLOCK_K):
+        at, there, weight = _some_parts(k0, q, own, planes, S, part, part_count, BLOCK_K)
+        mean += tl.sum(weight * tl.load(parts + at, mask=there, other=0.0), 0)
+    var = tl.zeros([R, J], tl.float64)
+    for k0 in range(0, part_count, BLOCK_K):
+        at, there, weight = _some_parts(k0, q, own, planes, S, part, part_count, BLOCK_K)
+        between = tl.load(parts + at, mask=there, other=0.0) - mean[None, :, :]
+        within = tl.load(parts + part_count * planes + at, mask=there, other=0.0)
+        var += tl.sum(weight * (within + between * between), 0)
+    return mean, var
+
+
+@triton.jit
+def _some_parts(k0, q, own, planes, S, part, part_count, BLOCK_K: tl.constexpr):
+    """(offsets, which are real, their share of the plane) of BLOCK_K parts."""
+    k = (k0 + tl.arange(0, BLOCK_K)).to(tl.int64)[:, None, None]
+    there = (k < part_count) & own[None, :, :]
+    count = tl.where(k < part_count, tl.minimum(S - k * part, part), 0)
+    return k * planes + q[None, :, :], there, count.to(tl.float64) / tl.full([], S, tl.float64)
+
+
+@triton.jit
+def _merged_sum(parts, q, own, planes, part_count, BLOCK_K: tl.constexpr, R: tl.constexpr, J: tl.constexpr):
+    total = tl.zeros([R, J], tl.float64)
+    for k0 in range(0, part_count, BLOCK_K):
+        k = (k0 + tl.arange(0, BLOCK_K)).to(tl.int64)[:, None, None]
+        there = (k < part_count) & own[None, :, :]
+        total += tl.sum(tl.load(parts + k * planes + q[None, :, :], mask=there, other=0.0), 0)
+    return total
+
+
+# --- elements --------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _affine(grids, p, own, planes, REAL: tl.constexpr):
+    """(scale, center, shift) as columns. The center is rounded to the elements' precision, where the subtraction of an
+    element near it is exact; what the rounding lost goes into the shift."""
+    scale = tl.load(grids + 2 * planes + p, mask=own, other=0.0)
+    center = tl.load(grids + 3 * planes + p, mask=own, other=0.0)
+    shift = tl.load(grids + 4 * planes + p, mask=own, other=0.0)
+    near = center.to(REAL)
+    shift += scale * (near.to(tl.float64) - center)
+    return scale.to(REAL)[:, None], near[:, None], shift.to(REAL)[:, None]
+
+
+@triton.jit
+def _slopes(grids, slopes, p, own, planes, LINEAR: tl.constexpr, REAL: tl.constexpr):
+    """(b, c) as columns, c made up for the rounding of the center."""
+    b = tl.zeros_like(p).to(tl.float64)
+    c = b
+    if not LINEAR:
+        center = tl.load(grids + 3 * planes + p, mask=own, other=0.0)
+        b = tl.load(slopes + p, mask=own, other=0.0)
+        c = tl.load(slopes + planes + p, mask=own, other=0.0)
+        c += b * (center.to(REAL).to(tl.float64) - center)
+    return b.to(REAL)[:, None], c.to(REAL)[:, None]
+
+
+@triton.jit
+def _slope(
+    d, scale, shift, residual, at, inside, ADD: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, REAL: tl.constexpr
+):  # fmt: skip
+    """act'(z), with z = scale * d + shift + residual computed again; 1 without an activation."""
+    slope = 1.0
+    if ACT is not None:
+        z = scale * d + shift
+        if ADD:
+            z += tl.load(residual + at, mask=inside, other=0.0).to(REAL)
+        slope = _derivative(z, ACT, SLOPE)
+    return slope
+
+
+@triton.jit
+def _act(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
+    if ACT == "relu":
+        z = tl.where(z <= 0.0, 0.0, z)
+    elif ACT == "leaky_relu":
+        z = tl.where(z > 0.0, z, SLOPE * z)
+    elif ACT == "silu":
+        z = z / (1.0 + tl.exp(-z))
+    elif ACT == "gelu":
+        z = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+    return z
+
+
+@triton.jit
+def _derivative(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
+    if ACT == "relu":
+        slope = tl.where(z > 0.0, 1.0, 0.0)
+    elif ACT == "leaky_relu":
+        slope = tl.where(z > 0.0, 1.0, SLOPE)
+    elif ACT == "silu":
+        s = 1.0 / (1.0 + tl.exp(-z))
+        slope = s * (1.0 + z * (1.0 - s))
+    else:
+        bell = 0.3989422804014327 * tl.exp(-0.5 * z * z)
+        slope = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * bell
+    return slope
