@@ -1,0 +1,330 @@
+"""The Triton backend against float64 oracles: on a CUDA device if there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from normlab import norms, stages
+from normlab.grid import Affine, exp
+from normlab.program import trace
+
+from .parity import Case, arrange, channels_of, mixed, normalized, unit
+from .test_program import INVENTED, by_autograd, recipe_of
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+with pytest.MonkeyPatch.context() as patch:
+    if DEVICE == "cpu":  # read when triton, and when a kernel, is defined
+        patch.setenv("TRITON_INTERPRET", "1")
+    triton = pytest.importorskip("triton", reason="triton is not installed: its kernels are NOT tested here")
+    from normlab.planes import _triton_kernels as kernels
+    from normlab.planes import _triton_programs as programs
+    from normlab.planes import triton_gpu
+
+# the interpreter computes the lanes that are masked out, too
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+
+NORMS = ("bn", "in", "bin", "ln", "gn")
+ACTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu:slope=0.2": lambda z: F.leaky_relu(z, 0.2),
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+ULPS = 32
+
+
+@pytest.fixture(autouse=True)
+def served_by_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if DEVICE == "cpu":
+        assert not isinstance(kernels.forward, triton.JITFunction), "triton was imported before this module could ask"
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(stages, "serving", lambda x: triton_gpu)
+    stages.recipe.cache_clear()  # plans may have been made for another device
+    yield
+    stages.recipe.cache_clear()
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels launched so far."""
+    seen: list[str] = []
+
+    class Counted:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, int, int]) -> Any:
+            seen.append(self.kernel.fn.__name__)
+            return self.kernel[grid]
+
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(kernels, name, Counted(getattr(kernels, name)))
+    return seen
+
+
+def check(case: Case, act: str | None = None, residual: bool = False, ulps: float = ULPS) -> None:
+    """Raise AssertionError unless y, all gradients and running statistics agree with the textbook in float64."""
+    generator = torch.Generator().manual_seed(sum(map(ord, f"{case}{act}{residual}")))
+
+    def noise() -> Tensor:
+        return arrange(torch.randn(case.shape, generator=generator).to(case.dtype), case.layout)
+
+    x, dy, r = noise() + case.mean, noise(), noise() if residual else None
+    entry, channels = norms.describe(case.norm), case.shape[1]
+    # of the elements' dtype, or float32 as under mixed precision
+    real = torch.float64 if case.dtype == torch.float64 else torch.float32
+    names = ("running_mean", "running_var", *entry.parameters)
+    rows = {k: torch.rand(channels, generator=generator, dtype=real) + 0.5 for k in names}
+    params = {k: rows[k] for k in entry.parameters}
+    running = [rows[k].clone().to(DEVICE) for k in names[:2]] if entry.running else []
+
+    y, cache = stages.forward(
+        case.norm,
+        x.to(DEVICE),
+        {k: v.to(DEVICE) for k, v in params.items()},
+        training=case.training,
+        running=None if case.training or not running else (running[0], running[1]),
+        options={"groups": case.groups} if case.norm == "gn" else None,
+        act=act,
+        residual=None if r is None else r.to(DEVICE),
+        update=(running[0], running[1], 0.1) if case.training and running else None,
+    )
+    dx, grads = stages.backward(dy.to(DEVICE), cache)
+
+    leaves = [v.double().clone().requires_grad_() for v in (x, *params.values(), *([] if r is None else [r]))]
+    p = dict(zip(params, leaves[1:], strict=False)) | {k: rows[k].double() for k in names[:2]}
+    if case.training or not entry.running:
+        p.pop("running_mean")
+    z = normalized(case, leaves[0], p, 1e-5)
+    z = z * channels_of(p["weight"], z) + channels_of(p["bias"], z)
+    z = z if r is None else z + leaves[-1]
+    want = z if act is None else ACTS[act](z)
+    wants = torch.autograd.grad(want, leaves, dy.double())
+    pairs = {"y": (y, want.detach()), "dx": (dx, wants[0])}
+    pairs |= {f"d{k}": (grads[k], w) for k, w in zip(params, wants[1:], strict=False)}
+    if r is not None:
+        pairs["dresidual"] = (cache.to_residual, wants[-1])
+    if running:
+        over = (0, *range(2, x.dim()))
+        mean, var = x.double().mean(over), x.double().var(over, correction=1)
+        new = [mixed(rows[k], v, 0.1) if case.training else rows[k] for k, v in zip(names, (mean, var), strict=False)]
+        pairs |= {k: (v, w) for k, v, w in zip(names, running, new, strict=False)}
+    for name, (got, expected) in pairs.items():
+        assert got.shape == expected.shape, f"{case}: {name} has shape {tuple(got.shape)}"
+        bound = (ulps if got.dtype == case.dtype else ULPS) * unit(got.dtype) * (1 + float(expected.abs().max()))
+        error = float((got.cpu().double() - expected).abs().max())
+        assert error <= bound, f"{case}: {name} is off by {error:.2e}, allowed {bound:.2e}"
+
+
+# --- parity ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
+def test_parity(norm: str, training: bool, layout: str) -> None:
+    for shape in ((5, 3, 7), (1, 5, 33), (4, 12, 3, 3)):
+        check(Case(norm, shape, layout=layout, training=training, groups=3 if shape[1] % 3 == 0 else 1))
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("norm", ["bn", "ln", "gn"])
+def test_one_position(norm: str, layout: str) -> None:
+    check(Case(norm, (5, 12), layout=layout))
+    check(Case(norm, (3, 6, 1, 1), layout=layout))
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_activations(norm: str, act: str) -> None:
+    check(Case(norm, (3, 4, 3, 5)), act)
+    check(Case(norm, (3, 4, 3, 5), layout="last"), act, residual=True)
+    check(Case(norm, (3, 4, 3, 5), training=False), act, residual=True)
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_residual_alone(norm: str, layout: str) -> None:
+    check(Case(norm, (3, 4, 3, 5), layout=layout), residual=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("norm", NORMS)
+def test_dtypes(norm: str, dtype: torch.dtype) -> None:
+    """Half precision is rounded once, at the end."""
+    for layout in ("first", "last"):
+        check(Case(norm, (3, 6, 3, 7), dtype, layout), ulps=ULPS if dtype == torch.float64 else 1)
+        # dz is rounded as the residual's gradient before dx is made of it
+        check(Case(norm, (3, 6, 3, 7), dtype, layout), "silu", True, ulps=ULPS if dtype == torch.float64 else 4)
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("norm", ["bn", "in", "ln", "gn"])
+def test_large_mean(norm: str, layout: str) -> None:
+    """No digit is lost by being far from zero; the running mean has those of its own size."""
+    check(Case(norm, (3, 6, 17, 9), mean=3000.0, layout=layout))
+
+
+def test_first_element_far_from_the_others() -> None:
+    """A variance about the first element, instead of about the mean, would cancel."""
+    x = torch.randn(1, 1, 50)
+    x[0, 0, 0] = 1e6
+    _, cache = stages.forward("in", x.to(DEVICE), {})
+    assert cache.planes is not None
+    want = x.double().var(correction=0)
+    assert abs(float(cache.planes[1]) - float(want)) < 1e-6 * float(want)
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_planes_measured_in_parts(norm: str, layout: str, monkeypatch: pytest.MonkeyPatch, launches: list[str]) -> None:
+    """A few large planes: several instances for a plane, merged by Chan's formula, the last part shorter."""
+    for constant, value in (("_TILE", 16), ("_ROW", 8), ("_SHORT", 4), ("_COLUMNS", 2), ("_WAVES", 1)):
+        monkeypatch.setattr(triton_gpu, constant, value)
+    monkeypatch.setattr(triton_gpu, "_processors", lambda device: 16)
+    # (the gate's gradient is a difference of two means)
+    check(Case(norm, (2, 4, 5, 7), layout=layout, mean=0.0 if norm == "bin" else 100.0), "relu", True)
+    assert launches == ["forward"] * 2 + ["backward"] * 2
+
+
+# --- norms that are only a grid function -----------------------------------------------------------------------------
+
+
+def check_function(function: Callable, layout: str = "first", shape: tuple[int, ...] = (3, 4, 2, 3)) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (arrange(torch.randn(shape, dtype=torch.float64, generator=generator), layout) for _ in range(2))
+    recipe = recipe_of(function)
+    params = {
+        k: torch.rand(shape[1] if v.per_channel else 1, dtype=torch.float64, generator=generator) + 0.5
+        for k, v in recipe.entry.parameters.items()
+    }
+    y, cache = stages.forward(recipe, x.to(DEVICE), {k: v.to(DEVICE) for k, v in params.items()}, eps=1e-2)
+    dx, grads = stages.backward(dy.to(DEVICE), cache)
+    leaves = [v.detach().clone().requires_grad_() for v in (x, *params.values())]
+    want = by_autograd(function, leaves[0], dict(zip(params, leaves[1:], strict=True)), 1e-2)
+    wants = torch.autograd.grad(want, leaves, dy, materialize_grads=True)
+    for got, expected in zip((y, dx, *grads.values()), (want.detach(), *wants), strict=True):
+        torch.testing.assert_close(got.cpu(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("function", INVENTED)
+def test_invented(function: Callable, layout: str) -> None:
+    """Within a plane, a group, a batch, and over several of these at once."""
+    check_function(function, layout)
+
+
+def test_powers_and_constants() -> None:
+    check_function(lambda m, p: Affine(p.weight * (m.var + 1) ** -0.3 + (m.mean + 2) ** 3 * 1e-3, m.mean, p.bias))
+    check_function(lambda m, p: Affine((m.var + 1) ** -2 + exp(-m.var) / 3, 0.1, p.bias * 1e-5))
+
+
+def test_source_is_what_one_would_write() -> None:
+    """The whole of group norm's program, to be read."""
+    recipe = stages.recipe("gn", (("groups", 2),), ("weight", "bias"), True, False)
+    text = programs.source(trace(recipe, 3, 4).forward, "forward", (True, True))
+    assert text.count("tl.sum(tl.where(own, ") == 2
+    assert "tl.rsqrt(" in text
+    assert "running[" not in text
+    ast.parse(text)
+
+
+# --- launches, and what the host does ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("norm", "count"), [("in", 1), ("ln", 1), ("gn", 1), ("bn", 2), ("bin", 2)])
+def test_launches(norm: str, count: int, launches: list[str]) -> None:
+    """One each way for a norm that stays within samples, two for one that pools over the batch."""
+    check(Case(norm, (8, 8, 5, 7)), "relu", True)
+    assert launches == ["forward"] * count + ["backward"] * count
+
+
+def test_evaluation_reads_once(launches: list[str]) -> None:
+    check(Case("bn", (8, 8, 5, 7), training=False))
+    assert launches == ["forward", "backward"]
+
+
+def test_no_launch_reads_a_result_on_the_host() -> None:
+    """Nothing that waits for the device; on one, torch itself watches (tests/gpu)."""
+    waiting = {"item", "cpu", "numpy", "nonzero", "synchronize", "is_nonzero", "any", "all"}
+    for module in (triton_gpu, programs, kernels):
+        tree = ast.parse(inspect.getsource(module))
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+        assert not waiting.intersection(n.func.attr for n in calls if isinstance(n.func, ast.Attribute))
+
+
+def test_empty_batch() -> None:
+    y, cache = stages.forward("gn", torch.empty(0, 4, 3).to(DEVICE), {}, options={"groups": 2})
+    assert stages.backward(y, cache)[0].shape == (0, 4, 3)
+
+
+def test_compiles_for_an_h100(tmp_path: Path) -> None:
+    """What the interpreter accepts the compiler may not: types that change in a loop, names, registers."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.core.triton_compiling"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).parents[2],
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert len(lines) == 10
+    assert all(line.endswith(" compiled") for line in lines), done.stdout
+
+
+# --- teeth ---------------------------------------------------------------------------------------------------------
+
+
+FAR = Case("in", (2, 2, 21), mean=2000.0)
+SABOTAGE: dict[str, tuple[str, str, Case]] = {
+    "act' is 1": ("slope = tl.where(z > 0.0, 1.0, 0.0)", "slope = tl.where(z > 0.0, 1.0, 1.0)", Case("gn", (3, 4, 5))),
+    "padding counts": ("count = tl.minimum(stop - s0, BLOCK_S)", "count = tl.maximum(stop - s0, BLOCK_S)", FAR),
+    "mean of a tile is rounded": ("off = tl.sum(d, 1)", "off = 0.0 * tl.sum(d, 1)", replace(FAR, mean=1e6)),
+    "center is rounded": ("shift += scale * (near", "shift += 0.0 * (near", replace(FAR, mean=1e6)),
+    "dots about the rounded center": ("+ off * sum_up", "", replace(FAR, mean=1e6)),
+    "dx without its slope": ("scale * up + (b * d + c)", "scale * up + c", Case("bn", (3, 4, 5))),
+    "biased running variance": ("(count.to(tl.float64) /", "(1.0 +", Case("bn", (3, 4, 5))),
+    "padded samples count": ("tl.where(own, answer[2 + i], 0.0)", "answer[2 + i] + 1.0", Case("bn", (3, 4, 5))),
+    "tiles are not merged": ("square += between * between", "square += 0.0 * between", Case("in", (2, 2, 21))),
+    "parts are not merged": ("within + between * between", "within", Case("bn", (2, 2, 21))),
+}
+
+
+@pytest.mark.parametrize("name", SABOTAGE)
+def test_sabotage(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison passes with the kernels' text, and fails with a mistake written into it."""
+    right, wrong, case = SABOTAGE[name]
+    for constant, value in (("_TILE", 16), ("_ROW", 16), ("_SHORT", 4)):  # some tiles to a plane
+        monkeypatch.setattr(triton_gpu, constant, value)
+    check(case, "relu")
+    text = Path(kernels.__file__).read_text()
+    assert right in text
+    path = tmp_path / "mistaken.py"
+    path.write_text(text.replace(right, wrong))
+    spec = spec_from_file_location("mistaken", path)
+    assert spec is not None
+    assert spec.loader is not None
+    mistaken = module_from_spec(spec)
+    spec.loader.exec_module(mistaken)
+    monkeypatch.setattr(triton_gpu, "kernels", mistaken)
+    stages.recipe.cache_clear()
+    with pytest.raises(AssertionError, match="is off by"):
+        check(case, "relu")
