@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from normlab.study.spec import Cell
 
+_ABOUT_DATA = ("data", "split_seed", "image_size", "skip_bad", "limit_train", "limit_eval")
+
 
 @dataclass(frozen=True)
 class Network:
@@ -76,7 +78,9 @@ def trained_networks(directory: Path) -> tuple[Dataset, list[Network], Mapping[s
     ]
     if not found:
         raise DataError(f"{directory} has no trained network: {len(done)} cells are done, and none kept its weights")
-    dataset = open_data(make_spec(records["spec"]).data_choice())
+    # of the spec, what says which images: written out, the rest names settings that the optimizers may not have
+    about_data = {name: value for name, value in records["spec"].items() if name in _ABOUT_DATA}
+    dataset = open_data(make_spec(about_data).data_choice())
     if dataset.hash != records["environment"].get("data_hash"):
         raise DataError(f"the images of {dataset.name} are not those that {directory} was trained on any more")
     return dataset, found, records

@@ -80,6 +80,16 @@ def test_unknown_class_is_named(study: Path) -> None:
         explain(study, Questions(["cat"]))
 
 
+# A spec written out has momentum in it, which was refused where no optimizer had any: nothing could be explained.
+def test_networks_without_momentum_can_be_asked(tmp_path: Path) -> None:
+    spec = make_spec(
+        {"norms": "none", "models": "resnet8:width=4", "epochs": 1, "optimizers": "adam", "lrs": 0.001,
+         "batch_sizes": 16, "limit_train": 32, "limit_eval": 20}
+    )  # fmt: skip
+    run_study(spec, tmp_path, Options(inline=True, report=False))
+    assert [network.norm for network in trained_networks(tmp_path)[1]] == ["none"]
+
+
 def test_missing_and_damaged_weights_are_named(study: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(study, copy)
