@@ -21,6 +21,8 @@ EXPERIMENTS = {
     "convolution-speed": "Convolution by nested loops, compiled, and by torch.",
     "open-ended": "A convolutional network in torch, as Module and Sequential, and its settings varied.",
     "resnet-variants": "ResNet-14 with each of seven normalization variants.",
+    "feature-evolution": "How features drift over the epochs, in the networks of resnet-variants.",
     "resnet-batch-size": "Batch and group normalization at batch sizes 8, 32 and 128, equal epochs and equal updates.",
     "photographs": "Six norms, three optimizers, two learning rates, on a folder of photographs.",
+    "grad-cam": "Where networks with six norms look, on images they get right and wrong.",
 }

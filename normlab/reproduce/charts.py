@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from normlab.report import theme
@@ -65,7 +65,7 @@ def bars(
     if log:
         rows = [{**row, "low": max(row["low"], row["mean"] / 1e3)} for row in rows]
     scale = alt.Scale(type="log" if log else "linear", zero=False)
-    axis = alt.Axis(format=".0%") if percent else alt.Axis(format="~g")
+    axis = alt.Axis(format=".0%" if percent else "~g", labelFlush=False)
     base = alt.Chart(alt.Data(values=rows)).encode(y=alt.Y(f"{series}:N", sort=order, title=None))
     dots = base.mark_circle(size=70, color=_COLOURS[0]).encode(x=alt.X("mean:Q", title=x, scale=scale, axis=axis))
     spans = base.mark_rule(color=_COLOURS[0]).encode(x=alt.X("low:Q", scale=scale, title=x), x2="high:Q")
@@ -83,6 +83,41 @@ def heat(records: Sequence[dict[str, Any]], x: str, y: str, value: str, *, title
     cells = base.mark_rect().encode(color=alt.Color(mean, scale=alt.Scale(scheme="blues"), legend=None))
     text = base.mark_text(fontSize=13).encode(text=alt.Text(mean, format=".1%"))
     return (cells + text).properties(width=320, height=160, title=title)
+
+
+def evolution(panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
+    """Percentiles over the epochs, a panel for each norm: median (line), middle 60 % (dark) and middle 98 % (pale).
+
+    A panel's rows have "epoch" and five "percentiles". All panels have one scale, but for one that goes more than ten
+    times as far as most: it has its own and says so.
+    """
+    import altair as alt
+
+    styles = theme.styles(list(panels))
+    reach = {norm: max(abs(value) for row in rows for value in row["percentiles"]) for norm, rows in panels.items()}
+    usual = 10 * sorted(reach.values())[(len(reach) - 1) // 2]
+    alike = [value for n, rows in panels.items() if reach[n] <= usual for row in rows for value in row["percentiles"]]
+    drawn = []
+    for norm, rows in panels.items():
+        own = reach[norm] > usual
+        scale = alt.Scale(zero=False) if own else alt.Scale(domain=[min(alike), max(alike)], nice=True)
+        values = [
+            {"epoch": row["epoch"], **{f"p{i}": value for i, value in enumerate(row["percentiles"])}} for row in rows
+        ]
+        base = alt.Chart(alt.Data(values=values)).encode(
+            x=alt.X("epoch:Q", title="epoch", scale=alt.Scale(zero=False), axis=alt.Axis(format="d", tickMinStep=1))
+        )
+        color = styles[norm].color
+        layers = [
+            base.mark_area(color=color, opacity=opacity).encode(
+                y=alt.Y(f"{low}:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5, format="~s")), y2=f"{high}:Q"
+            )
+            for low, high, opacity in (("p0", "p4", 0.16), ("p1", "p3", 0.3))
+        ]
+        layers.append(base.mark_line(color=color, strokeWidth=2).encode(y=alt.Y("p2:Q", title=None, scale=scale)))
+        title = f"{norm} (its own scale)" if own else norm
+        drawn.append(alt.layer(*layers).properties(width=180, height=150, title=title))
+    return alt.concat(*drawn, columns=4)
 
 
 def side_by_side(*charts: Any) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,14 @@ class Comparison:
         return [f"{norm}: {count} trainings {status}" for (norm, status), count in counts.items()]
 
 
-def compare(name: str, setting: Setting, full: dict[str, Any], quick: dict[str, Any] | None = None) -> Comparison:
-    """Run a spec at the setting's scale.
+@contextmanager
+def trained(
+    name: str, setting: Setting, full: dict[str, Any], quick: dict[str, Any] | None = None
+) -> Iterator[tuple[Comparison, Path]]:
+    """Run a spec at the setting's scale; gives its cells, and the directory where their networks lie.
 
     At full scale the study is kept in runs/reproduce/NAME, so that one that was interrupted goes on; a quick one
-    leaves nothing behind and trains in this process.
+    leaves nothing behind and trains in this process, in one thread: networks this small only wait for a second one.
     """
     spec = make_spec(
         {
@@ -79,10 +82,19 @@ def compare(name: str, setting: Setting, full: dict[str, Any], quick: dict[str, 
         }
     )
     kept = nullcontext(str(Path("runs") / "reproduce" / name))
-    with kept if setting.full else tempfile.TemporaryDirectory() as directory:
+    with ExitStack() as stack:
+        if not setting.full:
+            stack.enter_context(_one_thread())
+        directory = stack.enter_context(kept if setting.full else tempfile.TemporaryDirectory())
         options = Options(inline=not setting.full, report=setting.full)
         results = run_study(spec, Path(directory), options, console=_Spoken(setting.say))
-    return Comparison(results["cells"], results["environment"])
+        yield Comparison(results["cells"], results["environment"]), Path(directory)
+
+
+def compare(name: str, setting: Setting, full: dict[str, Any], quick: dict[str, Any] | None = None) -> Comparison:
+    """As `trained`, for an experiment that needs no more than the numbers."""
+    with trained(name, setting, full, quick) as (found, _):
+        return found
 
 
 def curve_records(cells: Sequence[dict[str, Any]], series: Callable[[dict[str, Any]], str]) -> list[dict[str, Any]]:
@@ -105,6 +117,18 @@ def val_accuracy(cell: dict[str, Any]) -> float:
     """Accuracy on the validation split after the last epoch."""
     value: float = cell["epochs"][-1]["val_accuracy"]
     return value
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Spoken:

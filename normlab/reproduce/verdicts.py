@@ -77,6 +77,24 @@ def within_order(claim: str, reported: float, values: Sequence[float]) -> Findin
     )
 
 
+def ratio(claim: str, reported: str, values: Sequence[float], bound: float, *, below: bool = False) -> Finding:
+    """Are these ratios, whose logarithms are averaged, above `bound`, or below it?"""
+    logs = [math.log(value) for value in values]
+    low, high = interval(logs)
+    spread = "(one seed)" if math.isnan(low) else f"(times or divided by {math.exp((high - low) / 2):.3g})"
+    verdict = _by_bound(low, high, math.log(bound))
+    one, other = ("below", "above") if below else ("above", "below")
+    return Finding(
+        claim,
+        reported,
+        f"{times(math.exp(_mean(logs)))} {spread}",
+        _opposite(verdict) if below else verdict,
+        f"holds if the interval of the geometric mean lies {one} {times(bound)}, does not hold if {other}; "
+        "cannot tell if it contains it, or with one seed",
+        {"values": list(values)},
+    )
+
+
 def like_one_run(claim: str, reported: float, values: Sequence[float], *, original: bool, drawn: int = 0) -> Finding:
     """Could the reported figure, that of a single run, be one more of our runs?
 

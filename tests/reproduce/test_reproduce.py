@@ -96,6 +96,9 @@ def test_the_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> 
         (["batchnorm", "--all", "--out", "x"], "takes the NAME of one experiment, or --all"),
         (["batchnorm", "--scale", "huge", "--out", "x"], "scale is 'huge'; expected one of: quick, full"),
         (["batchnorm", "--data", "no/such/place", "--out", "x"], "no/such/place"),
+        (["grad-cam", "--data", "no/such/place", "--out", "x"], "no/such/place"),
+        (["feature-evolution", "--data", "no/such/place", "--out", "x"], "no/such/place"),
+        (["feature-evolution", "--seeds", "0", "--out", "x"], "--seeds"),
     ],
 )
 def test_wrong_usage_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +164,15 @@ def test_errors_may_be_ten_times_the_reported() -> None:
     assert verdicts.within_order("c", 1e-9, [2e-9, 3e-9, 2.5e-9]).verdict == verdicts.HOLDS
     assert verdicts.within_order("c", 1e-9, [2e-6, 3e-6, 2.5e-6]).verdict == verdicts.FAILS
     assert verdicts.within_order("c", 1e-9, [1e-12, 1e-6, 1e-9]).verdict == verdicts.UNKNOWN
+
+
+def test_ratios_are_averaged_as_logarithms() -> None:
+    assert verdicts.ratio("c", "r", [4.0, 16.0], 2.0).measured.startswith("8 x ")
+    assert verdicts.ratio("c", "r", [9.0, 12.0, 10.0], 2.0).verdict == verdicts.HOLDS
+    assert verdicts.ratio("c", "r", [9.0, 12.0, 10.0], 2.0, below=True).verdict == verdicts.FAILS
+    assert verdicts.ratio("c", "r", [0.5, 0.6, 0.4], 2.0, below=True).verdict == verdicts.HOLDS
+    assert verdicts.ratio("c", "r", [0.1, 30.0, 2.0], 2.0).verdict == verdicts.UNKNOWN
+    assert verdicts.ratio("c", "r", [9.0], 2.0).verdict == verdicts.UNKNOWN
 
 
 def test_bounds() -> None:

@@ -1,0 +1,158 @@
+"""The experiments that look inside trained networks: how features evolve, and what Grad-CAM shows."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from normlab.analysis.pictures import SIDE, picture
+from normlab.report.theme import LIGHT
+from normlab.reproduce import verdicts
+from normlab.reproduce.charts import as_spec, evolution
+from normlab.reproduce.comparisons import Comparison, trained
+from normlab.reproduce.experiment import Setting
+from normlab.reproduce.experiments import feature_evolution, grad_cam
+from normlab.reproduce.galleries import draw
+
+
+def _layer(width: float) -> dict[str, Any]:
+    return {"percentiles": [-width / 2, -width / 4, 0.0, width / 4, width / 2], "mean": 0.0, "std": 1.0, "dead": 0.0}
+
+
+def _cell(norm: str, seed: int, widths: Sequence[float], status: str = "done") -> dict[str, Any]:
+    layers = [{"stage 3": _layer(1.0), "features": _layer(width)} for width in widths]
+    epochs = [{"epoch": epoch, "features": features} for epoch, features in enumerate(layers, start=1)]
+    return {"norm": norm, "seed": seed, "status": status, "epochs": epochs}
+
+
+def _found(cells: Sequence[dict[str, Any]]) -> Comparison:
+    return Comparison(list(cells), {})
+
+
+def _verdicts(found: Comparison) -> dict[str, str]:
+    return {f.claim: f.verdict for f in feature_evolution._findings(found, "features", "it")}
+
+
+# --- features over the epochs -----------------------------------------------------------------------------------------
+
+
+def test_what_widens_drifts_and_what_does_not_stays() -> None:
+    wide = [_cell("none", seed, [1.0, 3.0, 8.0 + seed]) for seed in range(3)]
+    same = [_cell(norm, seed, [2.0, 2.2, 2.1 + seed / 10]) for norm in ("bn", "bin") for seed in range(3)]
+    assert _verdicts(_found(wide + same)) == {
+        "it drifts without a norm": verdicts.HOLDS,
+        "it stays as it is with bn": verdicts.HOLDS,
+        "it stays as it is with bin": verdicts.HOLDS,
+        "it widens more without a norm than with bn": verdicts.HOLDS,
+    }
+    turned = [_cell("none", c["seed"], [2.0, 2.0 + c["seed"] / 10]) for c in wide]
+    turned += [_cell("bn", seed, [1.0, 8.0 + seed]) for seed in range(3)]
+    assert set(_verdicts(_found(turned)).values()) == {verdicts.FAILS}
+
+
+def test_trainings_that_diverged_and_layers_that_died_are_left_out() -> None:
+    cells = [_cell("none", 0, [1.0, 4.0]), _cell("none", 1, [0.0, 4.0]), _cell("none", 2, [1.0, 9.0], "diverged")]
+    finding = feature_evolution._findings(_found(cells), "features", "it")[0]
+    assert finding.values == {"values": [4.0]}
+    assert _found(cells).unfinished() == ["none: 1 trainings diverged"]
+    assert feature_evolution._findings(_found(cells[2:]), "features", "it") == []
+    assert feature_evolution._panels(_found(cells[2:]), "features") == {}
+
+
+def test_the_last_norm_is_that_of_the_last_stage() -> None:
+    assert list(feature_evolution._layers([_cell("bn", 0, [1.0])])) == ["features", "stage 3"]
+    assert list(feature_evolution._layers([])) == ["features"]
+
+
+def test_panels_share_a_scale_unless_one_outgrows_it() -> None:
+    def rows(width: float) -> list[dict[str, Any]]:
+        return [{"epoch": epoch, **_layer(width * epoch)} for epoch in (1, 2)]
+
+    def domains(panels: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+        charts = as_spec(evolution(panels))["concat"]
+        return {c["title"]: c["layer"][0]["encoding"]["y"]["scale"].get("domain") for c in charts}
+
+    assert domains({"bn": rows(1), "gn": rows(2), "none": rows(5)}) == {n: [-5, 5] for n in ("bn", "gn", "none")}
+    assert domains({"bn": rows(1), "gn": rows(2), "none": rows(500)}) == {
+        "bn": [-2, 2], "gn": [-2, 2], "none (its own scale)": None
+    }  # fmt: skip
+
+
+# --- galleries --------------------------------------------------------------------------------------------------------
+
+
+def _gallery(name: str, kind: str, answers: dict[str, str]) -> dict[str, Any]:
+    shown = picture(np.full((3, 12, 12), 128, np.uint8))
+    maps = [{"norm": norm, "predicted": said, "confidence": 0.5, "picture": shown} for norm, said in answers.items()]
+    return {"class": name, "kind": kind, "images": [{"index": 7, "truth": name, "picture": shown, "maps": maps}]}
+
+
+def _colors(png: bytes) -> set[tuple[int, ...]]:
+    return {color for _, color in Image.open(io.BytesIO(png)).convert("RGB").getcolors(1 << 24) or []}
+
+
+def _near(colors: set[tuple[int, ...]], name: str) -> bool:
+    wanted = [int(LIGHT[name][i : i + 2], 16) for i in (1, 3, 5)]
+    return any(math.dist(color, wanted) < 8 for color in colors)
+
+
+def test_there_is_a_picture_for_each_class_with_a_row_for_each_image() -> None:
+    right = _gallery("rose", "correct", {"bn": "rose", "gn": "rose"})
+    wrong = _gallery("rose", "incorrect", {"bn": "tulip", "gn": "tulip"})
+    other = _gallery("daisy", "correct", {"bn": "daisy", "gn": "daisy"})
+    pictures = draw([right, wrong, other])
+    assert list(pictures) == ["rose", "daisy"]
+    tall, low = (Image.open(io.BytesIO(png)).size for png in pictures.values())
+    assert tall[0] == low[0] > 3 * SIDE
+    assert tall[1] - low[1] > SIDE
+
+
+@pytest.mark.parametrize(("said", "right"), [("rose", True), ("tulip", False)])
+def test_frames_tell_right_from_wrong(said: str, right: bool) -> None:
+    colors = _colors(draw([_gallery("rose", "correct", {"bn": said})])["rose"])
+    assert _near(colors, "c3") == right
+    assert _near(colors, "c10") != right
+
+
+def test_any_name_of_a_class_can_be_drawn() -> None:
+    for name in ("a name much longer than any tile is wide " * 3, "鳥", "", "a/b\n<c>"):
+        assert list(draw([_gallery(name, "correct", {"bn": name})])) == [name]
+
+
+def test_galleries_that_lack_a_kind_say_which() -> None:
+    right, wrong = (_gallery("rose", kind, {"bn": "rose"}) for kind in ("correct", "incorrect"))
+    assert grad_cam._right_and_wrong([right, wrong]).verdict == verdicts.HOLDS
+    lacking = grad_cam._right_and_wrong([right])
+    assert lacking.verdict == verdicts.UNKNOWN
+    assert "none of rose (incorrect)" in lacking.measured
+    assert grad_cam._right_and_wrong([]).verdict == verdicts.UNKNOWN
+
+
+# --- the directory ----------------------------------------------------------------------------------------------------
+
+
+def test_networks_can_be_asked_before_a_quick_study_is_gone() -> None:
+    threads = torch.get_num_threads()
+    tiny = {"models": "resnet8:width=4", "norms": "none", "limit_train": 16, "limit_eval": 16, "batch_sizes": 8}
+    with trained("tiny", Setting(seeds=1), {}, {**tiny, "epochs": 1}) as (found, directory):
+        assert [cell["status"] for cell in found.cells] == ["done"]
+        assert list(directory.rglob("final.safetensors"))
+    assert not directory.exists()
+    assert torch.get_num_threads() == threads
+
+
+def test_a_full_study_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = {"models": "resnet8:width=4", "norms": "none", "limit_train": 16, "limit_eval": 16, "batch_sizes": 8}
+    with trained("tiny", Setting(seeds=1, scale="full"), {**tiny, "epochs": 1}) as (found, directory):
+        pass
+    assert len(found.cells) == 1
+    assert (tmp_path / directory / "results.json").is_file()
