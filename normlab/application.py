@@ -22,7 +22,7 @@ _NEUTRAL = {"weight": 1.0, "bias": 0.0}
 class Recipe:
     """What is to be computed: a norm, its options, which parameters it has, and whether it uses the batch.
 
-    `traced` keeps the programs of `normlab.program`, by samples and channels.
+    `traced` keeps the programs of `normlab.program`, by samples and channels; `plans` what a backend prepared.
     """
 
     entry: NormEntry
@@ -31,6 +31,7 @@ class Recipe:
     training: bool
     has_running: bool
     traced: dict[tuple[int, int], Any] = field(default_factory=dict, compare=False, repr=False)
+    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Application:

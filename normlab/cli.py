@@ -28,7 +28,7 @@ COMMANDS = {
     "reproduce": ("normlab.reproduce.cli:main", "Re-run a published experiment and say whether it holds."),
     "check": ("normlab.check.cli:app", "Find the bug in a normalization layer."),
     "lint": ("normlab.check.cli:lint", "Find what goes wrong with normalization in a model."),
-    "bench": ("normlab.bench_cli:main", "Time the layers beside the stock ones."),
+    "bench": ("normlab.benchmark.cli:bench", "Time the layers beside the stock ones."),
 }
 
 EXIT_CODES = """Exit codes: 0 all done; 1 some cells failed; 2 wrong usage; 3 internal error; 4 the study is busy,

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from normlab import norms, stages
+from normlab.activations import Activation, activation
 from normlab.application import Recipe
 from normlab.errors import UsageError
 from normlab.grid import update_running
@@ -38,7 +38,9 @@ class Norm(nn.Module):
     """Any norm of the family as a layer, by name.
 
     Input (N, C, *) of 2 to 5 dimensions, output of the same shape, dtype and memory format. Parameters are those
-    of the norm's entry, (C,) each; with `affine=False` there is no weight and bias. A norm with running
+    of the norm's entry, (C,) each; with `affine=False` there is no weight and bias. `act` names an activation of
+    `normlab.activations` that is applied to the result, and a `residual` of the input's shape given to `forward` is
+    added before it: y = act(norm(x) + residual), in one pass over memory. A norm with running
     statistics keeps `running_mean`, `running_var` (unbiased, as torch) and `num_batches_tracked`, updated as
     `(1 - momentum) * running + momentum * batch`, or as the average of all batches if `momentum` is None.
     Raises ValueError for an input that the norm is not defined on.
@@ -60,6 +62,7 @@ class Norm(nn.Module):
         dtype: Any = None,
         *,
         bias: bool = True,
+        act: str | Activation | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -72,6 +75,7 @@ class Norm(nn.Module):
         self.eps = eps
         self.momentum = momentum
         self.affine = affine
+        self.act = activation(act)
         self.track_running_stats = self.entry.running if track_running_stats is None else track_running_stats
         left_out = (() if affine else ("weight", "bias")) + (() if bias else ("bias",))
         for name, learned in self.entry.parameters.items():
@@ -106,10 +110,11 @@ class Norm(nn.Module):
             if parameter is not None:
                 nn.init.constant_(parameter, learned.initial)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input(x)
-        use_batch = self.training or self.running_mean is None
-        return self._normalize(x, self.entry, use_batch, self.training and self.running_mean is not None)
+        has_running = self._buffers["running_mean"] is not None
+        use_batch = self.training or not has_running
+        return self._normalize(x, residual, self.entry, use_batch, self.training and has_running)
 
     def _check_input(self, x: Tensor) -> None:
         if not 2 <= x.dim() <= 5:
@@ -122,43 +127,29 @@ class Norm(nn.Module):
         if not x.is_floating_point():
             raise ValueError(f"{self._title()}: expected a floating-point input, got {x.dtype}; convert it first")
 
-    def _normalize(self, x: Tensor, entry: norms.NormEntry, use_batch: bool, update: bool) -> Tensor:
-        running = None
-        if not use_batch:
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            running = (self.running_mean, self.running_var)
-        parameters = {k: v for k in entry.parameters if (v := self._parameters[k]) is not None}
-        recipe = stages.recipe(
-            entry.name, tuple(self.options.items()), tuple(parameters), use_batch, running is not None
-        )
-        call = _Call(recipe, running, self.eps)
-        y = _Normalize.apply(x, call, *parameters.values())
+    def _normalize(
+        self, x: Tensor, residual: Tensor | None, entry: norms.NormEntry, use_batch: bool, update: bool
+    ) -> Tensor:
+        held = self._parameters
+        names = tuple(k for k in entry.parameters if held[k] is not None)
+        buffers: Any = self._buffers["running_mean"], self._buffers["running_var"]
+        recipe = stages.recipe(entry.name, tuple(self.options.items()), names, use_batch, not use_batch)
+        call = _Call(recipe, None if use_batch else buffers, self.eps, self.act)
+        instances = entry.name == "in"
         if update:
-            batch = call.batch
-            if entry.name == "in" and call.planes is not None:  # the instances' statistics, averaged
-                mean, var, count = call.planes
-                batch = (mean.mean(0), var.mean(0), count)
-            self._update_running(batch)
+            seen: Any = self._buffers["num_batches_tracked"]
+            if not instances:  # torch's instance norm has the counter and leaves it at zero
+                seen.add_(1)
+            momentum = 1 / int(seen) if self.momentum is None else self.momentum
+            call.update = None if instances else (*buffers, momentum)
+        if residual is not None and residual.dtype != x.dtype:
+            residual = residual.to(x.dtype)
+        y = _Normalize.apply(x, residual, call, *[held[k] for k in names])
+        if update and instances and call.planes is not None:  # the instances' statistics, averaged
+            mean, var, count = call.planes
+            mean, var = (torch.as_tensor(v.mean(0), device=x.device) for v in (mean, var))
+            update_running(buffers, (mean, var, count), momentum)
         return y
-
-    def _update_running(self, batch: tuple[Any, Any, int] | None) -> None:
-        mean, var, seen = (self._buffers[k] for k in ("running_mean", "running_var", "num_batches_tracked"))
-        assert mean is not None
-        assert var is not None
-        assert seen is not None
-        if self.norm != "in":  # torch's instance norm has the counter and leaves it at zero
-            seen.add_(1)
-        if batch is None:  # an empty batch counts, and changes nothing
-            return
-        momentum = 1 / int(seen) if self.momentum is None else self.momentum
-        running: Any = (mean.detach(), var.detach())
-        if isinstance(batch[0], np.ndarray):
-            if stages.numpy_serves(mean.dtype, mean.device):
-                running = (running[0].numpy(), running[1].numpy())
-            else:
-                batch = (torch.from_numpy(batch[0]), torch.from_numpy(batch[1]), batch[2])
-        update_running(running, batch, momentum)
 
     def _title(self) -> str:
         return type(self).__name__ if type(self) is not Norm else f"Norm({self.entry.name!r})"
@@ -168,6 +159,8 @@ class Norm(nn.Module):
         if self.entry.running:
             parts.append(f"momentum={self.momentum}")
         parts.append(f"affine={self.affine}")
+        if self.act is not None:
+            parts.append(f"act={str(self.act)!r}")
         return ", ".join([repr(self.norm), *parts] if type(self) is Norm else parts)
 
 
@@ -185,9 +178,12 @@ class _BatchStatistics(Norm):
         dtype: Any = None,
         *,
         bias: bool = True,
+        act: str | Activation | None = None,
     ) -> None:
         name = "bn" if isinstance(self, BatchNorm) else "bin"
-        super().__init__(name, num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        super().__init__(
+            name, num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, act=act
+        )
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
@@ -253,14 +249,17 @@ class InstanceNorm(Norm):
         dtype: Any = None,
         *,
         bias: bool = True,
+        act: str | Activation | None = None,
     ) -> None:
-        super().__init__("in", num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        super().__init__(
+            "in", num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, act=act
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input(x)
         if self.running_mean is not None and not self.training:
-            return self._normalize(x, norms.describe("bn"), use_batch=False, update=False)
-        return self._normalize(x, self.entry, use_batch=True, update=self.running_mean is not None)
+            return self._normalize(x, residual, norms.describe("bn"), use_batch=False, update=False)
+        return self._normalize(x, residual, self.entry, use_batch=True, update=self.running_mean is not None)
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
@@ -287,11 +286,12 @@ class GroupNorm(Norm):
         dtype: Any = None,
         *,
         bias: bool = True,
+        act: str | Activation | None = None,
     ) -> None:
         if not isinstance(num_groups, int) or num_groups < 1 or num_channels % num_groups:
             raise ValueError(f"GroupNorm: num_channels={num_channels} must be divisible by num_groups={num_groups}")
         super().__init__(
-            "gn", num_channels, eps, affine=affine, device=device, dtype=dtype, bias=bias, groups=num_groups
+            "gn", num_channels, eps, affine=affine, device=device, dtype=dtype, bias=bias, act=act, groups=num_groups
         )
         self.num_groups = num_groups
         self.num_channels = num_channels
@@ -353,10 +353,10 @@ class LayerNorm(nn.Module):
             )
         whole_sample = x.dim() > 2 and len(self.normalized_shape) == x.dim() - 1
         if whole_sample and not x.is_contiguous():  # keeps channels-last as it is
-            y = _Normalize.apply(x, _Call(stages.recipe("ln", (), (), True, False), None, self.eps))
+            y = _Normalize.apply(x, None, _Call(stages.recipe("ln", (), (), True, False), None, self.eps))
         else:  # each sample, or position, is one plane
             rows = x.reshape(-1, 1, math.prod(self.normalized_shape))
-            y = _Normalize.apply(rows, _Call(stages.recipe("in", (), (), True, False), None, self.eps))
+            y = _Normalize.apply(rows, None, _Call(stages.recipe("in", (), (), True, False), None, self.eps))
             y = y.reshape(x.shape)
         if self.weight is None:
             return y
@@ -427,14 +427,15 @@ def constrain(model: nn.Module) -> None:
                     parameter.clamp_(*learned.bounds)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Call:
-    """The constants of one application, and on return what it learned of the batch."""
+    """The constants of one application, and on return what it learned of the planes."""
 
     recipe: Recipe
     running: tuple[Tensor, Tensor] | None
     eps: float
-    batch: tuple[Any, Any, int] | None = None
+    act: Activation | None = None
+    update: tuple[Tensor, Tensor, float] | None = None
     planes: tuple[Any, Any, int] | None = None
 
 
@@ -442,14 +443,18 @@ class _Normalize(torch.autograd.Function):
     """The three stages as one differentiable step."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, call: _Call, *parameters: Tensor) -> Tensor:
-        params = {k: p.detach() for k, p in zip(call.recipe.names, parameters, strict=True)}
-        y, cache = stages.forward(call.recipe, x.detach(), params, running=call.running, eps=call.eps)
-        call.batch, call.planes = cache.batch, cache.planes
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, call: _Call, *parameters: Tensor) -> Tensor:
+        params = dict(zip(call.recipe.names, parameters, strict=True))
+        y, cache = stages.forward(
+            call.recipe, x, params, running=call.running, eps=call.eps, act=call.act, residual=residual,
+            update=call.update,
+        )  # fmt: skip
+        call.planes = cache.planes
         # x travels as a saved tensor, so that a change in place is noticed and checkpointing can drop it
-        ctx.save_for_backward(cache.x if cache.x.data_ptr() != x.data_ptr() else x, *parameters)
+        kept = () if residual is None or call.act is None else (cache.residual,)
+        ctx.save_for_backward(cache.x, *kept, *parameters)
         cache.x = None
-        ctx.cache = cache
+        ctx.has_residual, ctx.cache = residual is not None, cache
         return y
 
     @staticmethod
@@ -460,9 +465,12 @@ class _Normalize(torch.autograd.Function):
                 "Leave out create_graph=True, or use torch's own layer where a gradient is differentiated"
             )
         kept: stages.Cache = ctx.cache
-        cache = stages.Cache(ctx.saved_tensors[0].detach(), kept.layout, kept.backend, kept.params, kept.saved)
+        x, *others = ctx.saved_tensors
+        # without an activation nothing is asked of the residual but that it was there
+        residual = None if not ctx.has_residual else x if kept.act is None else others[0]
+        cache = stages.Cache(x, kept.layout, kept.backend, kept.params, kept.act, residual, kept.saved)
         dx, grads = stages.backward(dy, cache)
-        return (dx, None, *grads.values())
+        return (dx, cache.to_residual, None, *grads.values())
 
 
 def _check_positions(layer: Norm, x: Tensor) -> None:

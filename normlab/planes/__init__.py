@@ -11,12 +11,15 @@ Four kernels carry the family. x, g and y are planes (N, C, S); the rest are gri
 
 A backend is a module that runs them, with the norm's grid function in between, forward and backward:
 
-    forward(recipe, x, params, running, eps, out) -> saved
-    backward(saved, x, g, out) -> gradients of the parameters, in the order of `params`
+    forward(recipe, layout, x, params, running, eps, out, act, residual, update) -> saved
+    backward(saved, layout, x, g, out, params, residual, to_residual) -> gradients of the parameters, in their order
 
-`saved.batch` and `saved.moments` are (mean, biased variance, count) of the batch and of the planes, or None where
-the norm had no use for them. x, g and out are (N, C, S) views that lie alike in memory: S contiguous (channels-first)
-or C contiguous (channels-last).
+Fused with them are z = y + residual and act(z) (`normlab.activations`): the kernels of the backward pass then work on
+dz = g * act'(z), which with a residual is also its gradient and is written to `to_residual`. `update` is (running mean,
+running variance, momentum), updated in place with the batch's where the norm pooled over it.
+
+`saved.batch` and `saved.moments` are (mean, biased variance, count) of the batch and of the planes, or None where the
+norm had no use for them. Tensors are (N, C, *), dense in `layout`, which shows them as planes.
 
 | backend | serves |
 |---|---|
@@ -36,8 +39,10 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Protocol
 
+from normlab.activations import Activation
 from normlab.application import Recipe
 from normlab.errors import UsageError
+from normlab.layout import Layout
 
 BACKENDS = ("numba_cpu", "reference")
 _forced: ContextVar[str | None] = ContextVar("normlab_backend", default=None)
@@ -51,8 +56,15 @@ class BackendWarning(UserWarning):
 class Backend(Protocol):
     """What a backend module offers; see the module docstring for the contract."""
 
-    def forward(self, recipe: Recipe, x: Any, params: Any, running: Any, eps: float, out: Any) -> Any: ...
-    def backward(self, saved: Any, x: Any, g: Any, out: Any) -> list[Any]: ...
+    def forward(
+        self, recipe: Recipe, layout: Layout, x: Any, params: Any, running: Any, eps: float, out: Any,
+        act: Activation | None = None, residual: Any = None, update: Any = None,
+    ) -> Any: ...  # fmt: skip
+
+    def backward(
+        self, saved: Any, layout: Layout, x: Any, g: Any, out: Any, params: Any, residual: Any = None,
+        to_residual: Any = None,
+    ) -> list[Any]: ...  # fmt: skip
 
 
 def backend_for(x: Any) -> str:
@@ -78,6 +90,8 @@ def use_backend(name: str) -> Iterator[None]:
 def serving(x: Any) -> Backend:
     """The backend module that serves x; says once, per reason, when that is not the fast backend of its device."""
     name = backend_for(x)
+    if name == "numba_cpu" and _forced.get() is None:
+        return _module("normlab.planes.numba_cpu")
     reason = _unfit_for_numba(x)
     if reason is not None:
         if name == "numba_cpu":

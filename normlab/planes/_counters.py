@@ -9,8 +9,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-UNITS, NEXT, DONE, ACTIVE = 0, 8, 16, 24  # a cache line apart
-SIZE = 32
+UNITS, NEXT, DONE, ACTIVE, JOB = 0, 8, 16, 24, 32  # a cache line apart
+SIZE = 40
 
 
 # an intrinsic is called without the typing context that it is defined with, which type checkers cannot know
@@ -40,16 +40,16 @@ def _pointer(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
-def _call_at(typingctx: Any, address: Any, first: Any, second: Any) -> Any:
-    """Call the C function `void f(intptr_t, intptr_t)` at an address."""
+def _call_at(typingctx: Any, address: Any, argument: Any) -> Any:
+    """Call the C function `void f(intptr_t)` at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         whole = context.get_value_type(types.intp)
-        function = ir.FunctionType(ir.VoidType(), [whole, whole]).as_pointer()
-        builder.call(builder.inttoptr(args[0], function), [args[1], args[2]])
+        function = ir.FunctionType(ir.VoidType(), [whole]).as_pointer()
+        builder.call(builder.inttoptr(args[0], function), [args[1]])
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, types.intp), generate
+    return types.void(types.intp, types.intp), generate
 
 
 fetch_add: Any = _fetch_add

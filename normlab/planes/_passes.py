@@ -1,74 +1,197 @@
 """A whole direction in one call: one job over blocks of samples, or passes over the batch with a grid program between.
 
-`chunks` is 0 for blocks of `extent` samples; else a sample is cut into so many parts (`normlab.planes._work`).
+`CHUNKS` is 0 for blocks of `EXTENT` samples; else a sample is cut into so many parts. Both directions are C functions
+of the address of a job (`normlab.planes._job`): calling them takes no lock and no conversion of arguments.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from ctypes import CFUNCTYPE, c_ssize_t
+from functools import cache
 from typing import Any
 
 import numpy as np
+from numba import carray, cfunc, types
 
 from normlab.planes._compile import compiled
+from normlab.planes._counters import pointer
+from normlab.planes._job import (
+    CHANNELS,
+    CHUNKS,
+    EPS,
+    EXTENT,
+    FLAG,
+    KIND,
+    LAST,
+    MEMORY,
+    MOMENTUM,
+    REGISTERS,
+    ROWS,
+    RUNNING_BYTES,
+    RUNNING_MEAN,
+    RUNNING_VAR,
+    SAMPLES,
+    SIZE,
+    SUMS,
+    SUMS_0,
+    SUMS_1,
+    SUMS_2,
+    TABLE,
+    UNITS,
+)
 from normlab.planes._machine import load, perform
 from normlab.planes._team import share
-from normlab.planes._work import AFFINE, BACKWARD_BLOCKS, COMBINE, DOTS, FORWARD_BLOCKS, MOMENTS, assign, describe
+from normlab.planes._work import (
+    AFFINE,
+    BACKWARD_BLOCKS,
+    COMBINE,
+    DOTS,
+    FORWARD_BLOCKS,
+    MOMENTS,
+    grids_of,
+    program,
+    real_at,
+    rows_of,
+)
+
+
+@cache
+def forward() -> Callable[[int], None]:
+    """From x to y; fills the job's memory, and updates the running statistics if asked to."""
+    return _entry(_forward)
+
+
+@cache
+def backward() -> Callable[[int], None]:
+    """From x and g to dx and the parameters' gradients."""
+    return _entry(_backward)
+
+
+def _entry(function: Callable[[int], None]) -> Callable[[int], None]:
+    made: Any = cfunc(types.void(types.intp), cache=True)(function)
+    _kept.append(made)
+    return CFUNCTYPE(None, c_ssize_t)(made.address)
+
+
+_kept: list[Any] = []  # compiled code lives as long as its object
+
+
+def _forward(address: int) -> None:
+    job = carray(pointer(address), (TABLE,), np.int64)
+    table = carray(pointer(address + 8 * TABLE), (job[ROWS], 3), np.int64)
+    _read_rows(table, rows_of(job))
+    _forward_passes(job)
+    if job[RUNNING_MEAN] != 0:
+        _update(job)
 
 
 @compiled
-def forward_passes(
-    control: Any, job: Any, semaphore: Any, helpers: int, entry: int, x: Any, y: Any, shape: Any, extent: int,
-    chunks: int, code: Any, constants: Any, count: int, outputs: Any, measures: bool, rows: Any, eps: float, grids: Any,
-    pooled: Any,
-) -> None:  # fmt: skip
-    """From x to y; fills `grids`, and `pooled` with the batch's mean and variance if the norm pools over it."""
-    samples, channels, size, last, _ = shape
-    describe(job, entry, x, x, y, shape, extent, chunks, code, constants, count, outputs, measures, rows, eps, grids)
+def _forward_passes(job: Any) -> None:
+    grids, extent, chunks, size, last = grids_of(job), job[EXTENT], job[CHUNKS], job[SIZE], job[LAST] != 0
+    samples, channels = job[SAMPLES], job[CHANNELS]
     if chunks == 0:
-        units = -(-samples // extent)
-        assign(job, FORWARD_BLOCKS, units, grids)
-        share(control, job, semaphore, helpers, units)
+        _assign(job, FORWARD_BLOCKS, -(-samples // extent), job[MEMORY], grids.shape)
+        share(job)
         return
     units = samples * chunks
-    if measures and last and chunks > 1:
+    if job[FLAG] != 0 and last and chunks > 1:
         parts = np.empty((2, units, channels))
-        assign(job, MOMENTS, units, parts)
-        share(control, job, semaphore, helpers, units)
+        _assign(job, MOMENTS, units, parts.ctypes.data, parts.shape)
+        share(job)
         _merge_moments(parts, extent, chunks, size, grids)
-    elif measures:
-        assign(job, MOMENTS, units, grids)
-        share(control, job, semaphore, helpers, units)
-    _forward_grid(code, constants, count, outputs, rows, size, eps, grids, pooled)
-    assign(job, AFFINE, units, grids)
-    share(control, job, semaphore, helpers, units)
+    elif job[FLAG] != 0:
+        _assign(job, MOMENTS, units, job[MEMORY], grids.shape)
+        share(job)
+    _forward_grid(job, grids)
+    _assign(job, AFFINE, units, job[MEMORY], grids.shape)
+    share(job)
+
+
+def _backward(address: int) -> None:
+    job = carray(pointer(address), (TABLE,), np.int64)
+    table = carray(pointer(address + 8 * TABLE), (job[ROWS] - 2, 3), np.int64)
+    sums = np.empty((4 + table.shape[0], job[SAMPLES], job[CHANNELS]))  # sum_g, sum_gx, b, c, parameters' gradients
+    _backward_passes(job, sums)
+    _write_gradients(sums, table)
 
 
 @compiled
-def backward_passes(
-    control: Any, job: Any, semaphore: Any, helpers: int, entry: int, x: Any, g: Any, dx: Any, shape: Any, extent: int,
-    chunks: int, code: Any, constants: Any, count: int, outputs: Any, linear: bool, rows: Any, eps: float, grids: Any,
-    sums: Any,
-) -> None:  # fmt: skip
-    """From x and g to dx; fills `sums` from row 4 on with the parameters' gradients by sample."""
-    samples, channels, size, last, _ = shape
-    describe(job, entry, x, g, dx, shape, extent, chunks, code, constants, count, outputs, linear, rows, eps, grids)
+def _backward_passes(job: Any, sums: Any) -> None:
+    extent, chunks, last, samples, channels = job[EXTENT], job[CHUNKS], job[LAST] != 0, job[SAMPLES], job[CHANNELS]
     if chunks == 0:
-        units = -(-samples // extent)
-        assign(job, BACKWARD_BLOCKS, units, sums)
-        share(control, job, semaphore, helpers, units)
+        _assign(job, BACKWARD_BLOCKS, -(-samples // extent), sums.ctypes.data, sums.shape)
+        share(job)
         return
     units = samples * chunks
     if last and chunks > 1:
         parts = np.empty((2, units, channels))
-        assign(job, DOTS, units, parts)
-        share(control, job, semaphore, helpers, units)
+        _assign(job, DOTS, units, parts.ctypes.data, parts.shape)
+        share(job)
         _add_parts(parts, chunks, sums)
     else:
-        assign(job, DOTS, units, sums)
-        share(control, job, semaphore, helpers, units)
-    _backward_grid(code, constants, count, outputs, rows, size, eps, grids, sums)
-    assign(job, COMBINE, units, sums)
-    share(control, job, semaphore, helpers, units)
+        _assign(job, DOTS, units, sums.ctypes.data, sums.shape)
+        share(job)
+    _backward_grid(job, grids_of(job), sums)
+    _assign(job, COMBINE, units, sums.ctypes.data, sums.shape)
+    share(job)
+
+
+@compiled
+def _assign(job: Any, kind: int, units: int, sums: int, shape: Any) -> None:
+    """Say which part of the job is next, and where its sums are; they must outlive it."""
+    job[KIND], job[UNITS] = kind, units
+    job[SUMS], job[SUMS_0], job[SUMS_1], job[SUMS_2] = sums, shape[0], shape[1], shape[2]
+
+
+@compiled
+def _read_rows(table: Any, rows: Any) -> None:
+    """Running statistics and parameters in float64, one number repeated for all channels."""
+    for i in range(table.shape[0]):
+        address, itemsize, count = table[i]
+        if address == 0:
+            continue
+        narrow, wide = carray(pointer(address), (count,), np.float32), carray(pointer(address), (count,), np.float64)
+        for c in range(rows.shape[1]):
+            k = c if count > 1 else 0
+            rows[i, c] = narrow[k] if itemsize == 4 else wide[k]
+
+
+@compiled
+def _write_gradients(sums: Any, table: Any) -> None:
+    """Gradients summed over the samples, in the parameters' dtypes; that of one number is there in all channels."""
+    for i in range(table.shape[0]):
+        address, itemsize, count = table[i]
+        narrow, wide = carray(pointer(address), (count,), np.float32), carray(pointer(address), (count,), np.float64)
+        total = sums[4 + i, 0]
+        for n in range(1, sums.shape[1]):
+            row = sums[4 + i, n]
+            for c in range(count):
+                total[c] += row[c]
+        for c in range(count):
+            if itemsize == 4:
+                narrow[c] = total[c]
+            else:
+                wide[c] = total[c]
+
+
+@compiled
+def _update(job: Any) -> None:
+    """running = (1 - momentum) * running + momentum * batch, with the unbiased variance."""
+    momentum, channels, bytes_each = real_at(job, MOMENTUM), job[CHANNELS], job[RUNNING_BYTES]
+    count = job[SAMPLES] * job[SIZE]
+    pooled = rows_of(job)[job[ROWS] :]
+    for i in range(2):
+        address = job[RUNNING_VAR] if i else job[RUNNING_MEAN]
+        narrow = carray(pointer(address), (channels,), np.float32)
+        wide = carray(pointer(address), (channels,), np.float64)
+        factor = count / max(count - 1, 1) if i else 1.0
+        for c in range(channels):
+            new = momentum * (factor * pooled[i, c])
+            if bytes_each == 4:
+                narrow[c] = (1 - momentum) * narrow[c] + new
+            else:
+                wide[c] = (1 - momentum) * wide[c] + new
 
 
 @compiled
@@ -104,13 +227,12 @@ def _merge_moments(parts: Any, extent: int, chunks: int, size: int, grids: Any) 
 
 
 @compiled
-def _forward_grid(
-    code: Any, constants: Any, count: int, outputs: Any, rows: Any, size: int, eps: float, grids: Any, pooled: Any,
-) -> None:  # fmt: skip
-    """Run a forward program on the moments of all planes; `pooled` receives the batch's mean and variance."""
+def _forward_grid(job: Any, grids: Any) -> None:
+    """Run a forward program on the moments of all planes, and keep the batch's mean and variance."""
     _, samples, channels = grids.shape
-    registers = np.empty((count, samples, channels))
-    load(registers, 1, rows, size, eps, constants)
+    rows, (code, constants, outputs) = rows_of(job), program(job)
+    registers = np.empty((job[REGISTERS], samples, channels))
+    load(registers, 1, rows[: job[ROWS]], job[SIZE], real_at(job, EPS), constants)
     _copy(grids[0], registers[0])
     _copy(grids[1], registers[1])
     perform(code, registers)
@@ -118,17 +240,16 @@ def _forward_grid(
         _store(registers, outputs[i], grids[2 + i])
     for i in range(3, len(outputs)):
         for c in range(channels):
-            pooled[i - 3, c] = registers[outputs[i, 0], 0, c]
+            rows[job[ROWS] + i - 3, c] = registers[outputs[i, 0], 0, c]
 
 
 @compiled
-def _backward_grid(
-    code: Any, constants: Any, count: int, outputs: Any, rows: Any, size: int, eps: float, grids: Any, sums: Any
-) -> None:
+def _backward_grid(job: Any, grids: Any, sums: Any) -> None:
     """Run a backward program on the dots of all planes."""
     _, samples, channels = sums.shape
-    registers = np.empty((count, samples, channels))
-    load(registers, 1, rows, size, eps, constants)
+    code, constants, outputs = program(job)
+    registers = np.empty((job[REGISTERS], samples, channels))
+    load(registers, 1, rows_of(job)[: job[ROWS]], job[SIZE], real_at(job, EPS), constants)
     for i in range(2):
         _copy(grids[i], registers[i])
         _copy(sums[i], registers[2 + i])

@@ -1,8 +1,8 @@
-"""The four kernels on the planes of one sample, compiled; `x` is the whole tensor as one contiguous row.
+"""The four kernels on part of a sample, compiled; `x`, `g` and what is written are that part as contiguous elements.
 
-Channels-first, a sample is C rows of S elements. Channels-last it is S rows of C elements; so that short rows
-fill vector registers, `joined` of them are worked on as one row of `lanes` elements, with the grid repeated to
-match, and `first`, `last` bound the rows of S, so that a sample can be cut into chunks.
+Channels-first, a part is some planes: rows of `size` elements. Channels-last it is rows of C elements, one for each
+position; so that short rows fill vector registers, some of them are worked on as one row of `lanes` elements, with
+the grid repeated to match.
 
 Sums run in the elements' precision over blocks short enough to lose nothing, and in float64 over the blocks. The
 variance is taken about a value near the mean, whose distance from it is then corrected for; where that value turns
@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from normlab.planes._activations import activate
 from normlab.planes._compile import compiled
+from normlab.planes._job import RELU
 
 _BLOCK = 512  # elements of a row that are summed in the elements' own precision
 _ROWS = 8  # joined rows likewise
@@ -26,13 +28,13 @@ _STRIP = 256  # elements of a joined row that are summed side by side
 # Inner loops run over slices, from zero: an index that might be negative would keep them from vectorizing.
 
 
-# --- channels-first: rows of `size` elements, the first at `start` -----------------------------------------------
+# --- channels-first: rows of `size` elements ---------------------------------------------------------------------
 
 
 @compiled
-def moments_first(x: Any, start: int, channels: int, size: int, mean: Any, var: Any) -> None:
-    for c in range(channels):
-        row = x[start + c * size : start + (c + 1) * size]
+def moments_first(x: Any, size: int, mean: Any, var: Any) -> None:
+    for c in range(mean.size):
+        row = x[c * size : (c + 1) * size]
         near = row[0]
         left = 0.0
         square = 0.0
@@ -84,18 +86,39 @@ def _not_negative(v: float) -> float:
 
 
 @compiled
-def affine_first(x: Any, start: int, channels: int, size: int, scale: Any, center: Any, shift: Any, y: Any) -> None:
-    for c in range(channels):
-        row, out = x[start + c * size : start + (c + 1) * size], y[start + c * size : start + (c + 1) * size]
+def affine_first(
+    x: Any, residual: Any, add: bool, act: int, slope: float, size: int, scale: Any, center: Any, shift: Any, y: Any
+) -> None:
+    """act(scale * (x - center) + shift), with the residual added if `add`."""
+    nothing = x.dtype.type(0)
+    for c in range(y.size // size):
+        first, last = c * size, (c + 1) * size
+        row, out = x[first:last], y[first:last]
         a, m, t = scale[c], center[c], shift[c]
-        for k in range(size):
-            out[k] = a * (row[k] - m) + t
+        if add:
+            other = residual[first:last]
+            if act == RELU:
+                for k in range(size):
+                    z = a * (row[k] - m) + t + other[k]
+                    out[k] = nothing if z <= nothing else z
+            else:
+                for k in range(size):
+                    out[k] = a * (row[k] - m) + t + other[k]
+        elif act == RELU:
+            for k in range(size):
+                z = a * (row[k] - m) + t
+                out[k] = nothing if z <= nothing else z
+        else:
+            for k in range(size):
+                out[k] = a * (row[k] - m) + t
+        if act > RELU:
+            activate(act, slope, out)
 
 
 @compiled
-def dots_first(g: Any, x: Any, start: int, channels: int, size: int, center: Any, sum_g: Any, sum_gx: Any) -> None:
-    for c in range(channels):
-        row, up = x[start + c * size : start + (c + 1) * size], g[start + c * size : start + (c + 1) * size]
+def dots_first(g: Any, x: Any, size: int, center: Any, sum_g: Any, sum_gx: Any) -> None:
+    for c in range(sum_g.size):
+        row, up = x[c * size : (c + 1) * size], g[c * size : (c + 1) * size]
         m = center[c]
         total = 0.0
         product = 0.0
@@ -127,18 +150,27 @@ def _dots(g: Any, x: Any, center: Any) -> Any:
 
 
 @compiled
-def combine_first(
-    g: Any, x: Any, start: int, channels: int, size: int, center: Any, a: Any, b: Any, c: Any, dx: Any
-) -> None:
-    for i in range(channels):
-        first, last = start + i * size, start + (i + 1) * size
+def combine_first(g: Any, x: Any, size: int, center: Any, a: Any, b: Any, c: Any, dx: Any) -> None:
+    for i in range(dx.size // size):
+        first, last = i * size, (i + 1) * size
         up, row, out = g[first:last], x[first:last], dx[first:last]
         m, a_i, b_i, c_i = center[i], a[i], b[i], c[i]
         for k in range(size):
             out[k] = a_i * up[k] + (b_i * (row[k] - m) + c_i)
 
 
-# --- channels-last: elements `first` to `last`, whole rows of C, `lanes` of them at a time ---------------------------
+@compiled
+def recombine_first(x: Any, size: int, center: Any, a: Any, b: Any, c: Any, dx: Any) -> None:
+    """`combine_first` where g lies in dx: with the same memory under two names, its loop would not vectorize."""
+    for i in range(dx.size // size):
+        first, last = i * size, (i + 1) * size
+        row, out = x[first:last], dx[first:last]
+        m, a_i, b_i, c_i = center[i], a[i], b[i], c[i]
+        for k in range(size):
+            out[k] = a_i * out[k] + (b_i * (row[k] - m) + c_i)
+
+
+# --- channels-last: whole rows of C, `lanes` elements at a time -------------------------------------------------------
 
 
 @compiled
@@ -152,24 +184,25 @@ def fold(lanes: Any, channels: int, result: Any) -> None:
 
 
 @compiled
-def moments_last(x: Any, first: int, last: int, channels: int, lanes: int, mean: Any, var: Any) -> None:
-    count = (last - first) // channels
+def moments_last(x: Any, channels: int, lanes: int, mean: Any, var: Any) -> None:
+    count = x.size // channels
     near = np.empty(lanes, x.dtype)
     # about the mean of the first few rows
-    few = min(last - first, max(lanes, 16 * channels) // channels * channels)
+    few = min(x.size, max(lanes, 16 * channels) // channels * channels)
     for c in range(channels):
         mean[c] = 0
-    for at in range(first, first + few, channels):
+    for at in range(0, few, channels):
+        row = x[at : at + channels]
         for c in range(channels):
-            mean[c] += x[at + c]
+            mean[c] += row[c]
     for c in range(channels):
         near[c] = mean[c] * channels / few
-    _moments_about(x, first, last, channels, lanes, near, mean, var)
+    _moments_about(x, channels, lanes, near, mean, var)
     for c in range(channels):
         if _too_far(mean[c] / count, var[c] / count):
             for k in range(channels):
                 near[k] += x.dtype.type(mean[k] / count)
-            _moments_about(x, first, last, channels, lanes, near, mean, var)
+            _moments_about(x, channels, lanes, near, mean, var)
             break
     for c in range(channels):
         left = mean[c] / count
@@ -178,9 +211,7 @@ def moments_last(x: Any, first: int, last: int, channels: int, lanes: int, mean:
 
 
 @compiled
-def _moments_about(
-    x: Any, first: int, last: int, channels: int, lanes: int, near: Any, sums: Any, squares: Any
-) -> None:
+def _moments_about(x: Any, channels: int, lanes: int, near: Any, sums: Any, squares: Any) -> None:
     """Sums of (x - near) and of its square for each channel."""
     totals = np.zeros((2, lanes))
     flat = totals.reshape(2 * lanes)
@@ -192,12 +223,12 @@ def _moments_about(
         width = min(_STRIP, lanes - strip)
         center = near[strip : strip + width]
         step = lanes * _ROWS
-        for at in range(first + strip, last, step):
-            if lanes == _STRIP and at + step <= last:
+        for at in range(strip, x.size, step):
+            if lanes == _STRIP and at + step <= x.size:
                 _add_eight(x[at : at + step], center, flat)
             else:
-                for row in range(at, min(at + step, last), lanes):
-                    _add_one(x[row : min(row + width, last)], center, part)
+                for row in range(at, min(at + step, x.size), lanes):
+                    _add_one(x[row : min(row + width, x.size)], center, part)
                 _flush(part, totals, strip, width)
     fold(totals[0], channels, sums)
     fold(totals[1], channels, squares)
@@ -258,17 +289,35 @@ def _flush(part: Any, totals: Any, strip: int, width: int) -> None:
 
 
 @compiled
-def affine_last(x: Any, first: int, last: int, lanes: int, scale: Any, center: Any, shift: Any, y: Any) -> None:
-    for at in range(first, last, lanes):
-        row, out = x[at : min(at + lanes, last)], y[at : min(at + lanes, last)]
-        for k in range(row.size):
-            out[k] = scale[k] * (row[k] - center[k]) + shift[k]
+def affine_last(
+    x: Any, residual: Any, add: bool, act: int, slope: float, lanes: int, scale: Any, center: Any, shift: Any, y: Any
+) -> None:
+    nothing = x.dtype.type(0)
+    for at in range(0, x.size, lanes):
+        stop = min(at + lanes, x.size)
+        row, out = x[at:stop], y[at:stop]
+        if add:
+            other = residual[at:stop]
+            if act == RELU:
+                for k in range(row.size):
+                    z = scale[k] * (row[k] - center[k]) + shift[k] + other[k]
+                    out[k] = nothing if z <= nothing else z
+            else:
+                for k in range(row.size):
+                    out[k] = scale[k] * (row[k] - center[k]) + shift[k] + other[k]
+        elif act == RELU:
+            for k in range(row.size):
+                z = scale[k] * (row[k] - center[k]) + shift[k]
+                out[k] = nothing if z <= nothing else z
+        else:
+            for k in range(row.size):
+                out[k] = scale[k] * (row[k] - center[k]) + shift[k]
+    if act > RELU:
+        activate(act, slope, y)
 
 
 @compiled
-def dots_last(
-    g: Any, x: Any, first: int, last: int, channels: int, lanes: int, center: Any, sum_g: Any, sum_gx: Any
-) -> None:
+def dots_last(g: Any, x: Any, channels: int, lanes: int, center: Any, sum_g: Any, sum_gx: Any) -> None:
     totals = np.zeros((2, lanes))
     flat = totals.reshape(2 * lanes)
     part = np.zeros(2 * _STRIP, x.dtype)
@@ -276,12 +325,12 @@ def dots_last(
         width = min(_STRIP, lanes - strip)
         near = center[strip : strip + width]
         step = lanes * _ROWS
-        for at in range(first + strip, last, step):
-            if lanes == _STRIP and at + step <= last:
+        for at in range(strip, x.size, step):
+            if lanes == _STRIP and at + step <= x.size:
                 _add_eight_dots(g[at : at + step], x[at : at + step], near, flat)
             else:
-                for row in range(at, min(at + step, last), lanes):
-                    end = min(row + width, last)
+                for row in range(at, min(at + step, x.size), lanes):
+                    end = min(row + width, x.size)
                     _add_one_dots(g[row:end], x[row:end], near, part)
                 _flush(part, totals, strip, width)
     fold(totals[0], channels, sum_g)
@@ -289,11 +338,19 @@ def dots_last(
 
 
 @compiled
-def combine_last(
-    g: Any, x: Any, first: int, last: int, lanes: int, center: Any, a: Any, b: Any, c: Any, dx: Any
-) -> None:
-    for at in range(first, last, lanes):
-        stop = min(at + lanes, last)
+def combine_last(g: Any, x: Any, lanes: int, center: Any, a: Any, b: Any, c: Any, dx: Any) -> None:
+    for at in range(0, x.size, lanes):
+        stop = min(at + lanes, x.size)
         up, row, out = g[at:stop], x[at:stop], dx[at:stop]
         for k in range(row.size):
             out[k] = a[k] * up[k] + (b[k] * (row[k] - center[k]) + c[k])
+
+
+@compiled
+def recombine_last(x: Any, lanes: int, center: Any, a: Any, b: Any, c: Any, dx: Any) -> None:
+    """`combine_last` where g lies in dx."""
+    for at in range(0, x.size, lanes):
+        stop = min(at + lanes, x.size)
+        row, out = x[at:stop], dx[at:stop]
+        for k in range(row.size):
+            out[k] = a[k] * out[k] + (b[k] * (row[k] - center[k]) + c[k])

@@ -17,13 +17,16 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from array import array
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import carray, njit, types
 
-from normlab.planes._counters import ACTIVE, DONE, NEXT, SIZE, UNITS, call_at, fetch_add
+from normlab.planes._counters import ACTIVE, DONE, JOB, NEXT, SIZE, UNITS, call_at, fetch_add, pointer
+from normlab.planes._job import CONTROL, HELPERS, SEMAPHORE, TABLE, WORK
+from normlab.planes._job import UNITS as TO_DO
 from normlab.planes._threads import GRAIN, num_threads
 
 _HAS_SEMAPHORES = sys.platform == "linux"
@@ -39,8 +42,8 @@ class _Team:
 
     def __init__(self) -> None:
         self.control = np.zeros(SIZE, np.int64)
-        self.job = np.zeros(64, np.int64)
         self.semaphore = np.zeros(16, np.int64)
+        self.addresses = self.control.ctypes.data, self.semaphore.ctypes.data
         self.lock = threading.Lock()
         self.helpers = 0
         if _HAS_SEMAPHORES:
@@ -48,34 +51,38 @@ class _Team:
 
     def grow(self, helpers: int) -> None:
         while self.helpers < helpers:
-            args = (self.control, self.job, self.semaphore)
+            args = (self.control, self.semaphore)
             threading.Thread(target=_serve, args=args, name="normlab", daemon=True).start()
             self.helpers += 1
-
-    def alone(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """The first arguments of `share` for a job without helpers, in memory of its own."""
-        return np.zeros(SIZE, np.int64), np.zeros(64, np.int64), self.semaphore, 0
 
 
 _team: _Team | None = None
 
 
-def shared(passes: Callable[..., None], elements: int, *args: Any) -> None:
-    """Call compiled `passes(control, job, semaphore, helpers, *args)`, which shares its jobs with helpers.
+def shared(direction: Callable[[int], None], job: array, elements: int) -> None:
+    """Call the C function `direction(address of job)`, whose parts are shared with helpers.
 
     None is woken for little work, by a second thread while a first one has them, or where there are none.
     """
-    global _team
-    team = _team = _team or _Team()
-    helpers = min(num_threads() - 1, elements // GRAIN) if _HAS_SEMAPHORES else 0
-    if helpers > 0 and team.lock.acquire(blocking=False):
-        try:
-            team.grow(helpers)
-            passes(team.control, team.job, team.semaphore, helpers, *args)
-        finally:
-            team.lock.release()
-    else:
-        passes(*team.alone(), *args)
+    helpers = min(num_threads() - 1, elements // GRAIN) if elements >= GRAIN and _HAS_SEMAPHORES else 0
+    if helpers > 0:
+        global _team
+        team = _team = _team or _Team()
+        if team.lock.acquire(blocking=False):
+            try:
+                team.grow(helpers)
+                job[CONTROL], job[SEMAPHORE] = team.addresses
+                job[HELPERS] = helpers
+                direction(job.buffer_info()[0])
+            finally:
+                team.lock.release()
+            return
+    control = array("q", _IDLE)
+    job[CONTROL] = control.buffer_info()[0]
+    direction(job.buffer_info()[0])
+
+
+_IDLE = (0,) * SIZE
 
 
 def _forget() -> None:
@@ -93,14 +100,17 @@ def _prepare(semaphore: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def share(control: Any, job: Any, semaphore: Any, helpers: int, units: int) -> None:
-    """Do a job that is described in `job`, whose first number is the address of `void f(job, control)`."""
+def share(job: Any) -> None:
+    """Do the part of a job that its numbers describe (`normlab.planes._job`)."""
+    control = carray(pointer(job[CONTROL]), (SIZE,), np.int64)
+    units = job[TO_DO]
+    control[JOB] = job.ctypes.data
     fetch_add(control, NEXT, -fetch_add(control, NEXT, 0))
     fetch_add(control, DONE, -fetch_add(control, DONE, 0))
     fetch_add(control, UNITS, units)
-    for _ in range(min(helpers, units - 1)):
-        _sem_post(semaphore.ctypes.data)
-    call_at(job[0], job.ctypes.data, control.ctypes.data)
+    for _ in range(min(job[HELPERS], units - 1)):
+        _sem_post(job[SEMAPHORE])
+    call_at(job[WORK], job.ctypes.data)
     while fetch_add(control, DONE, 0) < units:
         _sched_yield()  # some helper is in its last unit
     fetch_add(control, UNITS, -units)
@@ -109,11 +119,12 @@ def share(control: Any, job: Any, semaphore: Any, helpers: int, units: int) -> N
 
 
 @njit(nogil=True, cache=True)
-def _serve(control: Any, job: Any, semaphore: Any) -> None:
+def _serve(control: Any, semaphore: Any) -> None:
     """A helper's life: sleep, and on waking do what the open job needs."""
     while True:
         _sem_wait(semaphore.ctypes.data)
         fetch_add(control, ACTIVE, 1)
         if fetch_add(control, UNITS, 0) > 0:
-            call_at(job[0], job.ctypes.data, control.ctypes.data)
+            job = carray(pointer(control[JOB]), (TABLE,), np.int64)
+            call_at(job[WORK], job.ctypes.data)
         fetch_add(control, ACTIVE, -1)

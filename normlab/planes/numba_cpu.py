@@ -8,107 +8,264 @@ number of threads, so neither do the results.
 Elements are centred before they are scaled: the centre is rounded to the elements' dtype, where the subtraction
 of an element near it is exact, and what the rounding lost goes into the shift.
 
-The code: `_rows` the four kernels on rows of elements, `_machine` the grid program, `_work` both on a unit of work,
-`_counters` and `_team` the threads that share the units, `_passes` a whole direction.
+A call fills in the addresses in a list of numbers that is prepared once for a recipe, shape and layout (`Plan`), and
+hands it to a C function: on small tensors the way there counts more than the work.
+
+The code: `_rows` the four kernels on rows of elements, `_activations` what is applied to their result, `_machine` the
+grid program, `_work` all three on a unit of work, `_counters` and `_team` the threads that share the units, `_job` the
+numbers that they share, `_passes` a whole direction.
 """
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from normlab.activations import NAMES, Activation
 from normlab.application import Recipe
-from normlab.planes._passes import backward_passes, forward_passes
+from normlab.layout import Layout, empty_like, numpy_serves
+from normlab.planes import _passes
+from normlab.planes._job import (
+    ACT,
+    CHANNELS,
+    CHUNKS,
+    CODE,
+    CONSTANT_COUNT,
+    CONSTANTS,
+    EPS,
+    EXTENT,
+    FLAG,
+    ITEMSIZE,
+    LANES,
+    LAST,
+    LENGTH,
+    MEMORY,
+    MOMENTUM,
+    OUTPUT_COUNT,
+    OUTPUTS,
+    REGISTERS,
+    RESIDUAL,
+    ROWS,
+    RUNNING_BYTES,
+    RUNNING_MEAN,
+    RUNNING_VAR,
+    SAMPLES,
+    SIZE,
+    SLOPE,
+    TABLE,
+    TO_RESIDUAL,
+    WORK,
+    G,
+    X,
+    Y,
+    bits,
+)
 from normlab.planes._team import shared
-from normlab.planes._work import entry
-from normlab.program import Programs, trace
+from normlab.planes._work import work
+from normlab.program import Program, Programs, trace
 
 _UNIT_BYTES = 1 << 17  # of x in a unit of work: stays in the second-level cache from one kernel to the next
+_FUSED_BYTES = 1 << 15  # where dz is computed on the way, so that it stays in the first-level cache
 _LANES = 256  # shortest row that channels-last rows are joined into
+_KEPT = 256  # plans of one recipe
 _MANY = 8  # samples from which on whole samples are units; fewer are cut into parts, to keep all threads busy
 
 
-@dataclass
-class Saved:
-    """What the backward pass needs beside x: (mean, var, scale, center, shift) of the planes, and how it was done."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is the same in every call with one recipe, shape, layout and activation."""
 
-    grids: np.ndarray
-    rows: np.ndarray
     programs: Programs
+    sizes: tuple[int, int, int]
+    elements: int
+    numbers: int  # of float64 that a call needs for grids and rows
+    forward: array
+    backward: array
+
+
+@dataclass(slots=True)
+class Saved:
+    """What the backward pass needs beside x: the grids and parameters of the forward pass, and how it was done."""
+
+    plan: Plan
+    memory: np.ndarray
     eps: float
-    size: int
-    batch: tuple[np.ndarray, np.ndarray, int] | None = None
+
+    @property
+    def batch(self) -> tuple[np.ndarray, np.ndarray, int] | None:
+        n, channels, size = self.plan.sizes
+        if not self.plan.programs.pools_batch:
+            return None
+        return self.memory[-2 * channels : -channels], self.memory[-channels:], n * size
 
     @property
     def moments(self) -> tuple[np.ndarray, np.ndarray, int] | None:
-        return (self.grids[0], self.grids[1], self.size) if self.programs.measures else None
+        n, channels, size = self.plan.sizes
+        if not self.plan.programs.measures:
+            return None
+        mean_var = self.memory[: 2 * n * channels].reshape(2, n, channels)
+        return mean_var[0], mean_var[1], size
 
 
-def forward(recipe: Recipe, x: np.ndarray, params: dict[str, Any], running: Any, eps: float, out: np.ndarray) -> Saved:
-    n, channels, size = x.shape
+def forward(
+    recipe: Recipe,
+    layout: Layout,
+    x: Any,
+    params: dict[str, Any],
+    running: Any,
+    eps: float,
+    out: Any,
+    act: Activation | None = None,
+    residual: Any = None,
+    update: tuple[Any, Any, float] | None = None,
+) -> Saved:
+    key = (x.shape, layout, x.itemsize, act)
+    plan = recipe.plans.get(key)
+    if plan is None:
+        if len(recipe.plans) >= _KEPT:
+            recipe.plans.clear()
+        plan = recipe.plans[key] = _plan(recipe, layout, x, act)
+    memory = np.empty(plan.numbers)
+    job = plan.forward[:]
+    job[X], job[Y], job[MEMORY] = _address(x), _address(out), memory.__array_interface__["data"][0]
+    job[EPS] = bits(eps)
+    if residual is not None:
+        job[RESIDUAL] = _address(residual)
+    channels = plan.sizes[1]
+    alive: list[Any] = []
+    if running is None:
+        job.extend((0, 0, 0, 0, 0, 0))
+    else:
+        _list(job, running, channels, alive)
+    _list(job, params.values(), channels, alive)
+    buffers = None if update is None else _to_update(job, update, channels, alive)
+    shared(_passes.forward(), job, plan.elements)
+    if buffers is not None:
+        for old, new in zip(update, buffers, strict=False):  # type: ignore[arg-type]
+            old[...] = new
+    return Saved(plan, memory, eps)
+
+
+def backward(
+    saved: Saved,
+    layout: Layout,
+    x: Any,
+    g: Any,
+    out: Any,
+    params: Iterable[Any],
+    residual: Any = None,
+    to_residual: Any = None,
+) -> list[Any]:
+    plan = saved.plan
+    job = plan.backward[:]
+    job[X], job[G], job[Y] = _address(x), _address(g), _address(out)
+    job[MEMORY], job[EPS] = saved.memory.__array_interface__["data"][0], bits(saved.eps)
+    if residual is not None:
+        job[RESIDUAL], job[TO_RESIDUAL] = _address(residual), _address(to_residual)
+    grads = [_gradient_like(v) for v in params]
+    _list(job, grads, plan.sizes[1], grads)
+    shared(_passes.backward(), job, plan.elements)
+    return grads
+
+
+def _plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Plan:
+    sizes = n, channels, size = layout.sizes(x)
     programs = trace(recipe, n, channels)
-    program, flag = programs.forward, programs.measures
-    rows = np.empty((2 + len(params), channels))
-    if running is not None:
-        rows[0], rows[1] = running
-    for i, v in enumerate(params.values(), 2):
-        rows[i] = v
-    grids = np.empty((5, n, channels))
-    flat, y = _flat(x, out)
-    across = program.across_samples or n < _MANY
-    extent, chunks = _cut(x) if across else (_block(x), 0)
-    pooled = np.empty((2, channels))
-    shared(
-        forward_passes, x.size, entry(x.itemsize), flat, y, _shape(x), extent, chunks,
-        program.code if across else program.by_sample, program.constants, program.registers, program.outputs,
-        flag, rows, eps, grids, pooled,
-    )  # fmt: skip
-    batch = (pooled[0], pooled[1], n * size) if programs.pools_batch else None
-    return Saved(grids, rows, programs, eps, size, batch)
+    last = layout.channels_last
+    common = array("q", bytes(8 * TABLE))
+    common[WORK], common[ITEMSIZE] = work(x.itemsize), x.itemsize
+    common[SAMPLES], common[CHANNELS], common[SIZE], common[LAST] = *sizes, last
+    common[LANES] = lanes = max(1, _LANES // channels) * channels if last else 0
+    common[ROWS] = rows = 2 + len(recipe.names)
+    if act is not None:
+        common[ACT], common[SLOPE] = 1 + NAMES.index(act.name), bits(act.slope)
+    jobs = []
+    for program, flag in ((programs.forward, programs.measures), (programs.backward, programs.linear)):
+        job = common[:]
+        across = program.across_samples or n < _MANY
+        if across:
+            fused = act is not None and program is programs.backward
+            extent, chunks = _cut(sizes, lanes, x.itemsize, _FUSED_BYTES if fused else _UNIT_BYTES)
+        else:
+            extent, chunks = _block(sizes, x.itemsize), 0
+        job[EXTENT], job[CHUNKS], job[FLAG] = extent, chunks, flag
+        _describe(program, program.code if across else program.by_sample, job)
+        jobs.append(job)
+    return Plan(programs, sizes, n * channels * size, (5 * n + rows + 2) * channels, *jobs)
 
 
-def backward(saved: Saved, x: np.ndarray, g: np.ndarray, out: np.ndarray) -> list[np.ndarray]:
-    n, channels, _ = x.shape
-    programs, program = saved.programs, saved.programs.backward
-    flat, up, dx = _flat(x, g, out)
-    sums = np.empty((2 + len(program.outputs), n, channels))  # sum_g, sum_gx, b, c, parameters' gradients
-    across = program.across_samples or n < _MANY
-    extent, chunks = _cut(x) if across else (_block(x), 0)
-    shared(
-        backward_passes, x.size, entry(x.itemsize), flat, up, dx, _shape(x), extent, chunks,
-        program.code if across else program.by_sample, program.constants, program.registers, program.outputs,
-        programs.linear, saved.rows, saved.eps, saved.grids, sums,
-    )  # fmt: skip
-    return list(sums[4:].sum(1) if n > 1 else sums[4:, 0])
+def _describe(program: Program, code: np.ndarray, job: array) -> None:
+    """Where a program lies; programs live as long as the recipe that has the plan."""
+    job[CODE], job[LENGTH] = code.ctypes.data, len(code)
+    job[CONSTANTS], job[CONSTANT_COUNT] = program.constants.ctypes.data, program.constants.size
+    job[REGISTERS] = program.registers
+    job[OUTPUTS], job[OUTPUT_COUNT] = program.outputs.ctypes.data, len(program.outputs)
 
 
-def _flat(*views: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The memory of (N, C, S) views as rows of elements."""
-    if views[0].flags.c_contiguous:
-        return tuple(v.reshape(-1) for v in views)
-    return tuple(v.transpose(0, 2, 1).reshape(-1) for v in views)
-
-
-def _shape(x: np.ndarray) -> tuple[int, int, int, bool, int]:
-    """N, C, S, whether channels-last, and how many elements the joined rows of a channels-last plane have."""
-    n, channels, size = x.shape
-    last = not x.flags.c_contiguous
-    return n, channels, size, last, max(1, _LANES // channels) * channels if last else 0
-
-
-def _block(x: np.ndarray) -> int:
+def _block(sizes: tuple[int, int, int], itemsize: int) -> int:
     """How many samples to work on at a time: as many as stay in cache, at least 16 units."""
-    n, channels, size = x.shape
-    return max(1, min(_UNIT_BYTES // (channels * size * x.itemsize), n // 16))
+    n, channels, size = sizes
+    return max(1, min(_UNIT_BYTES // (channels * size * itemsize), n // 16))
 
 
-def _cut(x: np.ndarray) -> tuple[int, int]:
+def _cut(sizes: tuple[int, int, int], lanes: int, itemsize: int, unit: int) -> tuple[int, int]:
     """(extent, chunks): so many planes, or channels-last so many rows, at a time, and how often for a sample."""
-    _, channels, size, last, lanes = _shape(x)
-    if last:
-        extent = max(1, _UNIT_BYTES // (lanes * x.itemsize)) * (lanes // channels)
+    _, channels, size = sizes
+    if lanes:
+        extent = max(1, unit // (lanes * itemsize)) * (lanes // channels)
         return extent, -(-size // extent)
-    extent = max(1, _UNIT_BYTES // (size * x.itemsize))
-    return min(extent, channels), -(-channels // extent)
+    extent = min(max(1, unit // (size * itemsize)), channels)
+    return extent, -(-channels // extent)
+
+
+def _list(job: array, values: Iterable[Any], channels: int, alive: list[Any]) -> None:
+    """Append where each of these numbers per channel lies; what has to be converted first is kept in `alive`."""
+    for v in values:
+        if not _plain(v):
+            v = _converted(v)
+            alive.append(v)
+        count = v.size if isinstance(v, np.ndarray) else v.numel()
+        if count not in (1, channels):
+            raise ValueError(f"a parameter of shape {tuple(v.shape)} for {channels} channels; expected ({channels},)")
+        job.extend((_address(v), v.itemsize, count))
+
+
+def _to_update(job: array, update: tuple[Any, Any, float], channels: int, alive: list[Any]) -> tuple[Any, Any] | None:
+    """Say that running statistics are to be updated; where they must be converted, the copies that will be."""
+    mean, var, momentum = update
+    plain = _plain(mean) and _plain(var) and mean.dtype == var.dtype
+    pair = (mean, var) if plain else (_converted(mean), _converted(var))
+    for v in pair:
+        if tuple(v.shape) != (channels,):
+            raise ValueError(f"running statistics of shape {tuple(v.shape)} for {channels} channels")
+    job[RUNNING_MEAN], job[RUNNING_VAR], job[RUNNING_BYTES] = *map(_address, pair), pair[0].itemsize
+    job[MOMENTUM] = bits(momentum)
+    alive += pair
+    return None if plain else pair
+
+
+def _plain(v: Any) -> bool:
+    """Whether compiled code can read these numbers where they lie."""
+    if isinstance(v, np.ndarray):
+        return v.dtype in (np.float32, np.float64) and v.flags.c_contiguous
+    return v.is_contiguous() and numpy_serves(v.dtype, v.device)
+
+
+def _converted(v: Any) -> Any:
+    """The same numbers as a contiguous array of float64."""
+    if isinstance(v, np.ndarray):
+        return np.array(v, np.float64)
+    return v.detach().cpu().double().contiguous().clone()
+
+
+def _gradient_like(v: Any) -> Any:
+    """Memory for a parameter's gradient: as the parameter, or in float64 if compiled code cannot write it so."""
+    return empty_like(v) if _plain(v) else np.empty(tuple(v.shape))
+
+
+def _address(a: Any) -> int:
+    return a.__array_interface__["data"][0] if isinstance(a, np.ndarray) else a.data_ptr()

@@ -7,14 +7,17 @@ on a device that has nothing wider) and rounded once, at the end.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from normlab import activations
+from normlab.activations import Activation
 from normlab.application import Application, Recipe
-from normlab.grid import Array, library, raw
+from normlab.grid import Array, library, raw, update_running
+from normlab.layout import Layout
 
 
 def moments(x: Array) -> tuple[Array, Array]:
@@ -47,7 +50,9 @@ class Saved:
     application: Application
     scale: Array
     center: Array
+    shift: Array
     batch: tuple[Array, Array, int] | None
+    act: Activation | None
 
     @property
     def moments(self) -> tuple[Array, Array, int] | None:
@@ -55,24 +60,72 @@ class Saved:
         return (mean_var[0].value, mean_var[1].value, self.application.size) if mean_var else None
 
 
-def forward(recipe: Recipe, x: Array, params: Mapping[str, Array], running: Any, eps: float, out: Array) -> Saved:
+def forward(
+    recipe: Recipe,
+    layout: Layout,
+    x: Array,
+    params: Mapping[str, Array],
+    running: Any,
+    eps: float,
+    out: Array,
+    act: Activation | None = None,
+    residual: Array | None = None,
+    update: tuple[Array, Array, float] | None = None,
+) -> Saved:
+    x = layout.planes(x)
     rows = {name: _row(v, x) for name, v in params.items()}
     fixed = None if running is None else (_row(running[0], x), _row(running[1], x))
     applied = Application(recipe, lambda: moments(x), (x.shape[0], x.shape[1]), x.shape[2], rows, fixed, eps)
     scale, center, shift = (_grid(v, x) for v in (applied.map.scale, applied.map.center, applied.map.shift))
-    out[...] = affine(x, scale, center, shift)
-    return Saved(applied, scale, center, applied.moments.batch)
+    saved = Saved(applied, scale, center, shift, applied.moments.batch, act)
+    z = _fused(saved, x, None if residual is None else layout.planes(residual))
+    layout.planes(out)[...] = z if act is None else activations.apply(act, z)
+    if update is not None and saved.batch is not None:
+        _update(update, saved.batch)
+    return saved
 
 
-def backward(saved: Saved, x: Array, g: Array, out: Array) -> list[Array]:
+def backward(
+    saved: Saved,
+    layout: Layout,
+    x: Array,
+    g: Array,
+    out: Array,
+    params: Iterable[Array],
+    residual: Array | None = None,
+    to_residual: Array | None = None,
+) -> list[Array]:
+    x, g = layout.planes(x), wide(layout.planes(g))
+    if saved.act is not None:
+        z = _fused(saved, x, None if residual is None else layout.planes(residual))
+        g = g * activations.derivative(saved.act, z)
+        if to_residual is not None:
+            layout.planes(to_residual)[...] = g
     sum_g, sum_gx = dots(g, x, saved.center)
     b, c, grads = saved.application.pull(saved.scale, saved.center, sum_g, sum_gx)
     nothing = _grid(0.0, x)
     b, c = (nothing, nothing) if b is None else (b, c)
-    out[...] = combine(g, x, saved.center, saved.scale, b, c)
+    layout.planes(out)[...] = combine(g, x, saved.center, saved.scale, b, c)
     nothing = {k: library(x).zeros_like(leaf.value) for k, leaf in saved.application.learned.items()}
     # added to zeros: a cotangent may be a broadcast view, or the same array for two parameters
     return [(nothing[k] if v is None else nothing[k] + v).reshape(-1) for k, v in grads.items()]
+
+
+def _fused(saved: Saved, x: Array, residual: Array | None) -> Array:
+    """What the activation is applied to: affine(x) + residual."""
+    z = affine(x, saved.scale, saved.center, saved.shift)
+    return z if residual is None else z + wide(residual)
+
+
+def _update(update: tuple[Array, Array, float], batch: tuple[Array, Array, int]) -> None:
+    mean, var, momentum = update
+    found = [v.reshape(-1) for v in batch[:2]]
+    if not isinstance(mean, np.ndarray):
+        torch = library(mean)
+        found = [torch.as_tensor(v, device=mean.device) for v in found]
+    elif not isinstance(found[0], np.ndarray):
+        found = [v.cpu().numpy() for v in found]
+    update_running((mean, var), (found[0], found[1], batch[2]), momentum)
 
 
 def wide(a: Array) -> Array:

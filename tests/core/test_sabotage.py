@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from normlab import grid, layers, norms, stages
+from normlab import grid, layers, layout, norms, stages
 from normlab.application import Application
 from normlab.grid import Affine, Moments, rsqrt, sqrt, stop_gradient
 from normlab.planes import numba_cpu, reference
@@ -89,29 +89,40 @@ def parameter_gradient(name: str, factor: float) -> Plant:
 
 
 def update(change: Callable[..., None]) -> Plant:
-    return lambda patch: patch.setattr(layers, "update_running", change)
+    """`change(running, batch, momentum)` updates the running statistics, in place of the backend."""
+    original = stages.forward
+
+    def changed(*args: Any, update: Any = None, **options: Any) -> Any:
+        y, cache = original(*args, **options)
+        if update is not None:
+            mean, var, momentum = update
+            change((mean.numpy(), var.numpy()), cache.batch, momentum)
+        return y, cache
+
+    return lambda patch: patch.setattr(stages, "forward", changed)
 
 
 true_update = grid.update_running
 
 
 def batches_not_counted(patch: pytest.MonkeyPatch) -> None:
-    original = layers.Norm._update_running
+    original = layers.Norm._normalize
 
-    def changed(self: layers.Norm, batch: Any) -> None:
-        original(self, batch)
+    def changed(self: layers.Norm, *args: Any, **options: Any) -> Any:
+        y = original(self, *args, **options)
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.sub_(1)
+        return y
 
-    patch.setattr(layers.Norm, "_update_running", changed)
+    patch.setattr(layers.Norm, "_normalize", changed)
 
 
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
 def channels_last_is_lost(patch: pytest.MonkeyPatch) -> None:
-    first = stages.Layout(False, False)
-    patch.setattr(stages.Layout, "of", classmethod(lambda cls, x, foldable: first))
+    first = layout.Layout(False, False)
+    patch.setattr(layout.Layout, "of", classmethod(lambda cls, x, foldable: first))
 
 
 def strides_ignored(patch: pytest.MonkeyPatch) -> None:
@@ -218,10 +229,12 @@ def on_rounded_center(x: np.ndarray, scale: np.ndarray, center: np.ndarray, shif
 def rounded_center_in_numba(patch: pytest.MonkeyPatch) -> None:
     original = numba_cpu.forward
 
-    def changed(recipe: Any, x: np.ndarray, params: Any, running: Any, eps: float, out: np.ndarray) -> Any:
-        saved = original(recipe, x, params, running, eps, out)
-        scale, center = saved.grids[2:4]
-        out -= (scale * (center.astype(x.dtype) - center))[:, :, None].astype(x.dtype)
+    def changed(recipe: Any, order: Any, x: Any, params: Any, running: Any, eps: float, out: Any, *rest: Any) -> Any:
+        saved = original(recipe, order, x, params, running, eps, out, *rest)
+        planes = order.planes(out)
+        n, channels, _ = planes.shape
+        scale, center = saved.memory[: 5 * n * channels].reshape(5, n, channels)[2:4]
+        planes -= (scale * (center.astype(planes.dtype) - center))[:, :, None].astype(planes.dtype)
         return saved
 
     patch.setattr(numba_cpu, "forward", changed)
@@ -231,9 +244,9 @@ def one_element_off(patch: pytest.MonkeyPatch) -> None:
     """The last element is not written."""
     original = numba_cpu.backward
 
-    def changed(saved: Any, x: np.ndarray, g: np.ndarray, out: np.ndarray) -> Any:
-        grads = original(saved, x, g, out)
-        out[-1, -1, -1] = 0
+    def changed(saved: Any, order: Any, x: Any, g: Any, out: Any, *rest: Any) -> Any:
+        grads = original(saved, order, x, g, out, *rest)
+        order.planes(out)[-1, -1, -1] = 0
         return grads
 
     patch.setattr(numba_cpu, "backward", changed)

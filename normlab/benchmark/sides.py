@@ -1,0 +1,134 @@
+"""The two sides of a row: our layer, and torch's functions in a row, as its users write them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from os import environ
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normlab.benchmark.work import Work
+from normlab.errors import UsageError
+from normlab.layers import LayerNorm, make_norm
+from normlab.norms import default_groups, parse
+
+_ACT: dict[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda x: x,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+
+
+class BatchInstance(nn.Module):
+    """Batch-instance norm as its authors compose it from torch's functions (arXiv:1805.07925)."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.gate = nn.Parameter(torch.ones(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        running = self.running_mean, self.running_var
+        batch = F.batch_norm(x, *running, self.weight * self.gate, self.bias, self.training)
+        return batch + F.instance_norm(x, weight=self.weight * (1 - self.gate))
+
+
+class Composed(nn.Module):
+    """act(layer(x) + residual), written out."""
+
+    def __init__(self, layer: nn.Module, act: str | None) -> None:
+        super().__init__()
+        self.layer, self.act = layer, _ACT[act]
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = self.layer(x)
+        return self.act(y if residual is None else y + residual)
+
+
+def stock(norm: str, channels: int, rank: int = 4) -> nn.Module:
+    """Torch's layer of the same function, for inputs (N, C, *) of this many dimensions."""
+    if norm == "layernorm":
+        return nn.LayerNorm(channels)
+    entry, options = parse(norm)
+    if entry.name == "bn":
+        return (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 2](channels)
+    if entry.name == "in":
+        return (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[rank - 3](channels, affine=True)
+    if entry.name == "bin":
+        return BatchInstance(channels)
+    return nn.GroupNorm(1 if entry.name == "ln" else options.get("groups", default_groups(channels)), channels)
+
+
+def our_layer(work: Work) -> nn.Module:
+    """Our layer, with the activation and the residual inside; for "layernorm" there is no such form."""
+    if work.norm == "layernorm":
+        return Composed(LayerNorm(work.channels), work.act)
+    if work.act is None:
+        return make_norm(work.norm, work.channels)
+    return make_norm(work.norm, work.channels, act=work.act)
+
+
+def stock_layer(work: Work) -> nn.Module:
+    """Torch's layer followed by the addition and the activation."""
+    try:
+        return Composed(stock(work.norm, work.channels, len(work.shape)), work.act)
+    except ValueError as error:  # the groups do not divide the channels
+        raise UsageError(f"norm {work.norm!r} on {work.channels} channels: {error}") from None
+
+
+def compiled(layer: nn.Module) -> Any:
+    """The layer under torch.compile, for fixed shapes."""
+    return torch.compile(layer, dynamic=False)
+
+
+def forget_compiled() -> None:
+    """Forget what was compiled before: after eight variants of one function, torch.compile gives up on it."""
+    torch.compiler.reset()
+
+
+def check_compiler(device: str) -> None:
+    """Raise UsageError unless torch.compile has what it needs here: a C++ compiler, and on a GPU Triton."""
+    names = [environ["CXX"]] if "CXX" in environ else ["g++", "clang++", "c++"]
+    if not any(shutil.which(name) for name in names):
+        raise UsageError(f"--compile needs a C++ compiler ({' or '.join(names)} on the PATH); install one, or leave it")
+    if device.startswith("cuda") and find_spec("triton") is None:
+        raise UsageError("--compile on a CUDA device needs triton; install it, or leave --compile out")
+
+
+def make_step(layer: Any, work: Work, device: str) -> Callable[[], None]:
+    """A call of forward and backward with all gradients, on the same random tensors for every side."""
+    x, residual, dy = (arrange(random_tensor(work, seed, device), work.layout) for seed in range(3))
+    inputs = [x, residual] if work.residual else [x]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    wanted = [*inputs, *layer.parameters()]
+
+    def step() -> None:
+        torch.autograd.grad(layer(*inputs), wanted, dy)
+
+    return step
+
+
+def random_tensor(work: Work, seed: int, device: str) -> Tensor:
+    """Standard normal values of the row's shape and dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(work.shape, generator=generator).to(device, getattr(torch, work.dtype))
+
+
+def arrange(x: Tensor, layout: str) -> Tensor:
+    """The tensor in this memory layout."""
+    if layout == "channels_first" or x.dim() not in (4, 5):
+        return x.contiguous()
+    return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)

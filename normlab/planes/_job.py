@@ -1,0 +1,36 @@
+"""A job as plain numbers: what compiled code, on any thread, needs to know of one direction of one layer.
+
+The numbers lie in one array of int64; addresses are of memory that outlives the job, floats are there by their bits.
+From `TABLE` on, three numbers a row: (address, bytes of a number, how many), first of the running mean and variance
+that stand in for the batch's, then of the parameters, then of where the parameters' gradients go.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from struct import pack, unpack
+
+(
+    WORK,  # address of `void work(job)`, which does units of this job, for the elements' dtype
+    CONTROL, SEMAPHORE, HELPERS,  # see `normlab.planes._team`
+    KIND, UNITS,  # of the part of the job that is under way
+    X, G, Y, RESIDUAL, TO_RESIDUAL,  # input, upstream gradient, output (y or dx), and z's other summand, or 0
+    ITEMSIZE, SAMPLES, CHANNELS, SIZE, LAST, LANES,  # (N, C, S), whether channels-last, elements of a joined row
+    EXTENT, CHUNKS,  # samples in a block and 0; or planes (channels-last: rows) in a part, and parts in a sample
+    CODE, LENGTH, CONSTANTS, CONSTANT_COUNT, REGISTERS, OUTPUTS, OUTPUT_COUNT,  # a program
+    FLAG,  # forward: whether moments are needed; backward: whether dx is only scale * g
+    ACT, SLOPE,  # 0, or the activation
+    EPS,
+    MEMORY, ROWS,  # grids (5, N, C), rows (running mean, running variance, parameters; C each), pooled (2, C)
+    SUMS, SUMS_0, SUMS_1, SUMS_2,  # sum_g, sum_gx, b, c, parameters' gradients (k, N, C); or partial sums
+    RUNNING_MEAN, RUNNING_VAR, RUNNING_BYTES, MOMENTUM,  # running statistics to update with the batch's, or 0
+    TABLE,
+) = range(41)  # fmt: skip
+
+RELU, LEAKY_RELU, SILU, GELU = 1, 2, 3, 4
+
+
+@lru_cache(maxsize=1024)
+def bits(number: float) -> int:
+    """The int64 whose bits are those of a float64."""
+    return int(unpack("q", pack("d", number))[0])
