@@ -52,9 +52,24 @@ def _call_at(typingctx: Any, address: Any, argument: Any) -> Any:
     return types.void(types.intp, types.intp), generate
 
 
+@intrinsic
+def _parallel_at(typingctx: Any, address: Any, function: Any, argument: Any, threads: Any) -> Any:
+    """Call OpenMP's `void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned)`, which lies at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        whole, number = context.get_value_type(types.intp), ir.IntType(32)
+        parallel = ir.FunctionType(ir.VoidType(), [whole, whole, number, number]).as_pointer()
+        threads = builder.trunc(args[3], number)
+        builder.call(builder.inttoptr(args[0], parallel), [args[1], args[2], threads, number(0)])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp, types.intp), generate
+
+
 fetch_add: Any = _fetch_add
 pointer: Any = _pointer
 call_at: Any = _call_at
+parallel_at: Any = _parallel_at
 
 
 @njit(nogil=True, cache=True)

@@ -2,14 +2,15 @@
 
 As in `normlab.planes._threads` a job is a number of units that whoever is awake takes. But here a helper never needs
 the interpreter lock, for which it would contend with the caller at the start and the end of every job (more than a
-small job takes): it sleeps in compiled code, and a job reaches it as plain numbers, the address of the code among them.
-While one thread's job has the helpers, another's runs on its own thread alone.
+small job takes): a job reaches it as plain numbers, the address of the code among them.
 
-The protocol, on the counters of `control`: a job is open while UNITS is not zero. A helper counts itself in ACTIVE
+Where torch computes with the threads of an OpenMP library, these do our jobs too (`normlab.planes._openmp`). Elsewhere
+the helpers are our own, and sleep in compiled code; while one thread's job has them, another's runs on its own thread
+alone. The protocol with them, on the counters of `control`: a job is open while UNITS is not zero. A helper counts itself in ACTIVE
 before it looks. The caller waits until all units are DONE, closes the job, and describes the next one only when no
 helper is ACTIVE any more.
 
-Helpers sleep on a POSIX semaphore; where there is none (Windows, macOS) the caller does the work alone.
+Our helpers sleep on a POSIX semaphore; where there is none (Windows, macOS) the caller does the work alone.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from typing import Any
 import numpy as np
 from numba import carray, njit, types
 
-from normlab.planes._counters import ACTIVE, DONE, JOB, NEXT, SIZE, UNITS, call_at, fetch_add, pointer
-from normlab.planes._job import CONTROL, HELPERS, SEMAPHORE, TABLE, WORK
+from normlab.planes._counters import ACTIVE, DONE, JOB, NEXT, SIZE, UNITS, call_at, fetch_add, parallel_at, pointer
+from normlab.planes._job import CONTROL, HELPERS, PARALLEL, SEMAPHORE, TABLE, WORK
 from normlab.planes._job import UNITS as TO_DO
+from normlab.planes._openmp import parallel
 from normlab.planes._threads import GRAIN, num_threads
 
 _HAS_SEMAPHORES = sys.platform == "linux"
@@ -64,7 +66,16 @@ def shared(direction: Callable[[int], None], job: array, elements: int) -> None:
 
     None is woken for little work, by a second thread while a first one has them, or where there are none.
     """
-    helpers = min(num_threads() - 1, elements // GRAIN) if elements >= GRAIN and _HAS_SEMAPHORES else 0
+    helpers = 0
+    if elements >= _GRAIN:
+        helpers = num_threads() - 1
+        if helpers > 0 and (address := parallel()):
+            # never fewer threads than torch asks for: a team that is made smaller lets threads go
+            control = array("q", _IDLE)
+            job[CONTROL], job[HELPERS], job[PARALLEL] = control.buffer_info()[0], helpers, address
+            direction(job.buffer_info()[0])
+            return
+        helpers = min(helpers, elements // GRAIN) if _HAS_SEMAPHORES else 0
     if helpers > 0:
         global _team
         team = _team = _team or _Team()
@@ -83,6 +94,7 @@ def shared(direction: Callable[[int], None], job: array, elements: int) -> None:
 
 
 _IDLE = (0,) * SIZE
+_GRAIN = 1 << 13  # elements below which waking threads that wait awake costs more than it saves
 
 
 def _forget() -> None:
@@ -104,6 +116,10 @@ def share(job: Any) -> None:
     """Do the part of a job that its numbers describe (`normlab.planes._job`)."""
     control = carray(pointer(job[CONTROL]), (SIZE,), np.int64)
     units = job[TO_DO]
+    if job[PARALLEL] != 0 and units > 1:
+        fetch_add(control, NEXT, -fetch_add(control, NEXT, 0))
+        parallel_at(job[PARALLEL], job[WORK], job.ctypes.data, job[HELPERS] + 1)
+        return
     control[JOB] = job.ctypes.data
     fetch_add(control, NEXT, -fetch_add(control, NEXT, 0))
     fetch_add(control, DONE, -fetch_add(control, DONE, 0))
