@@ -1,7 +1,8 @@
 """Residual networks with a pluggable norm, and the door for networks of the user's own.
 
 A *norm constructor* is a function `norm(channels) -> nn.Module`; a network calls it wherever a normalization
-belongs and knows nothing else about it. The networks here are those of He et al. 2016 (arXiv:1512.03385):
+belongs and knows nothing else about it, except that normlab's own layers take the ReLU and the addition that
+follow them into their pass over memory. The networks here are those of He et al. 2016 (arXiv:1512.03385):
 depth 6n + 2 for small images, three stages of 16, 32 and 64 channels. Images of more than 64 pixels meet a
 7x7 convolution of stride 2 and a max pooling first.
 """
@@ -16,12 +17,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from normlab.activations import activation
 from normlab.errors import UsageError
-from normlab.layers import make_norm
+from normlab.layers import BatchInstanceNorm, BatchNorm, GroupNorm, InstanceNorm, Norm, make_norm
 from normlab.model_names import SHORTCUTS, own_factory, parse_resnet
 
 NormConstructor = Callable[[int], nn.Module]
+_FUSING = (Norm, BatchNorm, BatchInstanceNorm, InstanceNorm, GroupNorm)
 _LARGE = 64  # pixels; beyond this the stem shrinks the image four times before the first stage
+
+
+class Stem(nn.Sequential):
+    """What an image meets first: relu(norm(conv(x))), and max pooling if it is large.
+
+    (N, C_in, H, W) -> (N, C_out, H, W), or a quarter of H and W.
+    """
+
+    def __init__(self, norm: NormConstructor, in_channels: int, channels: int, large: bool) -> None:
+        layer = _before_relu(norm(channels))
+        size, stride = (7, 2) if large else (3, 1)
+        pooling = [nn.MaxPool2d(3, stride=2, padding=1)] if large else []
+        super().__init__(_conv(in_channels, channels, size, stride, layer), layer, *pooling)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, *pooling = self
+        x = _rectified(norm, conv(x))
+        for layer in pooling:
+            x = layer(x)
+        return x
 
 
 class Block(nn.Module):
@@ -32,7 +55,7 @@ class Block(nn.Module):
 
     def __init__(self, norm: NormConstructor, in_channels: int, channels: int, stride: int, shortcut: str) -> None:
         super().__init__()
-        self.norm1, self.norm2 = norm(channels), norm(channels)
+        self.norm1, self.norm2 = _before_relu(norm(channels)), _before_relu(norm(channels))
         self.conv1 = _conv(in_channels, channels, 3, stride, self.norm1)
         self.conv2 = _conv(channels, channels, 3, 1, self.norm2)
         self.shortcut: nn.Module = nn.Identity()
@@ -44,8 +67,8 @@ class Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.relu(self.norm1(self.conv1(x)))
-        return functional.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+        y = _rectified(self.norm1, self.conv1(x))
+        return _rectified(self.norm2, self.conv2(y), self.shortcut(x))
 
 
 class Projection(nn.Module):
@@ -100,8 +123,7 @@ class ResNet(nn.Module):
             raise UsageError(f"resnet{depth}: the depth must be 6n + 2, as in resnet8, resnet14, resnet20")
         if shortcut not in SHORTCUTS:
             raise UsageError(f"shortcut {shortcut!r} is not known; expected one of: {', '.join(SHORTCUTS)}")
-        stem = _large_stem if max(image_size) > _LARGE else _small_stem
-        self.stem = stem(norm, in_channels, width)
+        self.stem = Stem(norm, in_channels, width, large=max(image_size) > _LARGE)
         blocks: list[nn.Module] = []
         channels = width
         for stage in range(3):
@@ -155,14 +177,20 @@ def build_model(
     return model
 
 
-def _small_stem(norm: NormConstructor, in_channels: int, width: int) -> nn.Sequential:
-    layer = norm(width)
-    return nn.Sequential(_conv(in_channels, width, 3, 1, layer), layer, nn.ReLU())
+def _before_relu(layer: nn.Module) -> nn.Module:
+    """The layer, told to apply the ReLU that follows it if it is one of ours and has no activation of its own."""
+    if type(layer) in _FUSING and layer.act is None:  # not a subclass, which may do more than its base
+        layer.act = activation("relu")
+        layer.applies_relu = True
+    return layer
 
 
-def _large_stem(norm: NormConstructor, in_channels: int, width: int) -> nn.Sequential:
-    layer = norm(width)
-    return nn.Sequential(_conv(in_channels, width, 7, 2, layer), layer, nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
+def _rectified(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """relu(norm(x) + residual): in one pass over memory by a layer that was told so, else one after the other."""
+    if getattr(norm, "applies_relu", False):
+        return norm(x, residual)
+    y = norm(x)
+    return functional.relu(y if residual is None else y + residual)
 
 
 def _conv(in_channels: int, channels: int, size: int, stride: int, followed_by: nn.Module) -> nn.Conv2d:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import normlab
+import normlab.layers
 from normlab.errors import UsageError
 from normlab.models import build_model
 
@@ -138,3 +139,84 @@ def test_a_model_of_ones_own_that_cannot_serve_is_told_why() -> None:
         build_model("own_nets:tiny", "bn", num_classes=3, in_channels=1, dropout=0.5)
     with pytest.raises(UsageError, match=r"torch\.nn\.Module"):
         build_model("own_nets:wrong", "bn", num_classes=3, in_channels=1)
+
+
+class Composed(nn.Module):
+    """One of our layers as if it were a stranger's: it takes nothing but x."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def same_network(norm: str, spec: str = "resnet8", size: int = 9) -> tuple[nn.Module, nn.Module]:
+    """A network whose norms do the ReLU and the addition themselves, and one where they follow."""
+    options = {"num_classes": 5, "in_channels": 2, "image_size": (size, size), "seed": 3}
+    fused = build_model(spec, norm, **options).double()  # type: ignore[arg-type]
+    composed = build_model(spec, lambda c: Composed(normlab.make_norm(norm, c)), **options).double()  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for a, b in zip(fused.parameters(), composed.parameters(), strict=True):
+            if a.dim() == 1:  # norms that start at 1 and 0 would hide which of them is used
+                a.uniform_(0.2, 0.8, generator=generator)
+                b.copy_(a)
+    return fused, composed
+
+
+@pytest.mark.parametrize("norm", [*(name for name in normlab.norm_names() if name != "none"), "gn:groups=2"])
+@pytest.mark.parametrize(
+    ("spec", "size"), [("resnet8", 9), ("resnet8:shortcut=zero-padding", 8), ("resnet8", 66)], ids=str
+)
+def test_norms_that_add_and_rectify_change_nothing(norm: str, spec: str, size: int) -> None:
+    fused, composed = same_network(norm, spec, size)
+    images = torch.randn(3, 2, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    outcomes = []
+    for model in (fused, composed):
+        x = images.clone().requires_grad_()
+        logits = model(x)
+        logits.square().sum().backward()
+        outcomes.append([logits, x.grad, *(p.grad for p in model.parameters()), *model.buffers(), model.eval()(x)])
+    for a, b in zip(*outcomes, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_our_layers_apply_the_relu_and_a_subclass_of_them_does_not() -> None:
+    class Halved(normlab.layers.BatchNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return super().forward(x) - 0.5
+
+    def relus(norm: object) -> int:
+        model = build_model("resnet8", norm, num_classes=2, in_channels=1)  # type: ignore[arg-type]
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            model(torch.zeros(2, 1, 8, 8))
+        return sum(event.name == "aten::relu" for event in profile.events())
+
+    for norm in normlab.norm_names():
+        assert relus(norm) == (7 if norm in ("none", "torch-bn") else 0)
+    assert relus(Halved) == 7
+    assert relus(lambda channels: normlab.make_norm("bn", channels, act="silu")) == 7
+
+
+@pytest.mark.parametrize("norm", normlab.norm_names())
+def test_state_dict_knows_nothing_of_what_a_norm_does_besides(norm: str) -> None:
+    model = build_model("resnet8", norm, num_classes=2, in_channels=1, image_size=(96, 96))
+    names = {name for name in model.state_dict() if not name.startswith(("classifier", "blocks.0.", "blocks.1."))}
+    own = set(normlab.make_norm(norm, 16).state_dict())
+    convolutions = {"stem.0", "blocks.2.conv1", "blocks.2.conv2", "blocks.2.shortcut.conv"}
+    norms = {"stem.1", "blocks.2.norm1", "blocks.2.norm2", "blocks.2.shortcut.norm"}
+    biases = {f"{name}.bias" for name in convolutions if norm == "none"}
+    assert names == {f"{c}.weight" for c in convolutions} | biases | {f"{n}.{name}" for n in norms for name in own}
+
+
+def test_a_norm_that_is_put_in_later_is_followed_by_a_relu() -> None:
+    model = build_model("resnet8", "bn", num_classes=2, in_channels=1, seed=0).eval()
+    stock = build_model("resnet8", "torch-bn", num_classes=2, in_channels=1, seed=0).eval()
+    x = torch.randn(2, 1, 8, 8)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, normlab.layers.BatchNorm):
+                setattr(parent, name, nn.BatchNorm2d(child.num_features).eval())
+    torch.testing.assert_close(model(x), stock(x))

@@ -59,8 +59,8 @@ class FeatureRecorder:
             for name, path in self._layers.items():
                 module = modules[path]
 
-                def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-                    seen = inputs[0] if name == CLASSIFIER_INPUT else output
+                def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+                    seen = inputs[0] if name == CLASSIFIER_INPUT else _without_activation(layer, inputs[0], output)
                     answer[name] = _summary(inputs[0]) | {"dead": _dead(seen)}
 
                 stack.callback(module.register_forward_hook(keep).remove)
@@ -143,6 +143,19 @@ def _summary(x: Tensor) -> dict[str, Any]:
 def _short(value: float) -> float:
     """Six digits, since thousands of these are stored and sent."""
     return float(f"{value:.6g}")
+
+
+def _without_activation(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """A layer's output y; that of a norm which adds and activates as well, before it does, as of any other norm."""
+    from normlab.layers import Norm
+
+    if not isinstance(layer, Norm) or layer.act is None:
+        return y
+    act, layer.act = layer.act, None
+    try:
+        return layer.forward(x)  # in evaluation mode, which changes no statistics; not the call that is being watched
+    finally:
+        layer.act = act
 
 
 def _dead(x: Tensor) -> float:

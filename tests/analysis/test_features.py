@@ -72,6 +72,22 @@ def test_training_is_left_as_it_was(images: torch.Tensor) -> None:
     assert all(not module._forward_hooks for module in model.modules())
 
 
+def test_a_norm_that_adds_and_rectifies_itself_is_seen_as_the_stock_one(images: torch.Tensor) -> None:
+    records = []
+    for norm in ("bn", "torch-bn"):
+        model = build_model("resnet8", norm, num_classes=5, in_channels=3, seed=0)
+        with torch.no_grad():
+            for block in model.blocks:
+                block.norm2.bias[:5] = -1e-3  # dead by themselves, alive where the shortcut is added
+                block.norm2.weight[:5] = 0.0
+        records.append(FeatureRecorder(model, images).record(1)["layers"])
+    for name, ours in records[0].items():
+        stock = records[1][name]
+        assert ours["dead"] == pytest.approx(stock["dead"])
+        assert ours["percentiles"] == pytest.approx(stock["percentiles"], rel=1e-3, abs=1e-4)
+    assert records[0]["stage 1"]["dead"] == pytest.approx(5 / 16)
+
+
 def test_dead_channels_are_counted() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
     with torch.no_grad():
