@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label", "labels")
+_JPEG = b"\xff\xd8"  # how such a file begins
 
 
 def open_parquet(root: Path, names: tuple[str, ...]) -> Source:
@@ -58,7 +59,7 @@ def open_parquet(root: Path, names: tuple[str, ...]) -> Source:
     numbered = class_names or numbered_classes(
         {part: own.labels for part, own in parts.items()}, f"column {label_column!r}"
     )
-    return Source(numbered, parts)
+    return Source(numbered, parts, notes=_notes(parts))
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,13 @@ def _part(files: list[_File], class_names: tuple[str, ...] | None) -> Part:
         return f"{files[at].name!r} row {row - int(ends[at]) + files[at].rows}"
 
     return Part(labels, lambda: in_blocks(image for file in files for image in _images(file)), where)
+
+
+def _notes(parts: dict[str, Part]) -> tuple[str, ...]:
+    """What users of a well-known set should hear: after JPEG it is not pixel for pixel what was published."""
+    block: Any = next(next(iter(parts.values())).blocks(), ())
+    first = next((data for data in block if isinstance(data, bytes)), b"")
+    return ("its images are stored as JPEG, so pixels may differ from the original ones",) if first[:2] == _JPEG else ()
 
 
 def _labels(file: _File, class_names: tuple[str, ...] | None) -> np.ndarray:

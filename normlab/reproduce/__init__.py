@@ -26,3 +26,5 @@ EXPERIMENTS = {
     "photographs": "Six norms, three optimizers, two learning rates, on a folder of photographs.",
     "grad-cam": "Where networks with six norms look, on images they get right and wrong.",
 }
+# those that are specs for the study engine, whose length can be chosen
+COMPARISONS = ("resnet-variants", "feature-evolution", "resnet-batch-size", "photographs", "grad-cam")

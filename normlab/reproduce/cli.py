@@ -21,6 +21,15 @@ def main(
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds (default: 3 quick, 5 full).", min=1)] = None,
     scale: Annotated[str, typer.Option(help="quick (seconds) or full (as published; minutes).")] = "quick",
+    epochs: Annotated[
+        int | None, typer.Option(help="With --scale full: epochs of a comparison, fewer than published.", min=1)
+    ] = None,
+    limit_train: Annotated[
+        int | None, typer.Option(help="With --scale full: training images of a comparison.", min=2)
+    ] = None,
+    limit_eval: Annotated[
+        int | None, typer.Option(help="With --scale full: validation and test images of a comparison.", min=1)
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the page, its figures and its numbers.")] = None,
 ) -> None:
     """Re-run a published experiment and say whether its findings hold."""
@@ -40,6 +49,9 @@ def main(
         data=data,
         seeds=seeds or (5 if scale == "full" else 3),
         scale=scale,
+        epochs=epochs,
+        limit_train=limit_train,
+        limit_eval=limit_eval,
         say=lambda text: typer.echo(f"  {text}", err=True),
     )
     for key in [name] if name else EXPERIMENTS:

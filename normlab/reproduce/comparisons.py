@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from normlab.reproduce.experiment import Setting
+from normlab.reproduce import verdicts
+from normlab.reproduce.experiment import Finding, Setting
 from normlab.study.jobs import Job
 from normlab.study.run import Options, run_study
 from normlab.study.spec import make_spec
@@ -38,8 +39,18 @@ class Comparison:
         """The images in a few words."""
         size = " x ".join(map(str, self.environment["image_shape"]))
         counts = ", ".join(f"{self.environment[f'{split}_images']} {split}" for split in ("train", "val", "test"))
-        name = "the digits that come with scikit-learn (no --data was named)" if setting.data is None else None
-        return f"{name or self.environment['data']}: {counts} images of {size}"
+        if setting.data is None:
+            name = "the digits that come with scikit-learn (no --data was named)"
+        elif self.is_cifar10:
+            name = "CIFAR-10 (JPEG)" if any("JPEG" in note for note in self.environment["notes"]) else "CIFAR-10"
+        else:
+            name = self.environment["data"]
+        return f"{name}: {counts} images of {size}"
+
+    def length(self, spec: dict[str, Any]) -> str:
+        """The epochs of a cell, beside those of the spec where these were more."""
+        epochs, published = self.cells[0]["planned_epochs"], spec["epochs"]
+        return f"{epochs} of {published} epochs" if epochs < published else f"{epochs} epochs"
 
     def finished(self, **which: Any) -> list[dict[str, Any]]:
         """The cells that ended well, of these settings, by seed."""
@@ -71,14 +82,15 @@ def trained(
 ) -> Iterator[tuple[Comparison, Path]]:
     """Run a spec at the setting's scale; gives its cells, and the directory where their networks lie.
 
-    At full scale the study is kept in runs/reproduce/NAME, so that one that was interrupted goes on; a quick one
-    leaves nothing behind and trains in this process, in one thread: networks this small only wait for a second one.
+    At full scale the setting's own lengths go before the spec's, and the study is kept in runs/reproduce/NAME, so that
+    one that was interrupted goes on. A quick one leaves nothing behind and trains in this process, in one thread:
+    networks this small only wait for a second one.
     """
     spec = make_spec(
         {
             "data": setting.data or "digits",
             "seeds": setting.seeds,
-            **(full if setting.full else {**full, **QUICK, **(quick or {})}),
+            **({**full, **setting.lengths} if setting.full else {**full, **QUICK, **(quick or {})}),
         }
     )
     kept = nullcontext(str(Path("runs") / "reproduce" / name))
@@ -95,6 +107,24 @@ def compare(name: str, setting: Setting, full: dict[str, Any], quick: dict[str, 
     """As `trained`, for an experiment that needs no more than the numbers."""
     with trained(name, setting, full, quick) as (found, _):
         return found
+
+
+def judged(findings: Sequence[Finding], setting: Setting, spec: dict[str, Any]) -> tuple[list[Finding], list[str]]:
+    """The findings, and notes on them, of a study that is perhaps shorter than the spec that was published.
+
+    Where it is, what was reported for the whole length can neither be confirmed nor refuted; a note tells which way the
+    short run points.
+    """
+    how = setting.shortened(spec) if setting.full else ""
+    if not how:
+        return list(findings), []
+    told = [f"This run is shorter than the published one: {how}."]
+    if findings:
+        told[0] += " What was reported of the whole length can then neither be confirmed nor refuted."
+    for verdict, words in ((verdicts.HOLDS, "would hold"), (verdicts.FAILS, "would not hold")):
+        if claims := [finding.claim for finding in findings if finding.verdict == verdict]:
+            told.append(f"If it were the whole length, these {words}: {'; '.join(claims)}.")
+    return [verdicts.withheld(finding, f"of a run of {how}") for finding in findings], told
 
 
 def curve_records(cells: Sequence[dict[str, Any]], series: Callable[[dict[str, Any]], str]) -> list[dict[str, Any]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from normlab.errors import UsageError
-from normlab.reproduce import EXPERIMENTS
+from normlab.reproduce import COMPARISONS, EXPERIMENTS
 from normlab.reproduce.images import Images, load_images
 
 SCALES = ("quick", "full")
@@ -16,11 +16,17 @@ SCALES = ("quick", "full")
 
 @dataclass(frozen=True)
 class Setting:
-    """How to run an experiment: on which data, how many seeds, at which scale; `say` hears of progress."""
+    """How to run an experiment: on which data, how many seeds, at which scale; `say` hears of progress.
+
+    `epochs`, `limit_train` and `limit_eval` shorten a comparison at full scale to what there is time for.
+    """
 
     data: str | None = None
     seeds: int = 3
     scale: str = "quick"
+    epochs: int | None = None
+    limit_train: int | None = None
+    limit_eval: int | None = None
     say: Callable[[str], None] = lambda text: None
 
     @property
@@ -30,6 +36,23 @@ class Setting:
     def pick(self, quick: Any, full: Any) -> Any:
         """One of two values, by scale."""
         return full if self.full else quick
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Those of `epochs`, `limit_train` and `limit_eval` that were given."""
+        given = {"epochs": self.epochs, "limit_train": self.limit_train, "limit_eval": self.limit_eval}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def shortened(self, spec: Mapping[str, Any]) -> str:
+        """By how much less than the spec this is, in words, as in "3 of 100 epochs"; empty if it is not."""
+        parts = []
+        if self.epochs is not None and self.epochs < spec["epochs"]:
+            parts.append(f"{self.epochs} of {spec['epochs']} epochs")
+        if self.limit_train is not None:
+            parts.append(f"{self.limit_train} training images instead of all")
+        if self.limit_eval is not None:
+            parts.append(f"{self.limit_eval} validation and test images instead of all")
+        return ", ".join(parts)
 
     def images(self, train: int, val: int = 1000) -> Images:
         """At most `train` training and `val` validation images."""
@@ -73,6 +96,22 @@ def run(name: str, setting: Setting) -> Result:
         raise UsageError(f"scale is {setting.scale!r}; expected one of: {', '.join(SCALES)}")
     if setting.seeds < 1:
         raise UsageError(f"seeds is {setting.seeds}; expected at least 1")
+    if setting.lengths:
+        _check_lengths(name, setting)
     module = import_module(f"normlab.reproduce.experiments.{name.replace('-', '_')}")
     result: Result = module.run(setting)
     return result
+
+
+def _check_lengths(name: str, setting: Setting) -> None:
+    options = " and ".join(f"--{option.replace('_', '-')}" for option in setting.lengths)
+    if name not in COMPARISONS:
+        raise UsageError(
+            f"{options} cannot be chosen for {name!r}, whose lengths are its own; "
+            f"expected one of: {', '.join(COMPARISONS)}"
+        )
+    if not setting.full:
+        raise UsageError(f"{options} shorten what was published, and a quick run is short already; add --scale full")
+    for option, value in setting.lengths.items():
+        if value < 1:
+            raise UsageError(f"{option} is {value}; expected at least 1")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from normlab.reproduce.experiment import Finding
 
@@ -125,6 +126,11 @@ def like_one_run(claim: str, reported: float, values: Sequence[float], *, origin
 def exact(claim: str, reported: str, measured: str, true: bool, rule: str) -> Finding:
     """A finding that has no chance in it."""
     return Finding(claim, reported, measured, HOLDS if true else FAILS, rule)
+
+
+def withheld(finding: Finding, why: str) -> Finding:
+    """The same finding with no verdict."""
+    return replace(finding, verdict=UNKNOWN, rule=f"{finding.rule}; cannot tell {why}")
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -57,6 +57,13 @@ def test_class_names(tmp_path, load):
     assert load(tmp_path / "cifar100").class_names[:2] == ("0", "1")
 
 
+def test_images_stored_as_jpeg_are_said_to_be(tmp_path, load):
+    write(tmp_path / "lossless.parquet")
+    assert load(tmp_path / "lossless.parquet").notes == ()
+    write(tmp_path / "lossy.parquet", changes={row: encoded(x, "JPEG") for row, x in enumerate(images(40))})
+    assert "JPEG" in load(tmp_path / "lossy.parquet").notes[0]
+
+
 def test_bad_rows_are_named_with_their_file(root, load):
     write(root / "train-0.parquet", changes={3: b"no image", 17: encoded(images(1)[0])[:80]})
     write(root / "train-1.parquet", changes={5: None}, seed=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from normlab.analysis.pictures import SIDE, picture
 from normlab.report.theme import LIGHT
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import as_spec, evolution
-from normlab.reproduce.comparisons import Comparison, trained
+from normlab.reproduce.comparisons import Comparison, judged, trained
 from normlab.reproduce.experiment import Setting
 from normlab.reproduce.experiments import feature_evolution, grad_cam
 from normlab.reproduce.galleries import draw
@@ -147,6 +148,42 @@ def test_networks_can_be_asked_before_a_quick_study_is_gone() -> None:
         assert list(directory.rglob("final.safetensors"))
     assert not directory.exists()
     assert torch.get_num_threads() == threads
+
+
+def test_lengths_go_before_the_specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = {"models": "resnet8:width=4", "norms": "none", "batch_sizes": 8, "epochs": 50}
+    setting = Setting(seeds=1, scale="full", epochs=2, limit_train=16, limit_eval=12)
+    with trained("tiny", setting, tiny) as (found, _):
+        pass
+    assert [len(cell["epochs"]) for cell in found.cells] == [2]
+    assert [found.environment[f"{split}_images"] for split in ("train", "val", "test")] == [16, 12, 12]
+    assert found.length(tiny) == "2 of 50 epochs"
+    assert found.length({"epochs": 2}) == "2 epochs"
+
+
+def test_a_shortened_run_cannot_tell_and_says_where_it_points() -> None:
+    spec = {"epochs": 100}
+    better = verdicts.greater("a is better", "90 %", [0.8, 0.82, 0.81], [0.7, 0.71, 0.72])
+    assert better.verdict == verdicts.HOLDS
+    whole = Setting(scale="full", epochs=100)
+    assert judged([better], whole, spec) == ([better], [])
+    (withheld,), notes = judged([better], replace(whole, epochs=3, limit_train=64), spec)
+    assert withheld.verdict == verdicts.UNKNOWN
+    assert withheld.measured == better.measured
+    assert withheld.rule.endswith("cannot tell of a run of 3 of 100 epochs, 64 training images instead of all")
+    assert "3 of 100 epochs" in notes[0]
+    assert notes[1] == "If it were the whole length, these would hold: a is better."
+
+
+@pytest.mark.parametrize(("noted", "name"), [(("stored as JPEG",), "CIFAR-10 (JPEG): "), ((), "CIFAR-10: ")])
+def test_data_is_called_what_it_is(noted: Sequence[str], name: str) -> None:
+    counts = {f"{split}_images": 7 for split in ("train", "val", "test")}
+    classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    facts = {"data": "images", "notes": noted, "image_shape": [3, 32, 32], "class_names": classes, **counts}
+    assert Comparison([], facts).describe_data(Setting(data="images")).startswith(name)
+    other = Comparison([], {**facts, "image_shape": [3, 64, 64]})
+    assert other.describe_data(Setting(data="images")).startswith("images: ")
 
 
 def test_a_full_study_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,10 @@ def test_the_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> 
         (["grad-cam", "--data", "no/such/place", "--out", "x"], "no/such/place"),
         (["feature-evolution", "--data", "no/such/place", "--out", "x"], "no/such/place"),
         (["feature-evolution", "--seeds", "0", "--out", "x"], "--seeds"),
+        (["batchnorm", "--scale", "full", "--epochs", "2", "--out", "x"], "--epochs cannot be chosen for 'batchnorm'"),
+        (["photographs", "--epochs", "2", "--limit-train", "9", "--out", "x"], "--epochs and --limit-train shorten"),
+        (["photographs", "--epochs", "2", "--out", "x"], "a quick run is short already; add --scale full"),
+        (["photographs", "--scale", "full", "--epochs", "0", "--out", "x"], "--epochs"),
     ],
 )
 def test_wrong_usage_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

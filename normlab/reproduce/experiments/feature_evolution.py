@@ -8,7 +8,7 @@ from typing import Any
 from normlab.analysis.features import CLASSIFIER_INPUT, growth
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import evolution
-from normlab.reproduce.comparisons import Comparison, trained
+from normlab.reproduce.comparisons import Comparison, judged, trained
 from normlab.reproduce.experiment import Finding, Result, Setting
 from normlab.reproduce.experiments.resnet_variants import REPORTED, SPEC
 
@@ -22,12 +22,14 @@ def run(setting: Setting) -> Result:
     with trained("resnet-variants", setting, SPEC, QUICK) as (found, _):
         cells = found.finished()
     layers = _layers(cells)
+    findings = [finding for layer, place in layers.items() for finding in _findings(found, layer, place)]
+    findings, notes = judged(findings, setting, SPEC)
     return Result(
-        [finding for layer, place in layers.items() for finding in _findings(found, layer, place)],
+        findings,
         {
             "network": f"{found.cells[0]['model']}; GN with channels / 4 groups",
             "training": f"SGD 0.1, momentum 0.9, x0.1 after 75 % and 95 % of the epochs; "
-            f"{found.cells[0]['planned_epochs']} epochs, batch {found.cells[0]['batch_size']}",
+            f"{found.length(SPEC)}, batch {found.cells[0]['batch_size']}",
             "data": found.describe_data(setting),
             "features": "percentiles of all values on the same validation images after every epoch, in evaluation mode",
         },
@@ -40,6 +42,7 @@ def run(setting: Setting) -> Result:
         notes=[
             "Measured is how many times as wide the middle 98 % of values is after the last epoch as after the first. "
             f"More than {DRIFT:g} times is called drift here; the report shows pictures and names no bound.",
+            *notes,
             *found.unfinished(),
         ],
         records=[

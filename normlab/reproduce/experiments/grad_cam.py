@@ -7,7 +7,7 @@ from typing import Any
 from normlab.analysis.explain import Questions, explain
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars
-from normlab.reproduce.comparisons import trained
+from normlab.reproduce.comparisons import judged, trained
 from normlab.reproduce.experiment import Finding, Result, Setting
 from normlab.reproduce.experiments import photographs
 from normlab.reproduce.galleries import draw
@@ -27,7 +27,7 @@ def run(setting: Setting) -> Result:
         [_right_and_wrong(answers["galleries"]), *_faithful(faithful)],
         {
             "network": str(found.cells[0]["model"]),
-            "training": f"Adam {found.cells[0]['lr']:g}, constant; {found.cells[0]['planned_epochs']} epochs, "
+            "training": f"Adam {found.cells[0]['lr']:g}, constant; {found.length(SPEC)}, "
             f"batch {found.cells[0]['batch_size']}",
             "data": found.describe_data(setting),
             "maps": "Grad-CAM of the network's own answer, at the last layer whose output has positions; of every norm "
@@ -51,6 +51,7 @@ def run(setting: Setting) -> Result:
             "most often, their images drawn by lot. Frames and answers are green where the answer is right, red where "
             "it is wrong; bright is where the evidence for that answer lies.",
             *_agreement(answers["agreement"]),
+            *judged([], setting, SPEC)[1],
             *found.unfinished(),
         ],
         records=faithful,

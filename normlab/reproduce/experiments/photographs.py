@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars, curves, side_by_side
-from normlab.reproduce.comparisons import compare, curve_records, val_accuracy
+from normlab.reproduce.comparisons import compare, curve_records, judged, val_accuracy
 from normlab.reproduce.experiment import Result, Setting
 
 REPORTED = {"bin": 0.9460, "bn": 0.9460, "gn": 0.7312, "in": 0.9031, "ln": 0.9186, "none": 0.8557}
@@ -43,6 +43,7 @@ def run(setting: Setting) -> Result:
             more, less = found.paired(val_accuracy, _which(one, best[one]), _which(other, best[other]))
             if more:
                 findings.append(verdicts.greater(claim, reported, more, less, names=(one, other)))
+    findings, notes = judged(findings, setting, SPEC)
     chosen = [c for norm, s in best.items() for c in found.finished(**_which(norm, s))]
     records = curve_records(chosen, lambda cell: cell["norm"])
     finals = [
@@ -60,7 +61,7 @@ def run(setting: Setting) -> Result:
             "network": str(found.cells[0]["model"]),
             "training": f"{', '.join(sorted({c['optimizer'] for c in found.cells}))} at learning rates "
             f"{', '.join(f'{lr:g}' for lr in sorted({c['lr'] for c in found.cells}))}, constant; batch 32, "
-            f"{found.cells[0]['planned_epochs']} epochs; each norm at its best setting by validation: "
+            f"{found.length(SPEC)}; each norm at its best setting by validation: "
             + "; ".join(f"{norm} {optimizer} {lr:g}" for norm, (optimizer, lr) in best.items()),
             "data": found.describe_data(setting),
         },
@@ -77,6 +78,7 @@ def run(setting: Setting) -> Result:
         notes=[
             "The photographs of the report are not to be had; its figures are of other images, and its authors call "
             "them indicative.",
+            *notes,
             *found.unfinished(),
         ],
         records=finals,

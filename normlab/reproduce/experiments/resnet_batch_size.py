@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars
-from normlab.reproduce.comparisons import Comparison, compare, test_accuracy
+from normlab.reproduce.comparisons import Comparison, compare, judged, test_accuracy
 from normlab.reproduce.experiment import Result, Setting
 from normlab.reproduce.experiments.resnet_variants import SPEC
 
@@ -16,17 +17,17 @@ ALIKE = 0.01
 
 
 def run(setting: Setting) -> Result:
-    epochs = setting.pick(2, EPOCHS)
-    base = {**SPEC, "norms": "bn,gn", "epochs": epochs, "schedule": "step:75%,95%"}
+    published = {**SPEC, "norms": "bn,gn", "epochs": EPOCHS}
+    epochs = setting.pick(2, setting.epochs or EPOCHS)
     quick = {"epochs": epochs, "augment": "crop"}
-    equal_epochs = compare("resnet-batch-size", setting, {**base, "batch_sizes": list(SIZES)}, quick)
+    equal_epochs = compare("resnet-batch-size", setting, {**published, "batch_sizes": list(SIZES)}, quick)
     # as many updates as the largest batch has: a smaller batch sees fewer images
     shorter = {size: max(1, round(epochs * size / SIZES[-1])) for size in SIZES[:-1]}
     equal_updates = [
         compare(
             "resnet-batch-size",
-            setting,
-            {**base, "batch_sizes": size, "epochs": count},
+            replace(setting, epochs=count),
+            {**published, "batch_sizes": size},
             {**quick, "epochs": count},
         )
         for size, count in shorter.items()
@@ -36,6 +37,7 @@ def run(setting: Setting) -> Result:
         equal_epochs.environment,
     )
     findings = _findings(equal_epochs, "equal epochs") + _findings(merged, "equal updates")
+    findings, notes = judged(findings, setting, published)
     small, large = equal_epochs.paired(_seconds, {"batch_size": 8, "norm": "bn"}, {"batch_size": 128, "norm": "bn"})
     findings.append(
         verdicts.beyond(
@@ -60,13 +62,13 @@ def run(setting: Setting) -> Result:
         findings,
         {
             "network": str(equal_epochs.cells[0]["model"]),
-            "training": f"SGD 0.1, momentum 0.9, x0.1 after 75 % and 95 % of the epochs; {epochs} epochs at every "
-            f"batch size, and {fewer} for as many updates as at {SIZES[-1]}",
+            "training": f"SGD 0.1, momentum 0.9, x0.1 after 75 % and 95 % of the epochs; "
+            f"{equal_epochs.length(published)} at every batch size, and {fewer} for as many updates as at {SIZES[-1]}",
             "data": equal_epochs.describe_data(setting),
         },
         charts={"accuracy": bars(records, "test accuracy", "variant", title="Test accuracy", percent=True)},
         captions={"accuracy": "Mean over seeds, with its 95 % interval."},
-        notes=[*equal_epochs.unfinished(), *merged.unfinished()],
+        notes=[*notes, *equal_epochs.unfinished(), *merged.unfinished()],
         records=records,
     )
 
