@@ -28,7 +28,7 @@ def scientific(value: float) -> str:
 
 
 def times(value: float) -> str:
-    return f"{value:.3g} x"
+    return f"{value:,.0f} x" if abs(value) >= 1000 else f"{value:.3g} x"
 
 
 def greater(

@@ -127,6 +127,31 @@ def test_other_setting_is_drawn_when_picked(driver: Any, page: Path) -> None:
     assert place.is_displayed()
 
 
+@pytest.mark.parametrize(("width", "slanted"), [(390, True), (1280, False)])
+def test_names_above_a_matrix_are_slanted_where_they_have_no_room(
+    driver: Any, page: Path, width: int, slanted: bool
+) -> None:
+    browser.emulate(driver, width=width)
+    driver.get(page.as_uri())
+    browser.ready(driver)
+    turned, widest, cell = driver.execute_script(
+        "const chart = document.querySelector('[data-chart=\"heatmap\"]');"
+        "const widths = (marks) => [...chart.querySelectorAll(marks)].map((m) => m.getBoundingClientRect().width);"
+        "return [[...chart.querySelectorAll('.role-axis-label text')].some((t) =>"
+        " t.getAttribute('transform').includes('rotate(-45')),"
+        " Math.max(...widths('.mark-text.role-mark text')), Math.max(...widths('.mark-rect.role-mark path'))]"
+    )
+    assert turned == slanted
+    assert 0 < widest < cell
+
+
+def test_a_printed_table_is_not_cut_off(driver: Any, page: Path) -> None:
+    browser.emulate(driver, width=680, media="print")  # A4 without its margins
+    driver.get(page.as_uri())
+    browser.ready(driver)
+    assert driver.execute_script("return document.querySelector('#result table').getBoundingClientRect().right") <= 680
+
+
 def test_prints_in_light_without_controls(driver: Any, page: Path) -> None:
     browser.emulate(driver, width=1000, dark=True, media="print")
     driver.get(page.as_uri())

@@ -23,6 +23,8 @@ from normlab.report.figures.parts import (
     epoch_axis,
     faded,
     finish,
+    names_above,
+    number_size,
     percent,
     plain_numbers,
     row,
@@ -236,15 +238,14 @@ def agreement_matrix(records: Sequence[Mapping[str, Any]]) -> Figure:
     means |= {(b, a): mean for (a, b), mean in list(means.items())}
     rows = [row(a=a, b=b, mean=means[a, b]) for a in norms for b in norms if math.isfinite(means.get((a, b), math.nan))]
     base = chart("rows").encode(
-        x=alt.X("a:N", sort=norms, title=None, axis=alt.Axis(orient="top", labelAngle=0, domain=False,
-                labelColor="var(--ink)")),
-        y=alt.Y("b:N", sort=norms, title=None, axis=alt.Axis(labelColor="var(--ink)")),
+        x=names_above("a", norms),
+        y=alt.Y("b:N", sort=norms, title=None, axis=alt.Axis(labelColor="var(--ink)", labelLimit=90)),
         tooltip=[alt.Tooltip("a:N", title="one"), alt.Tooltip("b:N", title="other"),
                  alt.Tooltip("mean:Q", title="rank correlation", format=".2f")],
     )  # fmt: skip
     depth = alt.Opacity("mean:Q", scale=alt.Scale(domain=[0, 1], range=[0.03, 0.62], clamp=True), legend=None)
     mark = base.mark_rect(fill="var(--accent)", stroke="var(--paper)", strokeWidth=2, cornerRadius=3)
-    text = base.mark_text(fontSize=11, fill="var(--ink)").encode(text=alt.Text("mean:Q", format=".2f"))
+    text = base.mark_text(fontSize=number_size(), fill="var(--ink)").encode(text=alt.Text("mean:Q", format=".2f"))
     return Figure(
         key="agreement",
         title="Do two networks look at the same places?",

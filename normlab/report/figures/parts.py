@@ -137,6 +137,30 @@ def epoch_axis(epochs: Sequence[int]) -> Any:
     return alt.X("epoch:Q", title="epoch", scale=scale, axis=alt.Axis(values=places, format="d"))
 
 
+def names_above(field: str, names: Sequence[str]) -> Any:
+    """The columns of a matrix under their names: level where the longest has room, slanted where it has not."""
+    import altair as alt
+
+    room = 7 * min(14, max(map(len, names), default=1))  # pixels of the longest name, or of as much as is shown
+    tight = f"containerSize()[0] < {150 + len(names) * room}"  # the scale's own width changes while this is laid out
+    axis = alt.Axis(
+        orient="top",
+        domain=False,
+        labelColor="var(--ink)",
+        labelAngle=alt.expr(f"{tight} ? -45 : 0"),
+        labelAlign=alt.expr(f"{tight} ? 'left' : 'center'"),
+        labelLimit=alt.expr(f"{tight} ? 90 : bandwidth('x')"),
+    )
+    return alt.X(f"{field}:N", sort=list(names), title=None, axis=axis)
+
+
+def number_size() -> Any:
+    """Type for the number in a matrix's cell, smaller where cells are narrow."""
+    import altair as alt
+
+    return alt.expr("clamp(bandwidth('x') / 2.9, 6, 11)")
+
+
 def thinned(values: Sequence[int], most: int) -> list[int]:
     """At most `most` of the values, evenly spaced, first and last among them."""
     if len(values) <= most:

@@ -17,6 +17,8 @@ from normlab.report.figures.parts import (
     chart,
     faded,
     finish,
+    names_above,
+    number_size,
     percent,
     plus_minus,
     row,
@@ -126,10 +128,9 @@ def heatmap(study: Study, norms: Sequence[str]) -> Figure:
     values = [entry["mean"] for entry in rows]
     ends = [min(values), max(values)] if values else [0.0, 1.0]
     base = chart("rows").encode(
-        x=alt.X("norm:N", sort=list(norms), title=None, axis=alt.Axis(orient="top", labelAngle=0, domain=False,
-                labelColor="var(--ink)")),
+        x=names_above("norm", norms[:MOST_NORMS]),
         y=alt.Y("setting:N", sort=[study.label(s) for s in shown], title=None,
-                axis=alt.Axis(labelColor="var(--ink)", labelLimit=220)),
+                axis=alt.Axis(labelColor="var(--ink)", labelLimit=alt.expr("containerSize()[0] < 500 ? 110 : 220"))),
         tooltip=[
             alt.Tooltip("norm:N", title="norm"),
             alt.Tooltip("setting:N", title="setting"),
@@ -139,7 +140,7 @@ def heatmap(study: Study, norms: Sequence[str]) -> Figure:
     )  # fmt: skip
     depth = alt.Opacity("mean:Q", scale=alt.Scale(domain=ends, range=[0.04, 0.62]), legend=None)
     cells = base.mark_rect(fill="var(--accent)", stroke="var(--paper)", strokeWidth=2, cornerRadius=3)
-    numbers = base.mark_text(fontSize=11, fill="var(--ink)").encode(text=alt.Text("mean:Q", format=".1f"))
+    numbers = base.mark_text(fontSize=number_size(), fill="var(--ink)").encode(text=alt.Text("mean:Q", format=".1f"))
     left_out = len(study.settings) - len(shown)
     return Figure(
         key="heatmap",

@@ -37,12 +37,11 @@ def run(setting: Setting) -> Result:
                 for name, seconds in (("vanilla", vanilla), ("simplified", simplified))
             ]
         findings.append(
-            verdicts.beyond(
+            verdicts.ratio(
                 f"simplified is faster than vanilla, float64 {shape} (time of vanilla over simplified)",
                 "simplified is faster",
                 ratios,
                 1.0,
-                show=verdicts.times,
             )
         )
         findings.append(

@@ -60,22 +60,20 @@ def run(setting: Setting) -> Result:
                 for name, seconds in (("loops", naive_time), ("compiled", fast_time), ("torch", torch_time))
             ]
     findings = [
-        verdicts.beyond(
+        verdicts.ratio(
             f"the compiled {direction} pass is at least {REPORTED} times as fast as the nested loops",
             f"fast is ~{REPORTED}x the naive loops",
             ratios[f"{direction} naive"],
             REPORTED,
-            show=verdicts.times,
         )
         for direction in ("forward", "backward")
     ]
     findings += [
-        verdicts.beyond(
+        verdicts.ratio(
             f"speed of the compiled {direction} pass over torch's, at least half",
             "-",
             ratios[f"{direction} torch"],
             0.5,
-            show=verdicts.times,
         )
         for direction in ("forward", "backward")
     ]

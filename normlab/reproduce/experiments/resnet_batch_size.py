@@ -40,12 +40,11 @@ def run(setting: Setting) -> Result:
     findings, notes = judged(findings, setting, published)
     small, large = equal_epochs.paired(_seconds, {"batch_size": 8, "norm": "bn"}, {"batch_size": 128, "norm": "bn"})
     findings.append(
-        verdicts.beyond(
+        verdicts.ratio(
             "an epoch at batch size 8 takes longer than at 128",
             "about 6 times as long",
             [a / b for a, b in zip(small, large, strict=True)],
             1.0,
-            show=verdicts.times,
         )
     )
     records = [
