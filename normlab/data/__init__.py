@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from normlab.data._augment import augment, standardize
+from normlab.data._augment import Standardizer, augment, standardize
 from normlab.data._dataset import Dataset, Split
 from normlab.data._load import load
 
-__all__ = ["Dataset", "Split", "augment", "load", "standardize"]
+__all__ = ["Dataset", "Split", "Standardizer", "augment", "load", "standardize"]

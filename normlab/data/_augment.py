@@ -40,23 +40,37 @@ def augment(images: torch.Tensor, generator: torch.Generator, *, crop: bool = Tr
     return images
 
 
-def standardize(images: torch.Tensor, mean: Any, std: Any) -> torch.Tensor:
-    """(images / 255 - mean) / std, per channel.
+class Standardizer:
+    """(images / 255 - mean) / std, per channel, for many batches: what they share is computed once.
 
-    `images` is uint8 (N, C, H, W); `mean` and `std` hold C numbers, arrays or tensors, of images / 255. The result
-    is float32 on the images' device and in their memory format. Raises UsageError where types or sizes disagree.
+    `mean` and `std` hold C numbers, arrays or tensors, of images / 255; `device` is where the batches lie. Called with
+    images, uint8 (N, C, H, W), it answers float32 on that device and in their memory format. Raises UsageError where
+    types or sizes disagree.
     """
-    import torch
 
+    def __init__(self, mean: Any, std: Any, device: torch.device | str = "cpu") -> None:
+        import torch
+
+        mean, std = (torch.as_tensor(value, dtype=torch.float64, device="cpu").flatten() for value in (mean, std))
+        if len(mean) != len(std):
+            raise UsageError(f"mean has {len(mean)} and std {len(std)} values; expected one per channel")
+        if not bool((std > 0).all()):
+            raise UsageError(f"std is {std.tolist()}; expected positive numbers")
+        self._scale = (1 / (255 * std)).float().to(device)[:, None, None]
+        self._shift = (-mean / std).float().to(device)[:, None, None]
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        _check_images(images)
+        if len(self._scale) != images.shape[1]:
+            count = len(self._scale)
+            raise UsageError(f"mean has {count} and std {count} values; expected one per channel: {images.shape[1]}")
+        return images.float().mul_(self._scale).add_(self._shift)
+
+
+def standardize(images: torch.Tensor, mean: Any, std: Any) -> torch.Tensor:
+    """`Standardizer` for one batch."""
     _check_images(images)
-    mean, std = (torch.as_tensor(value, dtype=torch.float64, device="cpu").flatten() for value in (mean, std))
-    if not (len(mean) == len(std) == images.shape[1]):
-        raise UsageError(f"mean has {len(mean)} and std {len(std)} values; expected one per channel: {images.shape[1]}")
-    if not bool((std > 0).all()):
-        raise UsageError(f"std is {std.tolist()}; expected positive numbers")
-    scale = (1 / (255 * std)).float().to(images.device)[:, None, None]
-    shift = (-mean / std).float().to(images.device)[:, None, None]
-    return images.float().mul_(scale).add_(shift)
+    return Standardizer(mean, std, images.device)(images)
 
 
 def _check_images(images: torch.Tensor) -> None:

@@ -22,14 +22,16 @@ from torch.nn import functional
 from normlab.analysis.features import Watch
 from normlab.analysis.memory import peak_bytes, reset_peak
 from normlab.analysis.metrics import classification_metrics
-from normlab.data import Dataset, Split, augment, standardize
+from normlab.data import Dataset, Split, Standardizer, augment
 from normlab.errors import DataError
 from normlab.layers import constrain, parameter_groups
-from normlab.models import build_model
+from normlab.models import ResNet, build_model
+from normlab.study.feed import Feed
 from normlab.study.schedule import learning_rate_factor
 from normlab.study.spec import Cell
 
 EVALUATION_BATCH = 500
+LOOK_EVERY = {"cpu": 1, "cuda": 50}  # steps; on a GPU, looking at a loss waits for it
 
 
 class Checkpoints(Protocol):
@@ -120,12 +122,13 @@ def _train(
 
 @dataclass
 class Progress:
-    """What is known of an epoch that is under way."""
+    """What is known of an epoch that is under way; `unseen` are the last steps' mean losses and numbers of images."""
 
     step: int = 0
     seconds: float = 0.0
     loss_sum: float = 0.0
     predictions: list[Tensor] = field(default_factory=list)
+    unseen: list[tuple[Tensor, int]] = field(default_factory=list)
 
 
 class Training:
@@ -141,10 +144,14 @@ class Training:
             image_size=dataset.size,
             dropout=cell.dropout,
             seed=derive(cell.seed, "initial weights"),
-        ).to(self.device)
+        )
+        self.memory_format = memory_format(self.model, self.device)
+        self.model.to(self.device)
+        if self.memory_format is not torch.contiguous_format:  # else a network's own arrangement stays
+            self.model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.model, cell)
-        self.mean = torch.as_tensor(dataset.channel_mean, device=self.device)
-        self.std = torch.as_tensor(dataset.channel_std, device=self.device)
+        self.standardize = Standardizer(dataset.channel_mean, dataset.channel_std, self.device)
+        self.train_feed, self.val_feed = (Feed(split, self.device) for split in (dataset.train, dataset.val))
         self.watch = Watch(self.model, dataset, self.device)
         self.records: list[dict[str, Any]] = []
         self.progress = Progress()
@@ -165,8 +172,10 @@ class Training:
             if self.progress.step < len(batches) and checkpoints is not None and checkpoints.due():
                 now = time.perf_counter()
                 self.progress.seconds += now - started
+                self.see_losses(epoch)
                 checkpoints.keep(self)
                 started = time.perf_counter()
+        self.see_losses(epoch)
         train_seconds = self.progress.seconds + time.perf_counter() - started
         observed = self.watch.record(epoch)
         predictions = torch.cat(self.progress.predictions).cpu().numpy()
@@ -192,40 +201,57 @@ class Training:
         """One update from the images at `index`; the generator's state depends on seed, epoch and step alone."""
         torch.manual_seed(derive(self.cell.seed, "dropout", epoch, self.progress.step))
         generator = torch.Generator().manual_seed(derive(self.cell.seed, "augmentation", epoch, self.progress.step))
-        images, labels = _fetch(self.dataset.train, index)
+        images, labels = self.train_feed[index]
         images = augment(images, generator, crop="crop" in self.cell.augment, flip="flip" in self.cell.augment)
-        loss, value, predictions = self.forward(images, labels)
-        if not math.isfinite(value):
-            raise Diverged(f"epoch {epoch}: the training loss is {value} at step {self.progress.step + 1}")
+        loss, mean, predictions = self.forward(images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         constrain(self.model)
-        self.progress.loss_sum += value * len(index)
+        self.progress.unseen.append((mean, len(index)))
         self.progress.predictions.append(predictions)
         self.progress.step += 1
+        if len(self.progress.unseen) >= LOOK_EVERY.get(self.device.type, 1):
+            self.see_losses(epoch)
 
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, float, Tensor]:
+    def see_losses(self, epoch: int) -> None:
+        """Add up the losses of the steps since the last time; raises Diverged, naming the first that is not finite."""
+        unseen, self.progress.unseen = self.progress.unseen, []
+        if not unseen:
+            return
+        first = self.progress.step - len(unseen) + 1
+        values = torch.stack([mean for mean, _ in unseen]).tolist()
+        for step, (value, (_, count)) in enumerate(zip(values, unseen, strict=True), start=first):
+            if not math.isfinite(value):
+                raise Diverged(f"epoch {epoch}: the training loss is {value} at step {step}")
+            self.progress.loss_sum += value * count
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What to differentiate, the mean loss over the batch, and the predicted classes."""
-        logits = self.model(standardize(images.to(self.device), self.mean, self.std))
-        loss = functional.cross_entropy(logits, labels.to(self.device))
-        return loss, loss.item(), logits.detach().argmax(1)
+        logits = self.model(self.inputs(images))
+        loss = functional.cross_entropy(logits, labels)
+        return loss, loss.detach(), logits.detach().argmax(1)
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Images, uint8 (N, C, H, W), as the network takes them."""
+        return self.standardize(images.contiguous(memory_format=self.memory_format))
 
     def evaluate(self, split: Split) -> dict[str, float]:
         """Loss, accuracy, micro-F1 and macro-F1 on a split, in evaluation mode."""
         self.model.eval()
-        losses, predictions = 0.0, []
+        # what is looked at once need not stay on the device
+        feed = self.val_feed if split is self.dataset.val else Feed(split, self.device, resident=False)
+        losses, predictions = [], []
         with torch.no_grad():
-            for start in range(0, len(split.labels), EVALUATION_BATCH):
-                images, labels = _fetch(split, slice(start, start + EVALUATION_BATCH))
-                labels = labels.to(self.device)
-                logits = self.model(standardize(images.to(self.device), self.mean, self.std))
-                losses += functional.cross_entropy(logits, labels, reduction="sum").item()
-                predictions.append(logits.argmax(1).cpu())
+            for start in range(0, len(split), EVALUATION_BATCH):
+                images, labels = feed[start : start + EVALUATION_BATCH]
+                logits = self.model(self.inputs(images))
+                losses.append(functional.cross_entropy(logits, labels, reduction="sum"))
+                predictions.append(logits.argmax(1))
         return scores(
-            losses / len(split.labels),
+            sum(torch.stack(losses).tolist()) / len(split),
             np.asarray(split.labels),
-            torch.cat(predictions).numpy(),
+            torch.cat(predictions).cpu().numpy(),
             self.dataset.num_classes,
         )
 
@@ -248,9 +274,11 @@ class Training:
         return backend_for(torch.empty(1, 1, 1, 1, device=self.device))
 
 
-def _fetch(split: Split, which: np.ndarray | slice) -> tuple[Tensor, Tensor]:
-    """Images (uint8) and labels of a split, copied: the arrays behind it are read-only, often on disk."""
-    return torch.from_numpy(np.array(split.images[which])), torch.from_numpy(np.array(split.labels[which]))
+def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """Channels-last for our networks on a CPU, whose convolutions are faster so; a network of the user's own may view
+    its planes as rows, which channels-last ones are not."""
+    last = isinstance(model, ResNet) and device.type == "cpu"
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def derive(seed: int, *path: Any) -> int:

@@ -124,9 +124,22 @@ def apply_state(training: Training, tensors: dict[str, Tensor], facts: dict[str,
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = value
         training.optimizer.load_state_dict({"state": state, "param_groups": facts["optimizer"]["groups"]})
+        _lay_out(training.optimizer)
     training.records = facts["records"]
     predictions = [tensors["predictions"].to(training.device)] if "predictions" in tensors else []
     training.progress = Progress(**facts["progress"], predictions=predictions)
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Lay out what an optimizer keeps for a parameter as the parameter lies, as it was when the training was cut.
+
+    In another order of memory, sums are rounded by other instructions, and the training would not be the same to the
+    last bit.
+    """
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                kept[name] = torch.empty_like(parameter).copy_(value)
 
 
 def encode(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from normlab.data import Dataset, standardize
+from normlab.data import Dataset
 from normlab.distributed import pools_samples, synchronize
 from normlab.errors import UsageError
 from normlab.layers import Norm
@@ -34,18 +34,18 @@ class SharedTraining(Training):
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # torch's own; the parameters stay the same objects
         self._parallel = DistributedDataParallel(self.model)
 
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, float, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rank, world, count = dist.get_rank(), dist.get_world_size(), len(labels)
         torch.manual_seed(derive(self.cell.seed, "dropout", len(self.records) + 1, self.progress.step, rank))
-        own = torch.arange(count).tensor_split(world)[rank]  # of few images some have none
-        logits = self._parallel(standardize(images[own].to(self.device), self.mean, self.std))
-        loss = functional.cross_entropy(logits, labels[own].to(self.device), reduction="sum") / count
+        own = torch.arange(count, device=self.device).tensor_split(world)[rank]  # of few images some have none
+        logits = self._parallel(self.inputs(images[own]))
+        loss = functional.cross_entropy(logits, labels[own], reduction="sum") / count
         mean = loss.detach().clone()
         dist.all_reduce(mean)
         predictions = torch.zeros(count, dtype=torch.long, device=self.device)
-        predictions[own.to(self.device)] = logits.detach().argmax(1)
+        predictions[own] = logits.detach().argmax(1)
         dist.all_reduce(predictions)
-        return loss * world, mean.item(), predictions  # DistributedDataParallel takes the mean of the gradients
+        return loss * world, mean, predictions  # DistributedDataParallel takes the mean of the gradients
 
     def backend(self) -> str:
         synchronized = any(isinstance(module, Norm) and pools_samples(module) for module in self.model.modules())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from normlab.data import Dataset
 from normlab.errors import DataError
 from normlab.study import cell as cell_module
 from normlab.study.cell import Training, shuffled, split_batches, train_cell
+from normlab.study.feed import Feed
 
 from .conftest import corner_set, make_cell
 
@@ -74,10 +76,10 @@ def test_training_leaves_the_global_generator_alone(dataset: Dataset) -> None:
 def test_every_norm_sees_the_same_batches(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     def batches(norm: str) -> list[torch.Tensor]:
         seen = []
-        original = cell_module.standardize
-        monkeypatch.setattr(cell_module, "standardize", lambda x, *a: seen.append(x.clone()) or original(x, *a))
+        original = Training.inputs
+        monkeypatch.setattr(Training, "inputs", lambda self, x: seen.append(x.clone()) or original(self, x))
         train_cell(make_cell(norm=norm, augment="crop,flip"), dataset)
-        monkeypatch.setattr(cell_module, "standardize", original)
+        monkeypatch.setattr(Training, "inputs", original)
         return seen
 
     for a, b in zip(batches("bn"), batches("none"), strict=True):
@@ -154,3 +156,67 @@ def test_our_batch_norm_and_the_stock_one_train_alike() -> None:
     ours, stock = (train_cell(replace(cell, norm=norm), data).epochs[0] for norm in ("bn", "torch-bn"))
     assert ours["train_loss"] == pytest.approx(stock["train_loss"], rel=1e-3)
     assert math.isclose(ours["val_loss"], stock["val_loss"], rel_tol=1e-2)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_feed_answers_the_images_asked_for(resident: bool) -> None:
+    split = corner_set(20).train
+    for array in (split.images, split.labels):
+        array.setflags(write=False)
+    feed = Feed(split, torch.device("cpu"), resident=resident)
+    assert feed.resident is resident
+    for which in (np.array([7, 3, 3, 19]), slice(4, 9), slice(18, 30), np.arange(0)):
+        images, labels = feed[which]
+        assert images.dtype == torch.uint8
+        assert np.array_equal(images.numpy(), split.images[which])
+        assert np.array_equal(labels.numpy(), split.labels[which])
+    assert not Feed(split, torch.device("cpu")).resident
+
+
+def test_losses_that_are_looked_at_late_are_the_same(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = make_cell(augment="crop,flip", epochs=2)  # four steps an epoch
+    at_once = train_cell(cell, dataset)
+    monkeypatch.setitem(cell_module.LOOK_EVERY, "cpu", 3)
+    late = train_cell(cell, dataset)
+    assert late.test == at_once.test
+    assert [r["train_loss"] for r in late.epochs] == [r["train_loss"] for r in at_once.epochs]
+
+
+@pytest.mark.parametrize("every", [1, 3, 50])
+def test_the_step_that_diverged_is_named_however_late_it_is_seen(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    original = Training.forward
+
+    def fails_at_the_second(training: Training, images: torch.Tensor, labels: torch.Tensor) -> Any:
+        loss, mean, predictions = original(training, images, labels)
+        return (loss, mean * math.nan if training.progress.step == 1 else mean, predictions)
+
+    monkeypatch.setattr(Training, "forward", fails_at_the_second)
+    monkeypatch.setitem(cell_module.LOOK_EVERY, "cpu", every)
+    outcome = train_cell(make_cell(), dataset)
+    assert outcome.status == "diverged"
+    assert outcome.reason == "epoch 1: the training loss is nan at step 2"
+
+
+def test_our_networks_are_channels_last_on_a_cpu_and_a_users_own_is_left_as_it_is(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_view.py").write_text(
+        "from torch import nn\n"
+        "class Rows(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return x.view(len(x), -1)\n"
+        "def net(norm, num_classes, in_channels):\n"
+        "    rest = Rows(), nn.Linear(144, num_classes)\n"
+        "    return nn.Sequential(nn.Conv2d(in_channels, 4, 3), norm(4), nn.ReLU(), *rest)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    own = Training(make_cell(model="own_view:net"), dataset)
+    own.run_epoch()
+    assert all(p.is_contiguous() for p in own.model.parameters())
+    ours = Training(make_cell(), dataset)
+    seen: list[torch.Tensor] = []
+    ours.model.blocks[1].register_forward_hook(lambda _, __, output: seen.append(output))  # type: ignore[index, union-attr]
+    ours.run_epoch()
+    assert all(planes.is_contiguous(memory_format=torch.channels_last) for planes in seen)

@@ -70,6 +70,22 @@ def test_a_training_cut_anywhere_ends_as_if_it_had_not_been(dataset: Dataset, tm
         assert torch.equal(found, expected[name]), name
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_what_the_optimizer_keeps_lies_as_it_lay(dataset: Dataset, tmp_path: Path, optimizer: str) -> None:
+    # in another order of memory, the last bit of a sum may be another
+    cell = make_cell(optimizer=optimizer, model="resnet8:width=16")
+    train_cell(cell, dataset, checkpoints=CheckpointDirectory(tmp_path, print), until=1)
+    training = Training(cell, dataset)
+    CheckpointDirectory(tmp_path, print).restore(training)
+    compared = 0
+    for parameter in training.model.parameters():
+        for kept in training.optimizer.state[parameter].values():
+            if isinstance(kept, torch.Tensor) and kept.shape == parameter.shape:
+                assert kept.stride() == parameter.stride()
+                compared += not parameter.is_contiguous()
+    assert compared > 0
+
+
 def test_a_finished_training_is_not_trained_again(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
