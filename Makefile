@@ -16,6 +16,7 @@ demo: $(STAMP)  ## train seven variants on the embedded digits and write a repor
 	$(BIN)/normlab compare digits --epochs 4 --seeds 3 --out demo-report
 
 test: $(STAMP) lint  ## everything that continuous integration runs
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || echo "NO BROWSER TESTS: Chromium is missing; apt-get install chromium chromium-driver" >&2
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)

@@ -80,7 +80,7 @@ def heat(records: Sequence[dict[str, Any]], x: str, y: str, value: str, *, title
         x=alt.X(f"{x}:O", title=x, axis=alt.Axis(labelAngle=0)), y=alt.Y(f"{y}:O", title=y)
     )
     mean = f"mean({value}):Q"
-    cells = base.mark_rect().encode(color=alt.Color(mean, scale=alt.Scale(scheme="blues"), legend=None))
+    cells = base.mark_rect().encode(color=alt.Color(mean, scale=alt.Scale(range=["#eef4fb", "#7db1de"]), legend=None))
     text = base.mark_text(fontSize=13).encode(text=alt.Text(mean, format=".1%"))
     return (cells + text).properties(width=320, height=160, title=title)
 
