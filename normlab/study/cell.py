@@ -26,6 +26,7 @@ from normlab.data import Dataset, Split, Standardizer, augment
 from normlab.errors import DataError
 from normlab.layers import constrain, parameter_groups
 from normlab.models import ResNet, build_model
+from normlab.study import precision
 from normlab.study.feed import Feed
 from normlab.study.schedule import learning_rate_factor
 from normlab.study.spec import Cell
@@ -145,10 +146,11 @@ class Training:
             dropout=cell.dropout,
             seed=derive(cell.seed, "initial weights"),
         )
-        self.memory_format = memory_format(self.model, self.device)
+        self.memory_format = memory_format(self.model, self.device, cell.precision)
         self.model.to(self.device)
         if self.memory_format is not torch.contiguous_format:  # else a network's own arrangement stays
             self.model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.norms_dtype = precision.prepare(self.model, cell.precision, self.device)
         self.optimizer = make_optimizer(self.model, cell)
         self.standardize = Standardizer(dataset.channel_mean, dataset.channel_std, self.device)
         self.train_feed, self.val_feed = (Feed(split, self.device) for split in (dataset.train, dataset.val))
@@ -228,9 +230,14 @@ class Training:
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What to differentiate, the mean loss over the batch, and the predicted classes."""
-        logits = self.model(self.inputs(images))
+        logits = self.logits(self.model, images)
         loss = functional.cross_entropy(logits, labels)
         return loss, loss.detach(), logits.detach().argmax(1)
+
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """A model's answer to images, uint8 (N, C, H, W), in the cell's precision: float32 (N, classes)."""
+        with precision.autocast(self.cell.precision, self.device):
+            return model(self.inputs(images)).float()
 
     def inputs(self, images: Tensor) -> Tensor:
         """Images, uint8 (N, C, H, W), as the network takes them."""
@@ -271,13 +278,15 @@ class Training:
         """Name of the kernels that serve this training's norms."""
         from normlab.planes import backend_for
 
-        return backend_for(torch.empty(1, 1, 1, 1, device=self.device))
+        return backend_for(torch.empty(1, 1, 1, 1, dtype=self.norms_dtype, device=self.device))
 
 
-def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
-    """Channels-last for our networks on a CPU, whose convolutions are faster so; a network of the user's own may view
-    its planes as rows, which channels-last ones are not."""
-    last = isinstance(model, ResNet) and device.type == "cpu"
+def memory_format(model: nn.Module, device: torch.device, precision: str) -> torch.memory_format:
+    """Channels-last for our networks where their convolutions are faster so: on a CPU, and in bfloat16.
+
+    A network of the user's own may view its planes as rows, which channels-last ones are not.
+    """
+    last = isinstance(model, ResNet) and (device.type == "cpu" or precision == "bf16")
     return torch.channels_last if last else torch.contiguous_format
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ JSON, CSV = "results.json", "results.csv"
 METRICS = ("loss", "accuracy", "micro_f1", "macro_f1")
 SETTINGS = (
     "norm", "model", "seed", "epochs", "batch_size", "optimizer", "lr", "schedule", "momentum", "weight_decay",
-    "dropout", "augment",
+    "dropout", "augment", "precision",
 )  # fmt: skip
 COLUMNS = (
     *(name if name != "epochs" else "planned_epochs" for name in SETTINGS),
@@ -38,7 +39,7 @@ def collect(store: Store) -> dict[str, Any]:
     spec, facts, ids = study
     cells = []
     for stored in store.cells(ids):
-        config = dict(stored.config)
+        config = asdict(stored.cell)
         planned = config.pop("epochs")
         cells.append(
             {

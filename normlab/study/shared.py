@@ -38,7 +38,7 @@ class SharedTraining(Training):
         rank, world, count = dist.get_rank(), dist.get_world_size(), len(labels)
         torch.manual_seed(derive(self.cell.seed, "dropout", len(self.records) + 1, self.progress.step, rank))
         own = torch.arange(count, device=self.device).tensor_split(world)[rank]  # of few images some have none
-        logits = self._parallel(self.inputs(images[own]))
+        logits = self.logits(self._parallel, images[own])
         loss = functional.cross_entropy(logits, labels[own], reduction="sum") / count
         mean = loss.detach().clone()
         dist.all_reduce(mean)

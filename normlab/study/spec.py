@@ -17,6 +17,7 @@ from normlab.study.schedule import check_schedule
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 AUGMENTATIONS = ("crop", "flip")
+PRECISIONS = ("float32", "bf16")
 TUNABLE = ("lr", "weight_decay", "dropout")
 DEFAULT_NORMS = ("bn", "in", "bin", "ln", "gn", "none", "torch-bn")
 _SINGULAR = {
@@ -48,10 +49,15 @@ class Cell:
     weight_decay: float
     dropout: float
     augment: str
+    precision: str = "float32"
+
+    def facts(self) -> dict[str, Any]:
+        """The settings by name, without the precision where it is the usual one: cells of before it are the same."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("precision", "float32")}
 
     def key(self, data_hash: str) -> str:
         """Identity of this training on that data: the same configuration, however written, has the same key."""
-        facts = {**asdict(self), "data": data_hash, "code": TRAINING_CODE}
+        facts = {**self.facts(), "data": data_hash, "code": TRAINING_CODE}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
     def label(self) -> str:
@@ -135,6 +141,7 @@ class StudySpec(BaseModel):
     seeds: Seeds = (0,)
     schedule: str = "step:75%,95%"
     momentum: float = Field(0.9, ge=0, lt=1)
+    precision: str = "float32"
     tune: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     trials: int | None = Field(None, gt=1)
 
@@ -152,6 +159,11 @@ class StudySpec(BaseModel):
     @classmethod
     def _known_axes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return _all_known((name.replace("-", "_") for name in names), TUNABLE)
+
+    @field_validator("precision")
+    @classmethod
+    def _known_precision(cls, name: str) -> str:
+        return _all_known((name,), PRECISIONS)[0]
 
     @field_validator("schedule")
     @classmethod
@@ -182,7 +194,7 @@ class StudySpec(BaseModel):
         cells = (
             Cell(
                 norm, model, seed, epochs, batch_size, optimizer, lr, self.schedule,
-                self.momentum if optimizer == "sgd" else 0.0, decay, dropout, setting,
+                self.momentum if optimizer == "sgd" else 0.0, decay, dropout, setting, self.precision,
             )
             for seed, model, batch_size, optimizer, lr, epochs, decay, dropout, setting, norm in axes
         )  # fmt: skip
