@@ -11,9 +11,9 @@ and nothing is gathered or copied. Outputs come in rows of `width` too: the few 
 over the edge are dropped (forward), or zero (backward). A stride s > 1 is reduced to 1 by cutting the image into
 s x s phases, every s-th row and column from (a, b) on: each tap then reads one phase with stride 1.
 
-The sums take 4 filters by 7 taps at a time, which keeps their weights in registers; weights are padded with zeros to
-those multiples, and padding taps shift to a stretch of zeros behind the image. Rows of outputs are padded, too, to a
-multiple of 32 elements, so that the vectorized loops leave no remainder.
+The sums take tiles of 4 filters (`normlab.scratch._tiles`); weights are padded with zeros to a multiple of that, and
+the taps of dw by some that shift to a stretch of zeros behind the image. Rows of outputs are padded, too, to a multiple
+of 32 elements, so that vectors leave no remainder.
 """
 
 # mypy: allow-untyped-defs
@@ -28,9 +28,9 @@ from numba import njit
 
 from normlab.planes._threads import next_unit, unit_done
 from normlab.scratch._images import Window
+from normlab.scratch._tiles import ACROSS, FILTERS, VECTOR_BYTES, sum_products, sum_shifts, sum_shifts_rest
 
-FILTERS, TAPS, LANES = 4, 7, 32  # what `_accumulate` takes at a time, and the multiple that it likes
-_CHUNK = 64 * LANES  # outputs at a time: what is read and written of them stays in the second-level cache
+LANES = 32  # a multiple of the elements of two vectors, whatever they are
 # sums may be reordered, so that they vectorize; NaN and infinity keep their meaning
 _compile = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
 
@@ -62,7 +62,7 @@ class Geometry(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """Weights, a row per output, and the shift of each column; `starts` cuts the columns into phases."""
+    """Weights, a column per output, and the shift of each row; `starts` cuts the rows into phases."""
 
     weights: np.ndarray
     shifts: np.ndarray
@@ -99,17 +99,16 @@ def taps_backward(w: np.ndarray, geo: Geometry) -> Taps:
 
 def shares(w: np.ndarray, groups: int) -> np.ndarray:
     """Zeros for each group's share of dw, (groups, filters, taps), both rounded up to what `_correlate` takes."""
-    return np.zeros((groups, -(-len(w) // FILTERS) * FILTERS, -(-w[0].size // 3) * 3), w.dtype)
+    return np.zeros((groups, -(-len(w) // FILTERS) * FILTERS, -(-w[0].size // ACROSS) * ACROSS), w.dtype)
 
 
 def _padded(weights: list[np.ndarray], shifts: list[np.ndarray], zeros: int) -> Taps:
-    rows = -(-len(weights[0]) // FILTERS) * FILTERS
-    starts = np.cumsum([0] + [-(-len(s) // TAPS) * TAPS for s in shifts])
-    all_weights = np.zeros((rows, starts[-1]), weights[0].dtype)
-    all_shifts = np.full(starts[-1] + 2, zeros)  # two more: `_correlate` takes three at a time
-    for w, s, start in zip(weights, shifts, starts, strict=False):
-        all_weights[: len(w), start : start + len(s)] = w
-        all_shifts[start : start + len(s)] = s
+    outputs = -(-len(weights[0]) // FILTERS) * FILTERS
+    starts = np.cumsum([0] + [len(s) for s in shifts])
+    all_weights = np.zeros((starts[-1], outputs), weights[0].dtype)
+    all_weights[:, : len(weights[0])] = np.concatenate([w.T for w in weights])
+    all_shifts = np.full(starts[-1] + ACROSS - 1, zeros)
+    all_shifts[: starts[-1]] = np.concatenate(shifts)
     return Taps(all_weights, all_shifts, starts)
 
 
@@ -120,13 +119,13 @@ def convolve(counters, units, x, taps, bias, geo, out):
     size = planes * geo.height * geo.width
     image = np.zeros(size + geo.span, x.dtype)
     phases = image[:size].reshape(planes, geo.height, geo.width)
-    wide = np.empty((len(taps.weights), geo.span), x.dtype)
+    wide = np.empty((taps.weights.shape[1], geo.span), x.dtype)
     n = next_unit(counters)
     while n < units:
         _cut(x[n], phases, geo)
         for f in range(len(wide)):
             wide[f] = bias[f] if f < len(bias) else 0
-        _accumulate(image, taps.shifts, taps.weights, wide)
+        _accumulate(image, taps.shifts, 0, len(taps.weights), taps.weights, wide)
         for f in range(out.shape[1]):
             for i in range(geo.out_height):
                 row, source = out[n, f, i], wide[f, i * geo.width :]
@@ -137,10 +136,10 @@ def convolve(counters, units, x, taps, bias, geo, out):
 
 
 @_compile
-def convolve_backward(counters, units, x, dout, forward, backward, geo, per_group, dw, dx):
-    """dx[n] and the group's share dw[g] for the groups g, of `per_group` samples each, that are units of this job.
+def convolve_backward(counters, units, x, dout, forward, backward, geo, per_group, dw, db, dx):
+    """dx[n] and the group's shares dw[g] and db[g] for the groups g that are units of this job.
 
-    An empty dx is left alone.
+    A group is `per_group` samples. An empty dx is left alone.
     """
     samples, channels = x.shape[0], x.shape[1]
     filters = dout.shape[1]
@@ -150,27 +149,31 @@ def convolve_backward(counters, units, x, dout, forward, backward, geo, per_grou
     phases = image[:size].reshape(planes, geo.height, geo.width)
     length = geo.span + 2 * geo.margin
     # rows of dout between margins of zeros, then zeros: for padding taps, and for the padding filters of dw
-    spread = np.zeros((len(forward.weights) + 1) * length + geo.phase, x.dtype)
+    spread = np.zeros((forward.weights.shape[1] + 1) * length + geo.phase, x.dtype)
     rows = spread[geo.margin :]
-    dphase = np.empty((len(backward.weights), geo.phase), x.dtype)
+    dphase = np.empty((backward.weights.shape[1], geo.phase), x.dtype)
     g = next_unit(counters)
     while g < units:
         for n in range(g * per_group, min(samples, (g + 1) * per_group)):
             for f in range(filters):
+                total = x.dtype.type(0)
                 for i in range(geo.out_height):
                     row, source = rows[f * length + i * geo.width :], dout[n, f, i]
                     for j in range(geo.out_width):
                         row[j] = source[j]
+                        total += source[j]
+                db[g, f] += total
             _cut(x[n], phases, geo)
             _correlate(rows, length, image, forward.shifts, geo.span, dw[g])
             if dx.size == 0:
                 continue
+            dx[n] = 0
             for a in range(geo.down):
                 for b in range(geo.across):
                     phase = a * geo.across + b
                     start, stop = backward.starts[phase], backward.starts[phase + 1]
                     dphase[:] = 0
-                    _accumulate(spread, backward.shifts[start:stop], backward.weights[:, start:stop], dphase)
+                    _accumulate(spread, backward.shifts, start, stop, backward.weights, dphase)
                     for c in range(channels):
                         exact = dphase[c, : geo.height * geo.width].reshape(geo.height, geo.width)
                         _paste(exact, a, b, geo, dx[n, c])
@@ -221,69 +224,27 @@ def _inside(a, s, pad, size, count):
 
 
 @_compile
-def _accumulate(image, shifts, weights, out):
-    """out[f, p] += sum over k of weights[f, k] * image[shifts[k] + p], four f and seven k at a time."""
-    filters, taps = weights.shape
-    for p0 in range(0, out.shape[1], _CHUNK):
-        span = min(_CHUNK, out.shape[1] - p0)
-        for k in range(0, taps, 7):
-            s = shifts[k : k + 7] + p0
-            x0, x1, x2, x3 = image[s[0] :], image[s[1] :], image[s[2] :], image[s[3] :]
-            x4, x5, x6 = image[s[4] :], image[s[5] :], image[s[6] :]
-            for f in range(0, filters, 4):
-                # fmt: off
-                a, b, c, d = weights[f, k:], weights[f + 1, k:], weights[f + 2, k:], weights[f + 3, k:]
-                a0, a1, a2, a3, a4, a5, a6 = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
-                b0, b1, b2, b3, b4, b5, b6 = b[0], b[1], b[2], b[3], b[4], b[5], b[6]
-                c0, c1, c2, c3, c4, c5, c6 = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
-                d0, d1, d2, d3, d4, d5, d6 = d[0], d[1], d[2], d[3], d[4], d[5], d[6]
-                oa, ob, oc, od = out[f, p0:], out[f + 1, p0:], out[f + 2, p0:], out[f + 3, p0:]
-                for p in range(span):
-                    v0, v1, v2, v3, v4, v5, v6 = x0[p], x1[p], x2[p], x3[p], x4[p], x5[p], x6[p]
-                    oa[p] += a0*v0 + a1*v1 + a2*v2 + a3*v3 + a4*v4 + a5*v5 + a6*v6
-                    ob[p] += b0*v0 + b1*v1 + b2*v2 + b3*v3 + b4*v4 + b5*v5 + b6*v6
-                    oc[p] += c0*v0 + c1*v1 + c2*v2 + c3*v3 + c4*v4 + c5*v5 + c6*v6
-                    od[p] += d0*v0 + d1*v1 + d2*v2 + d3*v3 + d4*v4 + d5*v5 + d6*v6
-                # fmt: on
+def _accumulate(image, shifts, first, last, weights, out):
+    """out[f, p] += sum over k in [first, last) of weights[k, f] * image[shifts[k] + p]."""
+    filters, span = out.shape
+    lanes = VECTOR_BYTES // out.itemsize
+    flat, table = out.reshape(-1), weights.reshape(-1)
+    p = 0
+    while p + ACROSS * lanes <= span:
+        for f in range(0, filters, FILTERS):
+            sum_shifts(image, p, shifts, first, last, table, f, filters, flat, span)
+        p += ACROSS * lanes
+    while p < span:
+        for f in range(0, filters, FILTERS):
+            sum_shifts_rest(image, p, shifts, first, last, table, f, filters, flat, span)
+        p += 2 * lanes
 
 
 @_compile
 def _correlate(rows, length, image, shifts, span, out):
-    """out[f, k] += sum over p < span of rows[f * length + p] * image[shifts[k] + p], four f and three k at a time."""
+    """out[f, k] += sum over p < span of rows[f * length + p] * image[shifts[k] + p]."""
     filters, taps = out.shape
-    zero = out.dtype.type(0)
-    for p0 in range(0, span, _CHUNK):
-        chunk = min(_CHUNK, span - p0)
-        for k in range(0, taps, 3):
-            x0, x1, x2 = image[shifts[k] + p0 :], image[shifts[k + 1] + p0 :], image[shifts[k + 2] + p0 :]
-            for f in range(0, filters, 4):
-                q = f * length + p0
-                a, b, c, d = rows[q:], rows[q + length :], rows[q + 2 * length :], rows[q + 3 * length :]
-                a0, a1, a2, b0, b1, b2 = zero, zero, zero, zero, zero, zero
-                c0, c1, c2, d0, d1, d2 = zero, zero, zero, zero, zero, zero
-                for p in range(chunk):
-                    v0, v1, v2 = x0[p], x1[p], x2[p]
-                    ap, bp, cp, dp = a[p], b[p], c[p], d[p]
-                    a0 += ap * v0
-                    a1 += ap * v1
-                    a2 += ap * v2
-                    b0 += bp * v0
-                    b1 += bp * v1
-                    b2 += bp * v2
-                    c0 += cp * v0
-                    c1 += cp * v1
-                    c2 += cp * v2
-                    d0 += dp * v0
-                    d1 += dp * v1
-                    d2 += dp * v2
-                _add(out[f, k:], a0, a1, a2)
-                _add(out[f + 1, k:], b0, b1, b2)
-                _add(out[f + 2, k:], c0, c1, c2)
-                _add(out[f + 3, k:], d0, d1, d2)
-
-
-@_compile
-def _add(out, a, b, c):
-    out[0] += a
-    out[1] += b
-    out[2] += c
+    flat = out.reshape(-1)
+    for f in range(0, filters, FILTERS):
+        for k in range(0, taps, ACROSS):
+            sum_products(rows, f, length, image, shifts, k, span, flat, taps)

@@ -50,12 +50,15 @@ def conv_backward_fast(
     groups = max(1, min(len(x), _GROUPS, _GROUP_BYTES // max(1, taps.weights.nbytes)))
     per_group = -(-len(x) // groups)
     dw = shares(w, groups) if len(w) else np.zeros((groups, 0, 0), x.dtype)
-    dx = np.zeros(x.shape if need_dx else (0, 0, 0, 0), x.dtype)
+    db = np.zeros((groups, len(w)), x.dtype)
+    dx = np.empty(x.shape if need_dx else (0, 0, 0, 0), x.dtype)
     if x.size and len(w):
         work = 2 * dout.size * w[0].size
-        share(convolve_backward, groups, work, x, dout, taps, taps_backward(w, geo), geo, per_group, dw, dx)
+        share(convolve_backward, groups, work, x, dout, taps, taps_backward(w, geo), geo, per_group, dw, db, dx)
+    else:
+        dx[:] = 0
     dw = dw.sum(0)[: len(w), : w[0].size].reshape(w.shape) if len(w) else np.zeros_like(w)
-    return dx if need_dx else None, dw, dout.sum((0, 2, 3))
+    return dx if need_dx else None, dw, db.sum(0)
 
 
 def max_pool_forward_fast(x: np.ndarray, pool_param: Mapping[str, Any]) -> tuple[np.ndarray, Cache]:
