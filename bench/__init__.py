@@ -1,1 +1,1 @@
-"""Benchmarks: each module prints ours beside torch's, measured in one run. `python -m bench`, or `make bench`."""
+"""Benchmarks beside those of `normlab bench`: each module prints ours beside another's, measured in one run."""

@@ -1,12 +1,32 @@
-"""Runs every benchmark: `python -m bench`."""
+"""Everything that is measured, losses included: `python -m bench`, or `make bench`.
+
+First `normlab bench --all`, with torch.compile as a third side, then the NumPy engine and the study engine.
+"""
 
 from __future__ import annotations
 
-from bench import engine, norms, scratch
+from bench import engine, scratch
+from normlab.benchmark.machine import choose_device
+from normlab.benchmark.run import Plan, run
+from normlab.benchmark.sides import check_compiler
+from normlab.errors import UsageError
+
+
+def main() -> None:
+    """Run all of it, one after the other."""
+    device = choose_device("auto")
+    try:
+        check_compiler(device)
+        with_compiled = True
+    except UsageError as error:
+        with_compiled = False
+        print(f"torch.compile is not measured: {error}")
+    run(Plan(parts=("layers", "exactness", "memory", "step"), with_compiled=with_compiled, device=device))
+    print()
+    scratch.main([])
+    print()
+    engine.main([])
+
 
 if __name__ == "__main__":
-    norms.main()
-    print()
-    scratch.main()
-    print()
-    engine.main()
+    main()

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench._timing import machine
+from normlab.benchmark.machine import describe, line
 from normlab.data import Dataset
 from normlab.study.cell import Training, train_cell
 from normlab.study.checkpoint import CheckpointDirectory
@@ -35,9 +35,9 @@ def main(args: list[str] | None = None) -> None:
     """Measure, and print a line, or with --json a record, for each."""
     records = [trivial_cells(), minute_cell(), thousand_cells()]
     if "--json" in (sys.argv[1:] if args is None else args):
-        print(json.dumps({"machine": machine(), "records": records}, indent=1))
+        print(json.dumps({"machine": describe("cpu"), "records": records}, indent=1))
         return
-    print(machine())
+    print(line(describe("cpu")))
     for record in records:
         print(f"{record['what']}: {record['measured']} (wanted: {record['wanted']})")
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench._timing import in_turns, machine
+from normlab.benchmark.machine import describe, line
+from normlab.benchmark.timing import in_turns, keep_memory
 from normlab.scratch import fast_layers, layers, optim
 from normlab.scratch.nets import ConvNet, FullyConnectedNet
 
@@ -28,11 +29,13 @@ WANTED_LOOPS, WANTED_TORCH, WANTED_STEP = 2000.0, 0.5, 0.7
 
 def main(args: list[str] | None = None) -> None:
     """Runs all benchmarks and prints a line, or with --json a record, for each."""
+    kept = keep_memory()
     records = [*convolutions(), *training_steps()]
     if "--json" in (sys.argv[1:] if args is None else args):
-        print(json.dumps({"machine": machine(), "records": records}, indent=1))
+        print(json.dumps({"machine": describe("cpu"), "records": records}, indent=1))
         return
-    print(machine())
+    print(line(describe("cpu")))
+    print("freed memory is kept (both sides)" if kept else "freed memory is handed back, which both sides may pay")
     print(f"{'what':64}{'ours':>10}{'other':>12}{'ratio':>9}{'wanted':>9}")
     for r in records:
         print(f"{r['what']:64}{r['ours_ms']:8.3f}ms{r['other_ms']:10.2f}ms{r['ratio']:9.3g}{r['wanted']:9g}")

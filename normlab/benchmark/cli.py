@@ -61,7 +61,7 @@ def bench(
         raise UsageError(
             "--model and --input belong together, as in --model package.module:factory --input 32,3,224,224"
         )
-    if model is not None and (norms or shapes or forms or above_cache):
+    if model is not None and (above_cache or any(option is not None for option in (norms, shapes, forms))):
         raise UsageError(
             "--model brings its own norms, shapes and forms; leave out --norms, --shapes, --forms and --above-cache"
         )
@@ -73,13 +73,13 @@ def bench(
     if chart is not None:
         check_path(chart)
     plan = {
-        "norms": work.parse_norms(norms) if norms else None,
-        "shapes": work.parse_shapes(shapes) if shapes else list(work.SHAPES),
-        "forms": work.parse_choices(forms, "--forms", work.FORMS) if forms else list(work.FORMS),
+        "norms": None if norms is None else work.parse_norms(norms),
+        "shapes": list(work.SHAPES) if shapes is None else work.parse_shapes(shapes),
+        "forms": list(work.FORMS) if forms is None else work.parse_choices(forms, "--forms", work.FORMS),
         "layouts": work.parse_choices(layouts, "--layouts", work.LAYOUTS),
         "act": work.parse_choice(act, "--act", work.ACTIVATIONS),
         "dtype": work.parse_choice(dtype, "--dtype", tuple(work.DTYPES)),
-        "model_input": work.parse_input(model_input) if model_input else None,
+        "model_input": None if model_input is None else work.parse_input(model_input),
     }
     # torch loads here, so that the mistakes above are answered at once
     from normlab.benchmark.run import Plan, run

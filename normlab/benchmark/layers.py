@@ -17,6 +17,8 @@ from normlab.benchmark.timing import in_turns
 from normlab.benchmark.work import Work
 from normlab.errors import DataError, UsageError
 
+_TOO_LARGE = ("memory", "Storage size calculation overflowed")  # of torch's messages
+
 
 def measure(work: Work, rounds: int, device: str = "cpu", with_compiled: bool = False) -> dict[str, Any]:
     """One row: milliseconds (medians over the rounds), and ratios (medians of the rounds' own ratios).
@@ -29,7 +31,7 @@ def measure(work: Work, rounds: int, device: str = "cpu", with_compiled: bool = 
     except ValueError as error:
         raise UsageError(f"{work.name}: {error}") from error
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _TOO_LARGE):
             raise
         raise DataError(f"{work.name}: there is not enough memory; choose a smaller shape") from error
 

@@ -19,6 +19,7 @@ from normlab.benchmark.table import LEGEND, Table, per_step_lines, summary_lines
 from normlab.benchmark.timing import keep_memory
 from normlab.benchmark.work import FORMS, LAYOUTS, NORMS, SHAPES, Work, grid, shape_above
 from normlab.errors import UsageError
+from normlab.study.environment import available_cores
 
 SCHEMA = 1  # of the JSON; grows when a field changes its meaning
 _CACHE = 64 << 20  # bytes, where the system does not say
@@ -52,6 +53,8 @@ def run(plan: Plan) -> dict[str, Any]:
     if plan.with_compiled:
         check_compiler(device)
     if plan.threads is not None:
+        if plan.threads > available_cores():
+            raise UsageError(f"--threads {plan.threads} is more than the {available_cores()} cores there are")
         torch.set_num_threads(plan.threads)
     facts = machine.describe(device)
     results: dict[str, Any] = {"schema": SCHEMA, "machine": facts, "freed_memory_kept": keep_memory()}

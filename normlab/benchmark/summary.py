@@ -23,7 +23,8 @@ _GROUPS: dict[str, Callable[[Row], str]] = {
 def summarize(rows: Sequence[Row], cache_bytes: int | None) -> dict[str, Any]:
     """Geometric means of torch's time over ours, the rows lost to each side, and medians of the floor's share.
 
-    `without_calls` leaves out shapes of fewer than 4,096 elements. A row is above the cache if x alone is.
+    `without_calls` leaves out shapes of fewer than 4,096 elements, and so does `at_the_floor`, the mean of a layer
+    that takes no longer than the floor. A row is above the cache if x alone is.
     """
     answer: dict[str, Any] = {"rows": len(rows)}
     for side in SIDES:
@@ -34,6 +35,7 @@ def summarize(rows: Sequence[Row], cache_bytes: int | None) -> dict[str, Any]:
         lost = sorted((r for r in there if r[ratio] < 1), key=lambda r: r[ratio])
         answer[side] = {
             "geometric_mean": geometric_mean([r[ratio] for r in there]),
+            "at_the_floor": geometric_mean([r[f"{side}_ms"] / r["floor_ms"] for r in there if not is_call(r)]),
             "without_calls": geometric_mean([r[ratio] for r in there if not is_call(r)]),
             "by": {name: _by(there, key, ratio) for name, key in _GROUPS.items()},
             "lost": [{"row": title(r), "ratio": r[ratio]} for r in lost],

@@ -59,6 +59,8 @@ def summary_lines(summary: dict[str, Any]) -> Iterator[str]:
         mean = f"{side} / ours: geometric mean {found['geometric_mean']:.2f}x over {summary['rows']} rows"
         if found["without_calls"] not in (None, found["geometric_mean"]):
             mean += f"; {found['without_calls']:.2f}x without the shapes of next to no work"
+        if found["at_the_floor"] is not None:
+            mean += f" (at the floor it would be {found['at_the_floor']:.2f}x)"
         yield mean
         for name, groups in found["by"].items():
             if len(groups) > 1:

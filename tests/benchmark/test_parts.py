@@ -1,0 +1,93 @@
+"""Exactness, memory and the training step: measured on something small, and printed with what is worse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from normlab.benchmark import exactness, memory, step
+from normlab.benchmark.work import LAYOUTS, NORMS
+
+TINY: dict[str, Any] = {"model": "resnet8:width=4", "batch": 4, "image_size": 8}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_exactness_has_a_row_per_layout_and_mean(norm: str) -> None:
+    rows = exactness.measure(norm, shape=(2, 4, 3, 3))
+    assert [(r["layout"], r["mean"]) for r in rows] == [(a, m) for m in exactness.MEANS for a in LAYOUTS]
+    for row in rows:
+        assert row["worst"] in row["errors"]
+        assert row["ratio"] == max(e["ratio"] for e in row["errors"].values())
+        assert {"y", "dx", "dweight", "dbias"} <= row["errors"].keys()
+    text = list(exactness.lines(rows))
+    assert len(text) == 3 + 2 + 1
+    assert "worst ratio" in text[-1]
+
+
+def test_exactness_notices_a_layer_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Off(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 1e-3
+
+    monkeypatch.setattr(exactness, "make_norm", lambda norm, channels: Off(channels))
+    rows = exactness.measure("bn", shape=(2, 4, 3, 3))
+    assert all(r["errors"]["y"]["ours"] == pytest.approx(1e-3, rel=0.5) for r in rows if r["mean"] < 100)
+    assert max(r["ratio"] for r in rows) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not memory._CLEAR.exists(), reason="it takes Linux's /proc/self/clear_refs")
+def test_memory_counts_what_a_step_holds() -> None:
+    found = memory.measure("bn", **TINY)
+    assert found is not None
+    assert {(v["kind"], v["layout"]) for v in found["variants"]} == {(k, x) for k in ("ours", "eager") for x in LAYOUTS}
+    least = {k: min(v["peak_bytes"] for v in found["variants"] if v["kind"] == k) for k in ("ours", "eager")}
+    assert found["ratio"] == least["eager"] / least["ours"]
+
+
+@pytest.mark.skipif(not memory._CLEAR.exists(), reason="it takes Linux's /proc/self/clear_refs")
+def test_the_peak_is_that_of_the_step() -> None:
+    mebibyte = 1 << 20
+
+    def hold() -> None:
+        torch.ones(64 * mebibyte // 4)
+
+    assert 56 * mebibyte < memory._peak(hold, "cpu") < 80 * mebibyte
+
+
+def test_larger_memory_is_marked() -> None:
+    variants = [{"kind": kind, "layout": "channels_first", "peak_bytes": 1 << 20} for kind in ("ours", "eager")]
+    one = {"norm": "bn", **TINY, "variants": variants}
+    assert "ours is larger" in "".join(memory.lines([{**one, "ratio": 0.9}]))
+    assert "ours is larger" not in "".join(memory.lines([{**one, "ratio": 1.1}]))
+    assert "not measured" in "".join(memory.lines([None]))
+
+
+def test_a_step_has_every_kind_and_layout() -> None:
+    found = step.measure("bn", 1, **TINY)
+    kinds = {(v["kind"], v["layout"]) for v in found["variants"]}
+    assert {("ours", "channels_first"), ("eager", "channels_last")} <= kinds
+    assert found["ratio"] > 0
+    assert "x" in list(step.lines([found]))[-1]
+
+
+def test_a_slower_step_is_marked() -> None:
+    found = step.measure("bn", 1, **TINY)
+    assert "(slower)" in "".join(step.lines([{**found, "ratio": 0.9}]))
+    assert "(slower)" not in "".join(step.lines([{**found, "ratio": 1.1}]))
+
+
+def test_both_kinds_of_a_step_start_alike_and_learn_alike() -> None:
+    """The times compare the same training."""
+    for norm in ("bn", "gn"):
+        steps = [step.make_step(kind, norm, "channels_first", "cpu", *TINY.values()) for kind in ("ours", "eager")]
+        weights = []
+        for one in steps:
+            one()
+            (net,) = (c.cell_contents for c in one.__closure__ or () if isinstance(c.cell_contents, nn.Module))
+            weights.append([p.detach().clone() for p in net.parameters()])
+        for a, b in zip(*weights, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)

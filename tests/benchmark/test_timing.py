@@ -1,0 +1,26 @@
+"""Sides take turns, and a round has one figure for each."""
+
+from __future__ import annotations
+
+import time
+
+from normlab.benchmark.timing import in_turns
+
+
+def test_sides_take_turns() -> None:
+    calls: list[str] = []
+    found = in_turns([lambda: calls.append("a"), lambda: calls.append("b")], rounds=3, budget=0)
+    assert [len(figures) for figures in found] == [3, 3]
+    # two calls of each to warm up, then one a round
+    assert "".join(calls) == "aabb" + "ab" * 3
+
+
+def test_a_round_is_filled_with_calls_up_to_a_number() -> None:
+    calls: list[int] = []
+    in_turns([lambda: calls.append(0)], rounds=2, budget=10, most=5)
+    assert len(calls) == 2 + 2 * 5
+
+
+def test_figures_are_milliseconds() -> None:
+    ((figure,),) = in_turns([lambda: time.sleep(0.01)], rounds=1, budget=0)
+    assert 10 <= figure < 1000
