@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normlab import norms, stages
+from normlab import norms, operators, stages
 from normlab.activations import Activation, activation
-from normlab.application import Recipe
 from normlab.errors import UsageError
-from normlab.grid import update_running
+from normlab.operators import Call as _Call
+from normlab.operators import Normalize as _Normalize
 
 __all__ = [
     "BatchInstanceNorm",
@@ -71,6 +70,7 @@ class Norm(nn.Module):
         if entry.grid is None:
             raise UsageError(f"Norm: {norm!r} is a module of its own; build it with make_norm({norm!r}, ...)")
         self.options = norms.resolve_options(self.entry, num_features, {**given, **options})
+        self._options = operators.as_text(self.options)
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum
@@ -78,6 +78,7 @@ class Norm(nn.Module):
         self.act = activation(act)
         self.track_running_stats = self.entry.running if track_running_stats is None else track_running_stats
         left_out = (() if affine else ("weight", "bias")) + (() if bias else ("bias",))
+        self.learned = tuple(self.entry.parameters)
         for name, learned in self.entry.parameters.items():
             shape = (num_features if learned.per_channel else 1,)
             value = None if name in left_out else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -114,41 +115,44 @@ class Norm(nn.Module):
         self._check_input(x)
         has_running = self._buffers["running_mean"] is not None
         use_batch = self.training or not has_running
-        return self._normalize(x, residual, self.entry, use_batch, self.training and has_running)
+        return self._normalize(x, residual, self.norm, use_batch, self.training and has_running)
 
     def _check_input(self, x: Tensor) -> None:
-        if not 2 <= x.dim() <= 5:
+        shape = x.shape
+        if not 2 <= len(shape) <= 5:
             raise ValueError(f"{self._title()}: expected an input of 2 to 5 dimensions (N, C, *), got {x.dim()}D")
-        if x.shape[1] != self.num_features:
+        if shape[1] != self.num_features:
             raise ValueError(
-                f"{self._title()}: expected {self.num_features} channels in dimension 1, got {x.shape[1]} "
-                f"in an input of shape {tuple(x.shape)}"
+                f"{self._title()}: expected {self.num_features} channels in dimension 1, got {shape[1]} "
+                f"in an input of shape {tuple(shape)}"
             )
         if not x.is_floating_point():
             raise ValueError(f"{self._title()}: expected a floating-point input, got {x.dtype}; convert it first")
 
-    def _normalize(
-        self, x: Tensor, residual: Tensor | None, entry: norms.NormEntry, use_batch: bool, update: bool
-    ) -> Tensor:
-        held = self._parameters
-        names = tuple(k for k in entry.parameters if held[k] is not None)
-        buffers: Any = self._buffers["running_mean"], self._buffers["running_var"]
-        recipe = stages.recipe(entry.name, tuple(self.options.items()), names, use_batch, not use_batch)
-        call = _Call(recipe, None if use_batch else buffers, self.eps, self.act)
-        instances = entry.name == "in"
-        if update:
-            seen: Any = self._buffers["num_batches_tracked"]
-            if not instances:  # torch's instance norm has the counter and leaves it at zero
-                seen.add_(1)
-            momentum = 1 / int(seen) if self.momentum is None else self.momentum
-            call.update = None if instances else (*buffers, momentum)
+    def _normalize(self, x: Tensor, residual: Tensor | None, norm: str, use_batch: bool, update: bool) -> Tensor:
+        held, buffers = self._parameters, self._buffers
+        params: Any = {k: held[k] for k in self.learned if held[k] is not None}
+        running: Any = (buffers["running_mean"], buffers["running_var"]) if update or not use_batch else None
+        seen: Any = buffers["num_batches_tracked"]
+        update = update and not operators.is_recomputation()
+        if update and norm != "in":  # torch's instance norm has the counter and leaves it at zero
+            seen.add_(1)
         if residual is not None and residual.dtype != x.dtype:
             residual = residual.to(x.dtype)
-        y = _Normalize.apply(x, residual, call, *[held[k] for k in names])
-        if update and instances and call.planes is not None:  # the instances' statistics, averaged
-            mean, var, count = call.planes
-            mean, var = (torch.as_tensor(v.mean(0), device=x.device) for v in (mean, var))
-            update_running(buffers, (mean, var, count), momentum)
+        if not operators.seen_through(x):
+            recipe = stages.recipe(norm, tuple(self.options.items()), tuple(params), use_batch, not use_batch)
+            counted = (*running, self.momentum, seen) if update else None
+            call = _Call(recipe, params, None if use_batch else running, self.eps, self.act, counted)
+            return operators.normalize(x, residual, call)
+        y, _, mean, var = operators.OPERATOR(
+            x, residual, [*params.values()], [*running] if update or not use_batch else [], seen if update else None,
+            norm, " ".join(params), self._options, use_batch, self.eps, "" if self.act is None else str(self.act),
+            self.momentum,
+        )  # fmt: skip
+        if update:
+            with torch.no_grad():
+                running[0].copy_(mean)
+                running[1].copy_(var)
         return y
 
     def _title(self) -> str:
@@ -258,8 +262,8 @@ class InstanceNorm(Norm):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input(x)
         if self.running_mean is not None and not self.training:
-            return self._normalize(x, residual, norms.describe("bn"), use_batch=False, update=False)
-        return self._normalize(x, residual, self.entry, use_batch=True, update=self.running_mean is not None)
+            return self._normalize(x, residual, "bn", use_batch=False, update=False)
+        return self._normalize(x, residual, "in", use_batch=True, update=self.running_mean is not None)
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
@@ -353,10 +357,10 @@ class LayerNorm(nn.Module):
             )
         whole_sample = x.dim() > 2 and len(self.normalized_shape) == x.dim() - 1
         if whole_sample and not x.is_contiguous():  # keeps channels-last as it is
-            y = _Normalize.apply(x, None, _Call(stages.recipe("ln", (), (), True, False), None, self.eps))
+            y = _Normalize.apply(x, None, _Call(stages.recipe("ln", (), (), True, False), {}, None, self.eps))
         else:  # each sample, or position, is one plane
             rows = x.reshape(-1, 1, math.prod(self.normalized_shape))
-            y = _Normalize.apply(rows, None, _Call(stages.recipe("in", (), (), True, False), None, self.eps))
+            y = _Normalize.apply(rows, None, _Call(stages.recipe("in", (), (), True, False), {}, None, self.eps))
             y = y.reshape(x.shape)
         if self.weight is None:
             return y
@@ -425,52 +429,6 @@ def constrain(model: nn.Module) -> None:
                 parameter = getattr(module, name)
                 if learned.bounds is not None and parameter is not None:
                     parameter.clamp_(*learned.bounds)
-
-
-@dataclass(slots=True)
-class _Call:
-    """The constants of one application, and on return what it learned of the planes."""
-
-    recipe: Recipe
-    running: tuple[Tensor, Tensor] | None
-    eps: float
-    act: Activation | None = None
-    update: tuple[Tensor, Tensor, float] | None = None
-    planes: tuple[Any, Any, int] | None = None
-
-
-class _Normalize(torch.autograd.Function):
-    """The three stages as one differentiable step."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, residual: Tensor | None, call: _Call, *parameters: Tensor) -> Tensor:
-        params = dict(zip(call.recipe.names, parameters, strict=True))
-        y, cache = stages.forward(
-            call.recipe, x, params, running=call.running, eps=call.eps, act=call.act, residual=residual,
-            update=call.update,
-        )  # fmt: skip
-        call.planes = cache.planes
-        # x travels as a saved tensor, so that a change in place is noticed and checkpointing can drop it
-        kept = () if residual is None or call.act is None else (cache.residual,)
-        ctx.save_for_backward(cache.x, *kept, *parameters)
-        cache.x = None
-        ctx.has_residual, ctx.cache = residual is not None, cache
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True; a second derivative of zero would be silent and wrong
-            raise RuntimeError(
-                "normlab's layers cannot be differentiated twice: their gradient is written by hand. "
-                "Leave out create_graph=True, or use torch's own layer where a gradient is differentiated"
-            )
-        kept: stages.Cache = ctx.cache
-        x, *others = ctx.saved_tensors
-        # without an activation nothing is asked of the residual but that it was there
-        residual = None if not ctx.has_residual else x if kept.act is None else others[0]
-        cache = stages.Cache(x, kept.layout, kept.backend, kept.params, kept.act, residual, kept.saved)
-        dx, grads = stages.backward(dy, cache)
-        return (dx, cache.to_residual, None, *grads.values())
 
 
 def _check_positions(layer: Norm, x: Tensor) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from normlab.grid import Array, library
+from normlab.grid import Array
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,27 @@ class Layout:
     @classmethod
     def of(cls, x: Array, foldable: bool) -> Layout:
         """The layout in which x is dense, or channels-first if there is none."""
-        if not foldable and _is_dense(x):
-            return _FIRST
-        if not _is_dense_last(x):
-            return _FIRST
-        return _FOLDED if foldable else _LAST
+        return cls.dense_of(x, foldable)[0]
+
+    @classmethod
+    def dense_of(cls, x: Array, foldable: bool) -> tuple[Layout, Array]:
+        """The layout of x, and x dense in it."""
+        if foldable:
+            if _is_dense_last(x):
+                return _FOLDED, x
+            return _FIRST, x if _is_dense(x) else _copy(x)
+        if _is_dense(x):
+            return _FIRST, x
+        return (_LAST, x) if _is_dense_last(x) else (_FIRST, _copy(x))
 
     def dense(self, x: Array) -> Array:
         """x itself if it is dense in this layout, else a copy that is."""
         if not self.channels_last:
             return x if _is_dense(x) else _copy(x)
-        return x if _is_dense_last(x) else library(x).moveaxis(_copy(_channels_last(x)), -1, 1)
+        if _is_dense_last(x):
+            return x
+        copy = _copy(_channels_last(x))
+        return np.moveaxis(copy, -1, 1) if isinstance(copy, np.ndarray) else copy.movedim(-1, 1)
 
     def sizes(self, x: Array) -> tuple[int, int, int]:
         """N, C and S of the planes of x."""
@@ -47,7 +58,7 @@ class Layout:
     def planes(self, x: Array) -> Array:
         """View of a dense x as (N, C, S); of a CPU tensor whose dtype NumPy has, as a NumPy array."""
         n, channels, size = self.sizes(x)
-        if not isinstance(x, np.ndarray) and numpy_serves(x.dtype, x.device):
+        if not isinstance(x, np.ndarray) and x.is_cpu and is_real(x.dtype):
             x = x.numpy()
         if not self.channels_last:
             return x.reshape(n, channels, size)
@@ -59,14 +70,14 @@ _LAST_AXES = {rank: (0, *range(2, rank), 1) for rank in range(2, 6)}
 
 
 @cache
-def numpy_serves(dtype: Any, device: Any) -> bool:
-    """Whether a tensor of this dtype on this device is handed on as a NumPy view of its memory."""
-    return device.type == "cpu" and str(dtype) in ("torch.float32", "torch.float64")
+def is_real(dtype: Any) -> bool:
+    """Whether this dtype, of NumPy or of torch, is float32 or float64."""
+    return str(dtype).removeprefix("torch.") in ("float32", "float64")
 
 
 def empty_like(x: Array) -> Array:
     """Fresh memory of the shape, dtype and memory order of x."""
-    return np.empty_like(x) if isinstance(x, np.ndarray) else library(x).empty_like(x)
+    return np.empty_like(x) if isinstance(x, np.ndarray) else sys.modules["torch"].empty_like(x)
 
 
 def _channels_last(x: Array) -> Array:
@@ -80,7 +91,7 @@ def _is_dense(x: Array) -> bool:
 
 def _is_dense_last(x: Array) -> bool:
     if not isinstance(x, np.ndarray) and x.ndim == 4:  # the same answer, sooner
-        return bool(x.is_contiguous(memory_format=library(x).channels_last))
+        return bool(x.is_contiguous(memory_format=sys.modules["torch"].channels_last))
     return _is_dense(_channels_last(x))
 
 

@@ -24,7 +24,7 @@ from normlab.norms import describe, resolve_options
 from normlab.planes import Backend, serving
 
 
-@dataclass
+@dataclass(slots=True)
 class Cache:
     """What the backward pass needs, and what the forward pass learned about the batch.
 
@@ -94,8 +94,7 @@ def forward(
         chosen = resolve_options(describe(norm), x.shape[1], options or {})
         norm = recipe(norm, tuple(chosen.items()), tuple(params), training, running is not None)
     act = activation(act)
-    layout = Layout.of(x, norm.entry.per_channel)
-    x = layout.dense(x)
+    layout, x = Layout.dense_of(x, norm.entry.per_channel)
     if residual is not None:
         if residual.shape != x.shape or residual.dtype != x.dtype:
             raise ValueError(
@@ -108,6 +107,31 @@ def forward(
     if 0 not in x.shape:
         cache.saved = cache.backend.forward(norm, layout, x, params, running, eps, y, act, residual, update)
     return y, cache
+
+
+def restored(
+    norm: Recipe,
+    x: Array,
+    params: Mapping[str, Array],
+    running: tuple[Array, Array] | None,
+    *,
+    eps: float,
+    act: Activation | None,
+    residual: Array | None,
+    memory: Array,
+) -> Cache:
+    """The cache that `forward` answered for the same arguments, from its `saved.memory`."""
+    layout, x = Layout.dense_of(x, norm.entry.per_channel)
+    cache = Cache(x, layout, serving(x), params, act, None if residual is None else layout.dense(residual))
+    if 0 not in x.shape:
+        expected = cache.backend.numbers(norm, layout.sizes(x))
+        if len(memory) != expected:
+            raise RuntimeError(
+                f"the backward pass keeps {expected} numbers and got {len(memory)}: "
+                "it runs on another backend than the forward pass; let normlab.use_backend enclose both"
+            )
+        cache.saved = cache.backend.restored(norm, layout, x, params, running, eps, act, memory)
+    return cache
 
 
 def backward(dy: Array, cache: Cache) -> tuple[Array, dict[str, Array]]:
@@ -129,9 +153,9 @@ def backward(dy: Array, cache: Cache) -> tuple[Array, dict[str, Array]]:
     if cache.saved is None:  # an empty batch
         return dx, {name: 0 * v for name, v in cache.params.items()}
     residual, to_residual = (None, None) if act is None else (cache.residual, cache.to_residual)
-    values = cache.params.values()
-    grads = cache.backend.backward(cache.saved, layout, x, dy, dx, values, residual, to_residual)
-    return dx, dict(zip(cache.params, map(_like, grads, values), strict=True))
+    params = cache.params
+    grads = cache.backend.backward(cache.saved, layout, x, dy, dx, params.values(), residual, to_residual)
+    return dx, {name: _like(grad, v) for grad, (name, v) in zip(grads, params.items(), strict=True)}
 
 
 def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
@@ -145,7 +169,7 @@ def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
 def _like(grad: Array, param: Array) -> Array:
     """A gradient in the parameter's shape, dtype and library; that of a single number comes repeated per channel."""
     shape = param.shape
-    if type(grad) is type(param) and grad.shape == shape and grad.dtype == param.dtype:
+    if grad.dtype == param.dtype and grad.shape == shape:  # of one library: their dtypes differ
         return grad
     if grad.shape != shape:
         grad = grad.reshape(-1)[: math.prod(shape)].reshape(shape)

@@ -14,6 +14,12 @@ A backend is a module that runs them, with the norm's grid function in between, 
     forward(recipe, layout, x, params, running, eps, out, act, residual, update) -> saved
     backward(saved, layout, x, g, out, params, residual, to_residual) -> gradients of the parameters, in their order
 
+    numbers(recipe, sizes) -> how many numbers `saved.memory` has, for N, C and S
+    restored(recipe, layout, x, params, running, eps, act, memory) -> saved, again
+
+The last two are for `normlab.operators`, where what is kept for the backward pass travels as tensors: `saved.memory` is
+all that it holds beside x, the parameters and the running statistics.
+
 Fused with them are z = y + residual and act(z) (`normlab.activations`): the kernels of the backward pass then work on
 dz = g * act'(z), which with a residual is also its gradient and is written to `to_residual`. `update` is (running mean,
 running variance, momentum), updated in place with the batch's where the norm pooled over it.
@@ -23,7 +29,7 @@ norm had no use for them. Tensors are (N, C, *), dense in `layout`, which shows 
 
 | backend | serves |
 |---|---|
-| `numba_cpu` | NumPy arrays and CPU tensors, float32 and float64, without a copy |
+| `numba_cpu` | NumPy arrays and CPU tensors: float32 and float64 without a copy, float16 and bfloat16 in float32 |
 | `reference` | everything else, and everything when asked: the specification in array arithmetic |
 
 The choice is visible (`backend_for`) and can be overruled (`use_backend`).
@@ -65,6 +71,13 @@ class Backend(Protocol):
         self, saved: Any, layout: Layout, x: Any, g: Any, out: Any, params: Any, residual: Any = None,
         to_residual: Any = None,
     ) -> list[Any]: ...  # fmt: skip
+
+    def numbers(self, recipe: Recipe, sizes: tuple[int, int, int]) -> int: ...
+
+    def restored(
+        self, recipe: Recipe, layout: Layout, x: Any, params: Any, running: Any, eps: float,
+        act: Activation | None, memory: Any,
+    ) -> Any: ...  # fmt: skip
 
 
 def backend_for(x: Any) -> str:
@@ -112,7 +125,7 @@ def _reason(dtype: Any, device: str) -> str | None:
     if not device.startswith("cpu"):
         return f"a tensor on device {device!r}"
     name = str(dtype).removeprefix("torch.")
-    return None if name in ("float32", "float64") else f"dtype {name}"
+    return None if name in ("float32", "float64", "float16", "bfloat16") else f"dtype {name}"
 
 
 @cache

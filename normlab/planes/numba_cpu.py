@@ -1,4 +1,7 @@
-"""Compiled kernels for NumPy arrays and views of CPU tensors, float32 and float64, in both memory orders.
+"""Compiled kernels for NumPy arrays and views of CPU tensors, in both memory orders.
+
+They are of float32 and float64. Half precision is converted to float32 as a whole, and the answer back, which rounds
+once.
 
 A norm that stays within samples is run a block of samples at a time: moments, grid program and affine map while the
 block is in cache, so that x is read from memory once (and g and x once in the backward pass). A norm that pools over
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from ctypes import addressof, c_char
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +31,7 @@ import numpy as np
 
 from normlab.activations import NAMES, Activation
 from normlab.application import Recipe
-from normlab.layout import Layout, empty_like, numpy_serves
+from normlab.layout import Layout, empty_like, is_real
 from normlab.planes import _passes
 from normlab.planes._job import (
     ACT,
@@ -71,6 +75,7 @@ from normlab.program import Program, Programs, trace
 _UNIT_BYTES = 1 << 17  # of x in a unit of work: stays in the second-level cache from one kernel to the next
 _FUSED_BYTES = 1 << 15  # where dz is computed on the way, so that it stays in the first-level cache
 _LANES = 256  # shortest row that channels-last rows are joined into
+_HALF = 2  # bytes of a number in half precision
 _KEPT = 256  # plans of one recipe
 _MANY = 8  # samples from which on whole samples are units; fewer are cut into parts, to keep all threads busy
 
@@ -80,6 +85,7 @@ class Plan:
     """What is the same in every call with one recipe, shape, layout and activation."""
 
     programs: Programs
+    has_running: bool
     sizes: tuple[int, int, int]
     elements: int
     numbers: int  # of float64 that a call needs for grids and rows
@@ -92,22 +98,35 @@ class Saved:
     """What the backward pass needs beside x: the grids and parameters of the forward pass, and how it was done."""
 
     plan: Plan
-    memory: np.ndarray
+    numbers: np.ndarray
     eps: float
+
+    @property
+    def memory(self) -> np.ndarray:
+        """All numbers, zeros in place of those that this norm did not need."""
+        n, channels, _ = self.plan.sizes
+        grids, rows = self.numbers[: 5 * n * channels], self.numbers[5 * n * channels :]
+        if not self.plan.programs.measures:
+            grids[: 2 * n * channels] = 0
+        if not self.plan.has_running:
+            rows[: 2 * channels] = 0
+        if not self.plan.programs.pools_batch:
+            rows[-2 * channels :] = 0
+        return self.numbers
 
     @property
     def batch(self) -> tuple[np.ndarray, np.ndarray, int] | None:
         n, channels, size = self.plan.sizes
         if not self.plan.programs.pools_batch:
             return None
-        return self.memory[-2 * channels : -channels], self.memory[-channels:], n * size
+        return self.numbers[-2 * channels : -channels], self.numbers[-channels:], n * size
 
     @property
     def moments(self) -> tuple[np.ndarray, np.ndarray, int] | None:
         n, channels, size = self.plan.sizes
         if not self.plan.programs.measures:
             return None
-        mean_var = self.memory[: 2 * n * channels].reshape(2, n, channels)
+        mean_var = self.numbers[: 2 * n * channels].reshape(2, n, channels)
         return mean_var[0], mean_var[1], size
 
 
@@ -123,22 +142,24 @@ def forward(
     residual: Any = None,
     update: tuple[Any, Any, float] | None = None,
 ) -> Saved:
-    key = (x.shape, layout, x.itemsize, act)
-    plan = recipe.plans.get(key)
-    if plan is None:
-        if len(recipe.plans) >= _KEPT:
-            recipe.plans.clear()
-        plan = recipe.plans[key] = _plan(recipe, layout, x, act)
+    if x.itemsize == _HALF:
+        wide = _widened(x)
+        y = empty_like(wide)
+        residual = None if residual is None else _widened(residual)
+        saved = forward(recipe, layout, wide, params, running, eps, y, act, residual, update)
+        out[...] = y
+        return saved
+    plan = _planned(recipe, layout, x, act)
     memory = np.empty(plan.numbers)
     job = plan.forward[:]
-    job[X], job[Y], job[MEMORY] = _address(x), _address(out), memory.__array_interface__["data"][0]
+    job[X], job[Y], job[MEMORY] = _address(x), _address(out), _start(memory)
     job[EPS] = bits(eps)
     if residual is not None:
         job[RESIDUAL] = _address(residual)
     channels = plan.sizes[1]
     alive: list[Any] = []
     if running is None:
-        job.extend((0, 0, 0, 0, 0, 0))
+        job.extend(_NO_RUNNING)
     else:
         _list(job, running, channels, alive)
     _list(job, params.values(), channels, alive)
@@ -160,27 +181,66 @@ def backward(
     residual: Any = None,
     to_residual: Any = None,
 ) -> list[Any]:
+    if x.itemsize == _HALF:
+        wide = _widened(x)
+        dx, kept = empty_like(wide), None if residual is None else empty_like(wide)
+        residual = None if residual is None else _widened(residual)
+        grads = backward(saved, layout, wide, _widened(g), dx, params, residual, kept)
+        out[...] = dx
+        if kept is not None:
+            to_residual[...] = kept
+        return grads
     plan = saved.plan
     job = plan.backward[:]
     job[X], job[G], job[Y] = _address(x), _address(g), _address(out)
-    job[MEMORY], job[EPS] = saved.memory.__array_interface__["data"][0], bits(saved.eps)
+    job[MEMORY], job[EPS] = _start(saved.numbers), bits(saved.eps)
     if residual is not None:
         job[RESIDUAL], job[TO_RESIDUAL] = _address(residual), _address(to_residual)
-    grads = [_gradient_like(v) for v in params]
-    _list(job, grads, plan.sizes[1], grads)
+    grads = [empty_like(v) if _plain(v) else np.empty(tuple(v.shape)) for v in params]
+    for v in grads:
+        job.extend((_address(v), v.itemsize, _count(v)))
     shared(_passes.backward(), job, plan.elements)
     return grads
 
 
+def numbers(recipe: Recipe, sizes: tuple[int, int, int]) -> int:
+    n, channels, _ = sizes
+    return (5 * n + 2 + len(recipe.names) + 2) * channels
+
+
+def restored(
+    recipe: Recipe,
+    layout: Layout,
+    x: Any,
+    params: Any,
+    running: Any,
+    eps: float,
+    act: Activation | None,
+    memory: Any,
+) -> Saved:
+    return Saved(_planned(recipe, layout, x, act), memory if isinstance(memory, np.ndarray) else memory.numpy(), eps)
+
+
+def _planned(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Plan:
+    key = (x.shape, layout, x.itemsize != 8, act)
+    plan = recipe.plans.get(key)
+    if plan is None:
+        if len(recipe.plans) >= _KEPT:
+            recipe.plans.clear()
+        plan = recipe.plans[key] = _plan(recipe, layout, x, act)
+    return plan
+
+
 def _plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Plan:
     sizes = n, channels, size = layout.sizes(x)
+    itemsize = max(x.itemsize, 4)
     programs = trace(recipe, n, channels)
     last = layout.channels_last
     common = array("q", bytes(8 * TABLE))
-    common[WORK], common[ITEMSIZE] = work(x.itemsize), x.itemsize
+    common[WORK], common[ITEMSIZE] = work(itemsize), itemsize
     common[SAMPLES], common[CHANNELS], common[SIZE], common[LAST] = *sizes, last
     common[LANES] = lanes = max(1, _LANES // channels) * channels if last else 0
-    common[ROWS] = rows = 2 + len(recipe.names)
+    common[ROWS] = 2 + len(recipe.names)
     if act is not None:
         common[ACT], common[SLOPE] = 1 + NAMES.index(act.name), bits(act.slope)
     jobs = []
@@ -189,13 +249,13 @@ def _plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Pla
         across = program.across_samples or n < _MANY
         if across:
             fused = act is not None and program is programs.backward
-            extent, chunks = _cut(sizes, lanes, x.itemsize, _FUSED_BYTES if fused else _UNIT_BYTES)
+            extent, chunks = _cut(sizes, lanes, itemsize, _FUSED_BYTES if fused else _UNIT_BYTES)
         else:
-            extent, chunks = _block(sizes, x.itemsize), 0
+            extent, chunks = _block(sizes, itemsize), 0
         job[EXTENT], job[CHUNKS], job[FLAG] = extent, chunks, flag
         _describe(program, program.code if across else program.by_sample, job)
         jobs.append(job)
-    return Plan(programs, sizes, n * channels * size, (5 * n + rows + 2) * channels, *jobs)
+    return Plan(programs, recipe.has_running, sizes, n * channels * size, numbers(recipe, sizes), *jobs)
 
 
 def _describe(program: Program, code: np.ndarray, job: array) -> None:
@@ -228,10 +288,13 @@ def _list(job: array, values: Iterable[Any], channels: int, alive: list[Any]) ->
         if not _plain(v):
             v = _converted(v)
             alive.append(v)
-        count = v.size if isinstance(v, np.ndarray) else v.numel()
+        count = _count(v)
         if count not in (1, channels):
             raise ValueError(f"a parameter of shape {tuple(v.shape)} for {channels} channels; expected ({channels},)")
         job.extend((_address(v), v.itemsize, count))
+
+
+_NO_RUNNING = (0, 0, 0) * 2
 
 
 def _to_update(job: array, update: tuple[Any, Any, float], channels: int, alive: list[Any]) -> tuple[Any, Any] | None:
@@ -240,9 +303,9 @@ def _to_update(job: array, update: tuple[Any, Any, float], channels: int, alive:
     plain = _plain(mean) and _plain(var) and mean.dtype == var.dtype
     pair = (mean, var) if plain else (_converted(mean), _converted(var))
     for v in pair:
-        if tuple(v.shape) != (channels,):
+        if len(v.shape) != 1 or v.shape[0] != channels:
             raise ValueError(f"running statistics of shape {tuple(v.shape)} for {channels} channels")
-    job[RUNNING_MEAN], job[RUNNING_VAR], job[RUNNING_BYTES] = *map(_address, pair), pair[0].itemsize
+    job[RUNNING_MEAN], job[RUNNING_VAR], job[RUNNING_BYTES] = _address(pair[0]), _address(pair[1]), pair[0].itemsize
     job[MOMENTUM] = bits(momentum)
     alive += pair
     return None if plain else pair
@@ -251,8 +314,8 @@ def _to_update(job: array, update: tuple[Any, Any, float], channels: int, alive:
 def _plain(v: Any) -> bool:
     """Whether compiled code can read these numbers where they lie."""
     if isinstance(v, np.ndarray):
-        return v.dtype in (np.float32, np.float64) and v.flags.c_contiguous
-    return v.is_contiguous() and numpy_serves(v.dtype, v.device)
+        return bool(v.flags.c_contiguous) and is_real(v.dtype)
+    return is_real(v.dtype) and v.is_cpu and v.is_contiguous()
 
 
 def _converted(v: Any) -> Any:
@@ -262,10 +325,19 @@ def _converted(v: Any) -> Any:
     return v.detach().cpu().double().contiguous().clone()
 
 
-def _gradient_like(v: Any) -> Any:
-    """Memory for a parameter's gradient: as the parameter, or in float64 if compiled code cannot write it so."""
-    return empty_like(v) if _plain(v) else np.empty(tuple(v.shape))
+def _widened(a: Any) -> Any:
+    """The same numbers in float32, in the same memory order."""
+    return a.astype(np.float32) if isinstance(a, np.ndarray) else a.float()
 
 
 def _address(a: Any) -> int:
     return a.__array_interface__["data"][0] if isinstance(a, np.ndarray) else a.data_ptr()
+
+
+def _count(a: Any) -> int:
+    return a.size if isinstance(a, np.ndarray) else a.numel()
+
+
+def _start(memory: np.ndarray) -> int:
+    """The address of memory of our own, found sooner."""
+    return addressof(c_char.from_buffer(memory.data))

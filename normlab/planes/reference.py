@@ -6,8 +6,9 @@ on a device that has nothing wider) and rounded once, at the end.
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,17 @@ class Saved:
         mean_var = self.application.measured
         return (mean_var[0].value, mean_var[1].value, self.application.size) if mean_var else None
 
+    @property
+    def memory(self) -> Array:
+        one, found = library(self.scale), self.moments
+        if found is None:
+            return one.zeros_like(self.scale, shape=2 * math.prod(self.application.moments.shape))
+        return one.concatenate([v.reshape(-1) for v in found[:2]])
+
+
+def numbers(recipe: Recipe, sizes: tuple[int, int, int]) -> int:
+    return 2 * sizes[0] * sizes[1]
+
 
 def forward(
     recipe: Recipe,
@@ -73,16 +85,43 @@ def forward(
     update: tuple[Array, Array, float] | None = None,
 ) -> Saved:
     x = layout.planes(x)
-    rows = {name: _row(v, x) for name, v in params.items()}
-    fixed = None if running is None else (_row(running[0], x), _row(running[1], x))
-    applied = Application(recipe, lambda: moments(x), (x.shape[0], x.shape[1]), x.shape[2], rows, fixed, eps)
-    scale, center, shift = (_grid(v, x) for v in (applied.map.scale, applied.map.center, applied.map.shift))
-    saved = Saved(applied, scale, center, shift, applied.moments.batch, act)
+    saved = _applied(recipe, x, lambda: moments(x), params, running, eps, act)
     z = _fused(saved, x, None if residual is None else layout.planes(residual))
     layout.planes(out)[...] = z if act is None else activations.apply(act, z)
     if update is not None and saved.batch is not None:
         _update(update, saved.batch)
     return saved
+
+
+def restored(
+    recipe: Recipe,
+    layout: Layout,
+    x: Array,
+    params: Mapping[str, Array],
+    running: Any,
+    eps: float,
+    act: Activation | None,
+    memory: Array,
+) -> Saved:
+    x = layout.planes(x)
+    mean, var = (memory.numpy() if isinstance(x, np.ndarray) else memory).reshape(2, *x.shape[:2])
+    return _applied(recipe, x, lambda: (mean, var), params, running, eps, act)
+
+
+def _applied(
+    recipe: Recipe,
+    x: Array,
+    measure: Callable[[], tuple[Array, Array]],
+    params: Mapping[str, Array],
+    running: Any,
+    eps: float,
+    act: Activation | None,
+) -> Saved:
+    rows = {name: _row(v, x) for name, v in params.items()}
+    fixed = None if running is None else (_row(running[0], x), _row(running[1], x))
+    applied = Application(recipe, measure, (x.shape[0], x.shape[1]), x.shape[2], rows, fixed, eps)
+    scale, center, shift = (_grid(v, x) for v in (applied.map.scale, applied.map.center, applied.map.shift))
+    return Saved(applied, scale, center, shift, applied.moments.batch, act)
 
 
 def backward(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 
@@ -26,6 +27,7 @@ from .parity import (
     our_layer,
     randomize,
     run,
+    stock_layer,
 )
 
 
@@ -42,9 +44,10 @@ def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
         (np.zeros(1, np.float64), "numba_cpu"),
         (torch.zeros(1), "numba_cpu"),
         (torch.zeros(1, dtype=torch.float64), "numba_cpu"),
-        (np.zeros(1, np.float16), "reference"),
-        (torch.zeros(1, dtype=torch.float16), "reference"),
-        (torch.zeros(1, dtype=torch.bfloat16), "reference"),
+        (np.zeros(1, np.float16), "numba_cpu"),
+        (torch.zeros(1, dtype=torch.float16), "numba_cpu"),
+        (torch.zeros(1, dtype=torch.bfloat16), "numba_cpu"),
+        (np.zeros(1, np.longdouble), "reference"),
         (torch.zeros(1, device="meta"), "reference"),
     ],
 )
@@ -88,60 +91,110 @@ def test_layers_run_on_the_chosen_backend(norm: str, monkeypatch: pytest.MonkeyP
     assert served == [numba_cpu, reference]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_says_so_once(dtype: torch.dtype, nothing_told: None) -> None:
-    x = torch.randn(4, 8, 3, 3).to(dtype)
-    layer = normlab.make_norm("gn", 8, dtype=dtype)
-    name = str(dtype).removeprefix("torch.")
-    with pytest.warns(planes.BackendWarning, match=f"dtype {name} is served by the slower 'reference' backend"):
-        layer(x)
+LONG = np.dtype(np.longdouble).name
+
+
+def test_the_slower_backend_says_so_once(nothing_told: None) -> None:
+    x = np.ones((4, 8, 3), np.longdouble)
+    with pytest.warns(planes.BackendWarning, match=f"dtype {LONG} is served by the slower 'reference' backend"):
+        stages.forward("gn", x, {})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        layer(x)
-        normlab.make_norm("bn", 8, dtype=dtype)(x)
+        stages.forward("gn", x, {})
+        stages.forward("bn", x, {})
 
 
 def test_no_warning_where_the_reference_was_asked_for(nothing_told: None) -> None:
     with normlab.use_backend("reference"):
-        normlab.make_norm("gn", 8, dtype=torch.float16)(torch.randn(4, 8, 3, 3).half())
+        stages.forward("gn", np.ones((4, 8, 3), np.longdouble), {})
 
 
-def test_numba_cannot_be_forced_on_half_precision() -> None:
+def test_numba_cannot_be_forced_on_what_it_does_not_take() -> None:
     with (
-        pytest.raises(UsageError, match="'numba_cpu' cannot serve dtype float16; use 'reference'"),
+        pytest.raises(UsageError, match=f"'numba_cpu' cannot serve dtype {LONG}; use 'reference'"),
         backend("numba_cpu"),
     ):
-        normlab.make_norm("gn", 8, dtype=torch.float16)(torch.randn(4, 8, 3, 3).half())
+        stages.forward("gn", np.ones((4, 8, 3), np.longdouble), {})
 
 
+# --- half precision ------------------------------------------------------------------------------------------------
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("layout", ["first", "last"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("norm", NORMS)
-def test_half_precision(norm: str, dtype: torch.dtype, layout: str) -> None:
+def test_half_precision(norm: str, dtype: torch.dtype, layout: str, backend_name: str) -> None:
     """Rounded once, at the end: as exact as the output's dtype can be."""
-    case = Case(norm, (6, 8, 5, 5), dtype, layout, mean=3.0, backend="reference")
+    case = Case(norm, (6, 8, 5, 5), dtype, layout, mean=3.0, backend=backend_name)
     generator = torch.Generator().manual_seed(0)
     layer = our_layer(case)
     randomize(layer, generator)
     known = {k: v.clone() for k, v in layer.state_dict().items()}
     x, dy = make_input(case, generator), torch.randn(case.shape, generator=generator).to(dtype)
-    with backend("reference"):
+    with backend(backend_name):
         got = run(layer, x, dy)
     compare(got, oracle(case, x, dy, known), 1, str(case))
 
 
-def test_half_input_to_a_float32_layer() -> None:
-    """As under mixed precision: the output has the input's dtype, the statistics stay float32."""
-    layer = normlab.make_norm("bn", 8)
-    x = (torch.randn(6, 8, 5, 5) + 3).bfloat16().requires_grad_()
+@pytest.mark.parametrize("act", [None, "relu", "gelu"])
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_half_input_to_a_float32_layer(norm: str, dtype: torch.dtype, act: str | None) -> None:
+    """As under mixed precision: outputs and gradients have their inputs' dtypes, the statistics stay float32."""
+    generator = torch.Generator().manual_seed(0)
+    layer = normlab.make_norm(norm, 8, act=act)
+    randomize(layer, generator)
+    x, residual, dy = (torch.randn(6, 8, 5, 5, generator=generator).to(dtype) for _ in range(3))
+    wide = copy.deepcopy(layer).double()
+
+    def results(layer: torch.nn.Module, *given: torch.Tensor) -> list[torch.Tensor]:
+        x, residual, dy = given
+        x, residual = x.clone().requires_grad_(), residual.clone().requires_grad_()
+        y = layer(x, residual)
+        grads = torch.autograd.grad(y, [x, residual, *layer.parameters()], dy)
+        return [y.detach(), *grads, *layer.buffers()]
+
+    got = results(layer, x, residual, dy)
     with backend("reference"):
-        y = layer(x)
-        y.sum().backward()
-    assert y.dtype == torch.bfloat16
-    assert x.grad is not None
-    assert x.grad.dtype == torch.bfloat16
-    assert layer.weight.grad.dtype == torch.float32
-    torch.testing.assert_close(layer.running_mean, 0.1 * x.detach().float().mean((0, 2, 3)))
+        want = results(wide, x.double(), residual.double(), dy.double())
+    assert [v.dtype for v in got[:3]] == [dtype] * 3
+    assert all(v.dtype in (torch.float32, torch.int64) for v in got[3:])
+    for g, w in zip(got, want, strict=True):
+        scale = w.abs().max().item() if w.numel() else 0
+        rounding = torch.finfo(g.dtype).eps if g.is_floating_point() else 0
+        torch.testing.assert_close(
+            g.double(), w.double(), rtol=0, atol=scale * rounding * (1 if g.dtype == dtype else 32)
+        )
+
+
+@pytest.mark.parametrize("norm", ["bn", "in", "gn"])
+def test_half_precision_is_as_exact_as_torchs(norm: str) -> None:
+    case = Case(norm, (16, 8, 9, 9), torch.bfloat16, mean=5.0)
+    generator = torch.Generator().manual_seed(0)
+    layer, stock = our_layer(case), stock_layer(case)
+    randomize(layer, generator)
+    stock.load_state_dict(layer.state_dict())
+    known = {k: v.clone() for k, v in layer.state_dict().items()}
+    x, dy = make_input(case, generator), torch.randn(case.shape, generator=generator).bfloat16()
+    ours, torchs = run(layer, x, dy), run(stock, x, dy)
+    want = oracle(case, x, dy, known)
+    for name, grad in want.grads.items():
+        errors = [(got.grads[name].double() - grad).abs().max().item() for got in (ours, torchs)]
+        assert errors[0] <= 1.01 * errors[1], name
+    assert (ours.y.double() - want.y).abs().max() <= 1.01 * (torchs.y.double() - want.y).abs().max()
+
+
+def test_half_precision_of_numpy() -> None:
+    x = np.random.default_rng(0).normal(size=(4, 8, 5)).astype(np.float16)
+    y, cache = stages.forward("in", x, {}, act="relu", residual=x)
+    dx, _ = stages.backward(x, cache)
+    wide, wide_cache = stages.forward("in", x.astype(float), {}, act="relu", residual=x.astype(float))
+    assert (y.dtype, dx.dtype, cache.to_residual.dtype) == (np.float16,) * 3
+    np.testing.assert_allclose(y, wide, atol=2e-3)
+    np.testing.assert_allclose(dx, stages.backward(x.astype(float), wide_cache)[0], atol=2e-3)
 
 
 # --- NumPy arrays --------------------------------------------------------------------------------------------------

@@ -1,0 +1,296 @@
+"""A layer's forward and backward pass as torch sees them: an `autograd.Function`, and two custom operators.
+
+    normlab::normalize(x, residual, params, running, ...) -> (y, memory, new running mean, new running variance)
+    normlab::normalize_backward(dy, x, residual, params, running, memory, ...) -> [dx, d residual, d params ...]
+
+Called from Python, layers take the `autograd.Function`: it costs less than the dispatcher. Whoever looks at the program
+instead of running it (`torch.compile`, `torch.export`, `make_fx`, fake tensors, `torch.func`, tensor subclasses) gets
+the operators, which have shapes without data, gradients, and nothing but tensors, numbers and text for arguments. Both
+run the same code and give the same numbers.
+
+There is one operator a direction and not one a kernel. The kernels of a direction and the grid function between them
+are one call of a backend: split, every call would go through the dispatcher three times, the grids in between would be
+tensors of their own, and a block of samples would not stay in cache from the moments to the affine map.
+
+The operators are functional, as differentiable ones must be: `normalize` answers the new running statistics, and the
+layer copies them into its buffers.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from normlab import stages
+from normlab.activations import Activation, activation
+from normlab.application import Recipe
+from normlab.errors import UsageError
+from normlab.grid import update_running
+from normlab.layout import Layout, empty_like
+from normlab.planes import serving
+
+_TWICE = (
+    "normlab's layers cannot be differentiated twice: their gradient is written by hand. "
+    "Leave out create_graph=True, or use torch's own layer where a gradient is differentiated"
+)
+
+
+@dataclass(slots=True)
+class Call:
+    """The constants of one application.
+
+    `running` stands in for the batch's statistics. `update` has the running mean and variance to be updated, the
+    momentum, and how many batches there were; a momentum of None averages them all.
+    """
+
+    recipe: Recipe
+    params: dict[str, Tensor]
+    running: tuple[Tensor, Tensor] | None
+    eps: float
+    act: Activation | None = None
+    update: tuple[Tensor, Tensor, float | None, Tensor] | None = None
+
+
+def as_text(options: dict[str, Any]) -> str:
+    """A norm's options as an operator takes them."""
+    return repr(tuple(options.items()))
+
+
+def seen_through(x: Tensor) -> bool:
+    """Whether somebody looks at the program instead of running it, and needs to find operators in it."""
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in _PLAIN
+        or _dispatch_modes() > 0
+        or _transforms()
+        or _tracing() is not None
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_dispatch_modes, _transforms = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
+_tracing = torch._C._get_tracing_state
+
+
+_current_graph_task = torch._C._current_graph_task_id
+
+
+def is_recomputation() -> bool:
+    """Whether this is a second forward pass, run by a backward pass that needs what activation checkpointing dropped.
+
+    No statistics are to be updated then: the batch has been counted.
+    """
+    return not torch.compiler.is_compiling() and _current_graph_task() != -1
+
+
+def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
+    """y = act(norm(x) + residual), differentiable."""
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        y: Tensor = Normalize.apply(x, residual, call, *call.params.values())
+        return y
+    return _run(x, residual, call)[0]
+
+
+class Normalize(torch.autograd.Function):
+    """The three stages as one differentiable step."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, call: Call, *parameters: Tensor) -> Tensor:
+        y, kept = _run(x, residual, call)
+        # x travels as a saved tensor, so that a change in place is noticed and checkpointing can drop it
+        if residual is None or call.act is None:
+            ctx.save_for_backward(kept.x, *parameters)
+        else:
+            ctx.save_for_backward(kept.x, kept.residual, *parameters)
+        kept.x = kept.residual = None
+        ctx.cache, ctx.has_residual = kept, residual is not None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; a second derivative of zero would be silent and wrong
+            raise RuntimeError(_TWICE)
+        kept: stages.Cache = ctx.cache
+        x, *others = ctx.saved_tensors
+        # without an activation nothing is asked of the residual but that it was there
+        residual = None if not ctx.has_residual else x if kept.act is None else others[0]
+        cache = stages.Cache(x, kept.layout, kept.backend, kept.params, kept.act, residual, kept.saved)
+        dx, grads = stages.backward(dy, cache)
+        return (dx, cache.to_residual, None, *grads.values())
+
+
+def _run(x: Tensor, residual: Tensor | None, call: Call) -> tuple[Tensor, stages.Cache]:
+    """The forward pass; running statistics are updated in place."""
+    recipe, update, averaged = call.recipe, None, False
+    if call.update is not None:
+        mean, var, momentum, seen = call.update
+        update = (mean, var, 1 / int(seen) if momentum is None else momentum)
+        averaged = recipe.entry.name == "in"
+    y, kept = stages.forward(
+        recipe, x, call.params, running=call.running, eps=call.eps, act=call.act, residual=residual,
+        update=None if averaged else update,
+    )  # fmt: skip
+    if averaged and update is not None and kept.planes is not None:  # the instances' statistics, averaged
+        *found, count = kept.planes
+        mean, var = (torch.as_tensor(v.mean(0), device=x.device) for v in found)
+        update_running(update[:2], (mean, var, count), update[2])
+    return y, kept
+
+
+# --- the operators ---------------------------------------------------------------------------------------------------
+
+
+def _normalize(
+    x: Tensor,
+    residual: Tensor | None,
+    params: Sequence[Tensor],
+    running: Sequence[Tensor],
+    seen: Tensor | None,
+    norm: str,
+    names: str,
+    options: str,
+    training: bool,
+    eps: float,
+    act: str,
+    momentum: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    recipe = _recipe(norm, names, options, training)
+    call = Call(recipe, dict(zip(recipe.names, params, strict=True)), None, eps, activation(act or None))
+    fresh: Sequence[Tensor] = ()
+    if running and training:
+        assert seen is not None
+        fresh = [v.clone() for v in running]
+        call.update = (fresh[0], fresh[1], momentum, seen)
+    elif running:
+        call.running = running[0], running[1]
+    y, kept = _run(x, residual, call)
+    is_empty = kept.saved is None  # an empty batch
+    memory = _memory(recipe, x, kept.layout) if is_empty else torch.as_tensor(kept.saved.memory)
+    mean, var = fresh or (x.new_empty(0), x.new_empty(0))
+    return y, memory, mean, var
+
+
+def _shapes(
+    x: Tensor,
+    residual: Tensor | None,
+    params: Sequence[Tensor],
+    running: Sequence[Tensor],
+    seen: Tensor | None,
+    norm: str,
+    names: str,
+    options: str,
+    training: bool,
+    eps: float,
+    act: str,
+    momentum: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    recipe = _recipe(norm, names, options, training)
+    layout = Layout.of(x, recipe.entry.per_channel)
+    mean, var = [torch.empty_like(v) for v in running] if running and training else (x.new_empty(0), x.new_empty(0))
+    return _dense_like(x, layout), _memory(recipe, x, layout), mean, var
+
+
+def _normalize_backward(
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    params: Sequence[Tensor],
+    running: Sequence[Tensor],
+    memory: Tensor,
+    norm: str,
+    names: str,
+    options: str,
+    training: bool,
+    eps: float,
+    act: str,
+) -> list[Tensor]:
+    recipe = _recipe(norm, names, options, training)
+    named = dict(zip(recipe.names, params, strict=True))
+    stands_in = (running[0], running[1]) if running else None
+    cache = stages.restored(
+        recipe, x, named, stands_in, eps=eps, act=activation(act or None), residual=residual, memory=memory
+    )
+    dx, grads = stages.backward(dy, cache)
+    return [dx, *(() if cache.to_residual is None else (cache.to_residual,)), *grads.values()]
+
+
+def _shapes_backward(
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    params: Sequence[Tensor],
+    running: Sequence[Tensor],
+    memory: Tensor,
+    norm: str,
+    names: str,
+    options: str,
+    training: bool,
+    eps: float,
+    act: str,
+) -> list[Tensor]:
+    layout = Layout.of(x, _recipe(norm, names, options, training).entry.per_channel)
+    count = 1 if residual is None else 2
+    return [*(_dense_like(x, layout) for _ in range(count)), *(torch.empty_like(v) for v in params)]
+
+
+def _recipe(norm: str, names: str, options: str, training: bool) -> Recipe:
+    return stages.recipe(norm, _options(norm, options), tuple(names.split()), training, not training)
+
+
+@cache
+def _options(norm: str, text: str) -> tuple[tuple[str, Any], ...]:
+    try:
+        found: tuple[tuple[str, Any], ...] = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise UsageError(
+            f"norm {norm!r}: the options {text} cannot be compiled or exported; numbers, text and tuples of them can"
+        ) from None
+    return found
+
+
+def _memory(recipe: Recipe, x: Tensor, layout: Layout) -> Tensor:
+    """As much memory as the backend keeps for the backward pass."""
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    return torch.empty(serving(x).numbers(recipe, layout.sizes(x)), dtype=dtype, device=x.device)
+
+
+def _dense_like(x: Tensor, layout: Layout) -> Tensor:
+    return empty_like(x) if layout.channels_last else torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, residual, params, running, _, norm, names, options, training, eps, act, _ = inputs
+    _, memory, *rest = output
+    ctx.mark_non_differentiable(memory, *rest)
+    added = [residual] if residual is not None and act else []
+    stands_in = [] if training else list(running)
+    ctx.save_for_backward(x, memory, *added, *stands_in, *params)
+    ctx.has_residual, ctx.counts = residual is not None, (len(added), len(stands_in), len(running))
+    ctx.how = norm, names, options, training, eps, act
+
+
+def _pull_back(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
+    x, memory, *rest = ctx.saved_tensors
+    added, stands_in, buffers = ctx.counts
+    residual = rest[0] if added else None
+    running, params = rest[added : added + stands_in], rest[added + stands_in :]
+    dx, *grads = OPERATOR_BACKWARD(dy, x, residual, params, running, memory, *ctx.how)
+    to_residual = grads.pop(0) if added else dy if ctx.has_residual else None
+    return (dx, to_residual, grads, [None] * buffers, None, *[None] * 7)
+
+
+_tags = (torch.Tag.needs_exact_strides,) if hasattr(torch.Tag, "needs_exact_strides") else ()
+OPERATOR: Any = torch.library.custom_op("normlab::normalize", _normalize, mutates_args=(), tags=_tags)
+OPERATOR.register_fake(_shapes)
+OPERATOR_BACKWARD: Any = torch.library.custom_op(
+    "normlab::normalize_backward", _normalize_backward, mutates_args=(), tags=_tags
+)
+OPERATOR_BACKWARD.register_fake(_shapes_backward)
+OPERATOR.register_autograd(_pull_back, setup_context=_keep)
