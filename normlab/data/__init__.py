@@ -8,5 +8,6 @@ from __future__ import annotations
 from normlab.data._augment import Standardizer, augment, standardize
 from normlab.data._dataset import Dataset, Split
 from normlab.data._load import load
+from normlab.data._send import send
 
-__all__ = ["Dataset", "Split", "Standardizer", "augment", "load", "standardize"]
+__all__ = ["Dataset", "Split", "Standardizer", "augment", "load", "send", "standardize"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from normlab.data._send import send
 from normlab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,13 +31,13 @@ def augment(images: torch.Tensor, generator: torch.Generator, *, crop: bool = Tr
     rows = torch.randint(2 * up + 1, (count,), generator=generator)
     columns = torch.randint(2 * left + 1, (count,), generator=generator)
     mirrored = torch.randint(2, (count,), generator=generator, dtype=torch.bool)
-    rows, columns, mirrored = (drawn.to(images.device) for drawn in (rows, columns, mirrored))
+    rows, columns, mirrored = send(torch.stack((rows, columns, mirrored)), images.device)
     if crop:
         # every crop there is, (N, C, 2 up + 1, 2 left + 1, H, W), as a view of the padded images
         crops = pad(images, (left, left, up, up)).unfold(2, height, 1).unfold(3, width, 1)
         images = crops[torch.arange(count, device=images.device), :, rows, columns]
     if flip:
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        images = torch.where(mirrored.bool()[:, None, None, None], images.flip(3), images)
     return images
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normlab.data import Split
+from normlab.data import Split, send
 
 _SHARE = 0.25  # of a GPU's free memory that one split may take
 
@@ -27,12 +27,12 @@ class Feed:
     def __getitem__(self, which: np.ndarray | slice) -> tuple[Tensor, Tensor]:
         """Copies of the images and labels at these places, an integer array or a slice."""
         if self.resident:
-            there = which if isinstance(which, slice) else torch.from_numpy(which).to(self._device)
+            there = which if isinstance(which, slice) else send(torch.from_numpy(which), self._device)
             return self._images[there], self._labels[there]
         # an array of places copies by itself; a slice is a view of arrays that are read-only
         copy = isinstance(which, slice)
         images, labels = (np.array(of[which], copy=copy or None) for of in (self._split.images, self._split.labels))
-        return torch.from_numpy(images).to(self._device), torch.from_numpy(labels).to(self._device)
+        return send(torch.from_numpy(images), self._device), send(torch.from_numpy(labels), self._device)
 
 
 def _fits(split: Split, device: torch.device) -> bool:
