@@ -77,8 +77,8 @@ class LiveStudy:
                         states[c.id],
                         c.cell.norm,
                         str(c.cell.seed),
-                        names[_name(c)],
                         f"{epochs[c.id]}/{c.cell.epochs}",
+                        names[_name(c)],
                         c.reason or "",
                     ]
                     for c in shown[page * PAGE : (page + 1) * PAGE]

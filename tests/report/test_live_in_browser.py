@@ -41,7 +41,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
 
 
 def shown_epochs(driver: Any) -> str:
-    return str(driver.execute_script("return document.querySelector('#rows td:nth-child(5)')?.textContent"))
+    return str(driver.execute_script("return document.querySelector('#rows td:nth-child(4)')?.textContent"))
 
 
 def wait_for(driver: Any, script: str, seconds: float) -> float:
@@ -61,7 +61,7 @@ def test_a_new_epoch_shows_within_two_seconds(driver: Any, running: Running) -> 
         assert driver.execute_script("return document.querySelectorAll('#figures svg').length") == 4
         assert shown_epochs(driver) == "2/5"
         running.epoch(running.ids[0], 3)
-        wait_for(driver, "document.querySelector('#rows td:nth-child(5)').textContent === '3/5'", 2)
+        wait_for(driver, "document.querySelector('#rows td:nth-child(4)').textContent === '3/5'", 2)
         assert "1 running, 3 queued" in driver.find_element("id", "summary").text
         running.start(running.ids[1])
         running.end(running.ids[1], "failed", "</td><script>alert(1)</script>")
@@ -76,7 +76,7 @@ def test_the_page_survives_a_restart_of_the_server(driver: Any, running: Running
     wait_for(driver, "document.getElementById('banner').innerText.includes('does not answer')", 5)
     running.epoch(running.ids[0], 3)
     with server(running.directory, port):
-        wait_for(driver, "document.querySelector('#rows td:nth-child(5)').textContent === '3/5'", 15)
+        wait_for(driver, "document.querySelector('#rows td:nth-child(4)').textContent === '3/5'", 15)
         wait_for(driver, "document.getElementById('banner').hidden", 5)
 
 

@@ -57,8 +57,8 @@ def test_state_follows_the_study(running: Running) -> None:
     assert state["counts"] == {"done": 1, "failed": 1, "pending": 2}
     failed, *_, done = state["rows"]
     assert failed[-1] == "out of memory at batch size 32"
-    assert done[:3] + done[4:] == ["done", "bn", "0", "5/5", ""]
-    assert "batch 32, optimizer sgd, lr 0.1" in done[3]
+    assert done[:4] + done[5:] == ["done", "bn", "0", "5/5", ""]
+    assert "batch 32, optimizer sgd, lr 0.1" in done[4]
     assert [row[0] for row in study.state(status="failed")["rows"]] == ["failed"]
 
 
