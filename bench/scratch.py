@@ -24,6 +24,8 @@ from normlab.scratch.nets import ConvNet, FullyConnectedNet
 
 # x, w, stride, pad
 CONVOLUTIONS = [((100, 3, 31, 31), (25, 3, 3, 3), 2, 1), ((128, 16, 32, 32), (16, 16, 3, 3), 1, 1)]
+# seconds: several steps a turn, since the threads of NumPy's BLAS and those of torch wait awake for a while after theirs
+TURN = 0.15
 WANTED_LOOPS, WANTED_TORCH, WANTED_STEP = 2000.0, 0.5, 0.7
 
 
@@ -74,7 +76,7 @@ def convolutions() -> list[dict[str, Any]]:
             ]
             for (name, ours, stock), slow in zip(passes, loops, strict=True):
                 what = f"conv {name} {x_shape} by {w_shape[0]}, {np.dtype(dtype)}"
-                fast, torchs = map(statistics.median, in_turns([ours, stock]))
+                fast, torchs = map(statistics.median, in_turns([ours, stock], budget=TURN))
                 records.append(_record(f"{what} / loops", fast, slow, WANTED_LOOPS))
                 records.append(_record(f"{what} / torch", fast, torchs, WANTED_TORCH))
     return records
@@ -106,7 +108,7 @@ def training_steps() -> list[dict[str, Any]]:
                     partial(_our_step, net, {name: {"learning_rate": lr} for name in net.params}, rule, X, y),
                     partial(_torch_step, stock, optimizer, torch.from_numpy(X), torch.from_numpy(y)),
                 ]
-                ours, torchs = map(statistics.median, in_turns(sides))
+                ours, torchs = map(statistics.median, in_turns(sides, budget=TURN))
                 what = f"step of the {kind} net, {norm or 'no norm'}, {rule} / torch"
                 records.append(_record(what, ours, torchs, WANTED_STEP))
     return records

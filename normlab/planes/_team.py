@@ -61,15 +61,16 @@ class _Team:
 _team: _Team | None = None
 
 
-def shared(direction: Callable[[int], None], job: array, elements: int) -> None:
+def shared(direction: Callable[[int], None], job: array, elements: int, *, torchs: bool = True) -> None:
     """Call the C function `direction(address of job)`, whose parts are shared with helpers.
 
-    None is woken for little work, by a second thread while a first one has them, or where there are none.
+    None is woken for little work, by a second thread while a first one has them, or where there are none. `torchs`
+    says whether torch's threads may help: between NumPy's products they would wait awake on the cores of NumPy's own.
     """
     helpers = 0
     if elements >= _GRAIN:
         helpers = num_threads() - 1
-        if helpers > 0 and (address := parallel()):
+        if helpers > 0 and torchs and (address := parallel()):
             # never fewer threads than torch asks for: a team that is made smaller lets threads go
             control = array("q", _IDLE)
             job[CONTROL], job[HELPERS], job[PARALLEL] = control.buffer_info()[0], helpers, address

@@ -164,7 +164,7 @@ def forward(
         _list(job, running, channels, alive)
     _list(job, params.values(), channels, alive)
     buffers = None if update is None else _to_update(job, update, channels, alive)
-    shared(_passes.forward(), job, plan.elements)
+    shared(_passes.forward(), job, plan.elements, torchs=not isinstance(x, np.ndarray))
     if buffers is not None:
         for old, new in zip(update, buffers, strict=False):  # type: ignore[arg-type]
             old[...] = new
@@ -199,7 +199,7 @@ def backward(
     grads = [empty_like(v) if _plain(v) else np.empty(tuple(v.shape)) for v in params]
     for v in grads:
         job.extend((_address(v), v.itemsize, _count(v)))
-    shared(_passes.backward(), job, plan.elements)
+    shared(_passes.backward(), job, plan.elements, torchs=not isinstance(x, np.ndarray))
     return grads
 
 

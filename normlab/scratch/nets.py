@@ -111,7 +111,7 @@ class Network:
         self.steps.append(Step(layers.affine_forward, layers.affine_backward, names))
 
     def _relu(self) -> None:
-        self.steps.append(Step(layers.relu_forward, layers.relu_backward))
+        self.steps.append(Step(_rectify, _rectify_backward))
 
     def _dropout(self) -> None:
         if self.dropout_param:
@@ -273,6 +273,20 @@ class ConvNet(Network):
             inputs = wanted
         self.num_layers = number + 1
         self._affine(self.num_layers, inputs, self.num_classes)
+
+
+def _rectify(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`layers.relu_forward` in the memory of x, which no other step has kept: fresh memory costs more than the maximum.
+
+    The cache is the output, which is positive where x is.
+    """
+    np.maximum(x, 0, out=x)
+    return x, x
+
+
+def _rectify_backward(dout: np.ndarray, cache: np.ndarray) -> np.ndarray:
+    """`layers.relu_backward` in the memory of dout."""
+    return np.multiply(dout, cache > 0, out=dout)
 
 
 def _sizes(name: str, value: Sequence[int] | int) -> list[int]:
