@@ -24,8 +24,7 @@ from normlab.scratch.nets import ConvNet, FullyConnectedNet
 
 # x, w, stride, pad
 CONVOLUTIONS = [((100, 3, 31, 31), (25, 3, 3, 3), 2, 1), ((128, 16, 32, 32), (16, 16, 3, 3), 1, 1)]
-# seconds: several steps a turn, since the threads of NumPy's BLAS and those of torch wait awake for a while after theirs
-TURN = 0.15
+TURN = 0.15  # seconds: several calls, since the threads of NumPy's BLAS and torch's wait awake for a while after theirs
 WANTED_LOOPS, WANTED_TORCH, WANTED_STEP = 2000.0, 0.5, 0.7
 
 

@@ -6,9 +6,9 @@ small job takes): a job reaches it as plain numbers, the address of the code amo
 
 Where torch computes with the threads of an OpenMP library, these do our jobs too (`normlab.planes._openmp`). Elsewhere
 the helpers are our own, and sleep in compiled code; while one thread's job has them, another's runs on its own thread
-alone. The protocol with them, on the counters of `control`: a job is open while UNITS is not zero. A helper counts itself in ACTIVE
-before it looks. The caller waits until all units are DONE, closes the job, and describes the next one only when no
-helper is ACTIVE any more.
+alone. The protocol with them, on the counters of `control`: a job is open while UNITS is not zero. A helper counts
+itself in ACTIVE before it looks. The caller waits until all units are DONE, closes the job, and describes the next one
+only when no helper is ACTIVE any more.
 
 Our helpers sleep on a POSIX semaphore; where there is none (Windows, macOS) the caller does the work alone.
 """

@@ -63,10 +63,19 @@ def adam(w: np.ndarray, dw: np.ndarray, config: Config | None = None) -> tuple[n
         w, dw, config, learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8
     )
     t = check.integer("config['t']", config.get("t", 0), 0) + 1
-    m = beta1 * _state(config, "m", w) + (1 - beta1) * dw
-    v = beta2 * _state(config, "v", w) + (1 - beta2) * dw**2
+    m = beta1 * _state(config, "m", w)
+    m += (1 - beta1) * dw
+    v = beta2 * _state(config, "v", w)
+    v += (1 - beta2) * dw**2
     config.update(t=t, m=m, v=v)
-    return w - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + epsilon), config
+    # in place: fresh memory costs more than the arithmetic
+    scale = v / (1 - beta2**t)
+    np.sqrt(scale, out=scale)
+    scale += epsilon
+    step = m / (1 - beta1**t)
+    step *= lr
+    step /= scale
+    return np.subtract(w, step, out=step), config
 
 
 RULES: dict[str, UpdateRule] = {"sgd": sgd, "sgd_momentum": sgd_momentum, "rmsprop": rmsprop, "adam": adam}
