@@ -27,10 +27,15 @@ running variance, momentum), updated in place with the batch's where the norm po
 `saved.batch` and `saved.moments` are (mean, biased variance, count) of the batch and of the planes, or None where the
 norm had no use for them. Tensors are (N, C, *), dense in `layout`, which shows them as planes.
 
+The momentum may be a tensor of one number on the device of the others; `triton_gpu` never waits for the device.
+
 | backend | serves |
 |---|---|
 | `numba_cpu` | NumPy arrays and CPU tensors: float32 and float64 without a copy, float16 and bfloat16 in float32 |
+| `triton_gpu` | CUDA tensors of float32, float64, bfloat16 and float16, where triton is installed, without a copy |
 | `reference` | everything else, and everything when asked: the specification in array arithmetic |
+
+With TRITON_INTERPRET=1 in the environment of a process, `triton_gpu` serves CPU tensors too, if asked (for tests).
 
 The choice is visible (`backend_for`) and can be overruled (`use_backend`).
 """
@@ -50,7 +55,7 @@ from normlab.application import Recipe
 from normlab.errors import UsageError
 from normlab.layout import Layout
 
-BACKENDS = ("numba_cpu", "reference")
+BACKENDS = ("numba_cpu", "triton_gpu", "reference")
 _forced: ContextVar[str | None] = ContextVar("normlab_backend", default=None)
 _told: set[str] = set()
 
@@ -81,11 +86,8 @@ class Backend(Protocol):
 
 
 def backend_for(x: Any) -> str:
-    """Name of the backend that serves this array or tensor: "numba_cpu" or "reference"."""
-    forced = _forced.get()
-    if forced is not None:
-        return forced
-    return "numba_cpu" if _unfit_for_numba(x) is None else "reference"
+    """Name of the backend that serves this array or tensor: "numba_cpu", "triton_gpu" or "reference"."""
+    return _forced.get() or _choice(x.dtype, getattr(x, "device", "cpu"))[0]
 
 
 @contextmanager
@@ -101,33 +103,77 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def serving(x: Any) -> Backend:
-    """The backend module that serves x; says once, per reason, when that is not the fast backend of its device."""
-    name = backend_for(x)
-    if name == "numba_cpu" and _forced.get() is None:
-        return _module("normlab.planes.numba_cpu")
-    reason = _unfit_for_numba(x)
-    if reason is not None:
-        if name == "numba_cpu":
-            raise UsageError(f"use_backend: 'numba_cpu' cannot serve {reason}; use 'reference'")
-        if _forced.get() is None and reason not in _told:
-            _told.add(reason)
-            warnings.warn(f"normlab: {reason} is served by the slower 'reference' backend", BackendWarning, 4)
+    """The backend module that serves x; says once, per reason, when that is not the fast backend of its device.
+
+    Raises UsageError where the backend of `use_backend` cannot serve x.
+    """
+    forced = _forced.get()
+    name, reason = _choice(x.dtype, getattr(x, "device", "cpu"))
+    if forced is not None:
+        if forced in _UNFIT and (unfit := _UNFIT[forced](x)) is not None:
+            raise UsageError(f"use_backend: {forced!r} cannot serve {unfit}")
+        return _module(f"normlab.planes.{forced}")
+    if reason is not None and reason not in _told:
+        _told.add(reason)
+        warnings.warn(f"normlab: {reason} is served by the slower 'reference' backend", BackendWarning, 4)
     return _module(f"normlab.planes.{name}")
 
 
+@cache
+def _choice(dtype: Any, device: Any) -> tuple[str, str | None]:
+    """(backend, why it is not the fast one of its device or None)."""
+    device, name = str(device), str(dtype).removeprefix("torch.")
+    if device.startswith("cpu"):
+        return ("numba_cpu", None) if name in _DTYPES else ("reference", f"dtype {name}")
+    if not device.startswith("cuda"):
+        return "reference", f"a tensor on device {device!r}"
+    if name not in _DTYPES:
+        return "reference", f"dtype {name} on device {device!r}"
+    missing = _no_triton()
+    return ("triton_gpu", None) if missing is None else ("reference", f"a tensor on device {device!r}, as {missing},")
+
+
 def _unfit_for_numba(x: Any) -> str | None:
-    """Why Numba's kernels do not take x, or None."""
-    return _reason(x.dtype, str(getattr(x, "device", "cpu")))
+    """Why Numba's kernels do not take x, with the fix, or None."""
+    device, name = str(getattr(x, "device", "cpu")), str(x.dtype).removeprefix("torch.")
+    if not device.startswith("cpu"):
+        return f"a tensor on device {device!r}; use 'reference'"
+    return None if name in _DTYPES else f"dtype {name}; use 'reference'"
+
+
+def _unfit_for_triton(x: Any) -> str | None:
+    """Why Triton's kernels do not take x, with the fix, or None."""
+    device, name = x.device, str(x.dtype).removeprefix("torch.")
+    if isinstance(device, str):
+        return "a NumPy array; use 'numba_cpu' or 'reference'"
+    if name not in _DTYPES:
+        return f"dtype {name}; expected one of: {', '.join(_DTYPES)}"
+    missing = _no_triton()
+    if missing is not None:
+        return f"anything, as {missing}; install it, or use 'reference'"
+    if device.type == "cuda" or (device.type == "cpu" and _module("normlab.planes.triton_gpu").INTERPRETED):
+        return None
+    return (
+        f"a tensor on device {str(device)!r}; move it to a CUDA device, or set TRITON_INTERPRET=1 in the environment "
+        "before Python starts, which runs the kernels on CPU tensors, slowly"
+    )
 
 
 @cache
-def _reason(dtype: Any, device: str) -> str | None:
-    if not device.startswith("cpu"):
-        return f"a tensor on device {device!r}"
-    name = str(dtype).removeprefix("torch.")
-    return None if name in ("float32", "float64", "float16", "bfloat16") else f"dtype {name}"
+def _no_triton() -> str | None:
+    """Why triton cannot be used here, or None."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "triton"
+        return "triton is not installed" if absent else f"triton cannot be imported ({error})"
+    return None
 
 
 @cache
 def _module(name: str) -> Any:
     return import_module(name)
+
+
+_DTYPES = ("float32", "float64", "float16", "bfloat16")  # of both fast backends
+_UNFIT = {"numba_cpu": _unfit_for_numba, "triton_gpu": _unfit_for_triton}

@@ -27,15 +27,19 @@ import triton.language as tl
 
 @triton.jit
 def forward(
-    x, y, residual, parts, grids, batch, learned, running, momentum,
-    N, C, S, stride_c, stride_s, chunk, samples, part, part_count,
-    SOLVE: tl.constexpr, MEASURE: tl.constexpr, APPLY: tl.constexpr, ACROSS: tl.constexpr, MEASURED: tl.constexpr,
-    POOLS: tl.constexpr, UPDATE: tl.constexpr, ADD: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
-    EPS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_K: tl.constexpr, REAL: tl.constexpr,
+    x, y, residual, grids, learned, running, momentum,
+    N, C, S, stride_c, stride_s, chunk, samples, part, part_count, parts_at,
+    UPDATE: tl.constexpr, ADD: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, EPS: tl.constexpr,
+    MEASURED: tl.constexpr, POOLS: tl.constexpr,
+    SOLVE: tl.constexpr, MEASURE: tl.constexpr, APPLY: tl.constexpr, ACROSS: tl.constexpr, W: tl.constexpr,
+    R: tl.constexpr, J: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
+    REAL: tl.constexpr,
 ):  # fmt: skip
-    """From x to y, or part of the way; the grids are mean, var, scale, center and shift."""
+    """From x to y, or part of the way; the grids are mean, var, scale, center and shift, then come the batch's mean and
+    variance, and `parts_at` numbers after the first grid the parts."""
     planes = tl.full([], N, tl.int64) * C
+    batch = grids + 5 * planes
+    parts = grids + parts_at
     first, last, step, width, start, stop = _extent(planes, N, C, S, chunk, samples, ACROSS, W, R, J, BLOCK_P)
 
     if MEASURE:
@@ -71,15 +75,18 @@ def forward(
 
 @triton.jit
 def backward(
-    x, g, dx, residual, dz, parts, grids, slopes, grads, learned, running, N, C, S, stride_c, stride_s, chunk, samples,
-    part_count,
-    SOLVE: tl.constexpr, MEASURE: tl.constexpr, APPLY: tl.constexpr, ACROSS: tl.constexpr, GRADS: tl.constexpr,
-    LINEAR: tl.constexpr, ADD: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
-    EPS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_K: tl.constexpr, REAL: tl.constexpr,
+    x, g, dx, residual, dz, grids, slopes, grads, learned, running,
+    N, C, S, stride_c, stride_s, chunk, samples, part_count,
+    GRADS: tl.constexpr, LINEAR: tl.constexpr, ADD: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr,
+    SLOPE: tl.constexpr, EPS: tl.constexpr,
+    SOLVE: tl.constexpr, MEASURE: tl.constexpr, APPLY: tl.constexpr, ACROSS: tl.constexpr, W: tl.constexpr,
+    R: tl.constexpr, J: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
+    REAL: tl.constexpr,
 ):  # fmt: skip
-    """From g to dx, or part of the way; the slopes are b and c. With KEEP, dz is written, and then read."""
+    """From g to dx, or part of the way; the slopes are b and c, then come the parts. With KEEP, dz is written, and then
+    read."""
     planes = tl.full([], N, tl.int64) * C
+    parts = slopes + 2 * planes
     first, last, step, width, start, stop = _extent(planes, N, C, S, chunk, samples, ACROSS, W, R, J, BLOCK_P)
 
     if MEASURE:
@@ -159,8 +166,17 @@ def _update(running, mean, var, momentum, channel, known, count):
         unbiased = var * (count.to(tl.float64) / tl.maximum(count - 1, 1).to(tl.float64))
         old_mean = tl.load(running[0] + channel, mask=known, other=0.0).to(tl.float64)
         old_var = tl.load(running[1] + channel, mask=known, other=0.0).to(tl.float64)
-        tl.store(running[0] + channel, old_mean + share * (mean - old_mean), mask=known)
-        tl.store(running[1] + channel, old_var + share * (unbiased - old_var), mask=known)
+        _store_row(running[0] + channel, old_mean + share * (mean - old_mean), known)
+        _store_row(running[1] + channel, old_var + share * (unbiased - old_var), known)
+
+
+@triton.jit
+def _store_row(to, v, known):
+    """Numbers in float64 where something narrower may be kept; to half precision they go by way of float32, as not
+    every version and device of Triton rounds from float64."""
+    if to.dtype.scalar.element_ty.primitive_bitwidth < 32:
+        v = v.to(tl.float32)
+    tl.store(to, v, mask=known)
 
 
 @triton.jit
@@ -406,8 +422,8 @@ def _act(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
 def _derivative(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
     if ACT == "relu":
         slope = tl.where(z > 0.0, 1.0, 0.0)
-    elif ACT == "leaky_relu":
-        slope = tl.where(z > 0.0, 1.0, SLOPE)
+    elif ACT == "leaky_relu":  # between two bare numbers the choice would be made in float32
+        slope = tl.where(z > 0.0, tl.full([], 1.0, z.dtype), tl.full([], SLOPE, z.dtype))
     elif ACT == "silu":
         s = 1.0 / (1.0 + tl.exp(-z))
         slope = s * (1.0 + z * (1.0 - s))

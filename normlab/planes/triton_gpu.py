@@ -7,7 +7,9 @@ launches. Running statistics are updated on the way. The host only enqueues: it 
 
 Gradients of parameters come per sample from norms that stay within samples, and take one more launch to be summed up.
 
-The code: `_triton_kernels` the two directions, `_triton_programs` the grid program in them, here how the work is cut.
+The code: `_triton_kernels` the two directions, `_triton_programs` the grid program in them, `_triton_cut` how the work
+is cut into launches, here what is handed to them.
+
 With TRITON_INTERPRET=1 in the environment all of it runs on CPU tensors, slowly, to be tested.
 """
 
@@ -16,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -28,37 +30,13 @@ from normlab.grid import update_running
 from normlab.layout import Layout
 from normlab.planes import _triton_kernels as kernels
 from normlab.planes._job import bits
-from normlab.planes._triton_programs import ACROSS, compiled, perform, source, unit
+from normlab.planes._triton_cut import Cut, Direction
+from normlab.planes._triton_programs import perform
 from normlab.program import Program, Programs, trace
 
-_TILE = 4096  # elements that an instance holds at a time
-_ROW = 1024  # elements side by side in a channels-first tile
-_SHORT = 128  # positions of a plane of which many fill a tile
-_COLUMNS = 32  # channels of a channels-last tile: a whole line of memory in float32
-_REGISTERS = 2048  # numbers that a program's registers hold each, at most
-_PARTS = 64  # of a plane that are measured apart, at most: every instance of the second launch merges them
-_WAVES = 4  # instances for each multiprocessor, where there is work enough
+INTERPRETED = not isinstance(kernels.forward, triton.JITFunction)  # TRITON_INTERPRET=1 was there in time
+
 _KEPT = 256  # plans of one recipe
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """One launch: its grid, the positions and samples of an instance, and what its kernel is compiled for."""
-
-    grid: tuple[int, int, int]
-    chunk: int
-    samples: int
-    options: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Direction:
-    """The launches of one direction, the parts in which planes are measured, and the program if torch performs it."""
-
-    launches: tuple[Launch, ...]
-    part: int
-    part_count: int
-    between: Program | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,25 +52,38 @@ class Plan:
 
 @dataclass(slots=True)
 class Saved:
-    """What the backward pass needs beside x: (mean, var, scale, center, shift) of the planes, and how it was done."""
+    """What the backward pass needs beside x, and how it was done.
+
+    `grids` is (mean, var, scale, center, shift) of the planes, then mean and var of the batch, then what else the
+    launches left behind, end to end.
+    """
 
     plan: Plan
     grids: Tensor
-    pooled: Tensor
-    running: tuple[Tensor, Tensor] | tuple[()]
+    running: tuple[Tensor, ...]
     eps: float
     act: Activation | None
 
     @property
     def batch(self) -> tuple[Tensor, Tensor, int] | None:
-        n, _, size = self.plan.sizes
-        return (self.pooled[0], self.pooled[1], n * size) if self.plan.programs.pools_batch else None
+        n, channels, size = self.plan.sizes
+        if not self.plan.programs.pools_batch:
+            return None
+        mean, var = self.grids[5 * n * channels :][: 2 * channels].view(2, -1)
+        return mean, var, n * size
 
     @property
     def moments(self) -> tuple[Tensor, Tensor, int] | None:
         n, channels, size = self.plan.sizes
-        grids = self.grids.view(5, n, channels)
-        return (grids[0], grids[1], size) if self.plan.programs.measures else None
+        if not self.plan.programs.measures:
+            return None
+        mean, var = self.grids[: 2 * n * channels].view(2, n, channels)
+        return mean, var, size
+
+    @property
+    def memory(self) -> Tensor:
+        n, channels, _ = self.plan.sizes
+        return self.grids[: (5 * n + 2) * channels]
 
 
 def forward(
@@ -105,40 +96,59 @@ def forward(
     out: Tensor,
     act: Activation | None = None,
     residual: Tensor | None = None,
-    update: tuple[Tensor, Tensor, float] | None = None,
+    update: tuple[Tensor, Tensor, float | Tensor] | None = None,
 ) -> Saved:
-    key = ("triton", x.shape, layout, x.dtype, x.device)
-    plan = recipe.plans.get(key)
-    if plan is None:
-        if len(recipe.plans) >= _KEPT:
-            recipe.plans.clear()
-        plan = recipe.plans[key] = _plan(recipe, layout, x)
-    n, channels, _ = plan.sizes
-    direction = plan.forward
-    memory = torch.empty(5 * n * channels + 2 * channels, dtype=torch.float64, device=x.device)
-    grids, pooled = memory[: 5 * n * channels].view(5, -1), memory[5 * n * channels :].view(2, -1)
+    plan = _plan(recipe, layout, x)
+    direction, (n, channels, _) = plan.forward, plan.sizes
     # what is measured in one part is the planes' moments
-    parts = grids if direction.part_count == 1 else _parts(direction, grids)
-    saved = Saved(plan, grids, pooled, running or (), eps, act)
+    parts_at = 0 if direction.part_count == 1 else (5 * n + 2) * channels
+    count = (5 * n + 2) * channels + (2 * n * channels * direction.part_count if parts_at else 0)
+    grids = torch.empty(count, dtype=torch.float64, device=x.device)
+    saved = Saved(plan, grids, running or (), eps, act)
     if not plan.programs.pools_batch:
         update = None
+    # the kernel updates unless torch knows the batch's moments first, or the momentum is on the device
+    inside = None if update is None or direction.between is not None or isinstance(update[2], Tensor) else update[2]
     values = tuple(params.values())
-    stands_in = update[:2] if update is not None else running or ()
+    rows = update[:2] if update is not None and inside is not None else saved.running
+    aligned, dtypes = _seen((x, out, residual), (*values, *rows))
+    variant = (dtypes, residual is None, inside, act, eps)
+    ready = direction.ready.get(variant) or direction.prepare(
+        kernels.forward,
+        variant,
+        lambda launch: (
+            0 if inside is None else bits(inside), *plan.where, launch.chunk, launch.samples, direction.part,
+            direction.part_count, parts_at, inside is not None and launch.options["SOLVE"] is not None,
+            residual is not None, *_named(act), eps, plan.programs.measures, plan.programs.pools_batch,
+        ),
+    )  # fmt: skip
     with torch.cuda.device_of(x):
-        for i, launch in enumerate(direction.launches):
+        for i, launch in enumerate(ready):
             if i and direction.between is not None:
-                _solve_forward(saved, direction, direction.between, parts, list(values))
-            kernels.forward[launch.grid](
-                x, out, x if residual is None else residual, parts, grids, pooled, values, stands_in,
-                0 if update is None else bits(update[2]),
-                *plan.where, launch.chunk, launch.samples, direction.part, direction.part_count,
-                ADD=residual is not None, UPDATE=update is not None and launch.options["SOLVE"] is not None,
-                ACT=None if act is None else act.name, SLOPE=0.0 if act is None else act.slope, EPS=eps,
-                MEASURED=plan.programs.measures, POOLS=plan.programs.pools_batch, **launch.options,
-            )  # fmt: skip
-    if update is not None and direction.between is not None:
-        update_running(update[:2], (pooled[0], pooled[1], n * plan.sizes[2]), update[2])
+                _solve_forward(saved, direction, direction.between, list(values))
+            launch(aligned, x, out, x if residual is None else residual, grids, values, rows)
+    if update is not None and inside is None:
+        assert saved.batch is not None
+        update_running(update[:2], saved.batch, update[2])  # type: ignore[arg-type]
     return saved
+
+
+def numbers(recipe: Recipe, sizes: tuple[int, int, int]) -> int:
+    n, channels, _ = sizes
+    return (5 * n + 2) * channels
+
+
+def restored(
+    recipe: Recipe,
+    layout: Layout,
+    x: Tensor,
+    params: Mapping[str, Tensor],
+    running: tuple[Tensor, Tensor] | None,
+    eps: float,
+    act: Activation | None,
+    memory: Tensor,
+) -> Saved:
+    return Saved(_plan(recipe, layout, x), memory, running or (), eps, act)
 
 
 def backward(
@@ -151,80 +161,65 @@ def backward(
     residual: Tensor | None = None,
     to_residual: Tensor | None = None,
 ) -> list[Tensor]:
-    plan, act = saved.plan, saved.act
+    plan, act, grids = saved.plan, saved.act, saved.grids
     n, channels, _ = plan.sizes
-    direction, linear = plan.backward, plan.programs.linear
-    values = tuple(params)
-    parts = _parts(direction, saved.grids)
-    slopes = torch.empty_like(saved.grids[:2])
-    across = any(launch.options["ACROSS"] for launch in direction.launches)
+    direction, values = plan.backward, tuple(params)
+    across = direction.across
+    slopes = grids.new_empty((2 + 2 * direction.part_count) * n * channels)
     real = torch.float64 if x.dtype == torch.float64 else torch.float32
     grads = torch.empty((len(values), channels if across else n * channels), dtype=real, device=x.device)
+    aligned, dtypes = _seen((x, g, out, residual, to_residual), (*values, *saved.running))
+    variant = (dtypes, residual is None, to_residual is None, act, saved.eps)
+    ready = direction.ready.get(variant) or direction.prepare(
+        kernels.backward,
+        variant,
+        lambda launch: (
+            *plan.where, launch.chunk, launch.samples, direction.part_count, len(values), plan.programs.linear,
+            residual is not None, to_residual is not None, *_named(act), saved.eps,
+        ),
+    )  # fmt: skip
     with torch.cuda.device_of(x):
-        for i, launch in enumerate(direction.launches):
+        for i, launch in enumerate(ready):
             if i and direction.between is not None:
-                _solve_backward(saved, direction.between, parts, slopes, grads, list(values))
-            kernels.backward[launch.grid](
-                x, g, out, x if residual is None else residual, x if to_residual is None else to_residual, parts,
-                saved.grids, slopes, grads, values, saved.running, *plan.where, launch.chunk, launch.samples,
-                direction.part_count, GRADS=len(values), LINEAR=linear, ADD=residual is not None,
-                KEEP=to_residual is not None, ACT=None if act is None else act.name,
-                SLOPE=0.0 if act is None else act.slope, EPS=saved.eps, **launch.options,
+                _solve_backward(saved, direction, slopes, grads, list(values))
+            launch(
+                aligned, x, g, out, x if residual is None else residual, x if to_residual is None else to_residual,
+                grids, slopes, grads, values, saved.running,
             )  # fmt: skip
-    return list(grads if across else grads.view(-1, n, channels).sum(1) if n > 1 else grads)
+    return list((grads if across or n == 1 else grads.view(-1, n, channels).sum(1)).unbind())
 
 
-# --- the program between the launches, where they cannot perform it --------------------------------------------------
+def _seen(elements: Iterable[Tensor | None], rows: tuple[Tensor, ...]) -> tuple[bool, tuple[torch.dtype, ...]]:
+    """Whether all tensors begin at multiples of 16 bytes, and the dtypes of those that have a number per channel."""
+    address = 0
+    for v in elements:
+        if v is not None:
+            address |= v.data_ptr()
+    for v in rows:
+        address |= v.data_ptr()
+    return address & 15 == 0, tuple([v.dtype for v in rows])
 
 
-def _solve_forward(saved: Saved, direction: Direction, program: Program, parts: Tensor, params: list[Tensor]) -> None:
-    n, channels, size = saved.plan.sizes
-    if direction.part_count > 1:
-        means, variances = parts.view(2, direction.part_count, -1)
-        shares = [direction.part / size] * (direction.part_count - 1)
-        shares.append(1 - sum(shares))
-        mean = sum(share * m for share, m in zip(shares, means, strict=True))
-        var = sum(share * (v + (m - mean) ** 2) for share, m, v in zip(shares, means, variances, strict=True))
-        saved.grids[0], saved.grids[1] = mean, var
-    grids = saved.grids.view(5, n, channels)
-    inputs = {"mean": grids[0], "var": grids[1], **_running(saved)}
-    answer = perform(program, inputs, params, saved.eps, size)
-    for grid, v in zip(grids[2:], answer[:3], strict=True):
-        grid.copy_(v)
-    for row, v in zip(saved.pooled, answer[3:], strict=False):
-        row.copy_(v[0])
-
-
-def _solve_backward(
-    saved: Saved, program: Program, parts: Tensor, slopes: Tensor, grads: Tensor, params: list[Tensor]
-) -> None:
-    n, channels, size = saved.plan.sizes
-    sums = parts.view(2, -1, n, channels).sum(1)
-    mean, var, scale, center, _ = saved.grids.view(5, n, channels)
-    inputs = {"mean": mean, "var": var, "sum_g": sums[0], "sum_gx": sums[1], "scale": scale, "center": center}
-    answer = perform(program, {**inputs, **_running(saved)}, params, saved.eps, size)
-    for to, v in zip([*slopes, *grads], answer, strict=True):
-        to.view(n, channels).copy_(v)
-
-
-def _running(saved: Saved) -> dict[str, Tensor]:
-    names = ("running_mean", "running_var") if saved.running else ()
-    return {name: v.to(torch.float64).view(1, -1) for name, v in zip(names, saved.running, strict=True)}
-
-
-def _parts(direction: Direction, grids: Tensor) -> Tensor:
-    return grids.new_empty((2, direction.part_count, grids.shape[1]))
-
-
-# --- how the work is cut ---------------------------------------------------------------------------------------------
+def _named(act: Activation | None) -> tuple[str | None, float]:
+    return (None, 0.0) if act is None else (act.name, act.slope)
 
 
 def _plan(recipe: Recipe, layout: Layout, x: Tensor) -> Plan:
+    key = ("triton", x.shape, layout, x.dtype, x.device)
+    plan: Plan | None = recipe.plans.get(key)
+    if plan is None:
+        if len(recipe.plans) >= _KEPT:
+            recipe.plans.clear()
+        plan = recipe.plans[key] = _made(recipe, layout, x)
+    return plan
+
+
+def _made(recipe: Recipe, layout: Layout, x: Tensor) -> Plan:
     n, channels, size = sizes = layout.sizes(x)
     programs = trace(recipe, n, channels)
     per_channel = tuple(recipe.entry.parameters[name].per_channel for name in recipe.names)
     strides = (1, channels) if layout.channels_last else (size, 1)
-    cut = _Cut(
+    cut = Cut(
         sizes, layout.channels_last, _processors(x.device), tl.float64 if x.dtype == torch.float64 else tl.float32
     )
     needs_sums = bool(recipe.names) or not programs.linear
@@ -242,101 +237,41 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """Cuts the work on a tensor for a device of so many multiprocessors."""
-
-    sizes: tuple[int, int, int]
-    channels_last: bool
-    processors: int
-    real: Any
-
-    def direction(self, program: Program, name: str, per_channel: tuple[bool, ...], measures: bool) -> Direction:
-        """The launches of one direction; `measures` says whether the planes must be read before they are written."""
-        n, channels, size = self.sizes
-        coupled = unit(program, channels)
-        if coupled is not None and max(coupled, n if coupled == ACROSS else 0) > _REGISTERS:
-            coupled = None
-        if name == "backward" and not measures:  # dx = scale * g, and no parameter asks for its gradient
-            return Direction((self._planes(MEASURE=False, SOLVE=None, APPLY=True),), size, 1, None)
-        solve = None if coupled is None else compiled(source(program, name, per_channel))
-        if coupled is not None and coupled != ACROSS:
-            whole = self._units(coupled, split=not measures, MEASURE=measures, SOLVE=solve, APPLY=True)
-            small = whole.options["R"] * coupled * size <= _TILE
-            if not measures or small or whole.grid[0] >= self.processors:
-                return Direction((whole,), size, 1, None)
-        first = self._planes(MEASURE=True, SOLVE=None, APPLY=False)
-        count = first.grid[1]
-        if coupled is None:
-            second = self._planes(MEASURE=False, SOLVE=None, APPLY=True)
-        elif coupled == ACROSS:
-            second = self._channels(MEASURE=False, SOLVE=solve, APPLY=True)
-        else:
-            second = self._units(coupled, split=True, MEASURE=False, SOLVE=solve, APPLY=True)
-        between = program if coupled is None else None
-        return Direction((first, _merging(second, count)), first.chunk, count, between)
-
-    def _planes(self, **steps: Any) -> Launch:
-        """Any planes, any positions: for launches that do without the program."""
-        return self._units(1, split=True, **steps)
-
-    def _units(self, width: int, *, split: bool, **steps: Any) -> Launch:
-        """Whole units of `width` planes, as many at a time as fill a tile, and lines of memory."""
-        n, channels, size = self.sizes
-        units = n * channels // width
-        columns = _power_of_2(width)
-        rows = max(1, _TILE // (columns * _power_of_2(size)), _COLUMNS // columns if self.channels_last else 1)
-        rows = min(rows, _REGISTERS // columns, _power_of_2(units))
-        block_p, block_s = self._tile(rows * width)
-        blocks = -(-units // rows)
-        chunk, chunks = self._positions(block_s, blocks, _PARTS if steps["MEASURE"] else None) if split else (size, 1)
-        shape = {"ACROSS": False, "W": width, "R": rows, "J": columns, "BLOCK_P": block_p, "BLOCK_S": block_s}
-        return _merging(Launch((blocks, chunks, 1), chunk, n, {**steps, **shape, "REAL": self.real}), 1)
-
-    def _channels(self, **steps: Any) -> Launch:
-        """Some channels of some samples, knowing the moments of all samples."""
-        n, channels, _ = self.sizes
-        rows = _power_of_2(n)
-        columns, block_s = self._tile(min(channels, _REGISTERS // rows))
-        blocks = -(-channels // columns)
-        samples = -(-n // min(n, self._wanted(blocks)))
-        some = -(-n // samples)
-        chunk, chunks = self._positions(block_s, blocks * some)
-        shape = {"ACROSS": True, "W": 1, "R": rows, "J": columns, "BLOCK_P": columns, "BLOCK_S": block_s}
-        return Launch((blocks, chunks, some), chunk, samples, {**steps, **shape, "REAL": self.real})
-
-    def _tile(self, planes: int) -> tuple[int, int]:
-        """BLOCK_P and BLOCK_S: long along what is contiguous."""
-        size, planes = _power_of_2(self.sizes[2]), _power_of_2(planes)
-        if self.channels_last:
-            block_p = min(planes, _power_of_2(self.sizes[1]), _COLUMNS)
-            return block_p, min(size, _TILE // block_p)
-        if size <= _SHORT:  # many planes in a tile, few of their numbers side by side: half the tile
-            return min(planes, _TILE // 2 // size), size
-        block_s = min(size, _ROW)
-        return min(planes, _TILE // block_s), block_s
-
-    def _positions(self, block_s: int, blocks: int, most: int | None = None) -> tuple[int, int]:
-        """Positions of an instance, and how often that is a plane, where there are so many blocks of planes."""
-        size = self.sizes[2]
-        tiles = -(-size // block_s)
-        chunks = min(tiles, self._wanted(blocks), most or tiles)
-        chunk = -(-tiles // chunks) * block_s
-        return chunk, -(-size // chunk)
-
-    def _wanted(self, blocks: int) -> int:
-        """Into how many parts so many blocks should be cut to occupy the device."""
-        return -(-_WAVES * self.processors // blocks)
+# --- the program between the launches, where they cannot perform it --------------------------------------------------
 
 
-def _merging(launch: Launch, count: int) -> Launch:
-    """A launch whose program merges so many parts of each plane, some at a time."""
-    numbers = launch.options["R"] * launch.options["J"]
-    block_k = min(_power_of_2(count), max(1, _REGISTERS // numbers))
-    warps = 8 if launch.options["SOLVE"] is not None and numbers * block_k > 1024 else 4
-    return Launch(launch.grid, launch.chunk, launch.samples, {**launch.options, "BLOCK_K": block_k, "num_warps": warps})
+def _solve_forward(saved: Saved, direction: Direction, program: Program, params: list[Tensor]) -> None:
+    n, channels, size = saved.plan.sizes
+    grids = saved.grids[: 5 * n * channels].view(5, n, channels)
+    count = direction.part_count
+    if count > 1:
+        parts = saved.grids[(5 * n + 2) * channels :].view(2, count, n, channels)
+        shares = [direction.part / size] * (count - 1)
+        shares.append(1 - sum(shares))
+        mean = sum(share * m for share, m in zip(shares, parts[0], strict=True))
+        var = sum(share * (v + (m - mean) ** 2) for share, m, v in zip(shares, *parts, strict=True))
+        grids[0], grids[1] = mean, var
+    inputs = {"mean": grids[0], "var": grids[1], **_running(saved)}
+    answer = perform(program, inputs, params, saved.eps, size)
+    for grid, v in zip(grids[2:], answer[:3], strict=True):
+        grid.copy_(v)
+    batch = saved.batch
+    for row, v in zip(() if batch is None else batch[:2], answer[3:], strict=True):
+        row.copy_(v[0])
 
 
-def _power_of_2(number: int) -> int:
-    """The smallest power of two that is no less."""
-    return 1 << (number - 1).bit_length()
+def _solve_backward(saved: Saved, direction: Direction, slopes: Tensor, grads: Tensor, params: list[Tensor]) -> None:
+    n, channels, size = saved.plan.sizes
+    grids = slopes.view(2 + 2 * direction.part_count, n, channels)
+    sums = grids[2:].view(2, -1, n, channels).sum(1)
+    mean, var, scale, center, _ = saved.grids[: 5 * n * channels].view(5, n, channels)
+    inputs = {"mean": mean, "var": var, "sum_g": sums[0], "sum_gx": sums[1], "scale": scale, "center": center}
+    assert direction.between is not None
+    answer = perform(direction.between, {**inputs, **_running(saved)}, params, saved.eps, size)
+    for to, v in zip([*grids[:2], *grads], answer, strict=True):
+        to.view(n, channels).copy_(v)
+
+
+def _running(saved: Saved) -> dict[str, Tensor]:
+    names = ("running_mean", "running_var") if saved.running else ()
+    return {name: v.to(torch.float64).view(1, -1) for name, v in zip(names, saved.running, strict=True)}

@@ -8,7 +8,7 @@ float64 torch under autograd and shares no code with normlab.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -20,6 +20,13 @@ from torch import Tensor, nn
 import normlab
 
 NORMS = ("bn", "in", "bin", "ln", "gn")
+ACTS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda z: z,
+    "relu": F.relu,
+    "leaky_relu:slope=0.2": lambda z: F.leaky_relu(z, 0.2),
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
 BACKENDS = ("numba_cpu", "reference")
 LAYOUTS = ("first", "last", "sliced", "transposed", "expanded")
 SHAPES = {2: (6, 8), 3: (4, 8, 7), 4: (3, 8, 5, 4), 5: (2, 8, 3, 4, 2)}
@@ -48,6 +55,9 @@ class Case:
     steps: int = 1
     mean: float = 0.0
     groups: int = 2
+    act: str | None = None
+    residual: bool = False
+    device: str = "cpu"
     threads: int = 2
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -85,17 +95,20 @@ def check(case: Case) -> None:
     for step in range(case.steps):
         x = make_input(case, generator)
         dy = arrange(torch.randn(case.shape, dtype=case.dtype, generator=generator), case.grad_layout)
+        r = make_input(case, generator) - case.mean if case.residual else None
         with backend(case.backend), threads(case.threads):
-            got = run(ours, x, dy)
+            got = run(ours.to(case.device), x, dy, r, case.device)
         same_form(got.y, x, "y")
         same_form(got.grads["x"], x, "dx")
-        want = oracle(case, x, dy, known)
+        want = oracle(case, x, dy, known, r)
         where = f"{case}, step {step}: "
         terms = x[:, 0].numel() ** 0.5  # rounding errors of long sums add up like a random walk
-        compare(got, want, ULPS * max(1, terms / 16), where + "against the float64 oracle: ")
-        if abs(case.mean) <= 10:  # further out torch's layers lose digits
-            compare(got, run(stock, x, dy), STOCK_ULPS * max(1, terms / 4), where + "against torch's layer: ")
-        known = {k: v.clone() for k, v in ours.state_dict().items()}
+        # half precision is rounded at the end: once, or with a residual's gradient on the way twice
+        ulps = ULPS * max(1, terms / 16) if case.dtype.itemsize > 2 else 4
+        compare(got, want, ulps, where + "against the float64 oracle: ")
+        if abs(case.mean) <= 10 and case.dtype.itemsize > 2:  # further out, and in less, torch's layers lose digits
+            compare(got, run(stock, x, dy, r), STOCK_ULPS * max(1, terms / 4), where + "against torch's layer: ")
+        known = {k: v.cpu().clone() for k, v in ours.state_dict().items()}
     assert list(ours.state_dict()) == list(stock.state_dict()), "state_dict keys changed"
 
 
@@ -105,7 +118,8 @@ def check(case: Case) -> None:
 def our_layer(case: Case) -> nn.Module:
     """normlab's layer of a case."""
     groups = {"groups": case.groups} if case.norm == "gn" else {}
-    return normlab.make_norm(case.norm, case.shape[1], dtype=case.dtype, **groups, **case.options)
+    act = {"act": case.act} if case.act else {}
+    return normlab.make_norm(case.norm, case.shape[1], dtype=case.dtype, **groups, **act, **case.options)
 
 
 def stock_layer(case: Case) -> nn.Module:
@@ -124,7 +138,18 @@ def stock_layer(case: Case) -> nn.Module:
         layer = (StockLayer if case.norm == "ln" else StockBatchInstance)(channels, **options)
     if not bias:
         layer.bias = None
-    return layer.to(case.dtype)
+    return fused(layer.to(case.dtype), case.act)
+
+
+def fused(layer: nn.Module, act: str | None) -> nn.Module:
+    """The layer with act(layer(x) + residual) for its forward pass, written out; its parameters keep their names."""
+    forward = layer.forward
+
+    def composed(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return ACTS[act](forward(x) if residual is None else forward(x) + residual)
+
+    layer.forward = composed  # type: ignore[method-assign]
+    return layer
 
 
 class StockLayer(nn.Module):
@@ -229,22 +254,25 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def run(layer: nn.Module, x: Tensor, dy: Tensor) -> Result:
-    """Forward and backward of a layer."""
-    x = x.detach().requires_grad_()
-    y = layer(x)
-    names, parameters = zip(*[("x", x), *layer.named_parameters()], strict=True)
-    grads = torch.autograd.grad(y, parameters, dy)
-    running = {k: v.clone() for k, v in layer.named_buffers()}
-    return Result(y.detach(), dict(zip(names, grads, strict=True)), running)
+def run(layer: nn.Module, x: Tensor, dy: Tensor, residual: Tensor | None = None, device: str = "cpu") -> Result:
+    """Forward and backward of a layer on its device; the answers are on the CPU."""
+    x = x.detach().to(device).requires_grad_()
+    added = [] if residual is None else [residual.detach().to(device).requires_grad_()]
+    y = layer(x, *added)
+    named = [("x", x), *(("residual", r) for r in added), *layer.named_parameters()]
+    names, parameters = zip(*named, strict=True)
+    grads = [g.cpu() for g in torch.autograd.grad(y, parameters, dy.to(device))]
+    running = {k: v.cpu().clone() for k, v in layer.named_buffers()}
+    return Result(y.detach().cpu(), dict(zip(names, grads, strict=True)), running)
 
 
 # --- the oracle ----------------------------------------------------------------------------------------------------
 
 
-def oracle(case: Case, x: Tensor, dy: Tensor, state: dict[str, Tensor]) -> Result:
+def oracle(case: Case, x: Tensor, dy: Tensor, state: dict[str, Tensor], residual: Tensor | None = None) -> Result:
     """The textbook in float64: formulas of the norms, gradients by autograd, running statistics by definition."""
     x = x.double().requires_grad_()
+    added = {} if residual is None else {"residual": residual.double().requires_grad_()}
     p = {k: v.double() for k, v in state.items()}
     leaves = {k: p[k].requires_grad_() for k in p if k in ("weight", "bias", "rho")}
     eps = case.options.get("eps", 1e-5)
@@ -253,8 +281,10 @@ def oracle(case: Case, x: Tensor, dy: Tensor, state: dict[str, Tensor]) -> Resul
         y = y * channels_of(p["weight"], x)
     if "bias" in p:
         y = y + channels_of(p["bias"], x)
-    grads = torch.autograd.grad(y, [x, *leaves.values()], dy.double())
-    return Result(y.detach(), dict(zip(["x", *leaves], grads, strict=True)), new_running(case, x.detach(), state))
+    y = ACTS[case.act](y + added["residual"] if added else y)
+    leaves = {"x": x, **added, **leaves}
+    grads = torch.autograd.grad(y, list(leaves.values()), dy.double())
+    return Result(y.detach(), dict(zip(leaves, grads, strict=True)), new_running(case, x.detach(), state))
 
 
 def normalized(case: Case, x: Tensor, p: dict[str, Tensor], eps: float) -> Tensor:

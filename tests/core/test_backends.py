@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,6 +59,86 @@ def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_choice(x: object, name: str) -> None:
     assert normlab.backend_for(x) == name
+
+
+# --- CUDA tensors: the choice looks at nothing but dtype and device ------------------------------------------------
+
+
+def on_cuda(dtype: torch.dtype = torch.float32) -> SimpleNamespace:
+    return SimpleNamespace(dtype=dtype, device=torch.device("cuda", 0))
+
+
+@pytest.fixture
+def triton_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """As where triton is installed; nothing is remembered of it."""
+    monkeypatch.setattr(planes, "_no_triton", lambda: None)
+    planes._choice.cache_clear()
+    yield monkeypatch
+    planes._choice.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_cuda_is_served_by_triton(dtype: torch.dtype, triton_there: pytest.MonkeyPatch) -> None:
+    assert normlab.backend_for(on_cuda(dtype)) == "triton_gpu"
+    with normlab.use_backend("reference"):
+        assert normlab.backend_for(on_cuda(dtype)) == "reference"
+
+
+def test_cuda_without_triton_says_so_once(triton_there: pytest.MonkeyPatch, nothing_told: None) -> None:
+    triton_there.setattr(planes, "_no_triton", lambda: "triton is not installed")
+    assert normlab.backend_for(on_cuda()) == "reference"
+    with pytest.warns(planes.BackendWarning, match="'cuda:0', as triton is not installed, is served by the slower"):
+        planes.serving(on_cuda())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert planes.serving(on_cuda()).__name__ == "normlab.planes.reference"
+    with (
+        pytest.raises(UsageError, match="'triton_gpu' cannot serve anything, as triton is not installed; install it"),
+        normlab.use_backend("triton_gpu"),
+    ):
+        planes.serving(on_cuda())
+
+
+def test_why_triton_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert planes._no_triton.__wrapped__() == "triton is not installed"
+
+
+@pytest.mark.parametrize(
+    ("x", "why"),
+    [
+        (np.zeros(1, np.float32), "a NumPy array; use 'numba_cpu' or 'reference'"),
+        (on_cuda(torch.float8_e5m2), "dtype float8_e5m2; expected one of: float32, float64, float16, bfloat16"),
+    ],
+)
+def test_what_triton_cannot_serve(x: object, why: str) -> None:
+    with pytest.raises(UsageError, match=f"'triton_gpu' cannot serve {why}"), normlab.use_backend("triton_gpu"):
+        planes.serving(x)
+
+
+@pytest.mark.parametrize("interpreted", ["0", "1"])
+def test_cpu_tensors_only_in_the_interpreter(interpreted: str) -> None:
+    """Whether kernels are interpreted is settled when they are loaded: in a process of its own."""
+    pytest.importorskip("triton")
+    program = (
+        "import torch, normlab\n"
+        "layer = normlab.make_norm('bn', 3)\n"
+        "with normlab.use_backend('triton_gpu'):\n"
+        "    layer(torch.randn(2, 3, 5)).sum().backward()\n"
+        "print(layer.weight.grad.shape, bool(layer.running_var.ne(1).all()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TRITON_INTERPRET": interpreted},
+    )
+    if interpreted == "1":
+        assert done.stdout == "torch.Size([3]) True\n", done.stderr
+    else:
+        assert "'triton_gpu' cannot serve a tensor on device 'cpu'; move it to a CUDA device, or set" in done.stderr
 
 
 def test_use_backend_is_for_its_block_and_thread() -> None:

@@ -15,43 +15,26 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from normlab import norms, stages
 from normlab.grid import Affine, exp
 from normlab.program import trace
 
-from .parity import Case, arrange, channels_of, mixed, normalized, unit
+from .interpreting import DEVICE, cut, interpret, kernels, programs, triton_gpu
+from .parity import ACTS, Case, arrange, channels_of, mixed, normalized, unit
 from .test_program import INVENTED, by_autograd, recipe_of
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-with pytest.MonkeyPatch.context() as patch:
-    if DEVICE == "cpu":  # read when triton, and when a kernel, is defined
-        patch.setenv("TRITON_INTERPRET", "1")
-    triton = pytest.importorskip("triton", reason="triton is not installed: its kernels are NOT tested here")
-    from normlab.planes import _triton_kernels as kernels
-    from normlab.planes import _triton_programs as programs
-    from normlab.planes import triton_gpu
 
 # the interpreter computes the lanes that are masked out, too
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
 NORMS = ("bn", "in", "bin", "ln", "gn")
-ACTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "leaky_relu:slope=0.2": lambda z: F.leaky_relu(z, 0.2),
-    "silu": F.silu,
-    "gelu": F.gelu,
-}
 ULPS = 32
 
 
 @pytest.fixture(autouse=True)
 def served_by_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if DEVICE == "cpu":
-        assert not isinstance(kernels.forward, triton.JITFunction), "triton was imported before this module could ask"
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    interpret(monkeypatch)
     monkeypatch.setattr(stages, "serving", lambda x: triton_gpu)
     stages.recipe.cache_clear()  # plans may have been made for another device
     yield
@@ -112,7 +95,7 @@ def check(case: Case, act: str | None = None, residual: bool = False, ulps: floa
     z = normalized(case, leaves[0], p, 1e-5)
     z = z * channels_of(p["weight"], z) + channels_of(p["bias"], z)
     z = z if r is None else z + leaves[-1]
-    want = z if act is None else ACTS[act](z)
+    want = ACTS[act](z)
     wants = torch.autograd.grad(want, leaves, dy.double())
     pairs = {"y": (y, want.detach()), "dx": (dx, wants[0])}
     pairs |= {f"d{k}": (grads[k], w) for k, w in zip(params, wants[1:], strict=False)}
@@ -148,7 +131,7 @@ def test_one_position(norm: str, layout: str) -> None:
     check(Case(norm, (3, 6, 1, 1), layout=layout))
 
 
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("act", [act for act in ACTS if act])
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_activations(norm: str, act: str) -> None:
     check(Case(norm, (3, 4, 3, 5)), act)
@@ -194,7 +177,7 @@ def test_first_element_far_from_the_others() -> None:
 def test_planes_measured_in_parts(norm: str, layout: str, monkeypatch: pytest.MonkeyPatch, launches: list[str]) -> None:
     """A few large planes: several instances for a plane, merged by Chan's formula, the last part shorter."""
     for constant, value in (("_TILE", 16), ("_ROW", 8), ("_SHORT", 4), ("_COLUMNS", 2), ("_WAVES", 1)):
-        monkeypatch.setattr(triton_gpu, constant, value)
+        monkeypatch.setattr(cut, constant, value)
     monkeypatch.setattr(triton_gpu, "_processors", lambda device: 16)
     # (the gate's gradient is a difference of two means)
     check(Case(norm, (2, 4, 5, 7), layout=layout, mean=0.0 if norm == "bin" else 100.0), "relu", True)
@@ -261,7 +244,7 @@ def test_evaluation_reads_once(launches: list[str]) -> None:
 def test_no_launch_reads_a_result_on_the_host() -> None:
     """Nothing that waits for the device; on one, torch itself watches (tests/gpu)."""
     waiting = {"item", "cpu", "numpy", "nonzero", "synchronize", "is_nonzero", "any", "all"}
-    for module in (triton_gpu, programs, kernels):
+    for module in (triton_gpu, cut, programs, kernels):
         tree = ast.parse(inspect.getsource(module))
         calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
         assert not waiting.intersection(n.func.attr for n in calls if isinstance(n.func, ast.Attribute))
@@ -272,12 +255,11 @@ def test_empty_batch() -> None:
     assert stages.backward(y, cache)[0].shape == (0, 4, 3)
 
 
-def test_compiles_for_an_h100(tmp_path: Path) -> None:
-    """What the interpreter accepts the compiler may not: types that change in a loop, names, registers."""
+def without_interpreter(module: str, tmp_path: Path) -> list[str]:
+    """Lines printed by a module of this folder in a process that compiles."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.core.triton_compiling"]
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", f"tests.core.{module}"],
         capture_output=True,
         text=True,
         timeout=300,
@@ -285,9 +267,29 @@ def test_compiles_for_an_h100(tmp_path: Path) -> None:
         env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+def test_compiles_for_an_h100(tmp_path: Path) -> None:
+    """What the interpreter accepts the compiler may not: types that change in a loop, names, registers."""
+    lines = without_interpreter("triton_compiling", tmp_path)
     assert len(lines) == 10
-    assert all(line.endswith(" compiled") for line in lines), done.stdout
+    assert all(line.endswith(" compiled") for line in lines), lines
+
+
+def test_later_launches_go_straight_to_the_compiled_kernel(tmp_path: Path) -> None:
+    """With the same arguments; a tensor off a boundary of 16 bytes, which takes another variant, is dispatched."""
+    assert without_interpreter("triton_launching", tmp_path) == [
+        line
+        for norm, count in (("bn", 4), ("gn", 2))
+        for line in (
+            f"{norm} first: {count} launched, {count} dispatched",
+            f"{norm} again: the same, 0 dispatched",
+            f"{norm} off a boundary: {count} launched, {count} dispatched",
+            f"{norm} off a boundary: {count} launched, {count} dispatched",
+            f"{norm} back on it: 0 dispatched",
+        )
+    ]
 
 
 # --- teeth ---------------------------------------------------------------------------------------------------------
@@ -313,7 +315,7 @@ def test_sabotage(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The comparison passes with the kernels' text, and fails with a mistake written into it."""
     right, wrong, case = SABOTAGE[name]
     for constant, value in (("_TILE", 16), ("_ROW", 16), ("_SHORT", 4)):  # some tiles to a plane
-        monkeypatch.setattr(triton_gpu, constant, value)
+        monkeypatch.setattr(cut, constant, value)
     check(case, "relu")
     text = Path(kernels.__file__).read_text()
     assert right in text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
+from inspect import signature
 from io import StringIO
 from typing import Any
 
@@ -40,7 +41,8 @@ class Compiling:
             with redirect_stdout(StringIO()) as log:
                 self.kernel.warmup(*args, grid=grid, **options)
             spilled = "0 bytes spill stores" not in log.getvalue()
-            steps = "+".join(step for step in ("MEASURE", "SOLVE", "APPLY") if options[step])
+            given = signature(self.kernel.fn).bind(*args).arguments
+            steps = "+".join(step for step in ("MEASURE", "SOLVE", "APPLY") if given[step])
             print(self.kernel.fn.__name__, steps, grid, "spills registers" if spilled else "compiled")
 
         return compile_for

@@ -1,22 +1,23 @@
-"""On a CUDA device: the Triton backend against the reference in float64, at sizes that occupy a device.
+"""On a CUDA device: the Triton backend against the reference in float64, at sizes that occupy a device; and training.
 
-`pytest -m gpu tests/gpu`; tests/core/test_triton.py runs there, too, on smaller and odder shapes.
+`pytest tests/gpu tests/core/test_triton.py tests/core/test_triton_parity.py`: the latter two take the device, too, for
+their smaller and odder shapes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import normlab
 from normlab import norms, stages
-from normlab.planes import reference
 
 from ..core.parity import unit
+from .training import batch, make_step, network, state
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -25,17 +26,18 @@ SHAPES = ((32, 64, 56, 56), (96, 48, 7, 7), (2, 5, 301, 299), (3, 520, 33), (1, 
 
 
 @contextmanager
-def served_by(backend: Any) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "serving", lambda x: backend)
+def host_must_not_wait() -> Iterator[None]:
+    """Within the block, whatever makes the host wait for the device raises."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
         yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.fixture
-def triton_gpu() -> Any:
-    from normlab.planes import triton_gpu
-
-    return triton_gpu
+def test_cuda_tensors_are_served_by_triton() -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        assert normlab.backend_for(torch.zeros(1, dtype=dtype, device="cuda")) == "triton_gpu"
 
 
 def noise(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> Tensor:
@@ -61,18 +63,16 @@ def both_ways(
     return answers if cache.to_residual is None else {**answers, "dresidual": cache.to_residual}
 
 
-def check(
-    backend: Any, norm: str, shape: tuple[int, ...], dtype: torch.dtype, last: bool, act: str | None, training: bool
-) -> None:
+def check(norm: str, shape: tuple[int, ...], dtype: torch.dtype, last: bool, act: str | None, training: bool) -> None:
     torch.manual_seed(0)
     x, dy = noise(shape, dtype, last), noise(shape, dtype, last)
     residual = None if act is None else noise(shape, dtype, last)
     names = (*norms.describe(norm).parameters, "running_mean", "running_var")
     rows = {k: torch.rand(shape[1], device="cuda") + 0.5 for k in names}
-    with served_by(backend):
+    with normlab.use_backend("triton_gpu"):
         got = both_ways(norm, x, dy, residual, act, training, rows)
     wide = {k: v.double() for k, v in rows.items()}
-    with served_by(reference):
+    with normlab.use_backend("reference"):
         wider = None if residual is None else residual.double()
         want = both_ways(norm, x.double(), dy.double(), wider, act, training, wide)
     assert list(got) == list(want)
@@ -91,56 +91,131 @@ def check(
 @pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("norm", NORMS)
-def test_training(norm: str, shape: tuple[int, ...], last: bool, triton_gpu: Any) -> None:
-    check(triton_gpu, norm, shape, torch.float32, last, None, training=True)
-    check(triton_gpu, norm, shape, torch.bfloat16, last, "relu", training=True)
+def test_training(norm: str, shape: tuple[int, ...], last: bool) -> None:
+    check(norm, shape, torch.float32, last, None, training=True)
+    check(norm, shape, torch.bfloat16, last, "relu", training=True)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_evaluation(norm: str, last: bool, triton_gpu: Any) -> None:
-    check(triton_gpu, norm, (32, 64, 28, 28), torch.float32, last, "gelu", training=False)
-    check(triton_gpu, norm, (32, 64, 28, 28), torch.float16, last, None, training=False)
+def test_evaluation(norm: str, last: bool) -> None:
+    check(norm, (32, 64, 28, 28), torch.float32, last, "gelu", training=False)
+    check(norm, (32, 64, 28, 28), torch.float16, last, None, training=False)
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_same_results_every_time(norm: str, triton_gpu: Any) -> None:
+def test_same_results_every_time(norm: str) -> None:
     """Instances that compute the same numbers for themselves neither race nor wait."""
     torch.manual_seed(0)
     x, dy = noise((32, 64, 56, 56), torch.float32, True), noise((32, 64, 56, 56), torch.float32, True)
     rows = {k: torch.rand(64, device="cuda") + 0.5 for k in ("weight", "bias", "rho", "running_mean", "running_var")}
-    with served_by(triton_gpu):
-        first = both_ways(norm, x, dy, None, "silu", True, rows)
-        for _ in range(20):
-            again = both_ways(norm, x, dy, None, "silu", True, rows)
-            for name, v in first.items():
-                assert torch.equal(v, again[name]), name
+    first = both_ways(norm, x, dy, None, "silu", True, rows)
+    for _ in range(20):
+        again = both_ways(norm, x, dy, None, "silu", True, rows)
+        for name, v in first.items():
+            assert torch.equal(v, again[name]), name
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_host_never_waits(norm: str, triton_gpu: Any) -> None:
+def test_host_never_waits(norm: str) -> None:
     torch.manual_seed(0)
     x, dy = noise((8, 16, 14, 14), torch.float32, False), noise((8, 16, 14, 14), torch.float32, False)
     rows = {k: torch.rand(16, device="cuda") + 0.5 for k in ("weight", "bias", "rho", "running_mean", "running_var")}
-    with served_by(triton_gpu):
-        both_ways(norm, x, dy, None, "relu", True, rows)  # compiled
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            both_ways(norm, x, dy, None, "relu", True, rows)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    both_ways(norm, x, dy, None, "relu", True, rows)  # compiled
+    with host_must_not_wait():
+        both_ways(norm, x, dy, None, "relu", True, rows)
 
 
-def test_more_than_2_to_the_31_elements(triton_gpu: Any) -> None:
-    """Offsets are 64 bits wide."""
+@pytest.mark.parametrize(
+    ("norm", "options"),
+    [*((norm, {}) for norm in NORMS), ("bn", {"momentum": None}), ("in", {"track_running_stats": True})],
+    ids=str,
+)
+def test_host_never_waits_for_a_layer(norm: str, options: dict) -> None:
+    layer = normlab.make_norm(norm, 16, act="relu", **options).cuda()
+    x = torch.randn(8, 16, 14, 14, device="cuda", requires_grad=True)
+    dy = torch.randn_like(x)
+    layer(x, x).backward(dy)  # compiled
+    with host_must_not_wait():
+        layer(x, x).backward(dy)
+        layer.eval()(x)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_host_never_waits_in_a_training_step(norm: str, autocast: bool) -> None:
+    step = make_step(network(norm, "cuda"), *batch(32, "cuda"), autocast)
+    step()
+    with host_must_not_wait():
+        step()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_training_step_in_a_graph(norm: str) -> None:
+    """A captured step, replayed, trains as the step itself does."""
+    plain, captured = network(norm, "cuda"), network(norm, "cuda")
+    images, labels = batch(32, "cuda")
+    step = make_step(plain, images, labels)
+    for _ in range(3 + 4):
+        step()
+
+    step = make_step(captured, images, labels)
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):  # compiles, and makes the optimizer's buffers
+            step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    for _ in range(4):
+        graph.replay()
+    assert torch.isfinite(loss)
+    wanted = plain.state_dict()
+    for name, v in captured.state_dict().items():
+        # convolutions may choose another algorithm, which rounds otherwise
+        torch.testing.assert_close(v, wanted[name], rtol=2e-2, atol=2e-3, msg=lambda text, k=name: f"{k}: {text}")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_mixed_precision(norm: str) -> None:
+    """Under autocast layers take bfloat16 and keep float32 statistics; the loss falls as without."""
+    net = network(norm, "cuda")
+    step = make_step(net, *batch(64, "cuda"), autocast=True)
+    losses = [float(step()) for _ in range(15)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(v.dtype == torch.float32 for v in net.state_dict().values() if v.is_floating_point())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_same_weights_every_time(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trainings from the same weights end in the same bits, where the convolutions do."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    ends = []
+    for _ in range(2):
+        net = network(norm, "cuda")
+        step = make_step(net, *batch(32, "cuda"))
+        for _ in range(5):
+            step()
+        ends.append(state(net))
+    for name, v in ends[0].items():
+        assert torch.equal(v, ends[1][name]), name
+
+
+def test_more_than_2_to_the_31_elements() -> None:
+    """Offsets are 64 bits wide, forward and backward."""
     shape = (3, 1, 900_000_000)
-    if torch.cuda.mem_get_info()[0] < 4 * 2 * 3 * 900_000_000:
-        pytest.skip("needs 22 GB of free memory")
+    if torch.cuda.mem_get_info()[0] < 5 * 2 * 3 * 900_000_000:
+        pytest.skip("needs 27 GB of free memory")
     x = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
-    with served_by(triton_gpu):
-        y, _ = stages.forward("in", x, {})
-    ends = y[:, 0, -1000:].float()
-    tail = x[:, 0, -1000:].float()
+    y, cache = stages.forward("in", x, {})
+    means = [x[n].float().mean() for n in range(3)]
+    stds = [x[n].float().std() for n in range(3)]
     for n in range(3):
-        mean, std = x[n].float().mean(), x[n].float().std()
-        torch.testing.assert_close(ends[n], (tail[n] - mean) / std, rtol=1e-2, atol=1e-2)
+        wanted = (x[n, 0, -1000:].float() - means[n]) / stds[n]
+        torch.testing.assert_close(y[n, 0, -1000:].float(), wanted, rtol=1e-2, atol=1e-2)
+    # with dy = y = (x - mean) / std: dx = (dy - mean(dy) - y mean(dy y)) / std = 0, but for rounding y
+    dx, _ = stages.backward(y, cache)
+    assert float(dx[:, 0, -1000:].abs().max()) < 2e-2

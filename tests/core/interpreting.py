@@ -1,0 +1,26 @@
+"""Triton as the tests take it: on a CUDA device if there is one, else in its interpreter on CPU tensors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+with pytest.MonkeyPatch.context() as patch:
+    if DEVICE == "cpu":  # read when triton, and when a kernel, is defined
+        patch.setenv("TRITON_INTERPRET", "1")
+    triton = pytest.importorskip("triton", reason="triton is not installed: its kernels are NOT tested here")
+    from normlab.planes import _triton_cut as cut
+    from normlab.planes import _triton_kernels as kernels
+    from normlab.planes import _triton_programs as programs
+    from normlab.planes import triton_gpu
+
+__all__ = ["DEVICE", "cut", "interpret", "kernels", "programs", "triton", "triton_gpu"]
+
+
+def interpret(patch: pytest.MonkeyPatch) -> None:
+    """Where there is no device, have what is still to be defined interpreted too."""
+    if DEVICE == "cpu":
+        assert triton_gpu.INTERPRETED, "the kernels were loaded before the tests could ask for the interpreter"
+        patch.setenv("TRITON_INTERPRET", "1")
