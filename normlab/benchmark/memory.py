@@ -73,12 +73,12 @@ def _peak(step: Callable[[], None], device: str) -> int:
         import torch
 
         step()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
         step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     # every array of more than 64 KiB is given back at once, so that the mark follows what is alive
     ctypes.CDLL(None).mallopt(-3, 64 << 10)
     step()

@@ -6,6 +6,7 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -21,7 +22,7 @@ def in_turns(
     device it is the mean of calls in a row between two events, so that the launches overlap with the work as they do
     in training. Every side is called twice before, to compile and to meet its memory.
     """
-    once = _on_cuda if device.startswith("cuda") else _on_cpu
+    once = partial(_on_cuda, device) if device.startswith("cuda") else _on_cpu
     calls = []
     for side in sides:
         side()
@@ -43,14 +44,15 @@ def _on_cpu(side: Side, count: int) -> float:
     return 1e3 * statistics.median(figures)
 
 
-def _on_cuda(side: Side, count: int) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    for _ in range(count):
-        side()
-    end.record()
-    torch.cuda.synchronize()
+def _on_cuda(device: str, side: Side, count: int) -> float:
+    with torch.cuda.device(device):  # events belong to a device's stream: that of the work, not the first one's
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(count):
+            side()
+        end.record()
+        torch.cuda.synchronize()
     return start.elapsed_time(end) / count
 
 

@@ -305,6 +305,8 @@ SABOTAGE: dict[str, tuple[str, str, Case]] = {
     "dx without its slope": ("scale * up + (b * d + c)", "scale * up + c", Case("bn", (3, 4, 5))),
     "biased running variance": ("(count.to(tl.float64) /", "(1.0 +", Case("bn", (3, 4, 5))),
     "padded samples count": ("tl.where(own, answer[2 + i], 0.0)", "answer[2 + i] + 1.0", Case("bn", (3, 4, 5))),
+    "slope of the leaky part": ("tl.full([], SLOPE, z.dtype))", "tl.full([], 0.0, z.dtype))", Case("gn", (3, 4, 5))),
+    "parts are read elsewhere": ("parts = slopes + 2 * planes", "parts = slopes + planes", Case("bn", (3, 4, 5))),
     "tiles are not merged": ("square += between * between", "square += 0.0 * between", Case("in", (2, 2, 21))),
     "parts are not merged": ("within + between * between", "within", Case("bn", (2, 2, 21))),
 }
@@ -316,7 +318,8 @@ def test_sabotage(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     right, wrong, case = SABOTAGE[name]
     for constant, value in (("_TILE", 16), ("_ROW", 16), ("_SHORT", 4)):  # some tiles to a plane
         monkeypatch.setattr(cut, constant, value)
-    check(case, "relu")
+    act = "leaky_relu:slope=0.2" if "leaky" in name else "relu"
+    check(case, act)
     text = Path(kernels.__file__).read_text()
     assert right in text
     path = tmp_path / "mistaken.py"
@@ -329,4 +332,4 @@ def test_sabotage(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(triton_gpu, "kernels", mistaken)
     stages.recipe.cache_clear()
     with pytest.raises(AssertionError, match="is off by"):
-        check(case, "relu")
+        check(case, act)
