@@ -131,7 +131,10 @@ def _run(x: Tensor, residual: Tensor | None, call: Call) -> tuple[Tensor, stages
     recipe, update, averaged = call.recipe, None, False
     if call.update is not None:
         mean, var, momentum, seen = call.update
-        update = (mean, var, 1 / int(seen) if momentum is None else momentum)
+        weight: Any = momentum
+        if momentum is None:  # on a GPU the count stays a tensor: to read it is to wait for the device
+            weight = 1 / (seen.double() if seen.is_cuda else int(seen))
+        update = (mean, var, weight)
         averaged = recipe.entry.name == "in"
     y, kept = stages.forward(
         recipe, x, call.params, running=call.running, eps=call.eps, act=call.act, residual=residual,
