@@ -119,7 +119,7 @@ def like_one_run(claim: str, reported: float, values: Sequence[float], *, origin
         spread = math.sqrt(std**2 * (1 + 1 / len(values)) + sampling)
         reach = float(stats.t.ppf(0.975, len(values) - 1)) * spread
         verdict = HOLDS if abs(reported - mean) <= reach else FAILS
-        measured += f"; a further run: {percent(mean - reach)} to {percent(mean + reach)}"
+        measured += f"; a further run: {percent(max(0, mean - reach))} to {percent(min(1, mean + reach))}"
     return Finding(claim, percent(reported), measured, verdict, rule, {"values": list(values)})
 
 

@@ -164,6 +164,11 @@ def test_single_figures_are_judged_as_one_more_run(reported: float, original: bo
     assert finding.verdict == expected
 
 
+def test_no_run_is_expected_beyond_all_or_nothing_right() -> None:
+    measured = verdicts.like_one_run("c", 0.5, [0.1, 0.2, 0.9], original=True).measured
+    assert measured.endswith("a further run: 0.0 % to 100.0 %")
+
+
 def test_errors_may_be_ten_times_the_reported() -> None:
     assert verdicts.within_order("c", 1e-9, [2e-9, 3e-9, 2.5e-9]).verdict == verdicts.HOLDS
     assert verdicts.within_order("c", 1e-9, [2e-6, 3e-6, 2.5e-6]).verdict == verdicts.FAILS
