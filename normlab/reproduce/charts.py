@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from normlab.report import theme
+from normlab.report.figures.parts import epoch_axis
 
 _COLOURS = [theme.LIGHT[f"c{i}"] for i in range(12)]
 _DASHES = [[1, 0], [8, 3], [3, 2], [8, 3, 2, 3], [1, 2], [12, 3]]
@@ -34,7 +36,7 @@ def curves(
             f"{x}:Q",
             title=x.replace("_", " "),
             scale=alt.Scale(type="log" if log_x else "linear"),
-            axis=alt.Axis(format="~g") if log_x else alt.Axis(format="d", tickMinStep=1),
+            axis=alt.Axis(format="~g") if log_x else _whole([row[x] for row in rows]),
         ),
     )
     axis = alt.Axis(format=".0%") if percent else alt.Axis()
@@ -104,9 +106,7 @@ def evolution(panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
         values = [
             {"epoch": row["epoch"], **{f"p{i}": value for i, value in enumerate(row["percentiles"])}} for row in rows
         ]
-        base = alt.Chart(alt.Data(values=values)).encode(
-            x=alt.X("epoch:Q", title="epoch", scale=alt.Scale(zero=False), axis=alt.Axis(format="d", tickMinStep=1))
-        )
+        base = alt.Chart(alt.Data(values=values)).encode(x=epoch_axis([row["epoch"] for row in rows]))
         color = styles[norm].color
         layers = [
             base.mark_area(color=color, opacity=opacity).encode(
@@ -135,6 +135,15 @@ def as_spec(chart: Any) -> dict[str, Any]:
     }
     spec: dict[str, Any] = theme.resolved({**chart.to_dict(), "config": {**config, "background": "#ffffff"}})
     return spec
+
+
+def _whole(places: Sequence[float]) -> Any:
+    """An axis that names whole numbers, each once, however few there are."""
+    import altair as alt
+
+    span = max(places, default=0) - min(places, default=0)
+    few = list(range(math.ceil(min(places, default=0)), math.floor(max(places, default=0)) + 1)) if span <= 8 else None
+    return alt.Axis(format="d", values=few) if few else alt.Axis(format="d", tickMinStep=1)
 
 
 def _dashes(order: Sequence[Any]) -> list[list[int]]:

@@ -17,7 +17,7 @@ from PIL import Image
 from normlab.analysis.pictures import SIDE, picture
 from normlab.report.theme import LIGHT
 from normlab.reproduce import verdicts
-from normlab.reproduce.charts import as_spec, evolution
+from normlab.reproduce.charts import as_spec, curves, evolution
 from normlab.reproduce.comparisons import Comparison, judged, trained
 from normlab.reproduce.experiment import Setting
 from normlab.reproduce.experiments import feature_evolution, grad_cam
@@ -85,6 +85,15 @@ def test_panels_share_a_scale_unless_one_outgrows_it() -> None:
     assert domains({"bn": rows(1), "gn": rows(2), "none": rows(500)}) == {
         "bn": [-2, 2], "gn": [-2, 2], "none (its own scale)": None
     }  # fmt: skip
+
+
+def test_few_epochs_are_each_named_once() -> None:
+    rows = [{"epoch": epoch, **_layer(1.0)} for epoch in (1, 2, 3)]
+    panel = as_spec(evolution({"bn": rows}))["concat"][0]["layer"][0]
+    assert panel["encoding"]["x"]["axis"]["values"] == [1, 2, 3]
+    records = [{"series": "bn", "epoch": epoch, "val_accuracy": 0.5} for epoch in (1, 2, 3)]
+    line = as_spec(curves(records, "epoch", "val_accuracy", "series"))["layer"][0]
+    assert line["encoding"]["x"]["axis"]["values"] == [1, 2, 3]
 
 
 # --- galleries --------------------------------------------------------------------------------------------------------
