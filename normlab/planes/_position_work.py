@@ -1,0 +1,199 @@
+"""What one thread does of a job on positions, and a whole direction in one call.
+
+Items are rows (D elements, one after the other), or tiles: some columns of a sample (C, S). A unit is some items in a
+row, and has sums of its own for the gradients of weight and bias, so that neither who does it nor how many threads there
+are changes the result. A job's numbers are those of the protocol of threads (`normlab.planes._team`), and these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ctypes import CFUNCTYPE, c_ssize_t
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc, types
+
+from normlab.planes._compile import compiled
+from normlab.planes._counters import next_unit, pointer, unit_done
+from normlab.planes._job import CONTROL, TABLE, UNITS
+from normlab.planes._positions import FIRST, OUT, SECOND, normalize_columns, normalize_row, pull_columns, pull_row
+from normlab.planes._team import share
+from normlab.planes._unaliased import elements_at, load, store
+
+(
+    BACKWARD,  # 0: forward
+    X, G, Y, KEPT, WEIGHT, BIAS,  # addresses: input, upstream gradient, output (y or dx), (3, rows or N * S), (D,), (D,)
+    SUMS, D_WEIGHT, D_BIAS,  # (2, units, D) partial sums of the gradients of weight and bias, and where they go, or 0
+    OUTER, SIZE, INNER,  # rows, D and 0; or N, C and S
+    X_OUTER, X_STEP, G_OUTER, G_STEP,  # elements from one row or sample to the next, and from one channel to the next
+    TILES, WIDTH,  # in a sample; columns in a tile
+    EXTENT,  # items in a unit
+    ITEMSIZE,
+    CENTRED, LEARNS,
+    EPS,
+    NUMBERS,
+) = range(TABLE, TABLE + 25)  # fmt: skip
+
+
+@cache
+def work(itemsize: int) -> int:
+    """Address of the work for elements of this many bytes (4: float32, 8: float64), compiled when first asked for."""
+    return _compile({4: _work_float32, 8: _work_float64}[itemsize])
+
+
+@cache
+def direction(backward: bool, itemsize: int) -> Callable[[int], None]:
+    """The C function of a job's address that does all of it."""
+    function = {4: _backward_float32, 8: _backward_float64}[itemsize] if backward else _forward
+    return CFUNCTYPE(None, c_ssize_t)(_compile(function))
+
+
+def _compile(function: Callable[[int], None]) -> int:
+    made: Any = cfunc(types.void(types.intp), cache=True)(function)
+    _alive.append(made)
+    return int(made.address)
+
+
+_alive: list[Any] = []  # compiled code lives as long as its object
+
+
+def _work_float32(address: int) -> None:
+    _work(carray(pointer(address), (NUMBERS,), np.int64), np.float32)
+
+
+def _work_float64(address: int) -> None:
+    _work(carray(pointer(address), (NUMBERS,), np.int64), np.float64)
+
+
+def _forward(address: int) -> None:
+    share(carray(pointer(address), (NUMBERS,), np.int64))
+
+
+def _backward_float32(address: int) -> None:
+    _pull(carray(pointer(address), (NUMBERS,), np.int64), np.float32)
+
+
+def _backward_float64(address: int) -> None:
+    _pull(carray(pointer(address), (NUMBERS,), np.int64), np.float64)
+
+
+@compiled
+def _pull(job: Any, real: Any) -> None:
+    share(job)
+    if job[LEARNS] != 0:
+        size, units = job[SIZE], job[UNITS]
+        total = np.empty(size)
+        sums = _sums(job, real)
+        for i in range(2):
+            address = job[D_BIAS] if i else job[D_WEIGHT]
+            if address != 0:
+                _add_units(sums[i], units, total, elements_at(address, real))
+
+
+@compiled
+def _sums(job: Any, real: Any) -> Any:
+    """Sums of the units for the gradients of weight and bias, D numbers for each unit."""
+    return elements_at(job[SUMS], real), elements_at(job[SUMS] + job[UNITS] * job[SIZE] * job[ITEMSIZE], real)
+
+
+@compiled
+def _add_units(sums: Any, units: int, total: Any, gradient: Any) -> None:
+    size = total.size
+    for k in range(size):
+        total[k] = 0
+    for u in range(units):
+        for k in range(size):
+            store(total, k, load(total, k, FIRST) + load(sums, u * size + k, SECOND), FIRST)
+    for k in range(size):
+        store(gradient, k, total[k], OUT)
+
+
+@compiled
+def _work(job: Any, real: Any) -> None:
+    """Take units of the job until there are none; `real` is the type of their elements."""
+    control = carray(pointer(job[CONTROL]), (1,), np.int64)
+    learns, rows = job[LEARNS] != 0, job[INNER] == 0
+    items, extent, size = job[OUTER] * job[TILES], job[EXTENT], job[SIZE]
+    # the sums of a unit grow in memory of this thread's own: beside another's, fetching ahead would take it away from it
+    own = np.empty((2, size if learns else 0), real)
+    d_weight, d_bias = elements_at(own[0].ctypes.data, real), elements_at(own[1].ctypes.data, real)
+    scratch = np.empty(job[WIDTH], real), np.empty(job[WIDTH], real), np.empty((2, job[WIDTH]))
+    u = next_unit(control)
+    while u < job[UNITS]:
+        first, stop = u * extent, min((u + 1) * extent, items)
+        own[:] = 0
+        if rows:
+            _rows(job, real, first, stop, d_weight, d_bias)
+        else:
+            _tiles(job, real, first, stop, d_weight, d_bias, scratch)
+        if learns:
+            _keep(own, _sums(job, real), u)
+        unit_done(control)
+        u = next_unit(control)
+
+
+@compiled
+def _keep(own: Any, sums: Any, u: int) -> None:
+    size = own.shape[1]
+    for k in range(size):
+        store(sums[0], u * size + k, own[0, k], FIRST)
+        store(sums[1], u * size + k, own[1, k], SECOND)
+
+
+@compiled
+def _tensors(job: Any, real: Any) -> Any:
+    """x, g, y and dx, what is kept, weight and bias; in a forward job there is no g, nor a bias in a backward one."""
+    bytes_each = job[OUTER] * max(job[INNER], 1) * job[ITEMSIZE]
+    return (
+        elements_at(job[X], real),
+        elements_at(job[G], real),
+        elements_at(job[Y], real),
+        (
+            elements_at(job[KEPT], real),
+            elements_at(job[KEPT] + bytes_each, real),
+            elements_at(job[KEPT] + 2 * bytes_each, real),
+        ),
+        elements_at(job[WEIGHT], real),
+        elements_at(job[BIAS], real),
+    )
+
+
+@compiled
+def _rows(job: Any, real: Any, first: int, stop: int, d_weight: Any, d_bias: Any) -> None:
+    x, g, y, kept, weight, bias = _tensors(job, real)
+    size, centred, learns, eps = job[SIZE], job[CENTRED] != 0, job[LEARNS] != 0, job[EPS : EPS + 1].view(np.float64)[0]
+    x_outer, g_outer = job[X_OUTER], job[G_OUTER]
+    if job[BACKWARD] != 0:
+        for i in range(first, stop):
+            pull_row(
+                real, g, i * g_outer, x, i * x_outer, size, weight, centred, kept, i, learns, d_weight, d_bias, y,
+                i * size,
+            )  # fmt: skip
+    else:
+        for i in range(first, stop):
+            normalize_row(real, x, i * x_outer, size, weight, bias, centred, eps, y, i * size, kept, i)
+
+
+@compiled
+def _tiles(
+    job: Any, real: Any, first: int, stop: int, d_weight: Any, d_bias: Any, scratch: Any
+) -> None:
+    x, g, y, kept, weight, bias = _tensors(job, real)
+    size, inner, centred, learns = job[SIZE], job[INNER], job[CENTRED] != 0, job[LEARNS] != 0
+    eps, x_step, g_step = job[EPS : EPS + 1].view(np.float64)[0], job[X_STEP], job[G_STEP]
+    few, few_too, totals = scratch
+    for item in range(first, stop):
+        n, start = item // job[TILES], item % job[TILES] * job[WIDTH]
+        width = min(job[WIDTH], inner - start)
+        at, to, i = n * job[X_OUTER] + start, n * size * inner + start, n * inner + start
+        if job[BACKWARD] != 0:
+            pull_columns(
+                real, g, n * job[G_OUTER] + start, g_step, x, at, x_step, size, width, weight, centred, kept, i, learns,
+                d_weight, d_bias, y, to, inner, few, few_too, totals,
+            )  # fmt: skip
+        else:
+            normalize_columns(
+                real, x, at, x_step, size, width, weight, bias, centred, eps, y, to, inner, kept, i, few, few_too, totals
+            )  # fmt: skip

@@ -1,0 +1,243 @@
+"""Normalization at one position or many, compiled: rows whose elements are normalized together, or columns.
+
+A row lies in the first-level cache, and a tile of columns in the second, while it is gone over: for the moments about
+the mean of its first few elements, once more about the mean just found where that was further off than two deviations
+(the shifted, and the corrected two-pass algorithm of Chan, Golub & LeVeque 1983), and to write y. Sums run in the elements' precision over blocks short enough to lose nothing, and in float64 over the blocks.
+
+Kept for the backward pass are, for every position, the centre m (in the elements' precision, where subtracting it from
+an element near it is exact), r = 1 / sqrt(var + eps), and t = r * (m - mean), so that h = (x - m) * r + t is what weight
+and bias are applied to. Then, with averages over the row,
+
+    dx = r * (w * g - average(w * g) - h * average(w * g * h)) = r * w * g + b * (x - m) + c,
+
+where b and c are numbers of the position; without centring (root mean square) m, t and the first average are zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from normlab.planes._compile import compiled
+from normlab.planes._unaliased import load, store
+
+_BLOCK = 2048  # elements of a row that are summed in the elements' own precision; vectors make it some 64 in a line
+_ROWS = 64  # rows of a tile likewise
+_FEW = 8  # elements whose mean is the first estimate
+
+# Tensors are pointers, and `real` is the type of their elements. Roles of what is pointed to (`normlab.planes._unaliased`)
+X, G, WEIGHT, BIAS, OUT, D_WEIGHT, D_BIAS, CENTER, RSTD, SHIFT, FIRST, SECOND = range(12)
+
+
+# --- rows --------------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def normalize_row(
+    real: Any, x: Any, at: int, size: int, weight: Any, bias: Any, centred: bool, eps: float, y: Any, to: int, kept: Any,
+    i: int,
+) -> None:  # fmt: skip
+    """y = h * weight + bias, for the row of x from `at` on; m, r and t are kept in place i."""
+    m = real(0)
+    if centred:
+        first = load(x, at, X)
+        few = min(_FEW, size)
+        for k in range(few):
+            m += load(x, at + k, X) - first
+        m = first + m / real(few)
+    left, square = _mean_square_about(real, x, at, size, m)
+    if centred and _too_far(left, square):
+        m += real(left)
+        left, square = _mean_square_about(real, x, at, size, m)
+    if not centred:
+        left = 0.0
+    exact = _rstd(square - left * left, eps)
+    r, t = real(exact), real(-left * exact)
+    for k in range(size):
+        store(y, to + k, ((load(x, at + k, X) - m) * r + t) * load(weight, k, WEIGHT) + load(bias, k, BIAS), OUT)
+    store(kept[0], i, m, CENTER)
+    store(kept[1], i, r, RSTD)
+    store(kept[2], i, t, SHIFT)
+
+
+@compiled
+def _mean_square_about(real: Any, x: Any, at: int, size: int, m: Any) -> Any:
+    """Means of (x - m) and of its square."""
+    total = 0.0
+    square = 0.0
+    for start in range(0, size, _BLOCK):
+        part = real(0)
+        part_square = real(0)
+        for k in range(start, min(start + _BLOCK, size)):
+            d = load(x, at + k, X) - m
+            part += d
+            part_square += d * d
+        total += part
+        square += part_square
+    return total / size, square / size
+
+
+@compiled
+def _too_far(left: float, square: float) -> bool:
+    """Whether a centre at distance `left` from the mean would cost the variance precision: over two deviations."""
+    return left * left > 0.8 * square
+
+
+@compiled
+def pull_row(
+    real: Any, g: Any, g_at: int, x: Any, at: int, size: int, weight: Any, centred: bool, kept: Any, i: int, learns: bool,
+    d_weight: Any, d_bias: Any, dx: Any, to: int,
+) -> None:  # fmt: skip
+    """dx of a row; if it `learns`, the gradients of weight and bias are added to."""
+    m, r, t = load(kept[0], i, CENTER), load(kept[1], i, RSTD), load(kept[2], i, SHIFT)
+    sum_g = 0.0
+    sum_gx = 0.0
+    for start in range(0, size, _BLOCK):
+        part = real(0)
+        part_x = real(0)
+        for k in range(start, min(start + _BLOCK, size)):
+            a = load(g, g_at + k, G) * load(weight, k, WEIGHT)
+            part += a
+            part_x += a * (load(x, at + k, X) - m)
+        sum_g += part
+        sum_gx += part_x
+    exact_b, exact_c = _coefficients(sum_g, sum_gx, size, centred, r, t)
+    b, c = real(exact_b), real(exact_c)
+    if learns:
+        for k in range(size):
+            up, d = load(g, g_at + k, G), load(x, at + k, X) - m
+            store(d_weight, k, load(d_weight, k, D_WEIGHT) + up * (d * r + t), D_WEIGHT)
+            store(d_bias, k, load(d_bias, k, D_BIAS) + up, D_BIAS)
+            store(dx, to + k, r * (load(weight, k, WEIGHT) * up) + (b * d + c), OUT)
+    else:
+        for k in range(size):
+            a = load(g, g_at + k, G) * load(weight, k, WEIGHT)
+            store(dx, to + k, r * a + (b * (load(x, at + k, X) - m) + c), OUT)
+
+
+@compiled
+def _rstd(var: float, eps: float) -> float:
+    return 1 / np.sqrt((0.0 if var < 0 else var) + eps)
+
+
+@compiled
+def _coefficients(sum_g: float, sum_gx: float, size: int, centred: bool, r: Any, t: Any) -> Any:
+    """b and c of dx = r * w * g + b * (x - m) + c."""
+    scale, shift = np.float64(r), np.float64(t)
+    mean_gh = (sum_gx * scale + sum_g * shift) / size
+    mean_g = sum_g / size if centred else 0.0
+    return -scale * scale * mean_gh, -scale * (mean_g + shift * mean_gh)
+
+
+# --- columns: a tile of `width` columns, whose rows are `step` elements apart ---------------------------------------------
+
+
+@compiled
+def normalize_columns(
+    real: Any, x: Any, at: int, step: int, size: int, width: int, weight: Any, bias: Any, centred: bool, eps: float, y: Any,
+    to: int, to_step: int, kept: Any, i: int, first: Any, second: Any, totals: Any,
+) -> None:  # fmt: skip
+    """As `normalize_row`, for each column; m, r and t are kept from place i on."""
+    m, r, t = kept
+    _center_columns(real, x, at, step, min(_FEW, size) if centred else 0, width, m, i)
+    _add_rows(x, at, step, size, width, m, i, first, second, totals)
+    if centred:
+        for k in range(width):
+            if _too_far(totals[0, k] / size, totals[1, k] / size):
+                for j in range(width):
+                    store(m, i + j, load(m, i + j, CENTER) + real(totals[0, j] / size), CENTER)
+                _add_rows(x, at, step, size, width, m, i, first, second, totals)
+                break
+    for k in range(width):
+        left = totals[0, k] / size if centred else 0.0
+        exact = _rstd(totals[1, k] / size - left * left, eps)
+        store(r, i + k, exact, RSTD)
+        store(t, i + k, -left * exact, SHIFT)
+    for c in range(size):
+        here, there, w, b = at + c * step, to + c * to_step, load(weight, c, WEIGHT), load(bias, c, BIAS)
+        for k in range(width):
+            h = (load(x, here + k, X) - load(m, i + k, CENTER)) * load(r, i + k, RSTD) + load(t, i + k, SHIFT)
+            store(y, there + k, h * w + b, OUT)
+
+
+@compiled
+def _center_columns(real: Any, x: Any, at: int, step: int, few: int, width: int, m: Any, i: int) -> None:
+    """m is the mean of the first few elements of each column, or zero."""
+    for k in range(width):
+        store(m, i + k, real(0), CENTER)
+    for c in range(1, few):
+        for k in range(width):
+            d = load(x, at + c * step + k, X) - load(x, at + k, X)
+            store(m, i + k, load(m, i + k, CENTER) + d, CENTER)
+    if few > 0:
+        for k in range(width):
+            store(m, i + k, load(x, at + k, X) + load(m, i + k, CENTER) / real(few), CENTER)
+
+
+@compiled
+def _add_rows(
+    x: Any, at: int, step: int, size: int, width: int, m: Any, i: int, first: Any, second: Any, totals: Any
+) -> None:
+    """Sums over the rows of (x - m) and of its square."""
+    _clear(totals[0], totals[1], width)
+    for start in range(0, size, _ROWS):
+        _clear(first, second, width)
+        for c in range(start, min(start + _ROWS, size)):
+            here = at + c * step
+            for k in range(width):
+                d = load(x, here + k, X) - load(m, i + k, CENTER)
+                store(first, k, load(first, k, FIRST) + d, FIRST)
+                store(second, k, load(second, k, SECOND) + d * d, SECOND)
+        _flush(first, second, totals, width)
+
+
+@compiled
+def pull_columns(
+    real: Any, g: Any, g_at: int, g_step: int, x: Any, at: int, step: int, size: int, width: int, weight: Any, centred: bool,
+    kept: Any, i: int, learns: bool, d_weight: Any, d_bias: Any, dx: Any, to: int, to_step: int,
+    first: Any, second: Any, totals: Any,
+) -> None:  # fmt: skip
+    """As `pull_row`, for each column."""
+    m, r, t = kept
+    _clear(totals[0], totals[1], width)
+    for start in range(0, size, _ROWS):
+        _clear(first, second, width)
+        for c in range(start, min(start + _ROWS, size)):
+            here, there, w = at + c * step, g_at + c * g_step, load(weight, c, WEIGHT)
+            part_weight = real(0)
+            part_bias = real(0)
+            for k in range(width):
+                up, d = load(g, there + k, G), load(x, here + k, X) - load(m, i + k, CENTER)
+                a = up * w
+                store(first, k, load(first, k, FIRST) + a, FIRST)
+                store(second, k, load(second, k, SECOND) + a * d, SECOND)
+                part_weight += up * (d * load(r, i + k, RSTD) + load(t, i + k, SHIFT))
+                part_bias += up
+            if learns:
+                store(d_weight, c, load(d_weight, c, D_WEIGHT) + part_weight, D_WEIGHT)
+                store(d_bias, c, load(d_bias, c, D_BIAS) + part_bias, D_BIAS)
+        _flush(first, second, totals, width)
+    for k in range(width):
+        b, c = _coefficients(totals[0, k], totals[1, k], size, centred, load(r, i + k, RSTD), load(t, i + k, SHIFT))
+        first[k], second[k] = b, c
+    for c in range(size):
+        here, there, out, w = at + c * step, g_at + c * g_step, to + c * to_step, load(weight, c, WEIGHT)
+        for k in range(width):
+            a = load(r, i + k, RSTD) * (load(g, there + k, G) * w)
+            d = load(x, here + k, X) - load(m, i + k, CENTER)
+            store(dx, out + k, a + (load(first, k, FIRST) * d + load(second, k, SECOND)), OUT)
+
+
+@compiled
+def _clear(first: Any, second: Any, width: int) -> None:
+    for k in range(width):
+        first[k] = 0
+        second[k] = 0
+
+
+@compiled
+def _flush(first: Any, second: Any, totals: Any, width: int) -> None:
+    for k in range(width):
+        totals[0, k] += first[k]
+        totals[1, k] += second[k]

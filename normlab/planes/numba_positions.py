@@ -1,0 +1,135 @@
+"""Compiled kernels for statistics per position: NumPy arrays and CPU tensors, float32 and float64.
+
+x is read from memory once: a row, or a tile of columns, stays in cache until y is written, and in the backward pass x
+and g until dx is. The gradients of weight and bias are summed on the way. The work is cut into units that do not depend
+on the number of threads, so neither do the results.
+
+The code: `_positions` the kernels on one row or tile, `_unaliased` how their loops are written, `_position_work` a unit
+of work and a direction; `_team`, `_counters` and `_compile` are those of `numba_cpu`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from normlab.planes._job import WORK, bits
+from normlab.planes._job import UNITS as TO_DO
+from normlab.planes._position_work import (
+    BACKWARD,
+    BIAS,
+    CENTRED,
+    D_BIAS,
+    D_WEIGHT,
+    EPS,
+    EXTENT,
+    G_OUTER,
+    G_STEP,
+    INNER,
+    ITEMSIZE,
+    KEPT,
+    LEARNS,
+    NUMBERS,
+    OUTER,
+    SIZE,
+    SUMS,
+    TILES,
+    WEIGHT,
+    WIDTH,
+    X_OUTER,
+    X_STEP,
+    G,
+    X,
+    Y,
+    direction,
+    work,
+)
+from normlab.planes._team import shared
+
+_UNIT_BYTES = 1 << 17  # of x (and g) in a unit of work, at least
+_TILE_BYTES = 3 << 18  # of x (and g) in a tile: stays in the second-level cache while it is gone over
+_NARROWEST = 64  # columns of a tile: shorter runs of memory are read too slowly
+_MOST_UNITS = 64  # each has sums for the gradients of its own
+_ROWS = 16  # rows in a unit, where there are enough: fewer make its sums as large as its rows
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What the backward pass needs beside x and weight: m, r and t of every position (`normlab.planes._positions`)."""
+
+    kept: np.ndarray
+    centred: bool
+
+
+def forward(x: Any, weight: Any, bias: Any, eps: float, centred: bool, y: Any) -> Saved:
+    """Write y = h * weight + bias for x (R, D), h standardized over D, or x (N, C, S), over C; y is contiguous.
+
+    weight and bias are contiguous, of x's dtype, or None. The last stride of x is one element.
+    """
+    sizes, x_strides = tuple(x.shape), _strides(x)
+    job = _job(sizes, x.itemsize, centred, False, False)[:]
+    kept = np.empty(3 * sizes[0] * (sizes[2] if len(sizes) == 3 else 1), f"f{x.itemsize}")
+    job[X], job[Y], job[KEPT], job[EPS] = _address(x), _address(y), _address(kept), bits(eps)
+    job[X_OUTER], job[X_STEP] = x_strides[0], x_strides[1]
+    job[WEIGHT] = _address(_constant(1.0, sizes[1], x.itemsize) if weight is None else weight)
+    job[BIAS] = _address(_constant(0.0, sizes[1], x.itemsize) if bias is None else bias)
+    shared(direction(False, x.itemsize), job, x.size if isinstance(x, np.ndarray) else x.numel())
+    return Saved(kept, centred)
+
+
+def backward(saved: Saved, x: Any, weight: Any, g: Any, dx: Any, d_weight: Any, d_bias: Any) -> None:
+    """Write dx, contiguous, and the gradients of weight and bias where they are not None; arrays as in `forward`."""
+    sizes, x_strides, g_strides = tuple(x.shape), _strides(x), _strides(g)
+    learns = d_weight is not None or d_bias is not None
+    job = _job(sizes, x.itemsize, saved.centred, True, learns)[:]
+    job[X], job[G], job[Y], job[KEPT] = _address(x), _address(g), _address(dx), _address(saved.kept)
+    job[X_OUTER], job[X_STEP], job[G_OUTER], job[G_STEP] = x_strides[0], x_strides[1], g_strides[0], g_strides[1]
+    job[WEIGHT] = _address(_constant(1.0, sizes[1], x.itemsize) if weight is None else weight)
+    sums = np.empty(2 * job[TO_DO] * sizes[1] if learns else 0, f"f{x.itemsize}")
+    job[SUMS] = _address(sums)
+    job[D_WEIGHT] = 0 if d_weight is None else _address(d_weight)
+    job[D_BIAS] = 0 if d_bias is None else _address(d_bias)
+    shared(direction(True, x.itemsize), job, x.size if isinstance(x, np.ndarray) else x.numel())
+
+
+@lru_cache(maxsize=1024)
+def _job(sizes: tuple[int, ...], itemsize: int, centred: bool, backward: bool, learns: bool) -> array:
+    """The numbers that are the same in every call with these sizes."""
+    outer, size, inner = sizes if len(sizes) == 3 else (*sizes, 0)
+    job = array("q", bytes(8 * NUMBERS))
+    job[WORK], job[BACKWARD], job[CENTRED], job[LEARNS] = work(itemsize), backward, centred, learns
+    job[ITEMSIZE] = itemsize
+    job[OUTER], job[SIZE], job[INNER] = outer, size, inner
+    position_bytes = size * itemsize * (2 if backward else 1)
+    width, tiles = 1, 1
+    if inner:
+        width = max(_NARROWEST, _TILE_BYTES // position_bytes)
+        tiles = -(-inner // width)
+        width = min(inner, -(-(-(-inner // tiles)) // 16) * 16)  # of about the same width, in whole vectors
+        tiles = -(-inner // width)
+    items = outer * tiles
+    extent = max(_UNIT_BYTES // (width * position_bytes), -(-items // _MOST_UNITS))
+    if learns and not inner:
+        extent = max(extent, min(_ROWS, -(-items // 8)))
+    job[WIDTH], job[TILES], job[EXTENT] = width, tiles, extent
+    job[TO_DO] = -(-items // extent)
+    return job
+
+
+@lru_cache(maxsize=8)
+def _constant(value: float, size: int, itemsize: int) -> np.ndarray:
+    """A weight of ones, or a bias of zeros."""
+    return np.full(size, value, f"f{itemsize}")
+
+
+def _strides(a: Any) -> tuple[int, ...]:
+    """In elements."""
+    return tuple(s // a.itemsize for s in a.strides) if isinstance(a, np.ndarray) else a.stride()
+
+
+def _address(a: Any) -> int:
+    return a.__array_interface__["data"][0] if isinstance(a, np.ndarray) else a.data_ptr()
