@@ -7,8 +7,6 @@ outputs keep their memory format: channels-last stays channels-last. The gradien
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,15 +16,17 @@ from normlab import norms, operators, stages
 from normlab.activations import Activation, activation
 from normlab.errors import UsageError
 from normlab.operators import Call as _Call
-from normlab.operators import Normalize as _Normalize
+from normlab.position_layers import ChannelNorm, LayerNorm, RMSNorm
 
 __all__ = [
     "BatchInstanceNorm",
     "BatchNorm",
+    "ChannelNorm",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
     "Norm",
+    "RMSNorm",
     "constrain",
     "make_norm",
     "parameter_groups",
@@ -307,68 +307,6 @@ class GroupNorm(Norm):
                 "GroupNorm: expected more than 1 value per channel when training, got input size "
                 f"{tuple(x.shape)} in {self.num_groups} groups: the variance of one value is zero; use fewer groups"
             )
-
-
-class LayerNorm(nn.Module):
-    """Layer normalization over the last dimensions, `normalized_shape`, of each sample (or position).
-
-        y = weight * (x - mean) / sqrt(var + eps) + bias
-
-    Arguments, shapes and `state_dict` as `torch.nn.LayerNorm`: weight and bias are element-wise, of
-    `normalized_shape`. In a convolutional network, `LayerNorm((C, H, W))` fixes the image size;
-    `make_norm("ln", C)` has the same statistics and one weight and bias per channel.
-    Ba, Kiros & Hinton 2016, arXiv:1607.06450.
-    """
-
-    def __init__(
-        self,
-        normalized_shape: int | Sequence[int],
-        eps: float = 1e-5,
-        elementwise_affine: bool = True,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        self.weight: nn.Parameter | None
-        self.bias: nn.Parameter | None
-        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-        self.normalized_shape = shape
-        self.eps = eps
-        self.elementwise_affine = elementwise_affine
-        weight = torch.empty(shape, device=device, dtype=dtype) if elementwise_affine else None
-        self.register_parameter("weight", None if weight is None else nn.Parameter(weight))
-        shift = torch.empty(shape, device=device, dtype=dtype) if elementwise_affine and bias else None
-        self.register_parameter("bias", None if shift is None else nn.Parameter(shift))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Weight 1, bias 0."""
-        if self.weight is not None:
-            nn.init.ones_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[-len(self.normalized_shape) :]) != self.normalized_shape:
-            raise ValueError(
-                f"LayerNorm: expected an input whose last dimensions are {self.normalized_shape}, "
-                f"got shape {tuple(x.shape)}"
-            )
-        whole_sample = x.dim() > 2 and len(self.normalized_shape) == x.dim() - 1
-        if whole_sample and not x.is_contiguous():  # keeps channels-last as it is
-            y = _Normalize.apply(x, None, _Call(stages.recipe("ln", (), (), True, False), {}, None, self.eps))
-        else:  # each sample, or position, is one plane
-            rows = x.reshape(-1, 1, math.prod(self.normalized_shape))
-            y = _Normalize.apply(rows, None, _Call(stages.recipe("in", (), (), True, False), {}, None, self.eps))
-            y = y.reshape(x.shape)
-        if self.weight is None:
-            return y
-        y = y * self.weight if self.bias is None else torch.addcmul(self.bias, y, self.weight)
-        return y.to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
 
 
 def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from normlab import positions
 from normlab.activations import Activation, activation
 from normlab.application import Recipe
 from normlab.grid import Array, library
@@ -164,6 +165,7 @@ def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
         x, row = np.ones((2, 2, 2), dtype), np.ones(2, dtype)
         _, cache = forward("in", x, {"weight": row, "bias": row})
         backward(x, cache)
+    positions.precompile(dtypes)
 
 
 def _like(grad: Array, param: Array) -> Array:

@@ -1,8 +1,8 @@
 """What one thread does of a job on positions, and a whole direction in one call.
 
-Items are rows (D elements, one after the other), or tiles: some columns of a sample (C, S). A unit is some items in a
-row, and has sums of its own for the gradients of weight and bias, so that neither who does it nor how many threads there
-are changes the result. A job's numbers are those of the protocol of threads (`normlab.planes._team`), and these.
+Items are rows (D elements, one after the other), or tiles: some columns of a sample (C, S). A unit is a run of items,
+and has sums of its own for the gradients of weight and bias, so that neither who does it nor how many threads there are
+changes the result. A job's numbers are those of the protocol of threads (`normlab.planes._team`), and these.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from normlab.planes._unaliased import elements_at, load, store
 
 (
     BACKWARD,  # 0: forward
-    X, G, Y, KEPT, WEIGHT, BIAS,  # addresses: input, upstream gradient, output (y or dx), (3, rows or N * S), (D,), (D,)
+    X, G, Y, KEPT, WEIGHT, BIAS,  # addresses: x, its output's gradient, y or dx, (3, rows or N * S), (D,), (D,)
     SUMS, D_WEIGHT, D_BIAS,  # (2, units, D) partial sums of the gradients of weight and bias, and where they go, or 0
     OUTER, SIZE, INNER,  # rows, D and 0; or N, C and S
     X_OUTER, X_STEP, G_OUTER, G_STEP,  # elements from one row or sample to the next, and from one channel to the next
@@ -116,7 +116,7 @@ def _work(job: Any, real: Any) -> None:
     control = carray(pointer(job[CONTROL]), (1,), np.int64)
     learns, rows = job[LEARNS] != 0, job[INNER] == 0
     items, extent, size = job[OUTER] * job[TILES], job[EXTENT], job[SIZE]
-    # the sums of a unit grow in memory of this thread's own: beside another's, fetching ahead would take it away from it
+    # a unit's sums grow in memory of the thread's own: beside another's, fetching ahead would keep taking it from there
     own = np.empty((2, size if learns else 0), real)
     d_weight, d_bias = elements_at(own[0].ctypes.data, real), elements_at(own[1].ctypes.data, real)
     scratch = np.empty(job[WIDTH], real), np.empty(job[WIDTH], real), np.empty((2, job[WIDTH]))
@@ -177,13 +177,11 @@ def _rows(job: Any, real: Any, first: int, stop: int, d_weight: Any, d_bias: Any
 
 
 @compiled
-def _tiles(
-    job: Any, real: Any, first: int, stop: int, d_weight: Any, d_bias: Any, scratch: Any
-) -> None:
+def _tiles(job: Any, real: Any, first: int, stop: int, d_weight: Any, d_bias: Any, scratch: Any) -> None:
     x, g, y, kept, weight, bias = _tensors(job, real)
     size, inner, centred, learns = job[SIZE], job[INNER], job[CENTRED] != 0, job[LEARNS] != 0
     eps, x_step, g_step = job[EPS : EPS + 1].view(np.float64)[0], job[X_STEP], job[G_STEP]
-    few, few_too, totals = scratch
+    first_sums, second_sums, totals = scratch
     for item in range(first, stop):
         n, start = item // job[TILES], item % job[TILES] * job[WIDTH]
         width = min(job[WIDTH], inner - start)
@@ -191,9 +189,10 @@ def _tiles(
         if job[BACKWARD] != 0:
             pull_columns(
                 real, g, n * job[G_OUTER] + start, g_step, x, at, x_step, size, width, weight, centred, kept, i, learns,
-                d_weight, d_bias, y, to, inner, few, few_too, totals,
+                d_weight, d_bias, y, to, inner, first_sums, second_sums, totals,
             )  # fmt: skip
         else:
             normalize_columns(
-                real, x, at, x_step, size, width, weight, bias, centred, eps, y, to, inner, kept, i, few, few_too, totals
+                real, x, at, x_step, size, width, weight, bias, centred, eps, y, to, inner, kept, i,
+                first_sums, second_sums, totals,
             )  # fmt: skip

@@ -2,11 +2,12 @@
 
 A row lies in the first-level cache, and a tile of columns in the second, while it is gone over: for the moments about
 the mean of its first few elements, once more about the mean just found where that was further off than two deviations
-(the shifted, and the corrected two-pass algorithm of Chan, Golub & LeVeque 1983), and to write y. Sums run in the elements' precision over blocks short enough to lose nothing, and in float64 over the blocks.
+(the shifted, and the corrected two-pass algorithm of Chan, Golub & LeVeque 1983), and to write y. Sums run in the
+elements' precision over blocks short enough to lose nothing, and in float64 over the blocks.
 
 Kept for the backward pass are, for every position, the centre m (in the elements' precision, where subtracting it from
-an element near it is exact), r = 1 / sqrt(var + eps), and t = r * (m - mean), so that h = (x - m) * r + t is what weight
-and bias are applied to. Then, with averages over the row,
+an element near it is exact), r = 1 / sqrt(var + eps), and t = r * (m - mean), so that weight and bias are applied to
+h = (x - m) * r + t. Then, with averages over the row,
 
     dx = r * (w * g - average(w * g) - h * average(w * g * h)) = r * w * g + b * (x - m) + c,
 
@@ -26,17 +27,17 @@ _BLOCK = 2048  # elements of a row that are summed in the elements' own precisio
 _ROWS = 64  # rows of a tile likewise
 _FEW = 8  # elements whose mean is the first estimate
 
-# Tensors are pointers, and `real` is the type of their elements. Roles of what is pointed to (`normlab.planes._unaliased`)
+# Tensors are pointers to elements of the type `real`. Roles of what they point to (`normlab.planes._unaliased`):
 X, G, WEIGHT, BIAS, OUT, D_WEIGHT, D_BIAS, CENTER, RSTD, SHIFT, FIRST, SECOND = range(12)
 
 
-# --- rows --------------------------------------------------------------------------------------------------------------
+# --- rows -------------------------------------------------------------------------------------------------------------
 
 
 @compiled
 def normalize_row(
-    real: Any, x: Any, at: int, size: int, weight: Any, bias: Any, centred: bool, eps: float, y: Any, to: int, kept: Any,
-    i: int,
+    real: Any, x: Any, at: int, size: int, weight: Any, bias: Any, centred: bool, eps: float, y: Any, to: int,
+    kept: Any, i: int,
 ) -> None:  # fmt: skip
     """y = h * weight + bias, for the row of x from `at` on; m, r and t are kept in place i."""
     m = real(0)
@@ -86,8 +87,8 @@ def _too_far(left: float, square: float) -> bool:
 
 @compiled
 def pull_row(
-    real: Any, g: Any, g_at: int, x: Any, at: int, size: int, weight: Any, centred: bool, kept: Any, i: int, learns: bool,
-    d_weight: Any, d_bias: Any, dx: Any, to: int,
+    real: Any, g: Any, g_at: int, x: Any, at: int, size: int, weight: Any, centred: bool, kept: Any, i: int,
+    learns: bool, d_weight: Any, d_bias: Any, dx: Any, to: int,
 ) -> None:  # fmt: skip
     """dx of a row; if it `learns`, the gradients of weight and bias are added to."""
     m, r, t = load(kept[0], i, CENTER), load(kept[1], i, RSTD), load(kept[2], i, SHIFT)
@@ -130,13 +131,13 @@ def _coefficients(sum_g: float, sum_gx: float, size: int, centred: bool, r: Any,
     return -scale * scale * mean_gh, -scale * (mean_g + shift * mean_gh)
 
 
-# --- columns: a tile of `width` columns, whose rows are `step` elements apart ---------------------------------------------
+# --- columns: a tile of `width` columns, whose rows are `step` elements apart ---------------------------------------
 
 
 @compiled
 def normalize_columns(
-    real: Any, x: Any, at: int, step: int, size: int, width: int, weight: Any, bias: Any, centred: bool, eps: float, y: Any,
-    to: int, to_step: int, kept: Any, i: int, first: Any, second: Any, totals: Any,
+    real: Any, x: Any, at: int, step: int, size: int, width: int, weight: Any, bias: Any, centred: bool, eps: float,
+    y: Any, to: int, to_step: int, kept: Any, i: int, first: Any, second: Any, totals: Any,
 ) -> None:  # fmt: skip
     """As `normalize_row`, for each column; m, r and t are kept from place i on."""
     m, r, t = kept
@@ -194,8 +195,8 @@ def _add_rows(
 
 @compiled
 def pull_columns(
-    real: Any, g: Any, g_at: int, g_step: int, x: Any, at: int, step: int, size: int, width: int, weight: Any, centred: bool,
-    kept: Any, i: int, learns: bool, d_weight: Any, d_bias: Any, dx: Any, to: int, to_step: int,
+    real: Any, g: Any, g_at: int, g_step: int, x: Any, at: int, step: int, size: int, width: int, weight: Any,
+    centred: bool, kept: Any, i: int, learns: bool, d_weight: Any, d_bias: Any, dx: Any, to: int, to_step: int,
     first: Any, second: Any, totals: Any,
 ) -> None:  # fmt: skip
     """As `pull_row`, for each column."""

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from normlab.planes._job import WORK, bits
 from normlab.planes._job import UNITS as TO_DO
+from normlab.planes._job import WORK, bits
 from normlab.planes._position_work import (
     BACKWARD,
     BIAS,
@@ -53,11 +53,11 @@ from normlab.planes._team import shared
 _UNIT_BYTES = 1 << 17  # of x (and g) in a unit of work, at least
 _TILE_BYTES = 3 << 18  # of x (and g) in a tile: stays in the second-level cache while it is gone over
 _NARROWEST = 64  # columns of a tile: shorter runs of memory are read too slowly
-_MOST_UNITS = 64  # each has sums for the gradients of its own
-_ROWS = 16  # rows in a unit, where there are enough: fewer make its sums as large as its rows
+_MOST_UNITS = 32  # each has sums for the gradients of its own
+_ROWS = 64  # rows in a unit, where there are enough: with fewer its sums are as large as they are
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Saved:
     """What the backward pass needs beside x and weight: m, r and t of every position (`normlab.planes._positions`)."""
 
@@ -109,7 +109,8 @@ def _job(sizes: tuple[int, ...], itemsize: int, centred: bool, backward: bool, l
     if inner:
         width = max(_NARROWEST, _TILE_BYTES // position_bytes)
         tiles = -(-inner // width)
-        width = min(inner, -(-(-(-inner // tiles)) // 16) * 16)  # of about the same width, in whole vectors
+        width = -(-inner // tiles)
+        width = min(inner, -(-width // 16) * 16)  # all about as wide, in whole vectors
         tiles = -(-inner // width)
     items = outer * tiles
     extent = max(_UNIT_BYTES // (width * position_bytes), -(-items // _MOST_UNITS))

@@ -1,0 +1,134 @@
+"""Statistics per position: normalization over the last dimension (transformers), or over the channels (ConvNeXt).
+
+Each position has a mean and a variance of its own, and there is a weight and a bias for each element that they are
+taken over. So nothing here is a map per plane (`normlab.norms`), and there is no grid: one kernel reads a position,
+normalizes it and writes it. In memory a position is a row, or, where the channels come first, a column:
+
+    x (R, D)      D elements one after the other: the last dimensions of anything, or channels-last
+    x (N, C, S)   C elements, S apart: channels-first, normalized as it lies, without being permuted
+
+`normlab.planes.numba_positions` serves CPU tensors and NumPy arrays, float32 and float64 as they are, and half
+precision in float32; `normlab.planes.reference_positions` everything else, and everything when asked to.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from normlab import planes
+from normlab.grid import Array, library
+
+
+@dataclass(slots=True)
+class Cache:
+    """What the backward pass needs beside x and weight."""
+
+    backend: Any
+    dtype: Any  # what the backend computes from
+    saved: Any
+
+
+def forward(
+    x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5, centred: bool = True
+) -> tuple[Array, Cache]:
+    """Normalize x (R, D) over D, or x (N, C, S) over C; answers (y, cache), y contiguous and of x's dtype.
+
+        centred:      y = weight * (x - mean) / sqrt(var + eps) + bias
+        not centred:  y = weight * x / sqrt(mean(x^2) + eps) + bias
+
+    weight and bias are (D,) or (C,), or None. x is a NumPy array or a torch tensor without an autograd history (for
+    others see `normlab.position_layers`), float, contiguous along its last dimension.
+    """
+    backend, dtype = _serving(x)
+    y = _empty(x, x.shape, dtype)
+    saved = None
+    if 0 not in x.shape:
+        saved = backend.forward(_as(x, dtype), _plain(weight, dtype), _plain(bias, dtype), eps, centred, y)
+    return _as(y, x.dtype), Cache(backend, dtype, saved)
+
+
+def backward(
+    g: Array, x: Array, weight: Array | None, cache: Cache, learns: tuple[bool, bool] = (True, True)
+) -> tuple[Array, Array | None, Array | None]:
+    """Gradients of sum(g * y): (dx, d_weight, d_bias); of weight and bias if it `learns` them, or None."""
+    dtype = cache.dtype
+    dx = _empty(x, x.shape, dtype)
+    d_weight, d_bias = (_empty(x, x.shape[1], dtype) if wanted else None for wanted in learns)
+    if cache.saved is None:
+        for gradient in (d_weight, d_bias):
+            if gradient is not None:
+                gradient[...] = 0
+    else:
+        cache.backend.backward(cache.saved, _as(x, dtype), _plain(weight, dtype), _as(g, dtype), dx, d_weight, d_bias)
+    return _as(dx, x.dtype), d_weight, d_bias
+
+
+def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
+    """Compile the CPU kernels now (some seconds a dtype, once: they are kept on disk), not at the first call."""
+    for dtype in dtypes:
+        x, row = np.ones((2, 2), dtype), np.ones(2, dtype)
+        _, kept = forward(x, row, row)
+        backward(x, x, row, kept)
+
+
+def _serving(x: Array) -> tuple[Any, Any]:
+    """The backend of x, and the dtype that it takes x in; says once if that is a slow one for its device."""
+    half = _is_half(x.dtype)
+    kind = SimpleNamespace(dtype="float32", device=getattr(x, "device", "cpu")) if half else x
+    name = planes.backend_for(kind)
+    if name in ("numba_cpu", "reference"):
+        planes.serving(kind)  # raises if it cannot serve what it was asked to, says so if only a slower one can
+    else:
+        _tell(name)
+    if name != "numba_cpu":
+        return _backend("reference_positions"), x.dtype
+    narrow = (np if isinstance(x, np.ndarray) else library(x)).float32 if half else x.dtype
+    return _backend("numba_positions"), narrow
+
+
+@cache
+def _is_half(dtype: Any) -> bool:
+    return str(dtype).removeprefix("torch.") in ("float16", "bfloat16")
+
+
+@cache
+def _tell(name: str) -> None:
+    message = f"normlab: statistics per position have no kernels in {name!r}; the slower 'reference' backend serves"
+    warnings.warn(message, planes.BackendWarning, 6)
+
+
+@cache
+def _backend(name: str) -> Any:
+    return import_module(f"normlab.planes.{name}")
+
+
+def _as(a: Array, dtype: Any) -> Array:
+    if a.dtype == dtype:
+        return a
+    return a.astype(dtype) if isinstance(a, np.ndarray) else a.to(dtype)
+
+
+def _plain(parameter: Array | None, dtype: Any) -> Array | None:
+    """A parameter as a backend takes it: flat, contiguous, of the elements' dtype."""
+    if parameter is None:
+        return None
+    if isinstance(parameter, np.ndarray):
+        return np.ascontiguousarray(parameter, dtype).reshape(-1)
+    if parameter.dtype != dtype:
+        parameter = parameter.to(dtype)
+    if not parameter.is_contiguous():
+        parameter = parameter.contiguous()
+    return parameter if parameter.dim() == 1 else parameter.view(-1)
+
+
+def _empty(x: Array, shape: Any, dtype: Any) -> Array:
+    if isinstance(x, np.ndarray):
+        return np.empty(shape, dtype)
+    return x.new_empty(shape) if x.dtype == dtype else x.new_empty(shape, dtype=dtype)
