@@ -4,9 +4,10 @@ A grid function takes the moments of the planes, `m`, the learned parameters, `p
 `p.eps`), and its options; it answers the `Affine` map of each plane. What it pools is what it is. Nothing
 else is needed for kernels, gradients, the layers, the comparison and the command line to serve it.
 
-What does not fit, because it has statistics per position or no statistics, and how it is served:
-layer norm over the last dimension only (transformers) takes each position as a plane of its own
-(`normlab.layers.LayerNorm`), and its element-wise affine is applied after the planes.
+What does not fit, because it has statistics per position, and a weight and bias for each element that they are taken
+over, not for each plane: the layer and RMS norm of transformers over the last dimension, and ConvNeXt's norm over the
+channels. They have kernels of their own (`normlab.positions`) and are `normlab.layers.LayerNorm`, `RMSNorm` and
+`ChannelNorm`. Norms without statistics (EvoNorm, dynamic tanh) are element-wise modules.
 """
 
 from __future__ import annotations

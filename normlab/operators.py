@@ -36,7 +36,7 @@ from normlab.grid import update_running
 from normlab.layout import Layout, empty_like
 from normlab.planes import serving
 
-_TWICE = (
+TWICE = (
     "normlab's layers cannot be differentiated twice: their gradient is written by hand. "
     "Leave out create_graph=True, or use torch's own layer where a gradient is differentiated"
 )
@@ -116,7 +116,7 @@ class Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True; a second derivative of zero would be silent and wrong
-            raise RuntimeError(_TWICE)
+            raise RuntimeError(TWICE)
         kept: stages.Cache = ctx.cache
         x, *others = ctx.saved_tensors
         # without an activation nothing is asked of the residual but that it was there

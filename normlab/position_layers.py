@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normlab import positions
+from normlab.position_operators import normalize
 
 __all__ = ["ChannelNorm", "LayerNorm", "RMSNorm"]
 
@@ -39,8 +39,8 @@ class LayerNorm(nn.LayerNorm):
             last = x.movedim(1, -1)
             if last.is_contiguous():  # whole samples, channels-last: in the order of their memory
                 weight, bias = (None if p is None else p.movedim(0, -1) for p in (weight, bias))
-                return _apply(last, weight, bias, math.prod(shape), self.eps, True).movedim(-1, 1)
-        return _apply(x, weight, bias, math.prod(shape), self.eps, True)
+                return normalize(last, weight, bias, math.prod(shape), self.eps, True).movedim(-1, 1)
+        return normalize(x, weight, bias, math.prod(shape), self.eps, True)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -48,16 +48,16 @@ class RMSNorm(nn.RMSNorm):
 
         y = weight * x / sqrt(mean(x^2) + eps)
 
-    A `torch.nn.RMSNorm`; eps of None is the machine epsilon of the dtype computed in: float32 or float64. Raises ValueError for an input of
-    another shape, or not of floats. Zhang & Sennrich 2019, arXiv:1910.07467.
+    A `torch.nn.RMSNorm`; eps of None is the machine epsilon of the dtype computed in: float32 or float64.
+    Raises ValueError for an input of another shape, or not of floats. Zhang & Sennrich 2019, arXiv:1910.07467.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         shape = _check(self, x)
-        # as torch 2.13 has it, which computes in float32 from halves (and whose guide says: that of x's dtype)
+        # torch's guide says that of x's dtype; but it computes from halves in float32, and takes the epsilon of that
         computed = torch.float32 if x.element_size() < 4 else x.dtype
         eps = torch.finfo(computed).eps if self.eps is None else self.eps
-        return _apply(x, self.weight, None, math.prod(shape), eps, False)
+        return normalize(x, self.weight, None, math.prod(shape), eps, False)
 
 
 class ChannelNorm(LayerNorm):
@@ -93,8 +93,8 @@ class ChannelNorm(LayerNorm):
         if x.dim() > 2 and not x.is_contiguous():
             last = x.movedim(1, -1)
             if last.is_contiguous():
-                return _apply(last, self.weight, self.bias, self.num_channels, self.eps, True).movedim(-1, 1)
-        return _apply(x, self.weight, self.bias, None, self.eps, True)
+                return normalize(last, self.weight, self.bias, self.num_channels, self.eps, True).movedim(-1, 1)
+        return normalize(x, self.weight, self.bias, 0, self.eps, True)
 
 
 def _check(layer: LayerNorm | RMSNorm, x: Tensor) -> tuple[int, ...]:
@@ -110,51 +110,3 @@ def _check(layer: LayerNorm | RMSNorm, x: Tensor) -> tuple[int, ...]:
 def _check_floats(layer: nn.Module, x: Tensor) -> None:
     if not x.is_floating_point():
         raise ValueError(f"{type(layer).__name__}: expected a floating-point input, got {x.dtype}; convert it first")
-
-
-def _apply(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int | None, eps: float, centred: bool
-) -> Tensor:
-    return _Normalize.apply(x, weight, bias, size, eps, centred)
-
-
-class _Normalize(torch.autograd.Function):
-    """Normalization of the last `size` elements, or, of None, over dimension 1."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int | None, eps: float, centred: bool
-    ) -> Tensor:
-        arranged = _arrange(x, size)
-        y, ctx.cache = positions.forward(arranged, weight, bias, eps=eps, centred=centred)
-        # x travels as a saved tensor, so that a change in place is noticed and checkpointing can drop it
-        ctx.save_for_backward(arranged, weight)
-        ctx.size, ctx.bias = size, None if bias is None else (bias.shape, bias.dtype)
-        return y.view(x.shape)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True; a second derivative of zero would be silent and wrong
-            raise RuntimeError(
-                "normlab's layers cannot be differentiated twice: their gradient is written by hand. "
-                "Leave out create_graph=True, or use torch's own layer where a gradient is differentiated"
-            )
-        x, weight = ctx.saved_tensors
-        learns = ctx.needs_input_grad[1:3]
-        dx, d_weight, d_bias = positions.backward(_arrange(dy, ctx.size), x, weight, ctx.cache, learns)
-        if d_weight is not None:
-            d_weight = d_weight.view(weight.shape).to(weight.dtype)
-        if d_bias is not None:
-            d_bias = d_bias.view(ctx.bias[0]).to(ctx.bias[1])
-        return dx.view(dy.shape), d_weight, d_bias, None, None, None
-
-
-def _arrange(x: Tensor, size: int | None) -> Tensor:
-    """x as (R, D), its last `size` elements a row, or as (N, C, S); a view where its memory allows."""
-    if size is not None:
-        arranged = x.reshape(x.numel() // size if size else 0, size)
-    else:
-        arranged = x.flatten(2) if x.dim() > 2 else x
-        if arranged.dim() == 3 and arranged.shape[2] == 1:
-            arranged = arranged[:, :, 0]
-    return arranged if arranged.stride(-1) == 1 or arranged.shape[-1] == 1 else arranged.contiguous()

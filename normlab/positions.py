@@ -70,6 +70,24 @@ def backward(
     return _as(dx, x.dtype), d_weight, d_bias
 
 
+def restored(x: Array, kept: Array, centred: bool) -> Cache:
+    """The cache that `forward` answered for the same x, from its `saved.kept`."""
+    backend, dtype = _serving(x)
+    expected = backend.KEPT_NUMBERS * x.shape[0] * (x.shape[2] if len(x.shape) == 3 else 1)
+    if len(kept) != expected:
+        raise RuntimeError(
+            f"the backward pass keeps {expected} numbers and got {len(kept)}: "
+            "it runs on another backend than the forward pass; let normlab.use_backend enclose both"
+        )
+    return Cache(backend, dtype, None if 0 in x.shape else backend.restored(x, kept, centred))
+
+
+def numbers(x: Array) -> tuple[int, Any, Any]:
+    """How many numbers the backend keeps of a position, the dtype that it computes from, and that of what it keeps."""
+    backend, dtype = _serving(x)
+    return backend.KEPT_NUMBERS, dtype, backend.kept_dtype(x, dtype)
+
+
 def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
     """Compile the CPU kernels now (some seconds a dtype, once: they are kept on disk), not at the first call."""
     for dtype in dtypes:

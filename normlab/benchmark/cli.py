@@ -13,7 +13,10 @@ from normlab.errors import UsageError
 def bench(
     norms: Annotated[
         str | None,
-        typer.Option(help="Norms, as in bn,gn:groups=8; also layernorm.", show_default="bn,in,bin,ln,gn; --step: bn"),
+        typer.Option(
+            help="Norms, as in bn,gn:groups=8; also layernorm, rmsnorm, channelnorm.",
+            show_default="bn,in,bin,ln,gn; --step: bn",
+        ),
     ] = None,
     shapes: Annotated[
         str | None, typer.Option(help="Shapes, as in 128x16x32x32,2x64x2x2.", show_default="seven of residual nets")

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from normlab.benchmark.sides import arrange
 from normlab.benchmark.work import ACTIVATIONS, NORMS, Work
 from normlab.errors import UsageError
-from normlab.layers import LayerNorm, Norm
+from normlab.layers import ChannelNorm, Norm
 from normlab.model_names import own_factory
 from normlab.models import build_model
 
@@ -124,9 +124,11 @@ def _norm_of(module: nn.Module, x: Tensor) -> str | None:
         return "in" if x.dim() > 2 and channels == module.num_features else None
     if isinstance(module, nn.GroupNorm):
         return "ln" if module.num_groups == 1 else f"gn:groups={module.num_groups}"
-    if isinstance(module, (nn.LayerNorm, LayerNorm)):
-        shape = tuple(module.normalized_shape)
-        return "layernorm" if len(shape) == 1 and x.shape[-1:] == shape else None
+    if isinstance(module, ChannelNorm):
+        return "channelnorm"
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        name = "rmsnorm" if isinstance(module, nn.RMSNorm) else "layernorm"
+        return name if x.shape[-1:] == tuple(module.normalized_shape) else None
     if isinstance(module, Norm) and module.norm in NORMS:
         groups = module.options.get("groups")
         return module.norm if groups is None else f"{module.norm}:groups={groups}"

@@ -17,7 +17,7 @@ from normlab.benchmark.sides import check_compiler, stock_layer
 from normlab.benchmark.summary import per_step, summarize
 from normlab.benchmark.table import LEGEND, Table, per_step_lines, summary_lines
 from normlab.benchmark.timing import keep_memory
-from normlab.benchmark.work import FORMS, LAYOUTS, NORMS, SHAPES, Work, grid, shape_above
+from normlab.benchmark.work import FORMS, LAYOUTS, NORMS, POSITION_NORMS, SHAPES, Work, grid, shape_above
 from normlab.errors import UsageError
 from normlab.study.environment import available_cores
 
@@ -60,13 +60,13 @@ def run(plan: Plan) -> dict[str, Any]:
     results: dict[str, Any] = {"schema": SCHEMA, "machine": facts, "freed_memory_kept": keep_memory()}
     out = sys.stderr if plan.as_json else sys.stdout
     _print([machine.line(facts)], out)
-    images = [norm for norm in plan.norms or ("bn",) if norm != "layernorm"]
+    images = [norm for norm in plan.norms or ("bn",) if norm not in POSITION_NORMS]
     for part in plan.parts:
         if part == "layers":
             results[part] = _layers(plan, device, facts, out)
             continue
         if not images:
-            raise UsageError(f"--norms layernorm: --{part} is about norms of images, such as bn,gn")
+            raise UsageError(f"--norms {','.join(plan.norms or ())}: --{part} is about norms of images, such as bn,gn")
         if part == "step":
             results[part] = [step.measure(norm, plan.rounds, device, plan.with_compiled) for norm in images]
             _print(step.lines(results[part]), out)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normlab.benchmark.work import Work
+from normlab.benchmark.work import POSITION_NORMS, Work
 from normlab.errors import UsageError
-from normlab.layers import LayerNorm, make_norm
+from normlab.layers import ChannelNorm, LayerNorm, RMSNorm, make_norm
 from normlab.norms import default_groups, parse
 
 _ACT: dict[str | None, Callable[[Tensor], Tensor]] = {
@@ -45,6 +45,13 @@ class BatchInstance(nn.Module):
         return batch + F.instance_norm(x, weight=self.weight * (1 - self.gate))
 
 
+class Permuted(nn.LayerNorm):
+    """ConvNeXt's layer norm over the channels, composed as it is there (arXiv:2201.03545)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
 class Composed(nn.Module):
     """act(layer(x) + residual), written out."""
 
@@ -59,8 +66,10 @@ class Composed(nn.Module):
 
 def stock(norm: str, channels: int, rank: int = 4) -> nn.Module:
     """Torch's layer of the same function, for inputs (N, C, *) of this many dimensions."""
-    if norm == "layernorm":
-        return nn.LayerNorm(channels)
+    if norm in POSITION_NORMS:
+        if norm == "channelnorm":
+            return Permuted(channels, eps=1e-6)
+        return (nn.RMSNorm if norm == "rmsnorm" else nn.LayerNorm)(channels)
     entry, options = parse(norm)
     if entry.name == "bn":
         return (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 2](channels)
@@ -72,9 +81,10 @@ def stock(norm: str, channels: int, rank: int = 4) -> nn.Module:
 
 
 def our_layer(work: Work) -> nn.Module:
-    """Our layer, with the activation and the residual inside; for "layernorm" there is no such form."""
-    if work.norm == "layernorm":
-        return Composed(LayerNorm(work.channels), work.act)
+    """Our layer, with the activation and the residual inside; of statistics per position there is no such form."""
+    if work.norm in POSITION_NORMS:
+        kinds: dict[str, type[nn.Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm, "channelnorm": ChannelNorm}
+        return Composed(kinds[work.norm](work.channels), work.act)
     if work.act is None:
         return make_norm(work.norm, work.channels)
     return make_norm(work.norm, work.channels, act=work.act)

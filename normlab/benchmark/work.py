@@ -11,6 +11,7 @@ from typing import Any
 from normlab.errors import UsageError
 
 NORMS = ("bn", "in", "bin", "ln", "gn")
+POSITION_NORMS = ("layernorm", "rmsnorm", "channelnorm")  # statistics per position
 FORMS = ("plain", "act", "residual")
 LAYOUTS = ("channels_first", "channels_last")
 ACTIVATIONS = ("relu", "leaky_relu", "silu", "gelu")
@@ -32,8 +33,9 @@ SHAPES = (
 class Work:
     """One row: forward and backward of y = norm(x), act(norm(x)) or act(norm(x) + residual).
 
-    `norm` is "bn", "in", "bin", "ln", "gn", "gn:groups=8", or "layernorm" for statistics over the last dimension of
-    any shape; `act` None or a name; `shape` (N, C, *). `count` says how often a model does it.
+    `norm` is "bn", "in", "bin", "ln", "gn", "gn:groups=8", or of statistics per position "layernorm" and "rmsnorm",
+    over the last dimension of any shape, and "channelnorm", over the channels; `act` None or a name; `shape`
+    (N, C, *). `count` says how often a model does it.
     """
 
     norm: str
@@ -56,8 +58,8 @@ class Work:
 
     @property
     def channels(self) -> int:
-        """Channels; for "layernorm" the last dimension."""
-        return self.shape[-1] if self.norm == "layernorm" else self.shape[1]
+        """Channels; for "layernorm" and "rmsnorm" the last dimension."""
+        return self.shape[-1] if self.norm in ("layernorm", "rmsnorm") else self.shape[1]
 
     @property
     def tensor_bytes(self) -> int:
@@ -101,7 +103,7 @@ def grid(
     return [
         Work(norm, shape, layout, form == "residual", None if form == "plain" else act, dtype)
         for norm, form, shape, layout in product(norms, forms, shapes, layouts)
-        if (layout == "channels_first" or (len(shape) in (4, 5) and norm != "layernorm"))
+        if (layout == "channels_first" or (len(shape) in (4, 5) and norm not in ("layernorm", "rmsnorm")))
         and not (norm in ("in", "bin") and math.prod(shape[2:]) == 1)
     ]
 
@@ -119,13 +121,10 @@ def parse_norms(text: str) -> list[str]:
     norms = _items(text, "--norms")
     for norm in norms:
         base, _, options = norm.partition(":")
-        if base not in (*NORMS, "layernorm") or (options and base != "gn"):
-            known = ", ".join(NORMS)
-            raise UsageError(
-                f"--norms {norm!r}: torch has no such layer to set beside ours; expected one of: {known}, gn:groups=G, "
-                "layernorm"
-            )
-        if base != "layernorm":
+        if base not in (*NORMS, *POSITION_NORMS) or (options and base != "gn"):
+            known = ", ".join([*NORMS, "gn:groups=G", *POSITION_NORMS])
+            raise UsageError(f"--norms {norm!r}: torch has no such layer to set beside ours; expected one of: {known}")
+        if base not in POSITION_NORMS:
             _, given = parse(norm)
             groups = given.get("groups", 1)
             if set(given) - {"groups"} or not isinstance(groups, int) or groups < 1:

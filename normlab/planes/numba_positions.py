@@ -50,6 +50,7 @@ from normlab.planes._position_work import (
 )
 from normlab.planes._team import shared
 
+KEPT_NUMBERS = 3  # of every position: m, r and t (`normlab.planes._positions`)
 _UNIT_BYTES = 1 << 17  # of x (and g) in a unit of work, at least
 _TILE_BYTES = 3 << 18  # of x (and g) in a tile: stays in the second-level cache while it is gone over
 _NARROWEST = 64  # columns of a tile: shorter runs of memory are read too slowly
@@ -59,7 +60,7 @@ _ROWS = 64  # rows in a unit, where there are enough: with fewer its sums are as
 
 @dataclass(slots=True)
 class Saved:
-    """What the backward pass needs beside x and weight: m, r and t of every position (`normlab.planes._positions`)."""
+    """What the backward pass needs beside x and weight: the numbers of every position, one after the other."""
 
     kept: np.ndarray
     centred: bool
@@ -72,7 +73,7 @@ def forward(x: Any, weight: Any, bias: Any, eps: float, centred: bool, y: Any) -
     """
     sizes, x_strides = tuple(x.shape), _strides(x)
     job = _job(sizes, x.itemsize, centred, False, False)[:]
-    kept = np.empty(3 * sizes[0] * (sizes[2] if len(sizes) == 3 else 1), f"f{x.itemsize}")
+    kept = np.empty(KEPT_NUMBERS * sizes[0] * (sizes[2] if len(sizes) == 3 else 1), f"f{x.itemsize}")
     job[X], job[Y], job[KEPT], job[EPS] = _address(x), _address(y), _address(kept), bits(eps)
     job[X_OUTER], job[X_STEP] = x_strides[0], x_strides[1]
     job[WEIGHT] = _address(_constant(1.0, sizes[1], x.itemsize) if weight is None else weight)
@@ -94,6 +95,16 @@ def backward(saved: Saved, x: Any, weight: Any, g: Any, dx: Any, d_weight: Any, 
     job[D_WEIGHT] = 0 if d_weight is None else _address(d_weight)
     job[D_BIAS] = 0 if d_bias is None else _address(d_bias)
     shared(direction(True, x.itemsize), job, x.size if isinstance(x, np.ndarray) else x.numel())
+
+
+def restored(x: Any, kept: Any, centred: bool) -> Saved:
+    """What `forward` answered, from its `kept`."""
+    return Saved(np.asarray(kept), centred)
+
+
+def kept_dtype(x: Any, dtype: Any) -> Any:
+    """That of the elements."""
+    return dtype
 
 
 @lru_cache(maxsize=1024)

@@ -7,28 +7,30 @@ x is (R, D), normalized over D, or (N, C, S), over C: over axis 1 in either case
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from normlab.grid import Array
+from normlab.grid import Array, library
 from normlab.planes.reference import wide
+
+KEPT_NUMBERS = 2  # of every position: mean, and 1 / sqrt(var + eps)
 
 
 @dataclass(slots=True)
 class Saved:
     """What the backward pass needs beside x and weight: mean and 1 / sqrt(var + eps) of every position."""
 
-    mean: Array | float
-    rstd: Array
+    kept: Array  # both, along a first axis
     centred: bool
 
 
 def forward(x: Array, weight: Array | None, bias: Array | None, eps: float, centred: bool, y: Array) -> Saved:
     """y = weight * h + bias, h = (x - mean) / sqrt(var + eps); without centring h = x / sqrt(average of x^2 + eps)."""
     x64 = wide(x)
-    mean = x64.mean(1, keepdims=True) if centred else 0.0
+    mean = x64.mean(1, keepdims=True) if centred else library(x).zeros_like(x64[:, :1])
     rstd = (((x64 - mean) ** 2).mean(1, keepdims=True) + eps) ** -0.5
     scaled = (x64 - mean) * rstd * _along(weight, x, 1.0)
     y[...] = scaled + _along(bias, x, 0.0)
-    return Saved(mean, rstd, centred)
+    return Saved(library(x).stack((mean, rstd)), centred)
 
 
 def backward(
@@ -40,14 +42,25 @@ def backward(
     over all positions.
     """
     g64 = wide(g)
-    h = (wide(x) - saved.mean) * saved.rstd
+    mean, rstd = saved.kept
+    h = (wide(x) - mean) * rstd
     up = g64 * _along(weight, x, 1.0)
     mean_up = up.mean(1, keepdims=True) if saved.centred else 0.0
-    dx[...] = saved.rstd * (up - mean_up - h * (up * h).mean(1, keepdims=True))
+    dx[...] = rstd * (up - mean_up - h * (up * h).mean(1, keepdims=True))
     positions = (0, 2)[: len(x.shape) - 1]
     for gradient, product in ((d_weight, g64 * h), (d_bias, g64)):
         if gradient is not None:
             gradient[...] = product.sum(positions)
+
+
+def restored(x: Array, kept: Array, centred: bool) -> Saved:
+    """What `forward` answered, from the numbers of its `kept`."""
+    return Saved(kept.reshape((2, x.shape[0], 1, *x.shape[2:])), centred)
+
+
+def kept_dtype(x: Array, dtype: Any) -> Any:
+    """The widest there is."""
+    return wide(x[:0]).dtype
 
 
 def _along(parameter: Array | None, x: Array, otherwise: float) -> Array | float:

@@ -14,7 +14,7 @@ from normlab.errors import DataError, UsageError
 from .conftest import Turns
 
 SHAPES = [(2, 8, 4, 4), (4, 8), (3, 8, 5), (2, 8, 3, 2, 2)]
-NORMS = (*work.NORMS, "gn:groups=4", "layernorm")
+NORMS = (*work.NORMS, "gn:groups=4", *work.POSITION_NORMS)
 
 
 @pytest.mark.parametrize("norm", NORMS)
