@@ -35,8 +35,8 @@ class Normalize(torch.autograd.Function):
     ) -> Tensor:
         arranged = _arrange(x, size)
         y, ctx.cache = positions.forward(arranged, weight, bias, eps=eps, centred=centred)
-        # x travels as a saved tensor, so that a change in place is noticed and checkpointing can drop it
-        ctx.save_for_backward(arranged, weight)
+        # x (or its copy) travels as a saved tensor: a change in place is noticed, and checkpointing can drop it
+        ctx.save_for_backward(x if arranged.data_ptr() == x.data_ptr() else arranged, weight)
         ctx.size, ctx.bias = size, _form(bias)
         return y.view(x.shape)
 
@@ -46,7 +46,8 @@ class Normalize(torch.autograd.Function):
             raise RuntimeError(TWICE)
         x, weight = ctx.saved_tensors
         learns = ctx.needs_input_grad[1:3]
-        dx, d_weight, d_bias = positions.backward(_arrange(dy, ctx.size), x, weight, ctx.cache, learns)
+        g, x = _arrange(dy, ctx.size), _arrange(x, ctx.size)
+        dx, d_weight, d_bias = positions.backward(g, x, weight, ctx.cache, learns)
         return dx.view(dy.shape), _formed(d_weight, _form(weight)), _formed(d_bias, ctx.bias), None, None, None
 
 

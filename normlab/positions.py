@@ -17,7 +17,6 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -98,22 +97,15 @@ def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
 
 def _serving(x: Array) -> tuple[Any, Any]:
     """The backend of x, and the dtype that it takes x in; says once if that is a slow one for its device."""
-    half = _is_half(x.dtype)
-    kind = SimpleNamespace(dtype="float32", device=getattr(x, "device", "cpu")) if half else x
-    name = planes.backend_for(kind)
+    name = planes.backend_for(x)
     if name in ("numba_cpu", "reference"):
-        planes.serving(kind)  # raises if it cannot serve what it was asked to, says so if only a slower one can
+        planes.serving(x)  # raises if it cannot serve what it was asked to, says so if only a slower one can
     else:
         _tell(name)
     if name != "numba_cpu":
         return _backend("reference_positions"), x.dtype
-    narrow = (np if isinstance(x, np.ndarray) else library(x)).float32 if half else x.dtype
+    narrow = (np if isinstance(x, np.ndarray) else library(x)).float32 if x.itemsize < 4 else x.dtype
     return _backend("numba_positions"), narrow
-
-
-@cache
-def _is_half(dtype: Any) -> bool:
-    return str(dtype).removeprefix("torch.") in ("float16", "bfloat16")
 
 
 @cache
