@@ -9,8 +9,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-UNITS, NEXT, DONE, ACTIVE, JOB = 0, 8, 16, 24, 32  # a cache line apart
-SIZE = 40
+LINE = 8  # numbers in a cache line
+UNITS, NEXT, DONE, ACTIVE, JOB, ARRIVED = range(0, 6 * LINE, LINE)
+SIZE = 6 * LINE
 
 
 # an intrinsic is called without the typing context that it is defined with, which type checkers cannot know
@@ -66,16 +67,46 @@ def _parallel_at(typingctx: Any, address: Any, function: Any, argument: Any, thr
     return types.void(types.intp, types.intp, types.intp, types.intp), generate
 
 
+@intrinsic
+def _number_at(typingctx: Any, address: Any) -> Any:
+    """Call the C function `int f(void)` at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function = ir.FunctionType(ir.IntType(32), []).as_pointer()
+        number = builder.call(builder.inttoptr(args[0], function), [])
+        return builder.sext(number, context.get_value_type(types.intp))
+
+    return types.intp(types.intp), generate
+
+
 fetch_add: Any = _fetch_add
 pointer: Any = _pointer
 call_at: Any = _call_at
 parallel_at: Any = _parallel_at
+number_at: Any = _number_at
 
 
 @njit(nogil=True, cache=True)
 def next_unit(control: Any) -> int:
     """The next unit of a job that nobody has taken; not below the number of units when all are taken."""
     return fetch_add(control, NEXT, 1)
+
+
+@njit(nogil=True, cache=True)
+def next_of_shares(shares: Any, own: int, units: int, backwards: bool) -> int:
+    """A unit of a thread's own share that nobody has taken, or of another's if there is none; else `units`.
+
+    The units are cut into as many shares as there are counters, a share into what lies side by side. So in one part of
+    a job after the other a thread comes back to what it has in its cache, and `backwards` to the latest of it first.
+    """
+    count = shares.size // LINE
+    for i in range(count):
+        s = own + i if own + i < count else own + i - count
+        first, stop = units * s // count, units * (s + 1) // count
+        k = first + fetch_add(shares, s * LINE, 1)
+        if k < stop:
+            return first + stop - 1 - k if backwards else k
+    return units
 
 
 @njit(nogil=True, cache=True)

@@ -12,7 +12,7 @@ from struct import pack, unpack
 
 (
     WORK,  # address of `void work(job)`, which does units of this job, for the elements' dtype
-    CONTROL, SEMAPHORE, HELPERS, PARALLEL,  # see `normlab.planes._team`
+    CONTROL, SEMAPHORE, HELPERS, PARALLEL, NUMBER, SHARES,  # see `normlab.planes._team`
     KIND, UNITS,  # of the part of the job that is under way
     X, G, Y, RESIDUAL, TO_RESIDUAL,  # input, upstream gradient, output (y or dx), and z's other summand, or 0
     ITEMSIZE, SAMPLES, CHANNELS, SIZE, LAST, LANES,  # (N, C, S), whether channels-last, elements of a joined row
@@ -25,7 +25,7 @@ from struct import pack, unpack
     SUMS, SUMS_0, SUMS_1, SUMS_2,  # sum_g, sum_gx, b, c, parameters' gradients (k, N, C); or partial sums
     RUNNING_MEAN, RUNNING_VAR, RUNNING_BYTES, MOMENTUM,  # running statistics to update with the batch's, or 0
     TABLE,
-) = range(42)  # fmt: skip
+) = range(44)  # fmt: skip
 
 RELU, LEAKY_RELU, SILU, GELU = 1, 2, 3, 4
 

@@ -11,25 +11,27 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 _NAMES = ("libgomp", "libiomp5")
-_address: int | None = None
+_found: tuple[int, int] | None = None
 
 
-def parallel() -> int:
-    """Address of `GOMP_parallel` in the library that torch has loaded; 0 where there is none, or after a fork.
+def parallel() -> tuple[int, int]:
+    """Addresses of `GOMP_parallel` and `omp_get_thread_num` in the library that torch has loaded.
 
-    (A child process inherits the library's state but not its threads, and would wait for them for ever.)
+    (0, 0) where there is none, or after a fork: a child process inherits the library's state but not its threads, and
+    would wait for them for ever.
     """
-    global _address
-    if _address is None:
+    global _found
+    if _found is None:
         if "torch" not in sys.modules:
-            return 0  # it may still come
-        _address = _find()
-    return _address
+            return 0, 0  # it may still come
+        _found = _find()
+    return _found
 
 
-def _find() -> int:
+def _find() -> tuple[int, int]:
     candidates: set[str] = set()
     with suppress(OSError):
         for line in Path("/proc/self/maps").read_text().splitlines():
@@ -39,16 +41,20 @@ def _find() -> int:
     with_torch = {path for path in candidates if "/torch" in path}
     chosen = with_torch or candidates
     if len(chosen) != 1:  # none, or it is not known which one is torch's
-        return 0
+        return 0, 0
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(chosen.pop(), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-        return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
-    return 0
+        return _address(library.GOMP_parallel), _address(library.omp_get_thread_num)
+    return 0, 0
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def _forget() -> None:
-    global _address
-    _address = 0
+    global _found
+    _found = 0, 0
 
 
 if hasattr(os, "register_at_fork"):

@@ -25,8 +25,20 @@ from typing import Any
 import numpy as np
 from numba import carray, njit, types
 
-from normlab.planes._counters import ACTIVE, DONE, JOB, NEXT, SIZE, UNITS, call_at, fetch_add, parallel_at, pointer
-from normlab.planes._job import CONTROL, HELPERS, PARALLEL, SEMAPHORE, TABLE, WORK
+from normlab.planes._counters import (
+    ACTIVE,
+    ARRIVED,
+    DONE,
+    JOB,
+    LINE,
+    SIZE,
+    UNITS,
+    call_at,
+    fetch_add,
+    parallel_at,
+    pointer,
+)
+from normlab.planes._job import CONTROL, HELPERS, NUMBER, PARALLEL, SEMAPHORE, SHARES, TABLE, WORK
 from normlab.planes._job import UNITS as TO_DO
 from normlab.planes._openmp import parallel
 from normlab.planes._threads import GRAIN, num_threads
@@ -67,14 +79,11 @@ def shared(direction: Callable[[int], None], job: array, elements: int, *, torch
     None is woken for little work, by a second thread while a first one has them, or where there are none. `torchs`
     says whether torch's threads may help: between NumPy's products they would wait awake on the cores of NumPy's own.
     """
-    helpers = 0
-    if elements >= _GRAIN:
-        helpers = num_threads() - 1
-        if helpers > 0 and torchs and (address := parallel()):
-            # never fewer threads than torch asks for: a team that is made smaller lets threads go
-            control = array("q", _IDLE)
-            job[CONTROL], job[HELPERS], job[PARALLEL] = control.buffer_info()[0], helpers, address
-            direction(job.buffer_info()[0])
+    helpers = num_threads() - 1 if elements >= _GRAIN else 0
+    if helpers > 0:
+        job[PARALLEL], job[NUMBER] = parallel() if torchs else (0, 0)
+        if job[PARALLEL]:  # never fewer threads than torch asks for: a team that is made smaller lets threads go
+            _call(direction, job, helpers)
             return
         helpers = min(helpers, elements // GRAIN) if _HAS_SEMAPHORES else 0
     if helpers > 0:
@@ -84,17 +93,23 @@ def shared(direction: Callable[[int], None], job: array, elements: int, *, torch
             try:
                 team.grow(helpers)
                 job[CONTROL], job[SEMAPHORE] = team.addresses
-                job[HELPERS] = helpers
-                direction(job.buffer_info()[0])
+                _call(direction, job, helpers)
             finally:
                 team.lock.release()
             return
-    control = array("q", _IDLE)
-    job[CONTROL] = control.buffer_info()[0]
+    _call(direction, job, 0)
+
+
+def _call(direction: Callable[[int], None], job: array, helpers: int) -> None:
+    # counters of its own for every call: of the shares, and where there is no team of its control
+    counters = array("q", bytes(8 * ((1 + helpers) * LINE + SIZE)))
+    address = counters.buffer_info()[0]
+    job[HELPERS], job[SHARES] = helpers, address
+    if not job[CONTROL]:
+        job[CONTROL] = address + 8 * (1 + helpers) * LINE
     direction(job.buffer_info()[0])
 
 
-_IDLE = (0,) * SIZE
 _GRAIN = 1 << 13  # elements below which waking threads that wait awake costs more than it saves
 
 
@@ -116,13 +131,15 @@ def _prepare(semaphore: Any) -> None:
 def share(job: Any) -> None:
     """Do the part of a job that its numbers describe (`normlab.planes._job`)."""
     control = carray(pointer(job[CONTROL]), (SIZE,), np.int64)
+    shares = carray(pointer(job[SHARES]), ((1 + job[HELPERS]) * LINE,), np.int64)
     units = job[TO_DO]
+    for i in range(0, shares.size, LINE):
+        fetch_add(shares, i, -fetch_add(shares, i, 0))
     if job[PARALLEL] != 0 and units > 1:
-        fetch_add(control, NEXT, -fetch_add(control, NEXT, 0))
         parallel_at(job[PARALLEL], job[WORK], job.ctypes.data, job[HELPERS] + 1)
         return
     control[JOB] = job.ctypes.data
-    fetch_add(control, NEXT, -fetch_add(control, NEXT, 0))
+    fetch_add(control, ARRIVED, -fetch_add(control, ARRIVED, 0))
     fetch_add(control, DONE, -fetch_add(control, DONE, 0))
     fetch_add(control, UNITS, units)
     for _ in range(min(job[HELPERS], units - 1)):

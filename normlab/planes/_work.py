@@ -19,7 +19,8 @@ from numba import carray, cfunc, types
 
 from normlab.planes._activations import pull_activation
 from normlab.planes._compile import compiled
-from normlab.planes._counters import next_unit, pointer, unit_done
+from normlab.planes._counters import ARRIVED, LINE, fetch_add, next_of_shares, number_at, pointer, unit_done
+from normlab.planes._counters import SIZE as COUNTERS
 from normlab.planes._job import (
     ACT,
     CHANNELS,
@@ -31,17 +32,20 @@ from normlab.planes._job import (
     EPS,
     EXTENT,
     FLAG,
+    HELPERS,
     KIND,
     LANES,
     LAST,
     LENGTH,
     MEMORY,
+    NUMBER,
     OUTPUT_COUNT,
     OUTPUTS,
     REGISTERS,
     RESIDUAL,
     ROWS,
     SAMPLES,
+    SHARES,
     SIZE,
     SLOPE,
     SUMS,
@@ -117,7 +121,10 @@ def _elements(job: Any, i: int, otherwise: int, real: Any) -> Any:
 @compiled
 def _work(job: Any, real: Any) -> None:
     """Take units of the job until there are none; `real` is an array of the elements' dtype."""
-    control = carray(pointer(job[CONTROL]), (1,), np.int64)
+    control = carray(pointer(job[CONTROL]), (COUNTERS,), np.int64)
+    count = 1 + job[HELPERS]
+    shares = carray(pointer(job[SHARES]), (count * LINE,), np.int64)
+    own = (number_at(job[NUMBER]) if job[NUMBER] != 0 else fetch_add(control, ARRIVED, 1)) % count
     samples, channels, size, last = job[SAMPLES], job[CHANNELS], job[SIZE], job[LAST] != 0
     shape = (channels, size, last, job[LANES])
     x, y = _elements(job, X, X, real), _elements(job, Y, Y, real)
@@ -126,7 +133,9 @@ def _work(job: Any, real: Any) -> None:
     extra = (job[RESIDUAL] != 0, job[ACT], real_at(job, SLOPE))
     kind, units, extent, chunks, flag = job[KIND], job[UNITS], job[EXTENT], max(job[CHUNKS], 1), job[FLAG] != 0
     grids, sums = grids_of(job), sums_of(job)
-    u = next_unit(control)
+    # the second pass over the batch begins with what the first one has left in the cache
+    backwards = kind == AFFINE or kind == COMBINE
+    u = next_of_shares(shares, own, units, backwards)
     if kind <= BACKWARD_BLOCKS and u < units:
         code, constants, outputs = program(job)
         registers = np.empty((job[REGISTERS], extent, channels))
@@ -141,11 +150,11 @@ def _work(job: Any, real: Any) -> None:
                     sums,
                 )  # fmt: skip
             unit_done(control)
-            u = next_unit(control)
+            u = next_of_shares(shares, own, units, backwards)
         return
     whole = size if last else channels
     width = channels if last else size
-    own = np.empty(extent * width if kind >= DOTS and extra[1] != 0 and not extra[0] else 0, real.dtype)
+    scratch = np.empty(extent * width if kind >= DOTS and extra[1] != 0 and not extra[0] else 0, real.dtype)
     while u < units:
         n, p = u // chunks, u % chunks * extent
         q = min(p + extent, whole)
@@ -163,7 +172,7 @@ def _work(job: Any, real: Any) -> None:
         else:
             up = g[n, i:j]
             if extra[1] != 0:
-                down = to_residual[n, i:j] if extra[0] else own[: j - i]
+                down = to_residual[n, i:j] if extra[0] else scratch[: j - i]
                 if kind == DOTS or not extra[0]:
                     scale, shift = _of(grids[2, n], last, p, q), _of(grids[4, n], last, p, q)
                     _upstream(up, part, other, extra, shape, scale, _of(grids[3, n], last, p, q), shift, down)
@@ -175,7 +184,7 @@ def _work(job: Any, real: Any) -> None:
                 a, b, c = _of(grids[2, n], last, p, q), _of(sums[2, n], last, p, q), _of(sums[3, n], last, p, q)
                 _combine(up, part, shape, flag, False, center, a, b, c, out)
         unit_done(control)
-        u = next_unit(control)
+        u = next_of_shares(shares, own, units, backwards)
 
 
 def _work_float32(job: int) -> None:
