@@ -16,7 +16,9 @@ from struct import pack, unpack
     KIND, UNITS,  # of the part of the job that is under way
     X, G, Y, RESIDUAL, TO_RESIDUAL,  # input, upstream gradient, output (y or dx), and z's other summand, or 0
     ITEMSIZE, SAMPLES, CHANNELS, SIZE, LAST, LANES,  # (N, C, S), whether channels-last, elements of a joined row
+    FOLDED, STRETCH,  # samples in memory that are one of these N; elements of a plane that lie side by side
     EXTENT, CHUNKS,  # samples in a block and 0; or planes (channels-last: rows) in a part, and parts in a sample
+    GROUP,  # samples in a part, where there is one part in a sample
     CODE, LENGTH, CONSTANTS, CONSTANT_COUNT, REGISTERS, OUTPUTS, OUTPUT_COUNT,  # a program
     FLAG,  # forward: whether moments are needed; backward: whether dx is only scale * g
     ACT, SLOPE,  # 0, or the activation
@@ -25,7 +27,7 @@ from struct import pack, unpack
     SUMS, SUMS_0, SUMS_1, SUMS_2,  # sum_g, sum_gx, b, c, parameters' gradients (k, N, C); or partial sums
     RUNNING_MEAN, RUNNING_VAR, RUNNING_BYTES, MOMENTUM,  # running statistics to update with the batch's, or 0
     TABLE,
-) = range(44)  # fmt: skip
+) = range(47)  # fmt: skip
 
 RELU, LEAKY_RELU, SILU, GELU = 1, 2, 3, 4
 

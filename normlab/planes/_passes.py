@@ -22,6 +22,8 @@ from normlab.planes._job import (
     EPS,
     EXTENT,
     FLAG,
+    FOLDED,
+    GROUP,
     KIND,
     LAST,
     MEMORY,
@@ -33,6 +35,7 @@ from normlab.planes._job import (
     RUNNING_VAR,
     SAMPLES,
     SIZE,
+    STRETCH,
     SUMS,
     SUMS_0,
     SUMS_1,
@@ -88,18 +91,19 @@ def _forward(address: int) -> None:
 
 @compiled
 def _forward_passes(job: Any) -> None:
-    grids, extent, chunks, size, last = grids_of(job), job[EXTENT], job[CHUNKS], job[SIZE], job[LAST] != 0
+    grids, extent, chunks, size = grids_of(job), job[EXTENT], job[CHUNKS], job[SIZE]
     samples, channels = job[SAMPLES], job[CHANNELS]
     if chunks == 0:
         _assign(job, FORWARD_BLOCKS, -(-samples // extent), job[MEMORY], grids.shape)
         share(job)
         return
-    units = samples * chunks
-    if job[FLAG] != 0 and last and chunks > 1:
-        parts = np.empty((2, units, channels))
+    units = _units(job)
+    pieces, length = _pieces(job)
+    if job[FLAG] != 0 and pieces > 1:
+        parts = np.empty((2, samples * pieces, channels))
         _assign(job, MOMENTS, units, parts.ctypes.data, parts.shape)
         share(job)
-        _merge_moments(parts, extent, chunks, size, grids)
+        _merge_moments(parts, length, pieces, size, grids)
     elif job[FLAG] != 0:
         _assign(job, MOMENTS, units, job[MEMORY], grids.shape)
         share(job)
@@ -118,23 +122,37 @@ def _backward(address: int) -> None:
 
 @compiled
 def _backward_passes(job: Any, sums: Any) -> None:
-    extent, chunks, last, samples, channels = job[EXTENT], job[CHUNKS], job[LAST] != 0, job[SAMPLES], job[CHANNELS]
+    extent, chunks, samples, channels = job[EXTENT], job[CHUNKS], job[SAMPLES], job[CHANNELS]
     if chunks == 0:
         _assign(job, BACKWARD_BLOCKS, -(-samples // extent), sums.ctypes.data, sums.shape)
         share(job)
         return
-    units = samples * chunks
-    if last and chunks > 1:
-        parts = np.empty((2, units, channels))
+    units = _units(job)
+    pieces, _ = _pieces(job)
+    if pieces > 1:
+        parts = np.empty((2, samples * pieces, channels))
         _assign(job, DOTS, units, parts.ctypes.data, parts.shape)
         share(job)
-        _add_parts(parts, chunks, sums)
+        _add_parts(parts, pieces, sums)
     else:
         _assign(job, DOTS, units, sums.ctypes.data, sums.shape)
         share(job)
     _backward_grid(job, grids_of(job), sums)
     _assign(job, COMBINE, units, sums.ctypes.data, sums.shape)
     share(job)
+
+
+@compiled
+def _units(job: Any) -> int:
+    """Into how many units a pass is cut."""
+    in_memory = job[SAMPLES] * job[FOLDED] if job[LAST] == 0 else job[SAMPLES]
+    return -(-in_memory // job[GROUP]) * job[CHUNKS]
+
+
+@compiled
+def _pieces(job: Any) -> Any:
+    """In how many pieces the sums of a sample come, and the positions of each (of the last one the rest)."""
+    return (job[CHUNKS], job[EXTENT]) if job[LAST] != 0 else (job[FOLDED], job[STRETCH])
 
 
 @compiled

@@ -23,37 +23,63 @@ from normlab.planes._job import RELU
 _BLOCK = 512  # elements of a row that are summed in the elements' own precision
 _ROWS = 8  # joined rows likewise
 _STRIP = 256  # elements of a joined row that are summed side by side
+_FAR = -1.0  # in the place of a variance: to be computed once more, about the mean just found
 
 
 # Inner loops run over slices, from zero: an index that might be negative would keep them from vectorizing.
 
 
 # --- channels-first: rows of `size` elements ---------------------------------------------------------------------
+#
+# What a call decides once is decided outside of the loops over rows: a branch, or a call, costs as much as a short row.
 
 
 @compiled
 def moments_first(x: Any, size: int, mean: Any, var: Any) -> None:
+    far = _moments_short(x, size, mean, var) if size <= _BLOCK else _moments_long(x, size, mean, var)
+    if far == 0:
+        return
+    for c in range(mean.size):
+        if var[c] == _FAR:
+            row = x[c * size : (c + 1) * size]
+            near = x.dtype.type(mean[c])
+            left, square = _mean_square_about(row, near)
+            mean[c] = near + left
+            var[c] = _not_negative(square - left * left)
+
+
+@compiled
+def _moments_short(x: Any, size: int, mean: Any, var: Any) -> int:
+    """Moments of rows that are summed in one go; answers how many were `_FAR`, and leaves their mean near the mean."""
+    share = 1.0 / size
+    far = 0
     for c in range(mean.size):
         row = x[c * size : (c + 1) * size]
         near = row[0]
-        left = 0.0
-        square = 0.0
-        if size <= _BLOCK:  # here and not in a function of its own: a call costs as much as a short row
-            part = x.dtype.type(0)
-            part_square = x.dtype.type(0)
-            for k in range(size):
-                d = row[k] - near
-                part += d
-                part_square += d * d
-            left += part / size
-            square += part_square / size
-        else:
-            left, square = _mean_square_about(row, near)
-        if _too_far(left, square):
-            near += x.dtype.type(left)
-            left, square = _mean_square_about(row, near)
+        part = x.dtype.type(0)
+        part_square = x.dtype.type(0)
+        for k in range(size):
+            d = row[k] - near
+            part += d
+            part_square += d * d
+        left = share * part
+        square = share * part_square
         mean[c] = near + left
-        var[c] = _not_negative(square - left * left)
+        var[c] = _FAR if _too_far(left, square) else _not_negative(square - left * left)
+        far += _too_far(left, square)
+    return far
+
+
+@compiled
+def _moments_long(x: Any, size: int, mean: Any, var: Any) -> int:
+    far = 0
+    for c in range(mean.size):
+        row = x[c * size : (c + 1) * size]
+        left, square = _mean_square_about(row, row[0])
+        mean[c] = row[0] + left
+        var[c] = _FAR if _too_far(left, square) else _not_negative(square - left * left)
+        far += _too_far(left, square)
+    return far
 
 
 @compiled
@@ -90,53 +116,60 @@ def affine_first(
     x: Any, residual: Any, add: bool, act: int, slope: float, size: int, scale: Any, center: Any, shift: Any, y: Any
 ) -> None:
     """act(scale * (x - center) + shift), with the residual added if `add`."""
+    if add and act == RELU:
+        _affine_rows(x, residual, True, True, size, scale, center, shift, y)
+    elif add:
+        _affine_rows(x, residual, True, False, size, scale, center, shift, y)
+    elif act == RELU:
+        _affine_rows(x, x, False, True, size, scale, center, shift, y)
+    else:
+        _affine_rows(x, x, False, False, size, scale, center, shift, y)
+    if act > RELU:
+        activate(act, slope, y)
+
+
+@compiled
+def _affine_rows(
+    x: Any, residual: Any, add: bool, relu: bool, size: int, scale: Any, center: Any, shift: Any, y: Any
+) -> None:
     nothing = x.dtype.type(0)
-    for c in range(y.size // size):
+    for c in range(scale.size):
         first, last = c * size, (c + 1) * size
-        row, out = x[first:last], y[first:last]
+        row, other, out = x[first:last], residual[first:last], y[first:last]
         a, m, t = scale[c], center[c], shift[c]
-        if add:
-            other = residual[first:last]
-            if act == RELU:
-                for k in range(size):
-                    z = a * (row[k] - m) + t + other[k]
-                    out[k] = nothing if z <= nothing else z
-            else:
-                for k in range(size):
-                    out[k] = a * (row[k] - m) + t + other[k]
-        elif act == RELU:
-            for k in range(size):
-                z = a * (row[k] - m) + t
-                out[k] = nothing if z <= nothing else z
-        else:
-            for k in range(size):
-                out[k] = a * (row[k] - m) + t
-        if act > RELU:
-            activate(act, slope, out)
+        for k in range(size):
+            z = a * (row[k] - m) + t
+            if add:
+                z += other[k]
+            if relu:
+                z = nothing if z <= nothing else z
+            out[k] = z
 
 
 @compiled
 def dots_first(g: Any, x: Any, size: int, center: Any, sum_g: Any, sum_gx: Any) -> None:
-    for c in range(sum_g.size):
-        row, up = x[c * size : (c + 1) * size], g[c * size : (c + 1) * size]
-        m = center[c]
-        total = 0.0
-        product = 0.0
-        if size <= _BLOCK:
+    if size <= _BLOCK:
+        for c in range(center.size):
+            row, up = x[c * size : (c + 1) * size], g[c * size : (c + 1) * size]
+            m = center[c]
             part = x.dtype.type(0)
             part_product = x.dtype.type(0)
             for k in range(size):
                 part += up[k]
                 part_product += up[k] * (row[k] - m)
-            total += part
-            product += part_product
-        else:
-            for at in range(0, size, _BLOCK):
-                part, part_product = _dots(up[at : at + _BLOCK], row[at : at + _BLOCK], m)
+            sum_g[c] = part
+            sum_gx[c] = part_product
+    else:
+        for c in range(center.size):
+            total = 0.0
+            product = 0.0
+            for at in range(c * size, (c + 1) * size, _BLOCK):
+                stop = min(at + _BLOCK, (c + 1) * size)
+                part, part_product = _dots(g[at:stop], x[at:stop], center[c])
                 total += part
                 product += part_product
-        sum_g[c] = total
-        sum_gx[c] = product
+            sum_g[c] = total
+            sum_gx[c] = product
 
 
 @compiled
@@ -151,7 +184,7 @@ def _dots(g: Any, x: Any, center: Any) -> Any:
 
 @compiled
 def combine_first(g: Any, x: Any, size: int, center: Any, a: Any, b: Any, c: Any, dx: Any) -> None:
-    for i in range(dx.size // size):
+    for i in range(a.size):
         first, last = i * size, (i + 1) * size
         up, row, out = g[first:last], x[first:last], dx[first:last]
         m, a_i, b_i, c_i = center[i], a[i], b[i], c[i]
@@ -162,7 +195,7 @@ def combine_first(g: Any, x: Any, size: int, center: Any, a: Any, b: Any, c: Any
 @compiled
 def recombine_first(x: Any, size: int, center: Any, a: Any, b: Any, c: Any, dx: Any) -> None:
     """`combine_first` where g lies in dx: with the same memory under two names, its loop would not vectorize."""
-    for i in range(dx.size // size):
+    for i in range(a.size):
         first, last = i * size, (i + 1) * size
         row, out = x[first:last], dx[first:last]
         m, a_i, b_i, c_i = center[i], a[i], b[i], c[i]

@@ -32,6 +32,8 @@ from normlab.planes._job import (
     EPS,
     EXTENT,
     FLAG,
+    FOLDED,
+    GROUP,
     HELPERS,
     KIND,
     LANES,
@@ -48,6 +50,7 @@ from normlab.planes._job import (
     SHARES,
     SIZE,
     SLOPE,
+    STRETCH,
     SUMS,
     SUMS_0,
     SUMS_1,
@@ -113,9 +116,15 @@ def sums_of(job: Any) -> Any:
 
 @compiled
 def _elements(job: Any, i: int, otherwise: int, real: Any) -> Any:
-    """The tensor at an address of the job, (N, C * S), or another one where that address is 0."""
+    """The elements of the tensor at an address of the job as they lie, or of another one where that address is 0."""
     address = job[i] if job[i] != 0 else job[otherwise]
-    return carray(pointer(address), (job[SAMPLES], job[CHANNELS] * job[SIZE]), real.dtype)
+    return carray(pointer(address), (job[SAMPLES] * job[CHANNELS] * job[SIZE],), real.dtype)
+
+
+@compiled
+def _row(grid: Any) -> Any:
+    """A grid as one row of numbers, those of one sample after the other's."""
+    return grid.reshape(grid.size)
 
 
 @compiled
@@ -125,21 +134,24 @@ def _work(job: Any, real: Any) -> None:
     count = 1 + job[HELPERS]
     shares = carray(pointer(job[SHARES]), (count * LINE,), np.int64)
     own = (number_at(job[NUMBER]) if job[NUMBER] != 0 else fetch_add(control, ARRIVED, 1)) % count
-    samples, channels, size, last = job[SAMPLES], job[CHANNELS], job[SIZE], job[LAST] != 0
-    shape = (channels, size, last, job[LANES])
+    kind, units = job[KIND], job[UNITS]
+    # the second pass over the batch begins with what the first one has left in the cache
+    backwards = kind in (AFFINE, COMBINE)
+    u = next_of_shares(shares, own, units, backwards)
+    if u >= units:
+        return
+    last = job[LAST] != 0
+    shape = (job[CHANNELS], job[STRETCH], last, job[LANES])
     x, y = _elements(job, X, X, real), _elements(job, Y, Y, real)
     g = _elements(job, G, X, real)
     residual, to_residual = _elements(job, RESIDUAL, X, real), _elements(job, TO_RESIDUAL, Y, real)
     extra = (job[RESIDUAL] != 0, job[ACT], real_at(job, SLOPE))
-    kind, units, extent, chunks, flag = job[KIND], job[UNITS], job[EXTENT], max(job[CHUNKS], 1), job[FLAG] != 0
-    grids, sums = grids_of(job), sums_of(job)
-    # the second pass over the batch begins with what the first one has left in the cache
-    backwards = kind == AFFINE or kind == COMBINE
-    u = next_of_shares(shares, own, units, backwards)
-    if kind <= BACKWARD_BLOCKS and u < units:
+    flag, grids, sums = job[FLAG] != 0, grids_of(job), sums_of(job)
+    if kind <= BACKWARD_BLOCKS:
+        samples, extent = job[SAMPLES], job[EXTENT]
         code, constants, outputs = program(job)
-        registers = np.empty((job[REGISTERS], extent, channels))
-        load(registers, extent, rows_of(job)[: job[ROWS]], size, real_at(job, EPS), constants)
+        registers = np.empty((job[REGISTERS], extent, job[CHANNELS]))
+        load(registers, extent, rows_of(job)[: job[ROWS]], job[SIZE], real_at(job, EPS), constants)
         while u < units:
             first, stop = u * extent, min((u + 1) * extent, samples)
             if kind == FORWARD_BLOCKS:
@@ -152,39 +164,48 @@ def _work(job: Any, real: Any) -> None:
             unit_done(control)
             u = next_of_shares(shares, own, units, backwards)
         return
-    whole = size if last else channels
-    width = channels if last else size
-    scratch = np.empty(extent * width if kind >= DOTS and extra[1] != 0 and not extra[0] else 0, real.dtype)
+    scratch = np.empty(0, real.dtype)
     while u < units:
-        n, p = u // chunks, u % chunks * extent
-        q = min(p + extent, whole)
-        i, j = p * width, q * width
-        part, other, out = x[n, i:j], residual[n, i:j], y[n, i:j]
+        i, j, r, q, k, m = _part(job, u)
+        part, other, out = x[i:j], residual[i:j], y[i:j]
         if kind == MOMENTS:
-            _moments(part, shape, _place(sums[0], last, u, n, p, q), _place(sums[1], last, u, n, p, q))
+            _moments(part, shape, _row(sums[0])[k:m], _row(sums[1])[k:m])
         elif kind == AFFINE:
-            scale, center, shift = (
-                _of(grids[2, n], last, p, q),
-                _of(grids[3, n], last, p, q),
-                _of(grids[4, n], last, p, q),
-            )
+            scale, center, shift = _row(grids[2])[r:q], _row(grids[3])[r:q], _row(grids[4])[r:q]
             _affine(part, other, extra, shape, scale, center, shift, out)
         else:
-            up = g[n, i:j]
+            scale, center, shift = _row(grids[2])[r:q], _row(grids[3])[r:q], _row(grids[4])[r:q]
+            up = g[i:j]
             if extra[1] != 0:
-                down = to_residual[n, i:j] if extra[0] else scratch[: j - i]
+                if not extra[0] and scratch.size < j - i:
+                    scratch = np.empty(j - i, real.dtype)
+                down = to_residual[i:j] if extra[0] else scratch[: j - i]
                 if kind == DOTS or not extra[0]:
-                    scale, shift = _of(grids[2, n], last, p, q), _of(grids[4, n], last, p, q)
-                    _upstream(up, part, other, extra, shape, scale, _of(grids[3, n], last, p, q), shift, down)
+                    _upstream(up, part, other, extra, shape, scale, center, shift, down)
                 up = down
-            center = _of(grids[3, n], last, p, q)
             if kind == DOTS:
-                _dots(up, part, shape, center, _place(sums[0], last, u, n, p, q), _place(sums[1], last, u, n, p, q))
+                _dots(up, part, shape, center, _row(sums[0])[k:m], _row(sums[1])[k:m])
             else:
-                a, b, c = _of(grids[2, n], last, p, q), _of(sums[2, n], last, p, q), _of(sums[3, n], last, p, q)
-                _combine(up, part, shape, flag, False, center, a, b, c, out)
+                b, c = _row(sums[2])[r:q], _row(sums[3])[r:q]
+                _combine(up, part, shape, flag, False, center, scale, b, c, out)
         unit_done(control)
         u = next_of_shares(shares, own, units, backwards)
+
+
+@compiled
+def _part(job: Any, u: int) -> Any:
+    """Where a unit of a pass begins and ends: in the elements, in the grids' rows, and in the rows of its sums."""
+    channels, stretch, chunks, extent = job[CHANNELS], job[STRETCH], job[CHUNKS], job[EXTENT]
+    n, p = u // chunks * job[GROUP], u % chunks * extent
+    if job[LAST] != 0:
+        q = min(p + extent, job[SIZE])
+        at = n * channels * job[SIZE]
+        return at + p * channels, at + q * channels, n * channels, (n + 1) * channels, u * channels, (u + 1) * channels
+    q = min(p + extent, channels)
+    first, stop = n * channels + p, (min(n + job[GROUP], job[SAMPLES] * job[FOLDED]) - 1) * channels + q
+    if job[FOLDED] > 1:
+        return first * stretch, stop * stretch, p, q, first, stop
+    return first * stretch, stop * stretch, first, stop, first, stop
 
 
 def _work_float32(job: int) -> None:
@@ -207,36 +228,34 @@ _kept: list[Any] = []  # compiled code lives as long as its object
 
 
 @compiled
-def _place(sums: Any, last: bool, u: int, n: int, p: int, q: int) -> Any:
-    """Where the sums of a part go: the planes p to q of sample n, or channels-last a row for each part."""
-    return sums[u] if last else sums[n][p:q]
-
-
-@compiled
-def _of(row: Any, last: bool, p: int, q: int) -> Any:
-    """A sample's row of a grid for a part of it: the planes p to q, or channels-last all of them."""
-    return row if last else row[p:q]
-
-
-@compiled
 def _forward_block(
     x: Any, residual: Any, extra: Any, y: Any, shape: Any, first: int, stop: int, code: Any, registers: Any,
     outputs: Any, measures: bool, grids: Any,
 ) -> None:  # fmt: skip
+    channels, last = shape[0], shape[2]
+    width = x.size // grids.shape[1]
+    mean, var = _row(registers[0]), _row(registers[1])
+    scale, center, shift = (
+        _row(registers[outputs[0, 0]]),
+        _row(registers[outputs[1, 0]]),
+        _row(registers[outputs[2, 0]]),
+    )
+    step = 1 if last else stop - first  # channels-first, planes of many samples are no more than many planes
     if measures:
-        for n in range(first, stop):
-            _moments(x[n], shape, registers[0, n - first], registers[1, n - first])
+        for n in range(first, stop, step):
+            p, q = (n - first) * channels, (n - first + step) * channels
+            _moments(x[n * width : (n + step) * width], shape, mean[p:q], var[p:q])
     perform(code, registers)
-    scale, center, shift = registers[outputs[0, 0]], registers[outputs[1, 0]], registers[outputs[2, 0]]
-    for n in range(first, stop):
-        i = n - first
-        _affine(x[n], residual[n], extra, shape, scale[i], center[i], shift[i], y[n])
-        for c in range(shape[0]):
-            grids[0, n, c] = registers[0, i, c]
-            grids[1, n, c] = registers[1, i, c]
-            grids[2, n, c] = scale[i, c]
-            grids[3, n, c] = center[i, c]
-            grids[4, n, c] = shift[i, c]
+    for n in range(first, stop, step):
+        p, q = (n - first) * channels, (n - first + step) * channels
+        i, j = n * width, (n + step) * width
+        _affine(x[i:j], residual[i:j], extra, shape, scale[p:q], center[p:q], shift[p:q], y[i:j])
+    i, j, q = first * channels, stop * channels, (stop - first) * channels
+    copy(mean[:q], _row(grids[0])[i:j])
+    copy(var[:q], _row(grids[1])[i:j])
+    copy(scale[:q], _row(grids[2])[i:j])
+    copy(center[:q], _row(grids[3])[i:j])
+    copy(shift[:q], _row(grids[4])[i:j])
 
 
 @compiled
@@ -244,28 +263,46 @@ def _backward_block(
     g: Any, x: Any, residual: Any, extra: Any, to_residual: Any, dx: Any, shape: Any, first: int, stop: int, code: Any,
     registers: Any, outputs: Any, linear: bool, grids: Any, sums: Any,
 ) -> None:  # fmt: skip
+    channels, last = shape[0], shape[2]
+    width = x.size // grids.shape[1]
+    step = 1 if last else stop - first
     active = extra[1] != 0
-    if active:
-        down = to_residual if extra[0] else dx
-        for n in range(first, stop):
-            _upstream(g[n], x[n], residual[n], extra, shape, grids[2, n], grids[3, n], grids[4, n], down[n])
-        g = down
-    for n in range(first, stop):
-        i = n - first
-        _dots(g[n], x[n], shape, grids[3, n], registers[2, i], registers[3, i])
-        for c in range(shape[0]):
-            registers[0, i, c] = grids[0, n, c]
-            registers[1, i, c] = grids[1, n, c]
-            registers[4, i, c] = grids[2, n, c]
-            registers[5, i, c] = grids[3, n, c]
+    scale, center, shift = _row(grids[2]), _row(grids[3]), _row(grids[4])
+    sum_g, sum_gx = _row(registers[2]), _row(registers[3])
+    down = to_residual if extra[0] else dx
+    for n in range(first, stop, step):
+        i, j, r, q = n * width, (n + step) * width, n * channels, (n + step) * channels
+        p = (n - first) * channels
+        up = g[i:j]
+        if active:
+            _upstream(up, x[i:j], residual[i:j], extra, shape, scale[r:q], center[r:q], shift[r:q], down[i:j])
+            up = down[i:j]
+        _dots(up, x[i:j], shape, center[r:q], sum_g[p : p + q - r], sum_gx[p : p + q - r])
+    i, j, q = first * channels, stop * channels, (stop - first) * channels
+    copy(_row(grids[0])[i:j], _row(registers[0])[:q])
+    copy(_row(grids[1])[i:j], _row(registers[1])[:q])
+    copy(scale[i:j], _row(registers[4])[:q])
+    copy(center[i:j], _row(registers[5])[:q])
     perform(code, registers)
-    b, c = registers[outputs[0, 0]], registers[outputs[1, 0]]
-    for n in range(first, stop):
-        i = n - first
-        _combine(g[n], x[n], shape, linear, active and not extra[0], grids[3, n], grids[2, n], b[i], c[i], dx[n])
-        for k in range(2, len(outputs)):
-            for channel in range(shape[0]):
-                sums[2 + k, n, channel] = registers[outputs[k, 0], i, channel]
+    b, c = _row(registers[outputs[0, 0]]), _row(registers[outputs[1, 0]])
+    for n in range(first, stop, step):
+        i, j, r, q = n * width, (n + step) * width, n * channels, (n + step) * channels
+        p = (n - first) * channels
+        up = down[i:j] if active else g[i:j]
+        _combine(
+            up, x[i:j], shape, linear, active and not extra[0], center[r:q], scale[r:q], b[p : p + q - r],
+            c[p : p + q - r], dx[i:j],
+        )  # fmt: skip
+    i, j, q = first * channels, stop * channels, (stop - first) * channels
+    for k in range(2, len(outputs)):
+        copy(_row(registers[outputs[k, 0]])[:q], _row(sums[2 + k])[i:j])
+
+
+@compiled
+def copy(row: Any, to: Any) -> None:
+    """Copy the numbers of a row; rows apart, since a loop over many arrays does not vectorize."""
+    for c in range(row.size):
+        to[c] = row[c]
 
 
 # --- the four kernels on part of a sample, from grids in float64 ------------------------------------------------------
@@ -286,15 +323,18 @@ def _affine(x: Any, residual: Any, extra: Any, shape: Any, scale: Any, center: A
     add, act, slope = extra
     grid = np.empty((3, max(lanes, center.size)), x.dtype)
     a, m, t = grid[0], grid[1], grid[2]
+    copy(scale, a)
+    copy(center, m)
     for c in range(center.size):
-        m[c] = center[c]
-        a[c] = scale[c]
         t[c] = shift[c] + scale[c] * (m[c] - center[c])
     if last:
         _repeat(grid, channels)
         affine_last(x, residual, add, act, slope, lanes, a, m, t, y)
     else:
-        affine_first(x, residual, add, act, slope, size, a, m, t, y)
+        span = center.size * size
+        for i in range(0, x.size, span):  # samples that share a row
+            j = i + span
+            affine_first(x[i:j], residual[i:j], add, act, slope, size, a, m, t, y[i:j])
 
 
 @compiled
@@ -310,15 +350,20 @@ def _upstream(
 def _dots(g: Any, x: Any, shape: Any, center: Any, sum_g: Any, sum_gx: Any) -> None:
     channels, size, last, lanes = shape
     grid = np.empty((1, max(lanes, center.size)), x.dtype)
-    for c in range(center.size):
-        grid[0, c] = center[c]
+    copy(center, grid[0])
     if last:
         _repeat(grid, channels)
         dots_last(g, x, channels, lanes, grid[0], sum_g, sum_gx)
     else:
-        dots_first(g, x, size, grid[0], sum_g, sum_gx)
-    for c in range(center.size):
-        sum_gx[c] += (grid[0, c] - center[c]) * sum_g[c]
+        span = center.size * size
+        for i in range(0, x.size, span):
+            p = i // size
+            dots_first(g[i : i + span], x[i : i + span], size, grid[0], sum_g[p:], sum_gx[p:])
+    near = grid[0]
+    for p in range(0, sum_g.size, center.size):
+        total, product = sum_g[p:], sum_gx[p:]
+        for c in range(center.size):
+            product[c] += (near[c] - center[c]) * total[c]
 
 
 @compiled
@@ -332,21 +377,26 @@ def _combine(
         _affine(g, g, (False, 0, 0.0), shape, a, nothing, nothing, dx)
         return
     grid = np.empty((4, max(lanes, center.size)), x.dtype)
+    copy(center, grid[0])
+    copy(a, grid[1])
+    copy(b, grid[2])
+    near, rest = grid[0], grid[3]
     for k in range(center.size):
-        grid[0, k] = center[k]
-        grid[1, k] = a[k]
-        grid[2, k] = b[k]
-        grid[3, k] = c[k] + b[k] * (grid[0, k] - center[k])
+        rest[k] = c[k] + b[k] * (near[k] - center[k])
     if last:
         _repeat(grid, channels)
         if in_place:
             recombine_last(x, lanes, grid[0], grid[1], grid[2], grid[3], dx)
         else:
             combine_last(g, x, lanes, grid[0], grid[1], grid[2], grid[3], dx)
-    elif in_place:
-        recombine_first(x, size, grid[0], grid[1], grid[2], grid[3], dx)
     else:
-        combine_first(g, x, size, grid[0], grid[1], grid[2], grid[3], dx)
+        span = center.size * size
+        for i in range(0, x.size, span):
+            j = i + span
+            if in_place:
+                recombine_first(x[i:j], size, grid[0], grid[1], grid[2], grid[3], dx[i:j])
+            else:
+                combine_first(g[i:j], x[i:j], size, grid[0], grid[1], grid[2], grid[3], dx[i:j])
 
 
 @compiled

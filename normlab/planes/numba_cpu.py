@@ -43,6 +43,8 @@ from normlab.planes._job import (
     EPS,
     EXTENT,
     FLAG,
+    FOLDED,
+    GROUP,
     ITEMSIZE,
     LANES,
     LAST,
@@ -60,6 +62,7 @@ from normlab.planes._job import (
     SAMPLES,
     SIZE,
     SLOPE,
+    STRETCH,
     TABLE,
     TO_RESIDUAL,
     WORK,
@@ -205,6 +208,8 @@ def backward(
 
 def numbers(recipe: Recipe, sizes: tuple[int, int, int]) -> int:
     n, channels, _ = sizes
+    if recipe.entry.per_channel:  # see `_plan`
+        n = 1
     return (5 * n + 2 + len(recipe.names) + 2) * channels
 
 
@@ -232,14 +237,18 @@ def _planned(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> 
 
 
 def _plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Plan:
-    sizes = n, channels, size = layout.sizes(x)
+    n, channels, stretch = layout.sizes(x)
     itemsize = max(x.itemsize, 4)
-    programs = trace(recipe, n, channels)
     last = layout.channels_last
+    # what is per channel only does not tell samples apart: together they are one, of planes in pieces
+    folded = n if recipe.entry.per_channel and not last else 1
+    sizes = n, channels, size = n // folded, channels, stretch * folded
+    programs = trace(recipe, n, channels)
     common = array("q", bytes(8 * TABLE))
     common[WORK], common[ITEMSIZE] = work(itemsize), itemsize
     common[SAMPLES], common[CHANNELS], common[SIZE], common[LAST] = *sizes, last
     common[LANES] = lanes = max(1, _LANES // channels) * channels if last else 0
+    common[FOLDED], common[STRETCH] = folded, stretch
     common[ROWS] = 2 + len(recipe.names)
     if act is not None:
         common[ACT], common[SLOPE] = 1 + NAMES.index(act.name), bits(act.slope)
@@ -249,10 +258,11 @@ def _plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Pla
         across = program.across_samples or n < _MANY
         if across:
             fused = act is not None and program is programs.backward
-            extent, chunks = _cut(sizes, lanes, itemsize, _FUSED_BYTES if fused else _UNIT_BYTES)
+            unit = (_FUSED_BYTES if fused else _UNIT_BYTES) // itemsize
+            cut = _cut_rows(size, lanes, channels, unit) if last else _cut_planes(n * folded, channels, stretch, unit)
         else:
-            extent, chunks = _block(sizes, itemsize), 0
-        job[EXTENT], job[CHUNKS], job[FLAG] = extent, chunks, flag
+            cut = _block(sizes, itemsize), 0, 1
+        (job[EXTENT], job[CHUNKS], job[GROUP]), job[FLAG] = cut, flag
         _describe(program, program.code if across else program.by_sample, job)
         jobs.append(job)
     return Plan(programs, recipe.has_running, sizes, n * channels * size, numbers(recipe, sizes), *jobs)
@@ -272,14 +282,18 @@ def _block(sizes: tuple[int, int, int], itemsize: int) -> int:
     return max(1, min(_UNIT_BYTES // (channels * size * itemsize), n // 16))
 
 
-def _cut(sizes: tuple[int, int, int], lanes: int, itemsize: int, unit: int) -> tuple[int, int]:
-    """(extent, chunks): so many planes, or channels-last so many rows, at a time, and how often for a sample."""
-    _, channels, size = sizes
-    if lanes:
-        extent = max(1, unit // (lanes * itemsize)) * (lanes // channels)
-        return extent, -(-size // extent)
-    extent = min(max(1, unit // (size * itemsize)), channels)
-    return extent, -(-channels // extent)
+def _cut_rows(size: int, lanes: int, channels: int, unit: int) -> tuple[int, int, int]:
+    """(extent, chunks, 1): so many channels-last rows at a time for about a unit's elements, and how often a sample."""
+    extent = max(1, unit // lanes) * (lanes // channels)
+    return extent, -(-size // extent), 1
+
+
+def _cut_planes(samples: int, channels: int, stretch: int, unit: int) -> tuple[int, int, int]:
+    """(extent, chunks, group): so many planes at a time and how often for a sample; or all of a group of samples."""
+    extent = max(1, unit // stretch)
+    if extent < channels:
+        return extent, -(-channels // extent), 1
+    return channels, 1, max(1, min(extent // channels, samples // 16))
 
 
 def _list(job: array, values: Iterable[Any], channels: int, alive: list[Any]) -> None:
