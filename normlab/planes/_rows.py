@@ -21,7 +21,8 @@ from normlab.planes._compile import compiled
 from normlab.planes._job import RELU
 
 _BLOCK = 512  # elements of a row that are summed in the elements' own precision
-_ROWS = 8  # joined rows likewise
+_ROWS = 8  # joined rows likewise, where there are more than
+_FEW = 64  # of them
 _STRIP = 256  # elements of a joined row that are summed side by side
 _FAR = -1.0  # in the place of a variance: to be computed once more, about the mean just found
 
@@ -220,38 +221,48 @@ def fold(lanes: Any, channels: int, result: Any) -> None:
 def moments_last(x: Any, channels: int, lanes: int, mean: Any, var: Any) -> None:
     count = x.size // channels
     near = np.empty(lanes, x.dtype)
-    # about the mean of the first few rows
-    few = min(x.size, max(lanes, 16 * channels) // channels * channels)
-    for c in range(channels):
-        mean[c] = 0
-    for at in range(0, few, channels):
-        row = x[at : at + channels]
-        for c in range(channels):
-            mean[c] += row[c]
-    for c in range(channels):
-        near[c] = mean[c] * channels / few
+    _mean_of_a_few(x, channels, near)
     _moments_about(x, channels, lanes, near, mean, var)
+    share = 1.0 / count
     for c in range(channels):
-        if _too_far(mean[c] / count, var[c] / count):
+        if _too_far(share * mean[c], share * var[c]):
             for k in range(channels):
-                near[k] += x.dtype.type(mean[k] / count)
+                near[k] += x.dtype.type(share * mean[k])
             _moments_about(x, channels, lanes, near, mean, var)
             break
     for c in range(channels):
-        left = mean[c] / count
+        left = share * mean[c]
         mean[c] = near[c] + left
-        var[c] = _not_negative(var[c] / count - left * left)
+        var[c] = _not_negative(share * var[c] - left * left)
+
+
+@compiled
+def _mean_of_a_few(x: Any, channels: int, near: Any) -> None:
+    """A value near each channel's mean: of four rows' mean, where there are four."""
+    if x.size < 4 * channels:
+        for c in range(channels):
+            near[c] = x[c]
+        return
+    a, b, c, d = x, x[channels:], x[2 * channels :], x[3 * channels :]
+    quarter = x.dtype.type(0.25)
+    for k in range(channels):
+        near[k] = quarter * ((a[k] + b[k]) + (c[k] + d[k]))
 
 
 @compiled
 def _moments_about(x: Any, channels: int, lanes: int, near: Any, sums: Any, squares: Any) -> None:
     """Sums of (x - near) and of its square for each channel."""
-    totals = np.zeros((2, lanes))
-    flat = totals.reshape(2 * lanes)
     part = np.zeros(2 * _STRIP, x.dtype)
     for at in range(channels, lanes, channels):
         for c in range(channels):
             near[at + c] = near[c]
+    if lanes <= _STRIP and x.size <= _FEW * lanes:
+        _few_rows(x, lanes, near, part)
+        fold(part[:lanes], channels, sums)
+        fold(part[_STRIP : _STRIP + lanes], channels, squares)
+        return
+    totals = np.zeros((2, lanes))
+    flat = totals.reshape(2 * lanes)
     for strip in range(0, lanes, _STRIP):
         width = min(_STRIP, lanes - strip)
         center = near[strip : strip + width]
@@ -294,6 +305,47 @@ def _add_eight_dots(g: Any, x: Any, center: Any, totals: Any) -> None:
         p67 = g[k + _6] * (x[k + _6] - m) + g[k + _7] * (x[k + _7] - m)
         totals[k] += np.float64(first + second)
         totals[k + _STRIP] += np.float64((p01 + p23) + (p34 + p56) + p67)
+
+
+@compiled
+def _few_rows(x: Any, lanes: int, center: Any, part: Any) -> None:
+    """Sums over so few joined rows that the elements' precision is enough."""
+    step = 4 * lanes
+    whole = x.size // step * step if lanes == _STRIP else 0
+    for at in range(0, whole, step):
+        _add_four(x[at : at + step], center, part)
+    for at in range(whole, x.size, lanes):
+        _add_one(x[at : min(at + lanes, x.size)], center, part)
+
+
+@compiled
+def _few_rows_dots(g: Any, x: Any, lanes: int, center: Any, part: Any) -> None:
+    step = 4 * lanes
+    whole = x.size // step * step if lanes == _STRIP else 0
+    for at in range(0, whole, step):
+        _add_four_dots(g[at : at + step], x[at : at + step], center, part)
+    for at in range(whole, x.size, lanes):
+        stop = min(at + lanes, x.size)
+        _add_one_dots(g[at:stop], x[at:stop], center, part)
+
+
+@compiled
+def _add_four(x: Any, center: Any, part: Any) -> None:
+    for k in range(_STRIP):
+        m = center[k]
+        d0, d1, d2, d3 = x[k] - m, x[k + _1] - m, x[k + _2] - m, x[k + _3] - m
+        part[k] += (d0 + d1) + (d2 + d3)
+        part[k + _STRIP] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+
+
+@compiled
+def _add_four_dots(g: Any, x: Any, center: Any, part: Any) -> None:
+    for k in range(_STRIP):
+        m = center[k]
+        p01 = g[k] * (x[k] - m) + g[k + _1] * (x[k + _1] - m)
+        p23 = g[k + _2] * (x[k + _2] - m) + g[k + _3] * (x[k + _3] - m)
+        part[k] += (g[k] + g[k + _1]) + (g[k + _2] + g[k + _3])
+        part[k + _STRIP] += p01 + p23
 
 
 @compiled
@@ -351,9 +403,14 @@ def affine_last(
 
 @compiled
 def dots_last(g: Any, x: Any, channels: int, lanes: int, center: Any, sum_g: Any, sum_gx: Any) -> None:
+    part = np.zeros(2 * _STRIP, x.dtype)
+    if lanes <= _STRIP and x.size <= _FEW * lanes:
+        _few_rows_dots(g, x, lanes, center, part)
+        fold(part[:lanes], channels, sum_g)
+        fold(part[_STRIP : _STRIP + lanes], channels, sum_gx)
+        return
     totals = np.zeros((2, lanes))
     flat = totals.reshape(2 * lanes)
-    part = np.zeros(2 * _STRIP, x.dtype)
     for strip in range(0, lanes, _STRIP):
         width = min(_STRIP, lanes - strip)
         near = center[strip : strip + width]
