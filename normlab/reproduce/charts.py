@@ -67,7 +67,7 @@ def bars(
     if log:
         rows = [{**row, "low": max(row["low"], row["mean"] / 1e3)} for row in rows]
     scale = alt.Scale(type="log" if log else "linear", zero=False)
-    axis = alt.Axis(format=".0%" if percent else "~g", labelFlush=False)
+    axis = alt.Axis(format=".0%" if percent else "~g", labelFlush=False, tickCount=6)
     base = alt.Chart(alt.Data(values=rows)).encode(y=alt.Y(f"{series}:N", sort=order, title=None))
     dots = base.mark_circle(size=70, color=_COLOURS[0]).encode(x=alt.X("mean:Q", title=x, scale=scale, axis=axis))
     spans = base.mark_rule(color=_COLOURS[0]).encode(x=alt.X("low:Q", scale=scale, title=x), x2="high:Q")
