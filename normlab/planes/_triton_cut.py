@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ _WAVES = 4  # instances for each multiprocessor, where there is work enough
 _KEPT = 256  # variants of a direction's launches
 
 # what the cut decides of that for which a kernel is compiled, in the order of the kernels' arguments
-OPTIONS = ("SOLVE", "MEASURE", "APPLY", "ACROSS", "W", "R", "J", "BLOCK_P", "BLOCK_S", "BLOCK_K", "REAL")
+OPTIONS = ("SOLVE", "MEASURE", "APPLY", "ACROSS", "W", "R", "J", "BLOCK_P", "BLOCK_S", "BLOCK_K", "EVEN", "REAL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +130,14 @@ class Cut:
         columns = _power_of_2(width)
         rows = max(1, _TILE // (columns * _power_of_2(size)), _COLUMNS // columns if self.channels_last else 1)
         rows = min(rows, _REGISTERS // columns, _power_of_2(units))
-        block_p, block_s = self._tile(rows * width)
+        # in channels-last order few instances measure, as their parts are to be merged: more of each is under way
+        wide = self.channels_last and steps["MEASURE"] and steps["SOLVE"] is None
+        block_p, block_s = self._tile(rows * width, 2 * _TILE if wide else _TILE)
         blocks = -(-units // rows)
         chunk, chunks = self._positions(block_s, blocks, _PARTS if steps["MEASURE"] else None) if split else (size, 1)
         shape = {"ACROSS": False, "W": width, "R": rows, "J": columns, "BLOCK_P": block_p, "BLOCK_S": block_s}
-        return _merging(Launch((blocks, chunks, 1), chunk, n, {**steps, **shape, "REAL": self.real}), 1)
+        options = {**steps, **shape, "EVEN": self.even, "REAL": self.real}
+        return _merging(Launch((blocks, chunks, 1), chunk, n, options), 1, wide)
 
     def _channels(self, **steps: Any) -> Launch:
         """Some channels of some samples, knowing the moments of all samples."""
@@ -145,18 +149,27 @@ class Cut:
         some = -(-n // samples)
         chunk, chunks = self._positions(block_s, blocks * some)
         shape = {"ACROSS": True, "W": 1, "R": rows, "J": columns, "BLOCK_P": columns, "BLOCK_S": block_s}
-        return Launch((blocks, chunks, some), chunk, samples, {**steps, **shape, "REAL": self.real})
+        options = {**steps, **shape, "EVEN": self.even, "REAL": self.real}
+        return Launch((blocks, chunks, some), chunk, samples, options)
 
-    def _tile(self, planes: int) -> tuple[int, int]:
+    @property
+    def even(self) -> int:
+        """What the compiler does not see by itself: planes of 14 x 14 begin at every fourth number."""
+        return 1 if self.channels_last else math.gcd(self.sizes[2], 8)
+
+    def _tile(self, planes: int, tile: int | None = None) -> tuple[int, int]:
         """BLOCK_P and BLOCK_S: long along what is contiguous."""
+        tile = tile or _TILE
         size, planes = _power_of_2(self.sizes[2]), _power_of_2(planes)
         if self.channels_last:
             block_p = min(planes, _power_of_2(self.sizes[1]), _COLUMNS)
-            return block_p, min(size, _TILE // block_p)
+            return block_p, min(size, tile // block_p)
         if size <= _SHORT:  # many planes in a tile, few of their numbers side by side: half the tile
-            return min(planes, _TILE // 2 // size), size
-        block_s = min(size, _ROW)
-        return min(planes, _TILE // block_s), block_s
+            return min(planes, tile // 2 // size), size
+        # as much of a plane as there is room for; four rows of float64 are more than the registers hold
+        row = _ROW if self.real.primitive_bitwidth == 64 else max(_ROW, tile // planes)
+        block_s = min(size, row)
+        return min(planes, tile // block_s), block_s
 
     def _positions(self, block_s: int, blocks: int, most: int | None = None) -> tuple[int, int]:
         """Positions of an instance, and how often that is a plane, where there are so many blocks of planes."""
@@ -171,11 +184,11 @@ class Cut:
         return -(-_WAVES * self.processors // blocks)
 
 
-def _merging(launch: Launch, count: int) -> Launch:
+def _merging(launch: Launch, count: int, wide: bool = False) -> Launch:
     """A launch whose program merges so many parts of each plane, some at a time."""
     numbers = launch.options["R"] * launch.options["J"]
     block_k = min(_power_of_2(count), max(1, _REGISTERS // numbers))
-    warps = 8 if launch.options["SOLVE"] is not None and numbers * block_k > 1024 else 4
+    warps = 8 if wide or (launch.options["SOLVE"] is not None and numbers * block_k > 1024) else 4
     return Launch(launch.grid, launch.chunk, launch.samples, {**launch.options, "BLOCK_K": block_k, "num_warps": warps})
 
 

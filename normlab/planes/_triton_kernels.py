@@ -33,10 +33,13 @@ def forward(
     MEASURED: tl.constexpr, POOLS: tl.constexpr,
     SOLVE: tl.constexpr, MEASURE: tl.constexpr, APPLY: tl.constexpr, ACROSS: tl.constexpr, W: tl.constexpr,
     R: tl.constexpr, J: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
-    REAL: tl.constexpr,
+    EVEN: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """From x to y, or part of the way; the grids are mean, var, scale, center and shift, then come the batch's mean and
     variance, and `parts_at` numbers after the first grid the parts."""
+    if EVEN > 1:  # says no more than that they are multiples, by which loads are wider
+        S = S // EVEN * EVEN
+        stride_c = stride_c // EVEN * EVEN
     planes = tl.full([], N, tl.int64) * C
     batch = grids + 5 * planes
     parts = grids + parts_at
@@ -55,7 +58,7 @@ def forward(
         if MEASURE:
             tl.debug_barrier()  # what one thread has measured another reads
         _solve_forward(
-            parts, grids, batch, learned, running, momentum, planes, N, C, S, part, part_count,
+            parts, grids, batch, learned, running, momentum, planes, N, C, S, samples, part, part_count,
             SOLVE, ACROSS, MEASURED, POOLS, UPDATE, EPS, W, R, J, BLOCK_K,
         )  # fmt: skip
         tl.debug_barrier()
@@ -81,10 +84,13 @@ def backward(
     SLOPE: tl.constexpr, EPS: tl.constexpr,
     SOLVE: tl.constexpr, MEASURE: tl.constexpr, APPLY: tl.constexpr, ACROSS: tl.constexpr, W: tl.constexpr,
     R: tl.constexpr, J: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
-    REAL: tl.constexpr,
+    EVEN: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """From g to dx, or part of the way; the slopes are b and c, then come the parts. With KEEP, dz is written, and then
     read."""
+    if EVEN > 1:
+        S = S // EVEN * EVEN
+        stride_c = stride_c // EVEN * EVEN
     planes = tl.full([], N, tl.int64) * C
     parts = slopes + 2 * planes
     first, last, step, width, start, stop = _extent(planes, N, C, S, chunk, samples, ACROSS, W, R, J, BLOCK_P)
@@ -105,7 +111,7 @@ def backward(
         if MEASURE:
             tl.debug_barrier()
         _solve_backward(
-            parts, grids, slopes, grads, learned, running, planes, N, C, S, part_count,
+            parts, grids, slopes, grads, learned, running, planes, N, C, S, samples, part_count,
             SOLVE, ACROSS, GRADS, LINEAR, EPS, W, R, J, BLOCK_K,
         )  # fmt: skip
         tl.debug_barrier()
@@ -132,22 +138,22 @@ def backward(
 
 @triton.jit
 def _solve_forward(
-    parts, grids, batch, learned, running, momentum, planes, N, C, S, part, part_count,
+    parts, grids, batch, learned, running, momentum, planes, N, C, S, samples, part, part_count,
     SOLVE: tl.constexpr, ACROSS: tl.constexpr, MEASURED: tl.constexpr, POOLS: tl.constexpr, UPDATE: tl.constexpr,
     EPS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Moments -> scale, center and shift, and the batch's moments."""
-    q, channel, own, known = _registers(planes, C, N, ACROSS, W, R, J)
+    q, channel, own, mine, known = _registers(planes, C, N, samples, ACROSS, W, R, J)
     mean = tl.zeros([1, 1], tl.float64)
     var = mean
     if MEASURED:
         mean, var = _merged_moments(parts, q, own, planes, S, part, part_count, BLOCK_K, R, J)
-        tl.store(grids + q, mean, mask=own)
-        tl.store(grids + planes + q, var, mask=own)
+        tl.store(grids + q, mean, mask=mine)
+        tl.store(grids + planes + q, var, mask=mine)
     answer = SOLVE(mean, var, learned, running, channel, known, own, N, S, W, EPS)
-    tl.store(grids + 2 * planes + q, answer[0], mask=own)
-    tl.store(grids + 3 * planes + q, answer[1], mask=own)
-    tl.store(grids + 4 * planes + q, answer[2], mask=own)
+    tl.store(grids + 2 * planes + q, answer[0], mask=mine)
+    tl.store(grids + 3 * planes + q, answer[1], mask=mine)
+    tl.store(grids + 4 * planes + q, answer[2], mask=mine)
     if POOLS:
         tl.store(batch + channel, answer[3], mask=known)
         tl.store(batch + C + channel, answer[4], mask=known)
@@ -181,12 +187,12 @@ def _store_row(to, v, known):
 
 @triton.jit
 def _solve_backward(
-    parts, grids, slopes, grads, learned, running, planes, N, C, S, part_count,
+    parts, grids, slopes, grads, learned, running, planes, N, C, S, samples, part_count,
     SOLVE: tl.constexpr, ACROSS: tl.constexpr, GRADS: tl.constexpr, LINEAR: tl.constexpr, EPS: tl.constexpr,
     W: tl.constexpr, R: tl.constexpr, J: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Sums over planes -> b and c, and the parameters' gradients: summed over the samples, if all of them are here."""
-    q, channel, own, known = _registers(planes, C, N, ACROSS, W, R, J)
+    q, channel, own, mine, known = _registers(planes, C, N, samples, ACROSS, W, R, J)
     sum_g = _merged_sum(parts, q, own, planes, part_count, BLOCK_K, R, J)
     sum_gx = _merged_sum(parts + part_count * planes, q, own, planes, part_count, BLOCK_K, R, J)
     mean = tl.load(grids + q, mask=own, other=0.0)
@@ -195,8 +201,8 @@ def _solve_backward(
     center = tl.load(grids + 3 * planes + q, mask=own, other=0.0)
     answer = SOLVE(mean, var, sum_g, sum_gx, scale, center, learned, running, channel, known, own, N, S, W, EPS)
     if not LINEAR:
-        tl.store(slopes + q, answer[0], mask=own)
-        tl.store(slopes + planes + q, answer[1], mask=own)
+        tl.store(slopes + q, answer[0], mask=mine)
+        tl.store(slopes + planes + q, answer[1], mask=mine)
     for i in tl.static_range(GRADS):
         if ACROSS:
             total = tl.sum(tl.where(own, answer[2 + i], 0.0), 0, keep_dims=True)
@@ -206,8 +212,11 @@ def _solve_backward(
 
 
 @triton.jit
-def _registers(planes, C, N, ACROSS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr):
-    """Planes in the registers of the program, their channels, and which of both are real."""
+def _registers(
+    planes, C, N, samples, ACROSS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr
+):  # fmt: skip
+    """Planes in the registers of the program, and their channels: which planes are real, which of them this instance
+    will read again, and which channels are real."""
     block = tl.program_id(0).to(tl.int64)
     r = tl.arange(0, R).to(tl.int64)[:, None]
     j = tl.arange(0, J)[None, :]
@@ -216,12 +225,15 @@ def _registers(planes, C, N, ACROSS: tl.constexpr, W: tl.constexpr, R: tl.conste
         known = channel < C
         q = r * C + channel
         own = (r < N) & known
+        n = tl.program_id(2).to(tl.int64) * samples
+        mine = own & (r >= n) & (r < n + samples)
     else:
         q = (block * R + r) * W + j
         channel = q % C
         own = (j < W) & (q < planes)
         known = own
-    return q, channel, own, known
+        mine = own
+    return q, channel, own, mine, known
 
 
 # --- where things lie ------------------------------------------------------------------------------------------------
