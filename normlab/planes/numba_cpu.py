@@ -1,7 +1,7 @@
 """Compiled kernels for NumPy arrays and views of CPU tensors, in both memory orders.
 
-They are of float32 and float64. Half precision is converted to float32 as a whole, and the answer back, which rounds
-once.
+They are of float32 and float64. Half precision is converted to float32 as a whole (`_half`), and the answer back,
+which rounds once.
 
 A norm that stays within samples is run a block of samples at a time: moments, grid program and affine map while the
 block is in cache, so that x is read from memory once (and g and x once in the backward pass). A norm that pools over
@@ -32,7 +32,7 @@ import numpy as np
 from normlab.activations import NAMES, Activation
 from normlab.application import Recipe
 from normlab.layout import Layout, empty_like, is_real
-from normlab.planes import _passes
+from normlab.planes import _half, _passes
 from normlab.planes._job import (
     ACT,
     CHANNELS,
@@ -78,7 +78,6 @@ from normlab.program import Program, Programs, trace
 _UNIT_BYTES = 1 << 17  # of x in a unit of work: stays in the second-level cache from one kernel to the next
 _FUSED_BYTES = 1 << 15  # where dz is computed on the way, so that it stays in the first-level cache
 _LANES = 256  # shortest row that channels-last rows are joined into
-_HALF = 2  # bytes of a number in half precision
 _KEPT = 256  # plans of one recipe
 _MANY = 8  # samples from which on whole samples are units; fewer are cut into parts, to keep all threads busy
 
@@ -145,12 +144,14 @@ def forward(
     residual: Any = None,
     update: tuple[Any, Any, float] | None = None,
 ) -> Saved:
-    if x.itemsize == _HALF:
-        wide = _widened(x)
-        y = empty_like(wide)
-        residual = None if residual is None else _widened(residual)
-        saved = forward(recipe, layout, wide, params, running, eps, y, act, residual, update)
-        out[...] = y
+    if x.itemsize == _half.BYTES:
+        given = [x] if residual is None else [x, residual]
+        with _half.float32(x, 1 + len(given)) as (y, *wide):
+            for to, narrow in zip(wide, given, strict=True):
+                to[...] = narrow
+            added = None if residual is None else wide[1]
+            saved = forward(recipe, layout, wide[0], params, running, eps, y, act, added, update)
+            out[...] = y
         return saved
     plan = _planned(recipe, layout, x, act)
     memory = np.empty(plan.numbers)
@@ -184,14 +185,16 @@ def backward(
     residual: Any = None,
     to_residual: Any = None,
 ) -> list[Any]:
-    if x.itemsize == _HALF:
-        wide = _widened(x)
-        dx, kept = empty_like(wide), None if residual is None else empty_like(wide)
-        residual = None if residual is None else _widened(residual)
-        grads = backward(saved, layout, wide, _widened(g), dx, params, residual, kept)
-        out[...] = dx
-        if kept is not None:
-            to_residual[...] = kept
+    if x.itemsize == _half.BYTES:
+        given, found = ([x, g], [out]) if residual is None else ([x, g, residual], [out, to_residual])
+        with _half.float32(x, len(given) + len(found)) as wide:
+            for to, narrow in zip(wide, given, strict=False):
+                to[...] = narrow
+            (wide_x, wide_g, *added), (dx, *kept) = wide[: len(given)], wide[len(given) :]
+            rest = (added[0], kept[0]) if residual is not None else ()
+            grads = backward(saved, layout, wide_x, wide_g, dx, params, *rest)
+            for narrow, answer in zip(found, (dx, *kept), strict=True):
+                narrow[...] = answer
         return grads
     plan = saved.plan
     job = plan.backward[:]
@@ -337,11 +340,6 @@ def _converted(v: Any) -> Any:
     if isinstance(v, np.ndarray):
         return np.array(v, np.float64)
     return v.detach().cpu().double().contiguous().clone()
-
-
-def _widened(a: Any) -> Any:
-    """The same numbers in float32, in the same memory order."""
-    return a.astype(np.float32) if isinstance(a, np.ndarray) else a.float()
 
 
 def _address(a: Any) -> int:
