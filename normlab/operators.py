@@ -4,7 +4,7 @@
     normlab::normalize_backward(dy, x, residual, params, running, memory, ...) -> [dx, d residual, d params ...]
 
 Called from Python, layers take the `autograd.Function`: it costs less than the dispatcher. Whoever looks at the program
-instead of running it (`torch.compile`, `torch.export`, `make_fx`, fake tensors, `torch.func`, tensor subclasses) gets
+instead of running it (`torch.compile`, `torch.export`, `make_fx`, fake tensors, tensor subclasses) gets
 the operators, which have shapes without data, gradients, and nothing but tensors, numbers and text for arguments. Both
 run the same code and give the same numbers.
 
@@ -65,18 +65,12 @@ def as_text(options: dict[str, Any]) -> str:
 
 def seen_through(x: Tensor) -> bool:
     """Whether somebody looks at the program instead of running it, and needs to find operators in it."""
-    return (
-        torch.compiler.is_compiling()
-        or type(x) not in _PLAIN
-        or _dispatch_modes() > 0
-        or _transforms()
-        or _tracing() is not None
-    )
+    return torch.compiler.is_compiling() or type(x) not in _PLAIN or _dispatch_modes() > 0 or _tracing() is not None
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_dispatch_modes, _transforms = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
-_tracing = torch._C._get_tracing_state
+_dispatch_modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+_transforms = torch._C._are_functorch_transforms_active
 
 
 _current_graph_task = torch._C._current_graph_task_id
@@ -92,7 +86,8 @@ def is_recomputation() -> bool:
 
 def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
     """y = act(norm(x) + residual), differentiable."""
-    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+    # torch.func and forward-mode differentiation are told by the function that it does not support them
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0 or _transforms():
         y: Tensor = Normalize.apply(x, residual, call, *call.params.values())
         return y
     return _run(x, residual, call)[0]

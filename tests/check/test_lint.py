@@ -187,6 +187,7 @@ def test_an_optimizer_tells_its_own_decay() -> None:
 def test_our_layers_are_known() -> None:
     model = nn.Sequential(conv(bias=True), normlab.make_norm("bn", 8), normlab.make_norm("gn:groups=8", 8))
     assert rules(model, Plan(8, accumulate=4)) == ["accumulation-is-no-large-batch", "bias-before-norm"]
+    assert rules(nn.Sequential(conv(), normlab.make_norm("bn", 8)), Plan(checkpointing=True)) == []
     assert kind_of(normlab.make_norm("ln", 8)) == "layer"
     assert kind_of(nn.Linear(2, 2)) is None
 

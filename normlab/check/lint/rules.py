@@ -98,7 +98,7 @@ def updated_twice(trace: Trace, plan: Plan, model: nn.Module, optimizer: Any) ->
                 site.path,
                 f"it runs {site.calls} times in one forward pass: its statistics mix what it sees at each place",
             )
-        elif plan.checkpointing:
+        elif plan.checkpointing and not getattr(site.module, "counts_once", False):
             yield (
                 site.path,
                 "under activation checkpointing its forward pass runs twice: statistics move twice per step",
