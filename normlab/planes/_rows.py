@@ -6,7 +6,7 @@ the grid repeated to match.
 
 Sums run in the elements' precision over blocks short enough to lose nothing, and in float64 over the blocks. The
 variance is taken about a value near the mean, whose distance from it is then corrected for; where that value turns
-out further off than two deviations, once more about the mean just found (the shifted, and the corrected two-pass
+out to be far off, once more about the mean just found (the shifted, and the corrected two-pass
 algorithm of Chan, Golub & LeVeque 1983).
 """
 
@@ -24,6 +24,8 @@ _BLOCK = 512  # elements of a row that are summed in the elements' own precision
 _ROWS = 8  # joined rows likewise, where there are more than
 _FEW = 64  # of them
 _STRIP = 256  # elements of a joined row that are summed side by side
+_ROW_FAR = 0.5  # of the mean square may be due to the centre: it is off by no more than a deviation
+_ROWS_FAR = 0.8  # likewise, two deviations; channels-last, one channel costs another pass over all
 _FAR = -1.0  # in the place of a variance: to be computed once more, about the mean just found
 
 
@@ -56,7 +58,7 @@ def _moments_short(x: Any, size: int, mean: Any, var: Any) -> int:
     far = 0
     for c in range(mean.size):
         row = x[c * size : (c + 1) * size]
-        near = row[0]
+        near = _near(row)
         part = x.dtype.type(0)
         part_square = x.dtype.type(0)
         for k in range(size):
@@ -66,8 +68,8 @@ def _moments_short(x: Any, size: int, mean: Any, var: Any) -> int:
         left = share * part
         square = share * part_square
         mean[c] = near + left
-        var[c] = _FAR if _too_far(left, square) else _not_negative(square - left * left)
-        far += _too_far(left, square)
+        var[c] = _FAR if _too_far(left, square, _ROW_FAR) else _not_negative(square - left * left)
+        far += _too_far(left, square, _ROW_FAR)
     return far
 
 
@@ -76,10 +78,11 @@ def _moments_long(x: Any, size: int, mean: Any, var: Any) -> int:
     far = 0
     for c in range(mean.size):
         row = x[c * size : (c + 1) * size]
-        left, square = _mean_square_about(row, row[0])
-        mean[c] = row[0] + left
-        var[c] = _FAR if _too_far(left, square) else _not_negative(square - left * left)
-        far += _too_far(left, square)
+        near = _near(row)
+        left, square = _mean_square_about(row, near)
+        mean[c] = near + left
+        var[c] = _FAR if _too_far(left, square, _ROW_FAR) else _not_negative(square - left * left)
+        far += _too_far(left, square, _ROW_FAR)
     return far
 
 
@@ -102,9 +105,18 @@ def _mean_square_about(row: Any, near: Any) -> Any:
 
 
 @compiled
-def _too_far(left: float, square: float) -> bool:
-    """Whether a centre at distance `left` from the mean would cost the variance precision: over two deviations."""
-    return left * left > 0.8 * square
+def _near(row: Any) -> Any:
+    """A value near the mean of a row: that of four elements, where there are four."""
+    if row.size < 4:
+        return row[0]
+    q = row.size // 4
+    return row.dtype.type(0.25) * ((row[0] + row[q]) + (row[2 * q] + row[3 * q]))
+
+
+@compiled
+def _too_far(left: float, square: float, share: float) -> bool:
+    """Whether a centre at distance `left` from the mean would cost the variance precision."""
+    return left * left > share * square
 
 
 @compiled
@@ -225,7 +237,7 @@ def moments_last(x: Any, channels: int, lanes: int, mean: Any, var: Any) -> None
     _moments_about(x, channels, lanes, near, mean, var)
     share = 1.0 / count
     for c in range(channels):
-        if _too_far(share * mean[c], share * var[c]):
+        if _too_far(share * mean[c], share * var[c], _ROWS_FAR):
             for k in range(channels):
                 near[k] += x.dtype.type(share * mean[k])
             _moments_about(x, channels, lanes, near, mean, var)

@@ -9,6 +9,7 @@ import copy
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,10 +183,10 @@ def test_compiled_for_changing_shapes() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
-def test_network_compiled_by_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_network_compiled_by_inductor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Convolutions around it may answer in another memory layout than they were given."""
     # what an earlier version had compiled knows its operators' shapes
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), layer_of("bn", "relu"), nn.Conv2d(8, 8, 3), layer_of("gn", "silu"), nn.Conv2d(8, 4, 1)

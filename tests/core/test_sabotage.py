@@ -293,7 +293,7 @@ def test_swapped_gate_fails_against_torch_alone(backend: str, planted: pytest.Mo
     """A mistake that oracle and layer share would be caught by torch's layer."""
     from . import parity
 
-    planted.setattr(parity, "oracle", lambda case, x, dy, known: parity.Result(torch.empty(0), {}, {}))
+    planted.setattr(parity, "oracle", lambda *given: parity.Result(torch.empty(0), {}, {}))
     planted.setattr(
         parity, "compare", lambda got, want, *rest, true=parity.compare: want.grads and true(got, want, *rest)
     )
