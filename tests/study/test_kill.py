@@ -15,7 +15,7 @@ from normlab.study.store import Store
 
 from .processes import alive, children, epochs_recorded, kill, progress, results, run, start, wait_until, weights
 
-EPOCHS = 50
+EPOCHS = 150  # so many that no cell is over while the other's worker starts
 STUDY = ("--norms", "bn,gn", "--epochs", str(EPOCHS), "--jobs", "2", "--threads", "1", "--augment", "crop,flip")
 
 
