@@ -33,7 +33,7 @@ def start(*arguments: str, directory: Path, **options: Any) -> subprocess.Popen[
 
 def run(*arguments: str, directory: Path) -> tuple[int, str]:
     """`normlab compare` on the small study: its exit code, and everything it said."""
-    code = start(*arguments, directory=directory).wait(timeout=120)
+    code = start(*arguments, directory=directory).wait(timeout=300)
     return code, (directory.parent / f"{directory.name}.log").read_text()
 
 

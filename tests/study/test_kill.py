@@ -15,7 +15,7 @@ from normlab.study.store import Store
 
 from .processes import alive, children, epochs_recorded, kill, progress, results, run, start, wait_until, weights
 
-EPOCHS = 150  # so many that no cell is over while the other's worker starts
+EPOCHS = 400  # so many that no cell is over while the other's worker starts
 STUDY = ("--norms", "bn,gn", "--epochs", str(EPOCHS), "--jobs", "2", "--threads", "1", "--augment", "crop,flip")
 
 
@@ -63,7 +63,7 @@ def test_twenty_kills_of_workers_and_drivers_leave_no_trace(undisturbed: Path, t
             wait_until(lambda workers=workers: not any(alive(w) for w in workers), seconds=5)
             driver = start(*STUDY, directory=directory)
     assert killed == 20
-    assert driver.wait(timeout=120) == 0, (tmp_path / "study.log").read_text()
+    assert driver.wait(timeout=300) == 0, (tmp_path / "study.log").read_text()
     for cell in results(directory)["cells"]:
         assert cell["status"] == "done"
         assert [r["epoch"] for r in cell["epochs"]] == list(range(1, EPOCHS + 1))
