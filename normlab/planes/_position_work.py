@@ -16,10 +16,10 @@ import numpy as np
 from numba import carray, cfunc, types
 
 from normlab.planes._compile import compiled
-from normlab.planes._counters import next_unit, pointer, unit_done
-from normlab.planes._job import CONTROL, TABLE, UNITS
+from normlab.planes._counters import next_of_shares, pointer, unit_done
+from normlab.planes._job import TABLE, UNITS
 from normlab.planes._positions import FIRST, OUT, SECOND, normalize_columns, normalize_row, pull_columns, pull_row
-from normlab.planes._team import share
+from normlab.planes._team import joined, share
 from normlab.planes._unaliased import elements_at, load, store
 
 (
@@ -113,25 +113,26 @@ def _add_units(sums: Any, units: int, total: Any, gradient: Any) -> None:
 @compiled
 def _work(job: Any, real: Any) -> None:
     """Take units of the job until there are none; `real` is the type of their elements."""
-    control = carray(pointer(job[CONTROL]), (1,), np.int64)
+    control, shares, own = joined(job)
     learns, rows = job[LEARNS] != 0, job[INNER] == 0
     items, extent, size = job[OUTER] * job[TILES], job[EXTENT], job[SIZE]
     # a unit's sums grow in memory of the thread's own: beside another's, fetching ahead would keep taking it from there
-    own = np.empty((2, size if learns else 0), real)
-    d_weight, d_bias = elements_at(own[0].ctypes.data, real), elements_at(own[1].ctypes.data, real)
+    sums = np.empty((2, size if learns else 0), real)
+    d_weight, d_bias = elements_at(sums[0].ctypes.data, real), elements_at(sums[1].ctypes.data, real)
     scratch = np.empty(job[WIDTH], real), np.empty(job[WIDTH], real), np.empty((2, job[WIDTH]))
-    u = next_unit(control)
-    while u < job[UNITS]:
+    units = job[UNITS]
+    u = next_of_shares(shares, own, units, False)
+    while u < units:
         first, stop = u * extent, min((u + 1) * extent, items)
-        own[:] = 0
+        sums[:] = 0
         if rows:
             _rows(job, real, first, stop, d_weight, d_bias)
         else:
             _tiles(job, real, first, stop, d_weight, d_bias, scratch)
         if learns:
-            _keep(own, _sums(job, real), u)
+            _keep(sums, _sums(job, real), u)
         unit_done(control)
-        u = next_unit(control)
+        u = next_of_shares(shares, own, units, False)
 
 
 @compiled

@@ -35,6 +35,7 @@ from normlab.planes._counters import (
     UNITS,
     call_at,
     fetch_add,
+    number_at,
     parallel_at,
     pointer,
 )
@@ -150,6 +151,16 @@ def share(job: Any) -> None:
     fetch_add(control, UNITS, -units)
     while fetch_add(control, ACTIVE, 0) != 0:
         _sched_yield()  # some helper is on its way out: the job must not be described anew before it has left
+
+
+@njit(nogil=True, cache=True)
+def joined(job: Any) -> Any:
+    """For a thread that joins a job: its control, the counters of its shares, and which share is the thread's own."""
+    control = carray(pointer(job[CONTROL]), (SIZE,), np.int64)
+    count = 1 + job[HELPERS]
+    shares = carray(pointer(job[SHARES]), (count * LINE,), np.int64)
+    number = number_at(job[NUMBER]) if job[NUMBER] != 0 else fetch_add(control, ARRIVED, 1)
+    return control, shares, number % count
 
 
 @njit(nogil=True, cache=True)

@@ -19,8 +19,7 @@ from numba import carray, cfunc, types
 
 from normlab.planes._activations import pull_activation
 from normlab.planes._compile import compiled
-from normlab.planes._counters import ARRIVED, LINE, fetch_add, next_of_shares, number_at, pointer, unit_done
-from normlab.planes._counters import SIZE as COUNTERS
+from normlab.planes._counters import next_of_shares, pointer, unit_done
 from normlab.planes._job import (
     ACT,
     CHANNELS,
@@ -28,26 +27,22 @@ from normlab.planes._job import (
     CODE,
     CONSTANT_COUNT,
     CONSTANTS,
-    CONTROL,
     EPS,
     EXTENT,
     FLAG,
     FOLDED,
     GROUP,
-    HELPERS,
     KIND,
     LANES,
     LAST,
     LENGTH,
     MEMORY,
-    NUMBER,
     OUTPUT_COUNT,
     OUTPUTS,
     REGISTERS,
     RESIDUAL,
     ROWS,
     SAMPLES,
-    SHARES,
     SIZE,
     SLOPE,
     STRETCH,
@@ -75,6 +70,7 @@ from normlab.planes._rows import (
     recombine_first,
     recombine_last,
 )
+from normlab.planes._team import joined
 
 FORWARD_BLOCKS, BACKWARD_BLOCKS, MOMENTS, AFFINE, DOTS, COMBINE = range(6)
 
@@ -130,10 +126,7 @@ def _row(grid: Any) -> Any:
 @compiled
 def _work(job: Any, real: Any) -> None:
     """Take units of the job until there are none; `real` is an array of the elements' dtype."""
-    control = carray(pointer(job[CONTROL]), (COUNTERS,), np.int64)
-    count = 1 + job[HELPERS]
-    shares = carray(pointer(job[SHARES]), (count * LINE,), np.int64)
-    own = (number_at(job[NUMBER]) if job[NUMBER] != 0 else fetch_add(control, ARRIVED, 1)) % count
+    control, shares, own = joined(job)
     kind, units = job[KIND], job[UNITS]
     # the second pass over the batch begins with what the first one has left in the cache
     backwards = kind in (AFFINE, COMBINE)

@@ -11,6 +11,7 @@ of work and a direction; `_team`, `_counters` and `_compile` are those of `numba
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -78,7 +79,7 @@ def forward(x: Any, weight: Any, bias: Any, eps: float, centred: bool, y: Any) -
     job[X_OUTER], job[X_STEP] = x_strides[0], x_strides[1]
     job[WEIGHT] = _address(_constant(1.0, sizes[1], x.itemsize) if weight is None else weight)
     job[BIAS] = _address(_constant(0.0, sizes[1], x.itemsize) if bias is None else bias)
-    shared(direction(False, x.itemsize), job, x.size if isinstance(x, np.ndarray) else x.numel())
+    _share(direction(False, x.itemsize), job, x)
     return Saved(kept, centred)
 
 
@@ -94,7 +95,7 @@ def backward(saved: Saved, x: Any, weight: Any, g: Any, dx: Any, d_weight: Any, 
     job[SUMS] = _address(sums)
     job[D_WEIGHT] = 0 if d_weight is None else _address(d_weight)
     job[D_BIAS] = 0 if d_bias is None else _address(d_bias)
-    shared(direction(True, x.itemsize), job, x.size if isinstance(x, np.ndarray) else x.numel())
+    _share(direction(True, x.itemsize), job, x)
 
 
 def restored(x: Any, kept: Any, centred: bool) -> Saved:
@@ -130,6 +131,13 @@ def _job(sizes: tuple[int, ...], itemsize: int, centred: bool, backward: bool, l
     job[WIDTH], job[TILES], job[EXTENT] = width, tiles, extent
     job[TO_DO] = -(-items // extent)
     return job
+
+
+def _share(direction: Callable[[int], None], job: array, x: Any) -> None:
+    if isinstance(x, np.ndarray):
+        shared(direction, job, x.size, torchs=False)
+    else:
+        shared(direction, job, x.numel())
 
 
 @lru_cache(maxsize=8)

@@ -54,6 +54,36 @@ def test_the_same_twice() -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+OWN = """
+import torch
+from normlab.layers import ChannelNorm, LayerNorm
+from normlab.planes import _team
+from tests.core.test_threads import SHAPES_SHARED, answer
+
+def position(layer):
+    x = torch.randn(64, 32, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    y = layer(x)
+    return [y, *torch.autograd.grad(y, [x, *layer.parameters()], x.detach())]
+
+jobs = [lambda: answer("bn", SHAPES_SHARED[0], "first"), lambda: answer("gn", SHAPES_SHARED[0], "last")]
+jobs += [lambda layer=layer: position(layer) for layer in (LayerNorm(16), ChannelNorm(32))]
+torch.set_num_threads(1)
+want = [job() for job in jobs]
+torch.set_num_threads(2)
+_team.parallel = lambda: (0, 0)
+found = [job() for _ in range(3) for job in jobs]
+print(_team._team is not None, all(torch.equal(a, b) for f, w in zip(found, 3 * want) for a, b in zip(f, w)))
+"""
+
+
+def test_without_the_threads_of_torch() -> None:
+    """Bug: the counters of our own team stay, and statistics per position never took a unit of the second job."""
+    done = subprocess.run(
+        [sys.executable, "-c", OWN], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.strip() == "True True", done.stdout + done.stderr
+
+
 FORK = """
 import os, sys
 import torch
