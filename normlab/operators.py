@@ -25,7 +25,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.autograd import forward_ad
 
 from normlab import stages
@@ -285,9 +285,9 @@ def _pull_back(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
 
 
 _tags = (torch.Tag.needs_exact_strides,) if hasattr(torch.Tag, "needs_exact_strides") else ()
-OPERATOR: Any = torch.library.custom_op("normlab::normalize", _normalize, mutates_args=(), tags=_tags)
+OPERATOR: Any = library.custom_op("normlab::normalize", _normalize, mutates_args=(), tags=_tags)
 OPERATOR.register_fake(_shapes)
-OPERATOR_BACKWARD: Any = torch.library.custom_op(
+OPERATOR_BACKWARD: Any = library.custom_op(
     "normlab::normalize_backward", _normalize_backward, mutates_args=(), tags=_tags
 )
 OPERATOR_BACKWARD.register_fake(_shapes_backward)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from normlab import positions
 from normlab.operators import TWICE, seen_through
@@ -126,9 +126,9 @@ def _pull_back(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
     return (dx, *gradients, None, None, None)
 
 
-OPERATOR: Any = torch.library.custom_op("normlab::normalize_positions", _normalize, mutates_args=())
+OPERATOR: Any = library.custom_op("normlab::normalize_positions", _normalize, mutates_args=())
 OPERATOR.register_fake(_shapes)
-OPERATOR_BACKWARD: Any = torch.library.custom_op(
+OPERATOR_BACKWARD: Any = library.custom_op(
     "normlab::normalize_positions_backward", _normalize_backward, mutates_args=()
 )
 OPERATOR_BACKWARD.register_fake(_shapes_backward)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.utils.checkpoint import checkpoint
 
 import normlab
@@ -92,19 +92,19 @@ def arguments(layer: Any, given: list[Tensor]) -> tuple[Any, ...]:
 def test_opcheck(norm: str, form: tuple[str | None, bool]) -> None:
     """torch's own checks: schema, autograd registration, shapes without data, traced as called."""
     act, residual = form
-    torch.library.opcheck(operators.OPERATOR, arguments(layer_of(norm, act), inputs(residual)))
+    library.opcheck(operators.OPERATOR, arguments(layer_of(norm, act), inputs(residual)))
 
 
 @pytest.mark.parametrize("norm", ["bn", "bin"])
 def test_opcheck_in_evaluation(norm: str) -> None:
-    torch.library.opcheck(operators.OPERATOR, arguments(layer_of(norm, "silu", training=False), inputs(True)))
+    library.opcheck(operators.OPERATOR, arguments(layer_of(norm, "silu", training=False), inputs(True)))
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_opcheck_channels_last_on_the_reference(norm: str) -> None:
     with normlab.use_backend("reference"):
         given = inputs(True, torch.channels_last)
-        torch.library.opcheck(operators.OPERATOR, arguments(layer_of(norm, "relu"), given))
+        library.opcheck(operators.OPERATOR, arguments(layer_of(norm, "relu"), given))
 
 
 @pytest.mark.parametrize("backend", ["numba_cpu", "reference"])

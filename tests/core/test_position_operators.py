@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import library, nn
 
 from normlab import position_operators
 from normlab.planes import use_backend
@@ -24,7 +24,7 @@ def test_opcheck(shape: tuple[int, ...], size: int, centred: bool, backend_name:
     with backend(backend_name):
         for parameters in ((weight, bias), (weight, None), (None, None)):
             arguments = (x, *parameters, size, 1e-5, centred)
-            torch.library.opcheck(position_operators.OPERATOR, arguments, test_utils=CHECKS)
+            library.opcheck(position_operators.OPERATOR, arguments, test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
