@@ -161,13 +161,12 @@ def _work(job: Any, real: Any) -> None:
     while u < units:
         i, j, r, q, k, m = _part(job, u)
         part, other, out = x[i:j], residual[i:j], y[i:j]
+        scale, center, shift = _row(grids[2])[r:q], _row(grids[3])[r:q], _row(grids[4])[r:q]
         if kind == MOMENTS:
             _moments(part, shape, _row(sums[0])[k:m], _row(sums[1])[k:m])
         elif kind == AFFINE:
-            scale, center, shift = _row(grids[2])[r:q], _row(grids[3])[r:q], _row(grids[4])[r:q]
             _affine(part, other, extra, shape, scale, center, shift, out)
         else:
-            scale, center, shift = _row(grids[2])[r:q], _row(grids[3])[r:q], _row(grids[4])[r:q]
             up = g[i:j]
             if extra[1] != 0:
                 if not extra[0] and scratch.size < j - i:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def state_of(training: Training) -> State:
     if training.progress.predictions:
         tensors["predictions"] = torch.cat(training.progress.predictions)
     facts = {
-        "cell": training.cell.facts(),
+        "cell": asdict(training.cell),
         "code": TRAINING_CODE,
         "threads": torch.get_num_threads(),
         "records": training.records,
@@ -106,7 +107,7 @@ def state_of(training: Training) -> State:
 
 def apply_state(training: Training, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Bring a training to a state. Raises Damaged if it is that of another training."""
-    if facts["cell"] != training.cell.facts() or facts["code"] != TRAINING_CODE:
+    if facts["cell"] != asdict(training.cell) or facts["code"] != TRAINING_CODE:
         raise Damaged("it belongs to another training")
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     try:
