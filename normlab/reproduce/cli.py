@@ -30,6 +30,9 @@ def main(
     limit_eval: Annotated[
         int | None, typer.Option(help="With --scale full: validation and test images of a comparison.", min=1)
     ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="With --scale full: bring images of a comparison to this size.", min=1)
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the page, its figures and its numbers.")] = None,
 ) -> None:
     """Re-run a published experiment and say whether its findings hold."""
@@ -52,6 +55,7 @@ def main(
         epochs=epochs,
         limit_train=limit_train,
         limit_eval=limit_eval,
+        image_size=image_size,
         say=lambda text: typer.echo(f"  {text}", err=True),
     )
     for key in [name] if name else EXPERIMENTS:

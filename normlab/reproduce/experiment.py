@@ -18,7 +18,7 @@ SCALES = ("quick", "full")
 class Setting:
     """How to run an experiment: on which data, how many seeds, at which scale; `say` hears of progress.
 
-    `epochs`, `limit_train` and `limit_eval` shorten a comparison at full scale to what there is time for.
+    `epochs`, `limit_train`, `limit_eval` and `image_size` shorten a comparison at full scale to what there is time for.
     """
 
     data: str | None = None
@@ -27,6 +27,7 @@ class Setting:
     epochs: int | None = None
     limit_train: int | None = None
     limit_eval: int | None = None
+    image_size: int | None = None
     say: Callable[[str], None] = lambda text: None
 
     @property
@@ -39,9 +40,9 @@ class Setting:
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Those of `epochs`, `limit_train` and `limit_eval` that were given."""
-        given = {"epochs": self.epochs, "limit_train": self.limit_train, "limit_eval": self.limit_eval}
-        return {name: value for name, value in given.items() if value is not None}
+        """Those of `epochs`, `limit_train`, `limit_eval` and `image_size` that were given."""
+        names = ("epochs", "limit_train", "limit_eval", "image_size")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def shortened(self, spec: Mapping[str, Any]) -> str:
         """By how much less than the spec this is, in words, as in "3 of 100 epochs"; empty if it is not."""
@@ -52,6 +53,10 @@ class Setting:
             parts.append(f"{self.limit_train} training images instead of all")
         if self.limit_eval is not None:
             parts.append(f"{self.limit_eval} validation and test images instead of all")
+        if self.image_size is not None and self.image_size != spec.get("image_size"):
+            size, published = self.image_size, spec.get("image_size")
+            instead = f" instead of {published} x {published}" if published else ""
+            parts.append(f"images of {size} x {size} pixels{instead}")
         return ", ".join(parts)
 
     def images(self, train: int, val: int = 1000) -> Images:

@@ -182,6 +182,11 @@ def test_a_shortened_run_cannot_tell_and_says_where_it_points() -> None:
     assert withheld.measured == better.measured
     assert withheld.rule.endswith("cannot tell of a run of 3 of 100 epochs, 64 training images instead of all")
     assert "3 of 100 epochs" in notes[0]
+    assert replace(whole, image_size=64).shortened({**spec, "image_size": 128}) == (
+        "images of 64 x 64 pixels instead of 128 x 128"
+    )
+    assert replace(whole, image_size=64).shortened(spec) == "images of 64 x 64 pixels"
+    assert replace(whole, image_size=64).shortened({**spec, "image_size": 64}) == ""
     assert notes[1] == "If it were the whole length, these would hold: a is better."
 
 
