@@ -13,9 +13,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
+from normlab.planes._ahead import read_ahead
 from normlab.planes._compile import compiled
 from normlab.planes._job import GELU, LEAKY_RELU, RELU, SILU
 
+_BLOCK = 1024  # elements between one asking for memory and the next
 _JIT: Any = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
 
 
@@ -44,6 +46,14 @@ def activate(act: int, slope: float, z: Any) -> None:
 @compiled
 def pull_activation(act: int, slope: float, g: Any, z: Any) -> None:
     """g * act'(z), in the place of z."""
+    for at in range(0, z.size, _BLOCK):
+        up, block = g[at : at + _BLOCK], z[at : at + _BLOCK]
+        read_ahead(g, at, block.size)
+        _pull(act, slope, up, block)
+
+
+@compiled
+def _pull(act: int, slope: float, g: Any, z: Any) -> None:
     one = z.dtype.type(1)
     half = z.dtype.type(0.5)
     low = z.dtype.type(slope)

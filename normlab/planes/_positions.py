@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from normlab.planes._ahead import read_ahead, read_soon, write_ahead, write_soon
 from normlab.planes._compile import compiled
 from normlab.planes._unaliased import load, store
 
@@ -40,6 +41,8 @@ def normalize_row(
     kept: Any, i: int,
 ) -> None:  # fmt: skip
     """y = h * weight + bias, for the row of x from `at` on; m, r and t are kept in place i."""
+    read_ahead(x, at, size)
+    write_ahead(y, to, size)
     m = real(0)
     if centred:
         first = load(x, at, X)
@@ -91,6 +94,9 @@ def pull_row(
     learns: bool, d_weight: Any, d_bias: Any, dx: Any, to: int,
 ) -> None:  # fmt: skip
     """dx of a row; if it `learns`, the gradients of weight and bias are added to."""
+    read_ahead(g, g_at, size)
+    read_ahead(x, at, size)
+    write_ahead(dx, to, size)
     m, r, t = load(kept[0], i, CENTER), load(kept[1], i, RSTD), load(kept[2], i, SHIFT)
     sum_g = 0.0
     sum_gx = 0.0
@@ -157,6 +163,7 @@ def normalize_columns(
         store(t, i + k, -left * exact, SHIFT)
     for c in range(size):
         here, there, w, b = at + c * step, to + c * to_step, load(weight, c, WEIGHT), load(bias, c, BIAS)
+        write_soon(y, there + to_step, width)
         for k in range(width):
             h = (load(x, here + k, X) - load(m, i + k, CENTER)) * load(r, i + k, RSTD) + load(t, i + k, SHIFT)
             store(y, there + k, h * w + b, OUT)
@@ -186,6 +193,7 @@ def _add_rows(
         _clear(first, second, width)
         for c in range(start, min(start + _ROWS, size)):
             here = at + c * step
+            read_soon(x, here + step, width)
             for k in range(width):
                 d = load(x, here + k, X) - load(m, i + k, CENTER)
                 store(first, k, load(first, k, FIRST) + d, FIRST)
@@ -206,6 +214,8 @@ def pull_columns(
         _clear(first, second, width)
         for c in range(start, min(start + _ROWS, size)):
             here, there, w = at + c * step, g_at + c * g_step, load(weight, c, WEIGHT)
+            read_soon(x, here + step, width)
+            read_soon(g, there + g_step, width)
             part_weight = real(0)
             part_bias = real(0)
             for k in range(width):
@@ -224,6 +234,7 @@ def pull_columns(
         first[k], second[k] = b, c
     for c in range(size):
         here, there, out, w = at + c * step, g_at + c * g_step, to + c * to_step, load(weight, c, WEIGHT)
+        write_soon(dx, out + to_step, width)
         for k in range(width):
             a = load(r, i + k, RSTD) * (load(g, there + k, G) * w)
             d = load(x, here + k, X) - load(m, i + k, CENTER)

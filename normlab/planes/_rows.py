@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from normlab.planes._activations import activate
+from normlab.planes._ahead import read_ahead, write_ahead
 from normlab.planes._compile import compiled
 from normlab.planes._job import RELU
 
@@ -57,6 +58,7 @@ def _moments_short(x: Any, size: int, mean: Any, var: Any) -> int:
     share = 1.0 / size
     far = 0
     for c in range(mean.size):
+        read_ahead(x, c * size, size)
         row = x[c * size : (c + 1) * size]
         near = _near(row)
         part = x.dtype.type(0)
@@ -93,6 +95,7 @@ def _mean_square_about(row: Any, near: Any) -> Any:
     square = 0.0
     for at in range(0, row.size, _BLOCK):
         block = row[at : at + _BLOCK]
+        read_ahead(row, at, block.size)
         part = row.dtype.type(0)
         part_square = row.dtype.type(0)
         for k in range(block.size):
@@ -150,6 +153,10 @@ def _affine_rows(
         first, last = c * size, (c + 1) * size
         row, other, out = x[first:last], residual[first:last], y[first:last]
         a, m, t = scale[c], center[c], shift[c]
+        read_ahead(x, first, size)
+        write_ahead(y, first, size)
+        if add:
+            read_ahead(residual, first, size)
         for k in range(size):
             z = a * (row[k] - m) + t
             if add:
@@ -164,6 +171,8 @@ def dots_first(g: Any, x: Any, size: int, center: Any, sum_g: Any, sum_gx: Any) 
     if size <= _BLOCK:
         for c in range(center.size):
             row, up = x[c * size : (c + 1) * size], g[c * size : (c + 1) * size]
+            read_ahead(x, c * size, size)
+            read_ahead(g, c * size, size)
             m = center[c]
             part = x.dtype.type(0)
             part_product = x.dtype.type(0)
@@ -178,6 +187,8 @@ def dots_first(g: Any, x: Any, size: int, center: Any, sum_g: Any, sum_gx: Any) 
             product = 0.0
             for at in range(c * size, (c + 1) * size, _BLOCK):
                 stop = min(at + _BLOCK, (c + 1) * size)
+                read_ahead(x, at, stop - at)
+                read_ahead(g, at, stop - at)
                 part, part_product = _dots(g[at:stop], x[at:stop], center[c])
                 total += part
                 product += part_product
@@ -201,6 +212,9 @@ def combine_first(g: Any, x: Any, size: int, center: Any, a: Any, b: Any, c: Any
         first, last = i * size, (i + 1) * size
         up, row, out = g[first:last], x[first:last], dx[first:last]
         m, a_i, b_i, c_i = center[i], a[i], b[i], c[i]
+        read_ahead(x, first, size)
+        read_ahead(g, first, size)
+        write_ahead(dx, first, size)
         for k in range(size):
             out[k] = a_i * up[k] + (b_i * (row[k] - m) + c_i)
 
@@ -211,6 +225,7 @@ def recombine_first(x: Any, size: int, center: Any, a: Any, b: Any, c: Any, dx: 
     for i in range(a.size):
         first, last = i * size, (i + 1) * size
         row, out = x[first:last], dx[first:last]
+        read_ahead(x, first, size)
         m, a_i, b_i, c_i = center[i], a[i], b[i], c[i]
         for k in range(size):
             out[k] = a_i * out[k] + (b_i * (row[k] - m) + c_i)
@@ -281,9 +296,11 @@ def _moments_about(x: Any, channels: int, lanes: int, near: Any, sums: Any, squa
         step = lanes * _ROWS
         for at in range(strip, x.size, step):
             if lanes == _STRIP and at + step <= x.size:
+                read_ahead(x, at, step)
                 _add_eight(x[at : at + step], center, flat)
             else:
                 for row in range(at, min(at + step, x.size), lanes):
+                    read_ahead(x, row, width)
                     _add_one(x[row : min(row + width, x.size)], center, part)
                 _flush(part, totals, strip, width)
     fold(totals[0], channels, sums)
@@ -325,8 +342,10 @@ def _few_rows(x: Any, lanes: int, center: Any, part: Any) -> None:
     step = 4 * lanes
     whole = x.size // step * step if lanes == _STRIP else 0
     for at in range(0, whole, step):
+        read_ahead(x, at, step)
         _add_four(x[at : at + step], center, part)
     for at in range(whole, x.size, lanes):
+        read_ahead(x, at, lanes)
         _add_one(x[at : min(at + lanes, x.size)], center, part)
 
 
@@ -335,9 +354,13 @@ def _few_rows_dots(g: Any, x: Any, lanes: int, center: Any, part: Any) -> None:
     step = 4 * lanes
     whole = x.size // step * step if lanes == _STRIP else 0
     for at in range(0, whole, step):
+        read_ahead(x, at, step)
+        read_ahead(g, at, step)
         _add_four_dots(g[at : at + step], x[at : at + step], center, part)
     for at in range(whole, x.size, lanes):
         stop = min(at + lanes, x.size)
+        read_ahead(x, at, lanes)
+        read_ahead(g, at, lanes)
         _add_one_dots(g[at:stop], x[at:stop], center, part)
 
 
@@ -393,7 +416,10 @@ def affine_last(
     for at in range(0, x.size, lanes):
         stop = min(at + lanes, x.size)
         row, out = x[at:stop], y[at:stop]
+        read_ahead(x, at, lanes)
+        write_ahead(y, at, lanes)
         if add:
+            read_ahead(residual, at, lanes)
             other = residual[at:stop]
             if act == RELU:
                 for k in range(row.size):
@@ -429,10 +455,14 @@ def dots_last(g: Any, x: Any, channels: int, lanes: int, center: Any, sum_g: Any
         step = lanes * _ROWS
         for at in range(strip, x.size, step):
             if lanes == _STRIP and at + step <= x.size:
+                read_ahead(x, at, step)
+                read_ahead(g, at, step)
                 _add_eight_dots(g[at : at + step], x[at : at + step], near, flat)
             else:
                 for row in range(at, min(at + step, x.size), lanes):
                     end = min(row + width, x.size)
+                    read_ahead(x, row, width)
+                    read_ahead(g, row, width)
                     _add_one_dots(g[row:end], x[row:end], near, part)
                 _flush(part, totals, strip, width)
     fold(totals[0], channels, sum_g)
@@ -444,6 +474,9 @@ def combine_last(g: Any, x: Any, lanes: int, center: Any, a: Any, b: Any, c: Any
     for at in range(0, x.size, lanes):
         stop = min(at + lanes, x.size)
         up, row, out = g[at:stop], x[at:stop], dx[at:stop]
+        read_ahead(x, at, lanes)
+        read_ahead(g, at, lanes)
+        write_ahead(dx, at, lanes)
         for k in range(row.size):
             out[k] = a[k] * up[k] + (b[k] * (row[k] - center[k]) + c[k])
 
@@ -454,5 +487,6 @@ def recombine_last(x: Any, lanes: int, center: Any, a: Any, b: Any, c: Any, dx: 
     for at in range(0, x.size, lanes):
         stop = min(at + lanes, x.size)
         row, out = x[at:stop], dx[at:stop]
+        read_ahead(x, at, lanes)
         for k in range(row.size):
             out[k] = a[k] * out[k] + (b[k] * (row[k] - center[k]) + c[k])

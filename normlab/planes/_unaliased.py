@@ -37,7 +37,7 @@ def _load(typingctx: Any, elements: Any, index: Any, role: Any) -> Any:
         return None
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        loaded = builder.load(_place(context, builder, signature, args))
+        loaded = builder.load(place(context, builder, signature, args))
         _mark(builder.module, loaded, role.literal_value)
         return loaded
 
@@ -51,7 +51,7 @@ def _store(typingctx: Any, elements: Any, index: Any, value: Any, role: Any) -> 
         return None
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _mark(builder.module, builder.store(args[2], _place(context, builder, signature, args)), role.literal_value)
+        _mark(builder.module, builder.store(args[2], place(context, builder, signature, args)), role.literal_value)
         return context.get_dummy_value()
 
     return types.void(elements, types.intp, elements.dtype, role), generate
@@ -68,11 +68,12 @@ def _fits(elements: Any, role: Any) -> bool:
     return contiguous and isinstance(role, types.IntegerLiteral) and 0 <= role.literal_value < ROLES
 
 
-def _place(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+def place(context: Any, builder: Any, signature: Any, args: Any, inbounds: bool = True) -> Any:
+    """Pointer to an element, by an array or a pointer to elements and an index; `inbounds` says that it exists."""
     start = args[0]
     if isinstance(signature.args[0], types.Array):
         start = context.make_array(signature.args[0])(context, builder, start).data
-    return builder.gep(start, [args[1]], inbounds=True)
+    return builder.gep(start, [args[1]], inbounds=inbounds)
 
 
 def _mark(module: ir.Module, access: Any, role: int) -> None:

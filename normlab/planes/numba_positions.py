@@ -5,7 +5,7 @@ and g until dx is. The gradients of weight and bias are summed on the way. The w
 on the number of threads, so neither do the results.
 
 The code: `_positions` the kernels on one row or tile, `_unaliased` how their loops are written, `_position_work` a unit
-of work and a direction; `_team`, `_counters` and `_compile` are those of `numba_cpu`.
+of work and a direction; `_ahead`, `_team`, `_counters` and `_compile` are those of `numba_cpu`.
 """
 
 from __future__ import annotations
