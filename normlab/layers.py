@@ -135,12 +135,13 @@ class Norm(nn.Module):
         params: Any = {k: held[k] for k in self.learned if held[k] is not None}
         running: Any = (buffers["running_mean"], buffers["running_var"]) if update or not use_batch else None
         seen: Any = buffers["num_batches_tracked"]
-        update = update and not operators.is_recomputation()
+        compiling = torch.compiler.is_compiling()
+        update = update and (compiling or not operators.is_recomputation())
         if update and norm != "in":  # torch's instance norm has the counter and leaves it at zero
             seen.add_(1)
         if residual is not None and residual.dtype != x.dtype:
             residual = residual.to(x.dtype)
-        if not operators.seen_through(x):
+        if not (compiling or operators.watched(x)):
             recipe = stages.recipe(norm, tuple(self.options.items()), tuple(params), use_batch, not use_batch)
             counted = (*running, self.momentum, seen) if update else None
             call = _Call(recipe, params, None if use_batch else running, self.eps, self.act, counted)
@@ -192,7 +193,7 @@ class _BatchStatistics(Norm):
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
-        if (self.training or self.running_mean is None) and x.numel() == x.shape[1]:
+        if x.shape[0] == 1 and x.numel() == x.shape[1] and (self.training or self.running_mean is None):
             raise ValueError(
                 f"{self._title()}: expected more than 1 value per channel when training, got input size "
                 f"{tuple(x.shape)}: the variance of one value is zero, so the output would be the bias whatever "

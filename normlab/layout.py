@@ -13,12 +13,13 @@ import numpy as np
 from normlab.grid import Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """Channels-first or channels-last memory order.
 
     `folded` lays the samples of channels-last data end to end, as one sample: what is per channel only does not
-    tell them apart, and the grid shrinks to one row.
+    tell them apart, and the grid shrinks to one row. There is one object of each kind, and they hash by identity:
+    every call looks for what was prepared for its layout.
     """
 
     channels_last: bool
@@ -32,13 +33,11 @@ class Layout:
     @classmethod
     def dense_of(cls, x: Array, foldable: bool) -> tuple[Layout, Array]:
         """The layout of x, and x dense in it."""
-        if foldable:
-            if _is_dense_last(x):
-                return _FOLDED, x
-            return _FIRST, x if _is_dense(x) else _copy(x)
-        if _is_dense(x):
+        if foldable and _is_dense_last(x):
+            return _FOLDED, x
+        if x.flags.c_contiguous if isinstance(x, np.ndarray) else x.is_contiguous():
             return _FIRST, x
-        return (_LAST, x) if _is_dense_last(x) else (_FIRST, _copy(x))
+        return (_LAST, x) if not foldable and _is_dense_last(x) else (_FIRST, _copy(x))
 
     def dense(self, x: Array) -> Array:
         """x itself if it is dense in this layout, else a copy that is."""

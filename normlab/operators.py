@@ -65,7 +65,12 @@ def as_text(options: dict[str, Any]) -> str:
 
 def seen_through(x: Tensor) -> bool:
     """Whether somebody looks at the program instead of running it, and needs to find operators in it."""
-    return torch.compiler.is_compiling() or type(x) not in _PLAIN or _dispatch_modes() > 0 or _tracing() is not None
+    return torch.compiler.is_compiling() or watched(x)
+
+
+def watched(x: Tensor) -> bool:
+    """`seen_through`, by others than the compiler."""
+    return type(x) not in _PLAIN or _dispatch_modes() > 0 or _tracing() is not None
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -79,18 +84,21 @@ _current_graph_task = torch._C._current_graph_task_id
 def is_recomputation() -> bool:
     """Whether this is a second forward pass, run by a backward pass that needs what activation checkpointing dropped.
 
-    No statistics are to be updated then: the batch has been counted.
+    No statistics are to be updated then: the batch has been counted. Not to be asked while compiling.
     """
-    return not torch.compiler.is_compiling() and _current_graph_task() != -1
+    return _current_graph_task() != -1
 
 
 def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
     """y = act(norm(x) + residual), differentiable."""
     # torch.func and forward-mode differentiation are told by the function that it does not support them
-    if torch.is_grad_enabled() or forward_ad._current_level >= 0 or _transforms():
+    if _transforms() or forward_ad._current_level >= 0:
         y: Tensor = Normalize.apply(x, residual, call, *call.params.values())
-        return y
-    return _run(x, residual, call)[0]
+    elif torch.is_grad_enabled():
+        y = _apply(x, residual, call, *call.params.values())
+    else:
+        y = _run(x, residual, call)[0]
+    return y
 
 
 class Normalize(torch.autograd.Function):
@@ -119,6 +127,10 @@ class Normalize(torch.autograd.Function):
         cache = stages.Cache(x, kept.layout, kept.backend, kept.params, kept.act, residual, kept.saved)
         dx, grads = stages.backward(dy, cache)
         return (dx, cache.to_residual, None, *grads.values())
+
+
+# what `Normalize.apply` comes to outside of torch.func's transforms; what it does before takes longer than a small norm
+_apply: Any = super(torch.autograd.Function, Normalize).apply
 
 
 def _run(x: Tensor, residual: Tensor | None, call: Call) -> tuple[Tensor, stages.Cache]:

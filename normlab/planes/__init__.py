@@ -108,15 +108,22 @@ def serving(x: Any) -> Backend:
     Raises UsageError where the backend of `use_backend` cannot serve x.
     """
     forced = _forced.get()
-    name, reason = _choice(x.dtype, getattr(x, "device", "cpu"))
-    if forced is not None:
-        if forced in _UNFIT and (unfit := _UNFIT[forced](x)) is not None:
-            raise UsageError(f"use_backend: {forced!r} cannot serve {unfit}")
-        return _module(f"normlab.planes.{forced}")
-    if reason is not None and reason not in _told:
-        _told.add(reason)
-        warnings.warn(f"normlab: {reason} is served by the slower 'reference' backend", BackendWarning, 4)
-    return _module(f"normlab.planes.{name}")
+    if forced is None:
+        module, reason = _chosen(x.dtype, getattr(x, "device", "cpu"))
+        if reason is not None and reason not in _told:
+            _told.add(reason)
+            warnings.warn(f"normlab: {reason} is served by the slower 'reference' backend", BackendWarning, 4)
+        return module
+    if forced in _UNFIT and (unfit := _UNFIT[forced](x)) is not None:
+        raise UsageError(f"use_backend: {forced!r} cannot serve {unfit}")
+    return _module(forced)
+
+
+@cache
+def _chosen(dtype: Any, device: Any) -> tuple[Backend, str | None]:
+    """(module of the backend, why it is not the fast one of its device or None)."""
+    name, reason = _choice(dtype, device)
+    return _module(name), reason
 
 
 @cache
@@ -151,7 +158,7 @@ def _unfit_for_triton(x: Any) -> str | None:
     missing = _no_triton()
     if missing is not None:
         return f"anything, as {missing}; install it, or use 'reference'"
-    if device.type == "cuda" or (device.type == "cpu" and _module("normlab.planes.triton_gpu").INTERPRETED):
+    if device.type == "cuda" or (device.type == "cpu" and _module("triton_gpu").INTERPRETED):
         return None
     return (
         f"a tensor on device {str(device)!r}; move it to a CUDA device, or set TRITON_INTERPRET=1 in the environment "
@@ -172,7 +179,7 @@ def _no_triton() -> str | None:
 
 @cache
 def _module(name: str) -> Any:
-    return import_module(name)
+    return import_module(f"normlab.planes.{name}")
 
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16")  # of both fast backends

@@ -82,7 +82,8 @@ def shared(direction: Callable[[int], None], job: array, elements: int, *, torch
     """
     helpers = num_threads() - 1 if elements >= _GRAIN else 0
     if helpers > 0:
-        job[PARALLEL], job[NUMBER] = parallel() if torchs else (0, 0)
+        if torchs:
+            job[PARALLEL], job[NUMBER] = parallel()
         if job[PARALLEL]:  # never fewer threads than torch asks for: a team that is made smaller lets threads go
             _call(direction, job, helpers)
             return

@@ -14,9 +14,9 @@ of an element near it is exact, and what the rounding lost goes into the shift.
 A call fills in the addresses in a list of numbers that is prepared once for a recipe, shape and layout (`Plan`), and
 hands it to a C function: on small tensors the way there counts more than the work.
 
-The code: `_rows` the four kernels on rows of elements, `_activations` what is applied to their result, `_machine` the
-grid program, `_work` all three on a unit of work, `_counters` and `_team` the threads that share the units, `_job` the
-numbers that they share, `_passes` a whole direction.
+The code: `_rows` the four kernels on rows of elements, `_ahead` how they ask for memory before they need it,
+`_activations` what is applied to their result, `_machine` the grid program, `_work` all three on a unit of work,
+`_counters` and `_team` the threads that share the units, `_job` the numbers that they share, `_passes` a whole direction.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ def forward(
     plan = _planned(recipe, layout, x, act)
     memory = np.empty(plan.numbers)
     job = plan.forward[:]
-    job[X], job[Y], job[MEMORY] = _address(x), _address(out), _start(memory)
-    job[EPS] = bits(eps)
+    job[X], job[Y] = _address(x), _address(out)
+    job[MEMORY], job[EPS] = _start(memory), bits(eps)
     if residual is not None:
         job[RESIDUAL] = _address(residual)
     channels = plan.sizes[1]
@@ -202,9 +202,16 @@ def backward(
     job[MEMORY], job[EPS] = _start(saved.numbers), bits(saved.eps)
     if residual is not None:
         job[RESIDUAL], job[TO_RESIDUAL] = _address(residual), _address(to_residual)
-    grads = [empty_like(v) if _plain(v) else np.empty(tuple(v.shape)) for v in params]
-    for v in grads:
-        job.extend((_address(v), v.itemsize, _count(v)))
+    grads = []
+    for v in params:
+        grad = empty_like(v)
+        place = _place(grad)
+        if place is None:
+            grad = np.empty(tuple(v.shape))
+            place = _place(grad)
+            assert place is not None
+        grads.append(grad)
+        job.extend(place)
     shared(_passes.backward(), job, plan.elements, torchs=not isinstance(x, np.ndarray))
     return grads
 
@@ -302,13 +309,14 @@ def _cut_planes(samples: int, channels: int, stretch: int, unit: int) -> tuple[i
 def _list(job: array, values: Iterable[Any], channels: int, alive: list[Any]) -> None:
     """Append where each of these numbers per channel lies; what has to be converted first is kept in `alive`."""
     for v in values:
-        if not _plain(v):
-            v = _converted(v)
-            alive.append(v)
-        count = _count(v)
-        if count not in (1, channels):
+        found = _place(v)
+        if found is None:
+            alive.append(_converted(v))
+            found = _place(alive[-1])
+            assert found is not None
+        if found[2] != channels and found[2] != 1:
             raise ValueError(f"a parameter of shape {tuple(v.shape)} for {channels} channels; expected ({channels},)")
-        job.extend((_address(v), v.itemsize, count))
+        job.extend(found)
 
 
 _NO_RUNNING = (0, 0, 0) * 2
@@ -317,22 +325,29 @@ _NO_RUNNING = (0, 0, 0) * 2
 def _to_update(job: array, update: tuple[Any, Any, float], channels: int, alive: list[Any]) -> tuple[Any, Any] | None:
     """Say that running statistics are to be updated; where they must be converted, the copies that will be."""
     mean, var, momentum = update
-    plain = _plain(mean) and _plain(var) and mean.dtype == var.dtype
-    pair = (mean, var) if plain else (_converted(mean), _converted(var))
-    for v in pair:
-        if len(v.shape) != 1 or v.shape[0] != channels:
+    converted = None
+    places = _place(mean), _place(var)
+    if places[0] is None or places[1] is None or places[0][1] != places[1][1]:
+        converted = _converted(mean), _converted(var)
+        alive += converted
+        places = _place(converted[0]), _place(converted[1])
+    for v, found in zip((mean, var), places, strict=True):
+        if len(v.shape) != 1 or found[2] != channels:  # type: ignore[index]
             raise ValueError(f"running statistics of shape {tuple(v.shape)} for {channels} channels")
-    job[RUNNING_MEAN], job[RUNNING_VAR], job[RUNNING_BYTES] = _address(pair[0]), _address(pair[1]), pair[0].itemsize
+    (job[RUNNING_MEAN], job[RUNNING_BYTES], _), (job[RUNNING_VAR], _, _) = places  # type: ignore[misc]
     job[MOMENTUM] = bits(momentum)
-    alive += pair
-    return None if plain else pair
+    return converted
 
 
-def _plain(v: Any) -> bool:
-    """Whether compiled code can read these numbers where they lie."""
+def _place(v: Any) -> tuple[int, int, int] | None:
+    """(address, bytes of a number, how many) of numbers that compiled code can use where they lie, else None."""
     if isinstance(v, np.ndarray):
-        return bool(v.flags.c_contiguous) and is_real(v.dtype)
-    return is_real(v.dtype) and v.is_cpu and v.is_contiguous()
+        if not (v.flags.c_contiguous and is_real(v.dtype)):
+            return None
+        return v.__array_interface__["data"][0], v.itemsize, v.size
+    if not (is_real(v.dtype) and v.is_contiguous() and v.is_cpu):
+        return None
+    return v.data_ptr(), v.itemsize, v.numel()
 
 
 def _converted(v: Any) -> Any:
@@ -344,10 +359,6 @@ def _converted(v: Any) -> Any:
 
 def _address(a: Any) -> int:
     return a.__array_interface__["data"][0] if isinstance(a, np.ndarray) else a.data_ptr()
-
-
-def _count(a: Any) -> int:
-    return a.size if isinstance(a, np.ndarray) else a.numel()
 
 
 def _start(memory: np.ndarray) -> int:

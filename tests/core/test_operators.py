@@ -126,14 +126,14 @@ def test_operator_as_function(
 
 
 def test_backend_changed_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "seen_through", lambda x: True)
+    monkeypatch.setattr(operators, "watched", lambda x: True)
     y = layer_of("bn")(torch.randn(SHAPE, requires_grad=True))
     with normlab.use_backend("reference"), pytest.raises(RuntimeError, match=r"let normlab\.use_backend enclose both"):
         y.sum().backward()
 
 
 def test_no_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "seen_through", lambda x: True)
+    monkeypatch.setattr(operators, "watched", lambda x: True)
     x = torch.randn(SHAPE, requires_grad=True)
     (dx,) = torch.autograd.grad(layer_of("gn")(x).sin().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula"):
@@ -240,7 +240,7 @@ def test_registered_norms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_options_that_are_no_literals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(norms, "_REGISTRY", dict(norms._REGISTRY))
-    monkeypatch.setattr(operators, "seen_through", lambda x: True)
+    monkeypatch.setattr(operators, "watched", lambda x: True)
     normlab.register_norm("own")(lambda m, p, *, f=None: f(m, p))
     with pytest.raises(UsageError, match=r"norm 'own': the options .* cannot be compiled or exported"):
         layer_of("own", f=lambda m, p: standardize(m, p))(torch.randn(SHAPE))
