@@ -19,6 +19,7 @@ _HOME = {
     "make_norm": "normlab.layers",
     "backend_for": "normlab.planes",
     "use_backend": "normlab.planes",
+    "recomputed_outputs": "normlab.recomputing",
 }
 _MODULES = ("layers", "norms", "grid", "planes", "stages", "models", "data", "scratch", "study", "check", "report")
 
@@ -29,6 +30,7 @@ __all__ = [
     "backend_for",
     "make_norm",
     "norm_names",
+    "recomputed_outputs",
     "register_norm",
     "use_backend",
 ]
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from normlab.layers import make_norm
     from normlab.norms import norm_names, register_norm
     from normlab.planes import backend_for, use_backend
+    from normlab.recomputing import recomputed_outputs
 
 
 def __getattr__(name: str) -> Any:

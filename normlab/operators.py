@@ -35,6 +35,7 @@ from normlab.errors import UsageError
 from normlab.grid import update_running
 from normlab.layout import Layout, empty_like
 from normlab.planes import serving
+from normlab.recomputing import is_recording, remember
 
 TWICE = (
     "normlab's layers cannot be differentiated twice: their gradient is written by hand. "
@@ -96,6 +97,8 @@ def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
         y: Tensor = Normalize.apply(x, residual, call, *call.params.values())
     elif torch.is_grad_enabled():
         y = _apply(x, residual, call, *call.params.values())
+        if is_recording():
+            remember(y, x, residual, call)
     else:
         y = _run(x, residual, call)[0]
     return y

@@ -16,7 +16,8 @@ hands it to a C function: on small tensors the way there counts more than the wo
 
 The code: `_rows` the four kernels on rows of elements, `_ahead` how they ask for memory before they need it,
 `_activations` what is applied to their result, `_machine` the grid program, `_work` all three on a unit of work,
-`_counters` and `_team` the threads that share the units, `_job` the numbers that they share, `_passes` a whole direction.
+`_counters` and `_team` the threads that share the units, `_job` the numbers that they share, `_passes` a whole
+direction.
 """
 
 from __future__ import annotations
