@@ -46,7 +46,10 @@ def describe_torch(device: str) -> dict[str, Any]:
 
 def command_line() -> str:
     """The command that this process was started with, as one would type it."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    by_module = program.name == "__main__.py"  # python -m PACKAGE
+    name = ["python", "-m", program.parent.name] if by_module else [program.name]
+    return shlex.join([*name, *sys.argv[1:]])
 
 
 def available_cores() -> int:
