@@ -57,17 +57,24 @@ def curves(
 
 
 def bars(
-    records: Sequence[dict[str, Any]], x: str, series: str, *, title: str, log: bool = False, percent: bool = False
+    records: Sequence[dict[str, Any]],
+    x: str,
+    series: str,
+    *,
+    title: str,
+    log: bool = False,
+    percent: bool = False,
+    zero: bool = False,
 ) -> Any:
-    """The mean of `x` over seeds as a dot for each `series`, with its 95 % interval."""
+    """The mean of `x` over seeds as a dot for each `series`, with its 95 % interval; from zero on, if it says so."""
     import altair as alt
 
     order = list(dict.fromkeys(record[series] for record in records))
     rows = _summary([{**record, "one": 0} for record in records], "one", x, series)
     if log:
         rows = [{**row, "low": max(row["low"], row["mean"] / 1e3)} for row in rows]
-    scale = alt.Scale(type="log" if log else "linear", zero=False)
-    axis = alt.Axis(format=".0%" if percent else "~g", labelFlush=False, tickCount=6)
+    scale = alt.Scale(type="log" if log else "linear", zero=zero)
+    axis = alt.Axis(format=".0%" if percent else "~g", labelFlush=False, tickCount=5)
     base = alt.Chart(alt.Data(values=rows)).encode(y=alt.Y(f"{series}:N", sort=order, title=None))
     dots = base.mark_circle(size=70, color=_COLOURS[0]).encode(x=alt.X("mean:Q", title=x, scale=scale, axis=axis))
     spans = base.mark_rule(color=_COLOURS[0]).encode(x=alt.X("low:Q", scale=scale, title=x), x2="high:Q")

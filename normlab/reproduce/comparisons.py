@@ -127,6 +127,13 @@ def judged(findings: Sequence[Finding], setting: Setting, spec: dict[str, Any]) 
     return [verdicts.withheld(finding, f"of a run of {how}") for finding in findings], told
 
 
+def effort(*found: Comparison) -> str:
+    """How many trainings there were and how long they took, be it in an earlier run that this one went on from."""
+    cells = [cell for one in found for cell in one.cells]
+    seconds = sum(record["seconds"] for cell in cells for record in cell["epochs"])
+    return f"{len(cells)}, {seconds:.0f} s one after the other"
+
+
 def curve_records(cells: Sequence[dict[str, Any]], series: Callable[[dict[str, Any]], str]) -> list[dict[str, Any]]:
     """One row per cell and epoch, for charts."""
     names = ("epoch", "train_accuracy", "val_accuracy", "train_loss", "val_loss")

@@ -8,7 +8,7 @@ from typing import Any
 from normlab.analysis.features import CLASSIFIER_INPUT, growth
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import evolution
-from normlab.reproduce.comparisons import Comparison, judged, trained
+from normlab.reproduce.comparisons import Comparison, effort, judged, trained
 from normlab.reproduce.experiment import Finding, Result, Setting
 from normlab.reproduce.experiments.resnet_variants import REPORTED, SPEC
 
@@ -31,6 +31,7 @@ def run(setting: Setting) -> Result:
             "training": f"SGD 0.1, momentum 0.9, x0.1 after 75 % and 95 % of the epochs; "
             f"{found.length(SPEC)}, batch {found.cells[0]['batch_size']}",
             "data": found.describe_data(setting),
+            "trainings": effort(found),
             "features": "percentiles of all values on the same validation images after every epoch, in evaluation mode",
         },
         charts={_key(layer): evolution(panels) for layer in layers if (panels := _panels(found, layer))},

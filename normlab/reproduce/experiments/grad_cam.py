@@ -7,7 +7,7 @@ from typing import Any
 from normlab.analysis.explain import Questions, explain
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars
-from normlab.reproduce.comparisons import judged, trained
+from normlab.reproduce.comparisons import effort, judged, trained
 from normlab.reproduce.experiment import Finding, Result, Setting
 from normlab.reproduce.experiments import photographs
 from normlab.reproduce.galleries import draw
@@ -30,11 +30,14 @@ def run(setting: Setting) -> Result:
             "training": f"Adam {found.cells[0]['lr']:g}, constant; {found.length(SPEC)}, "
             f"batch {found.cells[0]['batch_size']}",
             "data": found.describe_data(setting),
+            "trainings": effort(found),
             "maps": "Grad-CAM of the network's own answer, at the last layer whose output has positions; of every norm "
             "the first seed is shown",
         },
         charts={
-            "deletion": bars(faithful, "area", "norm", title="Area between removing at random and removing by the map")
+            "deletion": bars(
+                faithful, "area", "norm", title="Area between removing at random and removing by the map", zero=True
+            )
         },
         # names of classes are the user's, and no names of files
         pictures={f"gallery-{place}": png for place, png in enumerate(pictures.values(), start=1)},

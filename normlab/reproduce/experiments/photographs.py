@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars, curves, side_by_side
-from normlab.reproduce.comparisons import compare, curve_records, judged, val_accuracy
+from normlab.reproduce.comparisons import compare, curve_records, effort, judged, val_accuracy
 from normlab.reproduce.experiment import Result, Setting
 
 REPORTED = {"bin": 0.9460, "bn": 0.9460, "gn": 0.7312, "in": 0.9031, "ln": 0.9186, "none": 0.8557}
@@ -64,6 +64,7 @@ def run(setting: Setting) -> Result:
             f"{found.length(SPEC)}; each norm at its best setting by validation: "
             + "; ".join(f"{norm} {optimizer} {lr:g}" for norm, (optimizer, lr) in best.items()),
             "data": found.describe_data(setting),
+            "trainings": effort(found),
         },
         charts={
             "curves": side_by_side(*charts),

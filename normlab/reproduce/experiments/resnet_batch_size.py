@@ -7,7 +7,7 @@ from typing import Any
 
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars
-from normlab.reproduce.comparisons import Comparison, compare, judged, test_accuracy
+from normlab.reproduce.comparisons import Comparison, compare, effort, judged, test_accuracy
 from normlab.reproduce.experiment import Result, Setting
 from normlab.reproduce.experiments.resnet_variants import SPEC
 
@@ -64,6 +64,7 @@ def run(setting: Setting) -> Result:
             "training": f"SGD 0.1, momentum 0.9, x0.1 after 75 % and 95 % of the epochs; "
             f"{equal_epochs.length(published)} at every batch size, and {fewer} for as many updates as at {SIZES[-1]}",
             "data": equal_epochs.describe_data(setting),
+            "trainings": effort(equal_epochs, *equal_updates),
         },
         charts={"accuracy": bars(records, "test accuracy", "variant", title="Test accuracy", percent=True)},
         captions={"accuracy": "Mean over seeds, with its 95 % interval."},

@@ -6,7 +6,7 @@ from typing import Any
 
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import curves, side_by_side
-from normlab.reproduce.comparisons import Measure, compare, curve_records, judged, test_accuracy
+from normlab.reproduce.comparisons import Measure, compare, curve_records, effort, judged, test_accuracy
 from normlab.reproduce.experiment import Finding, Result, Setting
 
 # variant -> reported accuracy on the training, validation and test images
@@ -78,6 +78,7 @@ def run(setting: Setting) -> Result:
             "training": f"SGD 0.1, momentum 0.9, x0.1 after 75 % and 95 % of the epochs, weight decay 1e-4; "
             f"{found.length(SPEC)}, batch {found.cells[0]['batch_size']}",
             "data": found.describe_data(setting),
+            "trainings": effort(found),
         },
         charts={"curves": side_by_side(*charts)},
         captions={"curves": "Mean over seeds, with its 95 % interval."},
