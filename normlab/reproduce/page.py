@@ -75,7 +75,8 @@ def lines(findings: list[Finding]) -> list[str]:
 def _draw(folder: Path, key: str, chart: Any, caption: str) -> dict[str, str]:
     import vl_convert
 
-    spec = as_spec(chart)
+    # room for the reader's font, which may be wider than the one that the text was measured in here
+    spec = {**as_spec(chart), "padding": {"left": 24, "right": 12, "top": 5, "bottom": 5}}
     svg = vl_convert.vegalite_to_svg(spec)
     (folder / f"{key}.svg").write_text(svg)
     (folder / f"{key}.png").write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
