@@ -12,7 +12,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from normlab.planes._compile import compiled
@@ -39,7 +38,7 @@ def _prefetching(writes: bool) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             byte_pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
             kind = ir.FunctionType(ir.VoidType(), [byte_pointer, number, number, number])
-            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            function = builder.module.declare_intrinsic("llvm.prefetch", [byte_pointer], kind)
             at = builder.bitcast(place(context, builder, signature, args, inbounds=False), byte_pointer)
             builder.call(function, [at, number(int(writes)), number(3), number(1)])
             return context.get_dummy_value()
