@@ -54,7 +54,7 @@ def _gallery(gallery: Mapping[str, Any]) -> Gallery:
         ]
         for answer in image["maps"]:
             right = answer["predicted"] == image["truth"]
-            said = f"{answer['predicted']} {percent(answer['confidence'], 0)} %"
+            said = f"{answer['predicted']} {percent(answer['confidence'], 0)}\u00a0%"
             alt = f"{answer['norm']} looks here, and says {said}, which is {'right' if right else 'wrong'}"
             tiles.append(Tile(_picture(answer["picture"]), alt, [answer["norm"], said], "right" if right else "wrong"))
         rows.append(tiles)
