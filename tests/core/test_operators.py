@@ -121,7 +121,7 @@ def test_operator_as_function(
         with normlab.use_backend(backend):
             want = results(layer, layer, given)
             with monkeypatch.context() as patch:
-                patch.setattr(operators, "seen_through", lambda x: True)
+                patch.setattr(operators, "watched", lambda x: True)
                 same(results(other, other, given), want)
 
 
