@@ -5,8 +5,8 @@ which one is enough: the norm keeps its own input x. Within `recomputed_outputs`
 compute y again, wherever it would save y. The same code gives the same numbers, so gradients are those without it, bit
 for bit; it costs a forward pass of the norm each time y is needed.
 
-An output with a residual needs that residual, which may be such an output itself. So that no chain of blocks has to be
-gone through, it is kept where its residual is already one that took another's.
+To compute an output takes the norm's input and a residual, which may be such outputs themselves. So that no chain of
+blocks has to be gone through, an output is kept where it would take one that already takes another.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from normlab import stages
+from normlab.planes import backend_for, use_backend
 
 if TYPE_CHECKING:
     from normlab.operators import Call
 
-_DEEPEST = 2  # an output, and that of the layer which gave it its residual
+_DEEPEST = 2  # an output, and one that it takes
 _outputs: ContextVar[WeakTensorKeyDictionary | None] = ContextVar("normlab_outputs", default=None)
 
 
@@ -58,8 +59,7 @@ def remember(y: Tensor, x: Tensor, residual: Tensor | None, call: Call) -> None:
     """Where a layer's output comes from."""
     known = _outputs.get()
     assert known is not None
-    beside = None if residual is None else known.get(residual) or _Kept(residual)
-    output = _Output(y, _Kept(x), beside, call)
+    output = _Output(y, _pack(x), None if residual is None else _pack(residual), call)
     if output.depth <= _DEEPEST:
         known[y] = output
 
@@ -84,17 +84,17 @@ class _Kept:
 class _Output:
     """What it takes to compute an output again; it does not hold the output."""
 
-    def __init__(self, y: Tensor, x: _Kept, residual: _Kept | _Output | None, call: Call) -> None:
-        self.version = y._version
+    def __init__(self, y: Tensor, x: _Kept | _Output, residual: _Kept | _Output | None, call: Call) -> None:
+        self.version, self.backend = y._version, backend_for(y)
         self.x, self.residual, self.call = x, residual, call
-        self.depth: int = 1 + (0 if residual is None else residual.depth)
+        self.depth: int = 1 + max(x.depth, 0 if residual is None else residual.depth)
         self.others = [_Kept(v) for v in (*call.params.values(), *(call.running or ()))]
 
     def again(self) -> Tensor:
         for other in self.others:
             other.again()
         call, residual = self.call, self.residual
-        with torch.no_grad():
+        with torch.no_grad(), use_backend(self.backend):
             y, _ = stages.forward(
                 call.recipe, self.x.again(), call.params, running=call.running, eps=call.eps, act=call.act,
                 residual=None if residual is None else residual.again(),
@@ -103,6 +103,7 @@ class _Output:
 
 
 def _pack(tensor: Tensor) -> _Kept | _Output:
+    """What is saved in the place of a tensor."""
     known = _outputs.get()
     output = None if known is None else known.get(tensor)
     # what was changed in place since the layer put it out is something else

@@ -100,6 +100,52 @@ def test_an_output_that_was_changed_in_place_is_what_was_made_of_it() -> None:
     assert torch.equal(*grads)
 
 
+@pytest.mark.parametrize("act", [None, "relu"])
+def test_a_residual_that_was_changed_in_place_is_what_was_made_of_it(act: str | None) -> None:
+    """Bug: the residual was computed again as its layer had put it out."""
+    first, second, conv = make_norm("gn", 4), make_norm("bn", 4, act=act), nn.Conv2d(4, 4, 3)
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    grads = []
+    for keeping in (nullcontext(), normlab.recomputed_outputs()):
+        with keeping:
+            residual = first(x)
+            residual.mul_(2)
+            z = conv(second(x * 3, residual))
+        grads.append(torch.autograd.grad(z.square().sum(), [x, conv.weight]))
+    for kept, recomputed in zip(*grads, strict=True):
+        assert torch.equal(kept, recomputed)
+
+
+def test_an_output_is_computed_again_by_the_backend_that_computed_it() -> None:
+    norm, conv = make_norm("in", 4), nn.Conv2d(4, 4, 3)
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    with normlab.recomputed_outputs(), normlab.use_backend("reference"):
+        y = norm(x)
+        known = recomputing._outputs.get()
+        assert known is not None
+        again = known[y]
+        conv(y)
+    assert torch.equal(again.again(), y)
+    with normlab.use_backend("numba_cpu"):
+        assert not torch.equal(norm(x), y)
+
+
+def test_a_norm_of_a_norm_takes_its_output() -> None:
+    norms, conv = [make_norm("gn", 4) for _ in range(3)], nn.Conv2d(4, 4, 3)
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    with normlab.recomputed_outputs():
+        known = recomputing._outputs.get()
+        assert known is not None
+        outputs = [x]
+        for norm in norms:
+            outputs.append(norm(outputs[-1]))
+        assert [known[y].depth if y in known else 0 for y in outputs[1:]] == [1, 2, 0]
+        total = conv(outputs[-1]).square().sum()
+    (found,) = torch.autograd.grad(total, x)
+    (expected,) = torch.autograd.grad(conv(norms[2](norms[1](norms[0](x)))).square().sum(), x)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("what", ["x", "weight", "another"])
 def test_what_is_needed_must_not_change(what: str) -> None:
     norm, conv = make_norm("bn", 4), nn.Conv2d(4, 4, 3)
