@@ -35,7 +35,7 @@ class Layout:
         """The layout of x, and x dense in it."""
         if foldable and _is_dense_last(x):
             return _FOLDED, x
-        if x.flags.c_contiguous if isinstance(x, np.ndarray) else x.is_contiguous():
+        if _is_dense(x):
             return _FIRST, x
         return (_LAST, x) if not foldable and _is_dense_last(x) else (_FIRST, _copy(x))
 
