@@ -205,14 +205,8 @@ def backward(
         job[RESIDUAL], job[TO_RESIDUAL] = _address(residual), _address(to_residual)
     grads = []
     for v in params:
-        grad = empty_like(v)
-        place = _place(grad)
-        if place is None:
-            grad = np.empty(tuple(v.shape))
-            place = _place(grad)
-            assert place is not None
-        grads.append(grad)
-        job.extend(place)
+        grads.append(empty_like(v) if _plain(v) else np.empty(tuple(v.shape)))
+        job.extend(_place(grads[-1]))
     shared(_passes.backward(), job, plan.elements, torchs=not isinstance(x, np.ndarray))
     return grads
 
@@ -310,14 +304,13 @@ def _cut_planes(samples: int, channels: int, stretch: int, unit: int) -> tuple[i
 def _list(job: array, values: Iterable[Any], channels: int, alive: list[Any]) -> None:
     """Append where each of these numbers per channel lies; what has to be converted first is kept in `alive`."""
     for v in values:
-        found = _place(v)
-        if found is None:
-            alive.append(_converted(v))
-            found = _place(alive[-1])
-            assert found is not None
-        if found[2] != channels and found[2] != 1:
+        if not _plain(v):
+            v = _converted(v)
+            alive.append(v)
+        place = _place(v)
+        if place[2] != channels and place[2] != 1:
             raise ValueError(f"a parameter of shape {tuple(v.shape)} for {channels} channels; expected ({channels},)")
-        job.extend(found)
+        job.extend(place)
 
 
 _NO_RUNNING = (0, 0, 0) * 2
@@ -326,29 +319,27 @@ _NO_RUNNING = (0, 0, 0) * 2
 def _to_update(job: array, update: tuple[Any, Any, float], channels: int, alive: list[Any]) -> tuple[Any, Any] | None:
     """Say that running statistics are to be updated; where they must be converted, the copies that will be."""
     mean, var, momentum = update
-    converted = None
-    places = _place(mean), _place(var)
-    if places[0] is None or places[1] is None or places[0][1] != places[1][1]:
-        converted = _converted(mean), _converted(var)
-        alive += converted
-        places = _place(converted[0]), _place(converted[1])
-    for v, found in zip((mean, var), places, strict=True):
-        if len(v.shape) != 1 or found[2] != channels:  # type: ignore[index]
+    plain = _plain(mean) and _plain(var) and mean.dtype == var.dtype
+    pair = (mean, var) if plain else (_converted(mean), _converted(var))
+    for v in pair:
+        if len(v.shape) != 1 or v.shape[0] != channels:
             raise ValueError(f"running statistics of shape {tuple(v.shape)} for {channels} channels")
-    (job[RUNNING_MEAN], job[RUNNING_BYTES], _), (job[RUNNING_VAR], _, _) = places  # type: ignore[misc]
+    job[RUNNING_MEAN], job[RUNNING_VAR], job[RUNNING_BYTES] = _address(pair[0]), _address(pair[1]), pair[0].itemsize
     job[MOMENTUM] = bits(momentum)
-    return converted
+    alive += pair
+    return None if plain else pair
 
 
-def _place(v: Any) -> tuple[int, int, int] | None:
-    """(address, bytes of a number, how many) of numbers that compiled code can use where they lie, else None."""
+def _plain(v: Any) -> bool:
+    """Whether compiled code can read these numbers where they lie."""
     if isinstance(v, np.ndarray):
-        if not (v.flags.c_contiguous and is_real(v.dtype)):
-            return None
-        return v.__array_interface__["data"][0], v.itemsize, v.size
-    if not (is_real(v.dtype) and v.is_contiguous() and v.is_cpu):
-        return None
-    return v.data_ptr(), v.itemsize, v.numel()
+        return bool(v.flags.c_contiguous) and is_real(v.dtype)
+    return is_real(v.dtype) and v.is_contiguous() and v.is_cpu
+
+
+def _place(v: Any) -> tuple[int, int, int]:
+    """(address, bytes of a number, how many)."""
+    return (_address(v), v.itemsize, v.size) if isinstance(v, np.ndarray) else (v.data_ptr(), v.itemsize, v.numel())
 
 
 def _converted(v: Any) -> Any:
