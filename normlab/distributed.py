@@ -28,7 +28,7 @@ from normlab.application import Application, Recipe
 from normlab.grid import Affine, Grid, Moments, raw, update_running
 from normlab.layers import Norm
 from normlab.norms import NormEntry
-from normlab.planes.reference import affine, combine, dots, moments, wide
+from normlab.planes.reference import affine, as_grid, combine, dots, moments, wide
 
 Model = TypeVar("Model", bound=nn.Module)
 _KINDS: dict[type, type] = {}  # kind of layer -> the same, synchronized
@@ -51,8 +51,8 @@ def synchronize(model: Model, process_group: Any = None) -> Model:
       times `world_size / n`, and not their mean, which is wrong where shares differ.
 
     The cost beside the waiting: these layers run in the plain array arithmetic of `normlab.planes.reference`, in
-    float64, on the CPU some ten times slower than the compiled kernels. Other layers, torch's own batch norm among
-    them, are left alone. Call it before the model is wrapped or compiled.
+    float64, on the CPU some ten times slower than the compiled kernels, and their gradient has none. Other layers,
+    torch's own batch norm among them, are left alone. Call it before the model is wrapped or compiled.
     """
     for module in model.modules():
         if isinstance(module, Norm) and pools_samples(module):
@@ -196,7 +196,7 @@ class _Normalize(torch.autograd.Function):
         rows = {k: wide(p.detach()).reshape(1, -1) for k, p in zip(recipe.names, parameters, strict=True)}
         n, channels, size = planes.shape
         applied = Application(recipe, lambda: moments(planes), (n, channels), size, rows, running=None, eps=eps)
-        scale, center, shift = (_grid(v, planes) for v in (applied.map.scale, applied.map.center, applied.map.shift))
+        scale, center, shift = (as_grid(v, planes) for v in (applied.map.scale, applied.map.center, applied.map.shift))
         _planes(y)[...] = affine(planes, scale, center, shift)
         ctx.applied, ctx.scale, ctx.center = applied, scale, center
         ctx.save_for_backward(x, *parameters)
@@ -208,7 +208,7 @@ class _Normalize(torch.autograd.Function):
         x, *parameters = ctx.saved_tensors
         planes, g, dx = _planes(x), _planes(_dense(dy)), torch.empty_like(x)
         b, c, grads = ctx.applied.pull(ctx.scale, ctx.center, *dots(g, planes, ctx.center))
-        b, c = (_grid(0.0 if v is None else v, planes) for v in (b, c))
+        b, c = (as_grid(0.0 if v is None else v, planes) for v in (b, c))
         _planes(dx)[...] = combine(g, planes, ctx.center, ctx.scale, b, c)
         return (dx, None, None, *(_like(grad, p) for grad, p in zip(grads.values(), parameters, strict=True)))
 
@@ -224,12 +224,6 @@ def _planes(x: Tensor) -> Tensor:
     if x.numel() == 0:
         return x.new_empty(0, x.shape[1], 1)
     return x.view(x.shape[0], x.shape[1], math.prod(x.shape[2:]))
-
-
-def _grid(v: Any, like: Tensor) -> Tensor:
-    """The grid behind a value; a bare number becomes a grid (1, 1)."""
-    found = raw(v)
-    return found if isinstance(found, Tensor) else wide(like.new_full((1, 1), float(found)))
 
 
 def _like(grad: Tensor | None, parameter: Tensor) -> Tensor:

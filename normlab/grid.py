@@ -115,8 +115,9 @@ def maximum(v: Value, bound: float) -> Any:
 
 
 def stop_gradient(v: Value) -> Any:
-    """The same numbers, taken as constants by the derivative."""
-    return raw(v)
+    """The same numbers, taken as constants by the derivative: this tape's, and torch's."""
+    a = raw(v)
+    return a.detach() if hasattr(a, "detach") else a
 
 
 def average(v: Value, over: str, groups: int = 1) -> Any:

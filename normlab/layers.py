@@ -2,7 +2,8 @@
 
 A checkpoint of `torch.nn.BatchNorm2d`, `InstanceNorm2d`, `GroupNorm` or `LayerNorm` loads unchanged. Inputs and
 outputs keep their memory format: channels-last stays channels-last. The gradient is written by hand
-(`normlab.stages.backward`); differentiating it once more raises a RuntimeError.
+(`normlab.stages.backward`); further derivatives, and the transforms of `torch.func`, are torch's
+(`normlab.differentiable`).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, library
 from torch.autograd import forward_ad
 
-from normlab import stages
+from normlab import differentiable, stages
 from normlab.activations import Activation, activation
 from normlab.application import Recipe
 from normlab.errors import UsageError
@@ -36,11 +36,6 @@ from normlab.grid import update_running
 from normlab.layout import Layout, empty_like
 from normlab.planes import serving
 from normlab.recomputing import is_recording, remember
-
-TWICE = (
-    "normlab's layers cannot be differentiated twice: their gradient is written by hand. "
-    "Leave out create_graph=True, or use torch's own layer where a gradient is differentiated"
-)
 
 
 @dataclass(slots=True)
@@ -64,6 +59,20 @@ def as_text(options: dict[str, Any]) -> str:
     return repr(tuple(options.items()))
 
 
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` is under way, or forward-mode differentiation."""
+    return _transforms() or forward_ad._current_level >= 0
+
+
+def is_followed(dy: Tensor) -> bool:
+    """Whether a gradient is to be differentiated itself (create_graph=True), or is a batch of them (vectorized)."""
+    return torch.is_grad_enabled() or _transforms() or _is_batch(dy)
+
+
+_transforms = torch._C._are_functorch_transforms_active
+_is_batch = torch._C._functorch.is_legacy_batchedtensor  # what torch.autograd.grad makes for is_grads_batched
+
+
 def seen_through(x: Tensor) -> bool:
     """Whether somebody looks at the program instead of running it, and needs to find operators in it."""
     return torch.compiler.is_compiling() or watched(x)
@@ -75,9 +84,8 @@ def watched(x: Tensor) -> bool:
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_tell_of_change = torch._C._increment_version
 _dispatch_modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
-_transforms = torch._C._are_functorch_transforms_active
-
 
 _current_graph_task = torch._C._current_graph_task_id
 
@@ -92,9 +100,8 @@ def is_recomputation() -> bool:
 
 def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
     """y = act(norm(x) + residual), differentiable."""
-    # torch.func and forward-mode differentiation are told by the function that it does not support them
-    if _transforms() or forward_ad._current_level >= 0:
-        y: Tensor = Normalize.apply(x, residual, call, *call.params.values())
+    if is_transformed():
+        y = _transformed(x, residual, call)
     elif torch.is_grad_enabled():
         y = _apply(x, residual, call, *call.params.values())
         if is_recording():
@@ -105,56 +112,128 @@ def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
 
 
 class Normalize(torch.autograd.Function):
-    """The three stages as one differentiable step."""
+    """The three stages as one step that can be differentiated, and its derivative by `normlab.differentiable`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, call: Call, *parameters: Tensor) -> Tensor:
         y, kept = _run(x, residual, call)
-        # x travels as a saved tensor, so that a change in place is noticed and checkpointing can drop it
+        # x travels as a saved tensor, so that a change in place is noticed and checkpointing can drop it; as it was
+        # given, not as a dense copy that has no history
         if residual is None or call.act is None:
-            ctx.save_for_backward(kept.x, *parameters)
+            ctx.save_for_backward(x, *parameters)
         else:
-            ctx.save_for_backward(kept.x, kept.residual, *parameters)
+            ctx.save_for_backward(x, residual, *parameters)
         kept.x = kept.residual = None
-        ctx.cache, ctx.has_residual = kept, residual is not None
+        ctx.cache, ctx.call, ctx.has_residual = kept, call, residual is not None
+        ctx.versions = _versions(call.running)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True; a second derivative of zero would be silent and wrong
-            raise RuntimeError(TWICE)
         kept: stages.Cache = ctx.cache
         x, *others = ctx.saved_tensors
         # without an activation nothing is asked of the residual but that it was there
-        residual = None if not ctx.has_residual else x if kept.act is None else others[0]
+        residual = None if not ctx.has_residual or kept.act is None else others.pop(0)
+        if is_followed(dy):
+            call: Call = ctx.call
+            if _versions(call.running) != ctx.versions:  # the kernels have kept what they need of them
+                raise RuntimeError(
+                    "running statistics that a second derivative needs were changed after the forward pass, by a "
+                    "forward pass in training; differentiate before that, or use a copy of the layer"
+                )
+            dx, to_residual, *grads = _pull_back_in_torch(
+                dy, x, residual, call.recipe, others, call.running, call.eps, call.act
+            )
+            return (dx, dy if residual is None and ctx.has_residual else to_residual, None, *grads)
+        x = kept.layout.dense(x)
+        if ctx.has_residual:
+            residual = x if residual is None else kept.layout.dense(residual)
         cache = stages.Cache(x, kept.layout, kept.backend, kept.params, kept.act, residual, kept.saved)
-        dx, grads = stages.backward(dy, cache)
-        return (dx, cache.to_residual, None, *grads.values())
+        dx, by_name = stages.backward(dy, cache)
+        return (dx, cache.to_residual, None, *by_name.values())
 
 
 # what `Normalize.apply` comes to outside of torch.func's transforms; what it does before takes longer than a small norm
 _apply: Any = super(torch.autograd.Function, Normalize).apply
 
 
+def _versions(running: tuple[Tensor, Tensor] | None) -> tuple[int, ...]:
+    return () if running is None else (running[0]._version, running[1]._version)
+
+
 def _run(x: Tensor, residual: Tensor | None, call: Call) -> tuple[Tensor, stages.Cache]:
     """The forward pass; running statistics are updated in place."""
-    recipe, update, averaged = call.recipe, None, False
-    if call.update is not None:
-        mean, var, momentum, seen = call.update
-        weight: Any = momentum
-        if momentum is None:  # on a GPU the count stays a tensor: to read it is to wait for the device
-            weight = 1 / (seen.double() if seen.is_cuda else int(seen))
-        update = (mean, var, weight)
-        averaged = recipe.entry.name == "in"
+    recipe, update = call.recipe, _update(call)
+    averaged = update is not None and recipe.entry.name == "in"
     y, kept = stages.forward(
         recipe, x, call.params, running=call.running, eps=call.eps, act=call.act, residual=residual,
         update=None if averaged else update,
     )  # fmt: skip
+    if update is not None:
+        _tell_of_change(update[:2])  # kernels write where torch does not see it
     if averaged and update is not None and kept.planes is not None:  # the instances' statistics, averaged
-        *found, count = kept.planes
-        mean, var = (torch.as_tensor(v.mean(0), device=x.device) for v in found)
-        update_running(update[:2], (mean, var, count), update[2])
+        mean, var, count = kept.planes
+        _update_averaged(update, torch.as_tensor(mean), torch.as_tensor(var), count)
     return y, kept
+
+
+def _transformed(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
+    """The forward pass for a transform of `torch.func`, or forward-mode differentiation."""
+    y, applied = differentiable.normalize(call.recipe, x, call.params, call.running, call.eps, call.act, residual)
+    update = _update(call)
+    if update is None or applied is None:
+        return y
+    try:
+        with torch.no_grad():
+            if call.recipe.entry.name == "in":
+                mean, var = (v.value for v in applied.measured)
+                _update_averaged(update, mean, var, applied.size)
+            elif applied.moments.batch is not None:
+                update_running(update[:2], applied.moments.batch, update[2])
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"running statistics cannot be updated within this transform ({str(error).splitlines()[0]}); call .eval(), "
+            "build the layer with track_running_stats=False, or give it buffers of its own (torch.func.functional_call)"
+        ) from error
+    return y
+
+
+def _update(call: Call) -> tuple[Tensor, Tensor, Any] | None:
+    """The running statistics to be updated, and the weight of the new ones."""
+    if call.update is None:
+        return None
+    mean, var, momentum, seen = call.update
+    if momentum is not None:
+        return mean, var, momentum
+    # on a GPU the count stays a tensor: to read it is to wait for the device
+    return mean, var, 1 / (seen.double() if seen.is_cuda else int(seen))
+
+
+def _update_averaged(update: tuple[Tensor, Tensor, Any], mean: Tensor, var: Tensor, count: int) -> None:
+    """Update with the average of the instances' statistics (N, C)."""
+    device = update[0].device
+    update_running(update[:2], (mean.mean(0).to(device), var.mean(0).to(device), count), update[2])
+
+
+def _pull_back_in_torch(
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    recipe: Recipe,
+    params: Sequence[Tensor],
+    running: tuple[Tensor, Tensor] | None,
+    eps: float,
+    act: Activation | None,
+) -> list[Tensor | None]:
+    """Gradients of x, residual and parameters, that have gradients themselves."""
+    with torch.enable_grad():
+        x, *rest = given = differentiable.views([x, *([] if residual is None else [residual]), *params])
+        if residual is not None:
+            residual = rest.pop(0)
+        named = dict(zip(recipe.names, rest, strict=True))
+        y, _ = differentiable.normalize(recipe, x, named, running, eps, act, residual)
+    dx, *grads = differentiable.gradients(y, given, dy)
+    return [dx, *([None] if residual is None else []), *grads]
 
 
 # --- the operators ---------------------------------------------------------------------------------------------------
@@ -294,8 +373,18 @@ def _pull_back(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
     added, stands_in, buffers = ctx.counts
     residual = rest[0] if added else None
     running, params = rest[added : added + stands_in], rest[added + stands_in :]
-    dx, *grads = OPERATOR_BACKWARD(dy, x, residual, params, running, memory, *ctx.how)
-    to_residual = grads.pop(0) if added else dy if ctx.has_residual else None
+    grads: list[Tensor | None]
+    if torch.is_grad_enabled():
+        norm, names, options, training, eps, act = ctx.how
+        recipe, fixed = _recipe(norm, names, options, training), (running[0], running[1]) if running else None
+        dx, to_residual, *grads = _pull_back_in_torch(
+            dy, x, residual, recipe, params, fixed, eps, activation(act or None)
+        )
+    else:
+        dx, *grads = OPERATOR_BACKWARD(dy, x, residual, params, running, memory, *ctx.how)
+        to_residual = grads.pop(0) if added else None
+    if not added and ctx.has_residual:
+        to_residual = dy
     return (dx, to_residual, grads, [None] * buffers, None, *[None] * 7)
 
 

@@ -4,7 +4,7 @@ The first two are subclasses of torch's layers: arguments, defaults, `state_dict
 class are the same; only who computes is not. Any leading shape, any float dtype. A tensor is copied only where a
 position's elements do not lie one after the other (or, channels-first, one channel's positions). Weight and bias are
 applied, and their gradients summed, in the pass that normalizes (`normlab.positions`). The gradient is written by hand;
-differentiating it once more raises a RuntimeError.
+further derivatives, and the transforms of `torch.func`, are torch's (`normlab.differentiable`).
 """
 
 from __future__ import annotations

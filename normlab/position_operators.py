@@ -13,21 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
-from normlab import positions
-from normlab.operators import TWICE, seen_through
+from normlab import differentiable, positions
+from normlab.operators import is_followed, is_transformed, seen_through
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, centred: bool) -> Tensor:
     """y = weight * h + bias (`normlab.positions`), differentiable; contiguous."""
-    if seen_through(x):
-        y: Tensor = OPERATOR(x, weight, bias, size, eps, centred)[0]
+    if is_transformed():
+        y = differentiable.normalize_positions(x, weight, bias, size, eps, centred)
+    elif seen_through(x):
+        y = OPERATOR(x, weight, bias, size, eps, centred)[0]
     else:
         y = Normalize.apply(x, weight, bias, size, eps, centred)
     return y
 
 
 class Normalize(torch.autograd.Function):
-    """Normalization as one differentiable step."""
+    """Normalization as one step that can be differentiated, and its derivative by `normlab.differentiable`."""
 
     @staticmethod
     def forward(
@@ -35,20 +37,33 @@ class Normalize(torch.autograd.Function):
     ) -> Tensor:
         arranged = _arrange(x, size)
         y, ctx.cache = positions.forward(arranged, weight, bias, eps=eps, centred=centred)
-        # x (or its copy) travels as a saved tensor: a change in place is noticed, and checkpointing can drop it
-        ctx.save_for_backward(x if arranged.data_ptr() == x.data_ptr() else arranged, weight)
-        ctx.size, ctx.bias = size, _form(bias)
+        # x travels as a saved tensor: a change in place is noticed, and checkpointing can drop it
+        ctx.save_for_backward(x, weight, bias)
+        ctx.how = size, eps, centred
         return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True; a second derivative of zero would be silent and wrong
-            raise RuntimeError(TWICE)
-        x, weight = ctx.saved_tensors
-        learns = ctx.needs_input_grad[1:3]
-        g, x = _arrange(dy, ctx.size), _arrange(x, ctx.size)
+        x, weight, bias = ctx.saved_tensors
+        if is_followed(dy):
+            return *_pull_back_in_torch(dy, x, weight, bias, *ctx.how), None, None, None
+        learns, size = ctx.needs_input_grad[1:3], ctx.how[0]
+        g, x = _arrange(dy, size), _arrange(x, size)
         dx, d_weight, d_bias = positions.backward(g, x, weight, ctx.cache, learns)
-        return dx.view(dy.shape), _formed(d_weight, _form(weight)), _formed(d_bias, ctx.bias), None, None, None
+        return dx.view(dy.shape), _formed(d_weight, _form(weight)), _formed(d_bias, _form(bias)), None, None, None
+
+
+def _pull_back_in_torch(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, centred: bool
+) -> list[Tensor | None]:
+    """Gradients of x, weight and bias, that have gradients themselves."""
+    with torch.enable_grad():
+        given = differentiable.views([v for v in (x, weight, bias) if v is not None])
+        x, *rest = given
+        weight, bias = (None if p is None else rest.pop(0) for p in (weight, bias))
+        y = differentiable.normalize_positions(x, weight, bias, size, eps, centred)
+    dx, *grads = differentiable.gradients(y, given, dy)
+    return [dx, *(None if p is None else grads.pop(0) for p in (weight, bias))]
 
 
 def _arrange(x: Tensor, size: int) -> Tensor:
@@ -112,17 +127,20 @@ def _kept(x: Tensor, size: int) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, size, _, centred = inputs
+    x, weight, bias, *how = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x, weight, output[1])
-    ctx.size, ctx.centred, ctx.forms = size, centred, (_form(weight), _form(bias))
+    ctx.save_for_backward(x, weight, bias, output[1])
+    ctx.how = how
 
 
 def _pull_back(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
-    x, weight, kept = ctx.saved_tensors
-    learns = [form is not None for form in ctx.forms]
-    dx, *found = OPERATOR_BACKWARD(dy, x, weight, kept, ctx.size, ctx.centred, learns)
-    gradients = [_formed(found.pop(0), form) if form is not None else None for form in ctx.forms]
+    x, weight, bias, kept = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return *_pull_back_in_torch(dy, x, weight, bias, *ctx.how), None, None, None
+    size, _, centred = ctx.how
+    learns = [p is not None for p in (weight, bias)]
+    dx, *found = OPERATOR_BACKWARD(dy, x, weight, kept, size, centred, learns)
+    gradients = [None if p is None else _formed(found.pop(0), _form(p)) for p in (weight, bias)]
     return (dx, *gradients, None, None, None)
 
 

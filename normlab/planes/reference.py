@@ -120,7 +120,7 @@ def _applied(
     rows = {name: _row(v, x) for name, v in params.items()}
     fixed = None if running is None else (_row(running[0], x), _row(running[1], x))
     applied = Application(recipe, measure, (x.shape[0], x.shape[1]), x.shape[2], rows, fixed, eps)
-    scale, center, shift = (_grid(v, x) for v in (applied.map.scale, applied.map.center, applied.map.shift))
+    scale, center, shift = (as_grid(v, x) for v in (applied.map.scale, applied.map.center, applied.map.shift))
     return Saved(applied, scale, center, shift, applied.moments.batch, act)
 
 
@@ -142,7 +142,7 @@ def backward(
             layout.planes(to_residual)[...] = g
     sum_g, sum_gx = dots(g, x, saved.center)
     b, c, grads = saved.application.pull(saved.scale, saved.center, sum_g, sum_gx)
-    nothing = _grid(0.0, x)
+    nothing = as_grid(0.0, x)
     b, c = (nothing, nothing) if b is None else (b, c)
     layout.planes(out)[...] = combine(g, x, saved.center, saved.scale, b, c)
     nothing = {k: library(x).zeros_like(leaf.value) for k, leaf in saved.application.learned.items()}
@@ -184,7 +184,7 @@ def _row(v: Array, x: Array) -> Array:
     return v.detach().to(x.device, _wide_dtype(x)).reshape(1, -1)
 
 
-def _grid(v: Any, x: Array) -> Array:
-    """The array behind a value; a bare number becomes a (1, 1) grid."""
+def as_grid(v: Any, x: Array) -> Array:
+    """The array behind a value; a bare number becomes a (1, 1) grid, in x's library and on its device."""
     a = raw(v)
     return _row(library(x).full((1,), float(a)), x) if isinstance(a, int | float) else a

@@ -132,14 +132,6 @@ def test_backend_changed_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
         y.sum().backward()
 
 
-def test_no_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "watched", lambda x: True)
-    x = torch.randn(SHAPE, requires_grad=True)
-    (dx,) = torch.autograd.grad(layer_of("gn")(x).sin().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula"):
-        dx.sum().backward()
-
-
 # --- compiled and exported -------------------------------------------------------------------------------------------
 
 
@@ -321,20 +313,3 @@ def test_traced_by_make_fx() -> None:
     assert any("normlab.normalize" in str(node.target) for node in traced.graph.nodes)
     other = torch.randn(SHAPE)
     assert torch.equal(traced(other), layer(other))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
-@pytest.mark.parametrize("grad", [True, False])
-def test_transforms_of_functions_are_refused(grad: bool) -> None:
-    """A tangent or a batch dimension that nobody looks at would be silent and wrong."""
-    layer, (x,) = layer_of("gn"), inputs(False)
-    with torch.set_grad_enabled(grad):
-        for transformed in (
-            lambda: torch.func.grad(lambda x: layer(x).sum())(x),
-            lambda: torch.func.jvp(layer, (x,), (x,)),
-            lambda: torch.func.vmap(layer)(x.expand(2, *SHAPE)),
-        ):
-            with pytest.raises(RuntimeError, match="setup_context"):
-                transformed()
-        with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
-            layer(torch.autograd.forward_ad.make_dual(x, x))
