@@ -20,6 +20,8 @@ _HOME = {
     "backend_for": "normlab.planes",
     "use_backend": "normlab.planes",
     "recomputed_outputs": "normlab.recomputing",
+    "swap_norms": "normlab.swapping",
+    "fuse_norms": "normlab.swapping",
 }
 _MODULES = ("layers", "norms", "grid", "planes", "stages", "models", "data", "scratch", "study", "check", "report")
 
@@ -28,10 +30,12 @@ __all__ = [
     "Moments",
     "__version__",
     "backend_for",
+    "fuse_norms",
     "make_norm",
     "norm_names",
     "recomputed_outputs",
     "register_norm",
+    "swap_norms",
     "use_backend",
 ]
 
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from normlab.norms import norm_names, register_norm
     from normlab.planes import backend_for, use_backend
     from normlab.recomputing import recomputed_outputs
+    from normlab.swapping import fuse_norms, swap_norms
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """The family as torch modules: torch's own signatures, defaults and `state_dict` keys, any rank from 2 to 5.
 
-A checkpoint of `torch.nn.BatchNorm2d`, `InstanceNorm2d`, `GroupNorm` or `LayerNorm` loads unchanged. Inputs and
+A checkpoint of `torch.nn.BatchNorm2d`, `InstanceNorm2d`, `GroupNorm` or `LayerNorm` loads unchanged, and whoever looks
+for those layers by their class (`swa_utils.update_bn`, weight initializers) finds these. Inputs and
 outputs keep their memory format: channels-last stays channels-last. The gradient is written by hand
 (`normlab.stages.backward`); further derivatives, and the transforms of `torch.func`, are torch's
 (`normlab.differentiable`).
@@ -12,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normlab import norms, operators, stages
 from normlab.activations import Activation, activation
@@ -66,7 +69,7 @@ class Norm(nn.Module):
         act: str | Activation | None = None,
         **options: Any,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # of torch's own layer, which may come next, only the class is wanted
         entry, given = norms.parse(norm)
         self.norm = entry.name
         if entry.grid is None:
@@ -202,7 +205,7 @@ class _BatchStatistics(Norm):
             )
 
 
-class BatchNorm(_BatchStatistics):
+class BatchNorm(_BatchStatistics, _BatchNorm):
     """Batch normalization over (N, *) for each channel.
 
         y = weight * (x - mean) / sqrt(var + eps) + bias
@@ -234,7 +237,7 @@ class BatchInstanceNorm(_BatchStatistics):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class InstanceNorm(Norm):
+class InstanceNorm(Norm, _InstanceNorm):
     """Instance normalization over the positions of each sample and channel.
 
         y = weight * (x - mean) / sqrt(var + eps) + bias
@@ -244,6 +247,8 @@ class InstanceNorm(Norm):
     statistics and normalize in evaluation. Raises ValueError in training if there is one position.
     Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022.
     """
+
+    rank: int | None = None  # how many dimensions an input must have, where torch would read fewer in another way
 
     def __init__(
         self,
@@ -269,12 +274,17 @@ class InstanceNorm(Norm):
         return self._normalize(x, residual, "in", use_batch=True, update=self.running_mean is not None)
 
     def _check_input(self, x: Tensor) -> None:
+        if self.rank is not None and x.dim() != self.rank:
+            raise ValueError(
+                f"InstanceNorm: expected an input of {self.rank} dimensions (N, C, *), got {x.dim()}; "
+                "it stands for a layer of torch's that takes single samples too: x.unsqueeze(0) makes a batch of one"
+            )
         super()._check_input(x)
         if self.training or self.running_mean is None:
             _check_positions(self, x)
 
 
-class GroupNorm(Norm):
+class GroupNorm(Norm, nn.GroupNorm):
     """Group normalization over the channels of each group and all positions of each sample.
 
         y = weight * (x - mean) / sqrt(var + eps) + bias

@@ -42,7 +42,7 @@ def bench(
     model_input: Annotated[
         str | None, typer.Option("--input", help="The model's input, as in 32,3,224,224.", show_default=False)
     ] = None,
-    step: Annotated[bool, typer.Option("--step", help="Instead: a training step of ResNet-14.")] = False,
+    step: Annotated[bool, typer.Option("--step", help="Instead: a training step of ResNet-14, or of --model.")] = False,
     exactness: Annotated[bool, typer.Option("--exactness", help="Instead: errors against float64.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Instead: peak memory of a training step.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="The layers, and all of these three.")] = False,
@@ -68,11 +68,10 @@ def bench(
         raise UsageError(
             "--model brings its own norms, shapes and forms; leave out --norms, --shapes, --forms and --above-cache"
         )
-    if "layers" not in parts and (model or chart):
-        raise UsageError(
-            f"{'--model' if model else '--chart'} is about the layers; leave out --step, --exactness and --memory, "
-            "or say --all"
-        )
+    if "layers" not in parts and chart:
+        raise UsageError("--chart is about the layers; leave out --step, --exactness and --memory, or say --all")
+    if model and not everything and {"exactness", "memory"} & set(parts):
+        raise UsageError("--model is about the layers and the step; leave out --exactness and --memory, or say --all")
     if chart is not None:
         check_path(chart)
     plan = {

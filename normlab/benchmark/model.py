@@ -20,16 +20,16 @@ from normlab.benchmark.work import ACTIVATIONS, NORMS, Work
 from normlab.errors import UsageError
 from normlab.layers import ChannelNorm, Norm
 from normlab.model_names import own_factory
-from normlab.models import build_model
+from normlab.models import NormConstructor, build_model
 
 _ADDITIONS = ("add", "add_", "__add__", "__iadd__", "__radd__")
 
 
-def load(spec: str, shape: tuple[int, ...]) -> nn.Module:
+def load(spec: str, shape: tuple[int, ...], norm: str | NormConstructor = "bn") -> nn.Module:
     """The model that "package.module:factory" makes, or a built-in one ("resnet14").
 
     The factory is called with nothing, or, if it needs arguments, as `normlab compare` calls it: with a norm
-    constructor, the number of classes and of channels. Raises UsageError for anything that is not a model.
+    constructor (of `norm`), the number of classes and of channels. Raises UsageError for anything that is not a model.
     """
     factory = own_factory(spec)
     try:
@@ -37,7 +37,7 @@ def load(spec: str, shape: tuple[int, ...]) -> nn.Module:
             if len(shape) != 4:
                 raise UsageError(f"--model {spec!r} takes images; expected an --input of four sizes, got {shape}")
             channels = shape[1]
-            return build_model(spec, "bn", num_classes=10, in_channels=channels, image_size=(shape[-2], shape[-1]))
+            return build_model(spec, norm, num_classes=10, in_channels=channels, image_size=(shape[-2], shape[-1]))
         model = factory()
     except UsageError:
         raise
@@ -118,6 +118,9 @@ class _Watch(TorchFunctionMode):
 def _norm_of(module: nn.Module, x: Tensor) -> str | None:
     """The name of a normalization that can be timed, or None."""
     channels = x.shape[1] if x.dim() > 1 else 0
+    if isinstance(module, Norm) and module.norm in NORMS:
+        groups = module.options.get("groups")
+        return module.norm if groups is None else f"{module.norm}:groups={groups}"
     if isinstance(module, _BatchNorm):
         return "bn"
     if isinstance(module, _InstanceNorm):
@@ -129,9 +132,6 @@ def _norm_of(module: nn.Module, x: Tensor) -> str | None:
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         name = "rmsnorm" if isinstance(module, nn.RMSNorm) else "layernorm"
         return name if x.shape[-1:] == tuple(module.normalized_shape) else None
-    if isinstance(module, Norm) and module.norm in NORMS:
-        groups = module.options.get("groups")
-        return module.norm if groups is None else f"{module.norm}:groups={groups}"
     return None
 
 

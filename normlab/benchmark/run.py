@@ -13,7 +13,7 @@ import torch
 
 from normlab.benchmark import chart, exactness, layers, machine, memory, step
 from normlab.benchmark import model as models
-from normlab.benchmark.sides import check_compiler, stock_layer
+from normlab.benchmark.sides import check_compiler, stock, stock_layer
 from normlab.benchmark.summary import per_step, summarize
 from normlab.benchmark.table import LEGEND, Table, per_step_lines, summary_lines
 from normlab.benchmark.timing import keep_memory
@@ -65,6 +65,10 @@ def run(plan: Plan) -> dict[str, Any]:
         if part == "layers":
             results[part] = _layers(plan, device, facts, out)
             continue
+        if part == "step" and plan.model is not None:
+            results[part] = [_step_of_model(plan, device)]
+            _print(step.lines(results[part]), out)
+            continue
         if not images:
             raise UsageError(f"--norms {','.join(plan.norms or ())}: --{part} is about norms of images, such as bn,gn")
         if part == "step":
@@ -106,6 +110,17 @@ def _layers(plan: Plan, device: str, facts: dict[str, Any], out: Any) -> dict[st
         chart.write(rows, copies, caption, plan.chart)
         _print([f"chart written to {plan.chart}"], out)
     return found
+
+
+def _step_of_model(plan: Plan, device: str) -> dict[str, Any]:
+    assert plan.model is not None
+    assert plan.model_input is not None
+    net = models.load(plan.model, plan.model_input, lambda channels: stock("bn", channels))
+    models.works_of(net, plan.model_input, "channels_first", plan.dtype, device, plan.model)  # refuses a wrong input
+    return step.measure_model(
+        net, plan.model, plan.model_input, plan.rounds, device, plan.with_compiled,
+        dtype=plan.dtype, layouts=plan.layouts,
+    )  # fmt: skip
 
 
 def _works(plan: Plan, device: str, cache: int | None) -> tuple[list[tuple[str, Work]], dict[str, int]]:

@@ -1,20 +1,25 @@
-"""A training step of ResNet-14 on images of 32 x 32: with our norms, and with torch's eager and compiled."""
+"""A training step, of ResNet-14 or of a user's model: with our norms, and with torch's eager and compiled."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from normlab.benchmark.sides import arrange, compiled, forget_compiled, stock
 from normlab.benchmark.timing import in_turns
 from normlab.benchmark.work import LAYOUTS
+from normlab.errors import UsageError
 from normlab.models import build_model
 from normlab.recomputing import recomputed_outputs
+from normlab.swapping import fuse_norms, swap_norms
 
 MODEL, BATCH, SIZE = "resnet14", 128, 32
 OURS = ("ours", "recomputed")
@@ -35,20 +40,66 @@ def measure(
     `ratio` is the fastest of torch's variants over our fastest, the median of each round's; all variants take turns
     in the same rounds and start from the same weights.
     """
+
+    def step(kind: str, layout: str) -> Callable[[], None]:
+        return make_step(kind, norm, layout, device, model, batch, image_size)
+
+    setting = f"{model}, {norm}, batch {batch}, {image_size}x{image_size}"
+    facts = {"norm": norm, "model": model, "batch": batch, "image_size": image_size, "setting": setting}
+    return {**facts, "loss": "cross-entropy", **_compared(step, rounds, device, with_compiled)}
+
+
+def measure_model(
+    net: nn.Module,
+    name: str,
+    shape: tuple[int, ...],
+    rounds: int,
+    device: str = "cpu",
+    with_compiled: bool = False,
+    *,
+    dtype: str = "float32",
+    layouts: Sequence[str] = LAYOUTS,
+) -> dict[str, Any]:
+    """As `measure`, of a model with torch's norms on random inputs of this shape; the loss is its mean squared output.
+
+    Ours is the same model after `normlab.fuse_norms`, or where that is refused (`not_fused` says why), `swap_norms`.
+    """
+    net = net.to(device, getattr(torch, dtype)).train()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, getattr(torch, dtype))
+    ours, not_fused = deepcopy(net), None
+    try:
+        ours = fuse_norms(ours, x)
+    except UsageError as error:
+        ours, not_fused = swap_norms(ours), str(error)
+
+    def step(kind: str, layout: str) -> Callable[[], None]:
+        made = deepcopy(ours if kind in OURS else net)
+        if layout == "channels_last" and len(shape) in (4, 5):
+            last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+            made = made.to(memory_format=last)  # type: ignore[call-overload]
+        return _step(kind, made, arrange(x, layout), _mean_square)
+
+    facts = {"model": name, "input": list(shape), "setting": f"{name}, input {'x'.join(map(str, shape))}, {dtype}"}
+    compared = _compared(step, rounds, device, with_compiled, layouts)
+    return {**facts, "loss": "mean square", "not_fused": not_fused, **compared}
+
+
+def _compared(
+    step: Callable[[str, str], Callable[[], None]],
+    rounds: int,
+    device: str,
+    with_compiled: bool,
+    layouts: Sequence[str] = LAYOUTS,
+) -> dict[str, Any]:
+    """The times of a step's variants, `step(kind, layout)`, in turns."""
     forget_compiled()
-    variants: dict[tuple[str, str], Callable[[], None]] = {}
-    for kind in (*OURS, "eager", *(["compiled"] if with_compiled else [])):
-        for layout in LAYOUTS:
-            variants[kind, layout] = make_step(kind, norm, layout, device, model, batch, image_size)
+    kinds = (*OURS, "eager", *(["compiled"] if with_compiled else []))
+    variants = {(kind, layout): step(kind, layout) for kind in kinds for layout in layouts}
     times = dict(zip(variants, in_turns(list(variants.values()), rounds, device=device), strict=True))
     medians = {variant: statistics.median(figures) for variant, figures in times.items()}
     ours = min((v for v in medians if v[0] == "ours"), key=lambda v: medians[v])
     best = min((v for v in medians if v[0] not in OURS), key=lambda v: medians[v])
     return {
-        "norm": norm,
-        "model": model,
-        "batch": batch,
-        "image_size": image_size,
         "rounds": rounds,
         "variants": [{"kind": kind, "layout": layout, "ms": ms} for (kind, layout), ms in medians.items()],
         "ours": {"layout": ours[1], "ms": medians[ours]},
@@ -69,29 +120,39 @@ def make_step(
     ).to(device)
     last = layout == "channels_last"
     net = made.to(memory_format=torch.channels_last) if last else made  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
-    run = compiled(net) if kind == "compiled" else net
-    keeping = recomputed_outputs if kind == "recomputed" else nullcontext
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, image_size, image_size, generator=generator).to(device)
     labels = torch.randint(10, (batch,), generator=generator).to(device)
-    images = arrange(images, layout)
+    return _step(kind, net, arrange(images, layout), lambda logits: F.cross_entropy(logits, labels))
+
+
+def _step(kind: str, net: nn.Module, x: Tensor, loss_of: Callable[[Any], Tensor]) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
+    run = compiled(net) if kind == "compiled" else net
+    keeping = recomputed_outputs if kind == "recomputed" else nullcontext
 
     def step() -> None:
         optimizer.zero_grad()
         with keeping():
-            loss = F.cross_entropy(run(images), labels)
+            loss = loss_of(run(x))
         loss.backward()
         optimizer.step()
 
     return step
 
 
+def _mean_square(answer: Any) -> Tensor:
+    """Something to differentiate, of whatever a model answers."""
+    outputs = [v for v in tree_leaves(answer) if isinstance(v, Tensor) and v.is_floating_point()]
+    return torch.stack([v.float().square().mean() for v in outputs]).sum()
+
+
 def lines(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The results as text."""
     for r in results:
-        setting = f"{r['model']}, {r['norm']}, batch {r['batch']}, {r['image_size']}x{r['image_size']}"
-        yield f"training step of {setting} (forward, loss, backward, SGD), n = {r['rounds']} rounds"
+        yield f"training step of {r['setting']} (forward, {r['loss']}, backward, SGD), n = {r['rounds']} rounds"
+        if r.get("not_fused"):
+            yield f"  ours is swapped, not fused: {r['not_fused']}"
         for variant in r["variants"]:
             yield f"  {variant['kind']:12}{variant['layout']:15}{variant['ms']:9.2f} ms"
         best, ours = r["stock"], r["ours"]

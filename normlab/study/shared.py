@@ -54,7 +54,8 @@ class SharedTraining(Training):
 
 def check_synchronizable(model: nn.Module, device: str) -> None:
     """Raise UsageError if a model has batch statistics that cannot be pooled over processes on this device."""
-    if device == "cpu" and any(isinstance(module, _BatchNorm) for module in model.modules()):
+    stock = (isinstance(module, _BatchNorm) and not isinstance(module, Norm) for module in model.modules())
+    if device == "cpu" and any(stock):
         raise UsageError(
             "torch's own batch norm cannot pool its statistics over processes on a CPU (its SyncBatchNorm needs GPUs); "
             "leave it out, as in --norms bn,in,bin,ln,gn,none, or use normlab's in your model"

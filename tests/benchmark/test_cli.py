@@ -151,11 +151,49 @@ def test_a_model_of_the_user(timed: Turns, tmp_path: Path, monkeypatch: pytest.M
     assert "all 2 normalizations of a training step, channels_last: ours 8.00 ms, eager 16.00 ms" in out
 
 
+MODELS = """
+from torch import nn
+from torch.nn import functional as F
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    def forward(self, x):
+        return F.dropout(F.relu(self.norm(self.conv(x))), 0.5, self.training)
+def plain():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+def pluggable(norm, num_classes, in_channels):
+    return nn.Sequential(nn.Conv2d(in_channels, 8, 3), norm(8), nn.ReLU())
+"""
+
+
+@pytest.mark.parametrize("factory", ["plain", "pluggable", "Dropping"])
+def test_a_step_of_a_model_of_the_user(
+    factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / f"nets_{factory.lower()}.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+    name = f"nets_{factory.lower()}:{factory}"
+    options = ("--model", name, "--input", "2,3,8,8", "--rounds", "1", "--layouts", "channels_last", "--json")
+    code, out, err = call("bench", "--step", *options, capsys=capsys)
+    assert code == 0
+    (found,) = json.loads(out)["step"]
+    assert [(v["kind"], v["layout"]) for v in found["variants"]] == [
+        (kind, "channels_last") for kind in ("ours", "recomputed", "eager")
+    ]
+    assert f"training step of {name}, input 2x3x8x8, float32 (forward, mean square" in err
+    assert ("ours is swapped, not fused" in err) == (factory == "Dropping")
+    wrong = ("--step", "--model", name, "--input", "2,5,8,8")
+    code, _, err = call("bench", *wrong, capsys=capsys)
+    assert code == 2 if factory != "pluggable" else code == 0
+    assert code == 0 or "does not take an --input of (2, 5, 8, 8)" in err
+
+
 def test_every_part_is_run_by_all(timed: Turns, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     timed([1.0, 8.0, 4.0])
     variant = {"kind": "ours", "layout": "channels_first", "ms": 2.0, "peak_bytes": 1 << 20}
     setting = {"norm": "bn", "model": "resnet14", "batch": 128, "image_size": 32, "rounds": 7, "ratio": 0.5}
-    setting["recomputed_ratio"] = 0.5
+    setting |= {"recomputed_ratio": 0.5, "setting": "resnet14, bn", "loss": "cross-entropy"}
     result = {**setting, "variants": [variant], "ours": variant, "stock": variant}
     monkeypatch.setattr(step, "measure", lambda *args: result)
     monkeypatch.setattr(memory, "measure", lambda *args: result)
@@ -185,7 +223,8 @@ def test_every_part_is_run_by_all(timed: Turns, monkeypatch: pytest.MonkeyPatch,
         (["--chart", "rows.pdf"], ["--chart rows.pdf", ".svg or .png"]),
         (["--chart", "/no/such/folder/rows.svg"], ["no folder /no/such/folder"]),
         (["--step", "--chart", "rows.svg"], ["--chart is about the layers"]),
-        (["--exactness", "--model", "resnet14", "--input", "2,3,8,8"], ["--model is about the layers"]),
+        (["--exactness", "--model", "resnet14", "--input", "2,3,8,8"], ["--model is about the layers and the step"]),
+        (["--step", "--model", "resnet14", "--input", "2,3,8"], ["expected an --input of four sizes"]),
         (["--exactness", "--norms", "layernorm"], ["--norms layernorm"]),
         (["--model", "resnet14"], ["--model and --input belong together"]),
         (["--model", "resnet14", "--input", "2,3,8,8", "--norms", "bn"], ["leave out --norms"]),

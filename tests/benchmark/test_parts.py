@@ -76,6 +76,16 @@ def test_a_step_has_every_kind_and_layout() -> None:
     assert "x" in list(step.lines([found]))[-1]
 
 
+def test_a_model_is_measured_against_itself_fused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    found = step.measure_model(net, "mine", (2, 3, 8, 8), 1, layouts=("channels_first",))
+    assert found["not_fused"] is None
+    assert found["ratio"] > 0
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()), "the model given has been trained"
+    assert type(net[1]) is nn.BatchNorm2d
+
+
 def test_a_slower_step_is_marked() -> None:
     found = step.measure("bn", 1, **TINY)
     assert "(slower)" in "".join(step.lines([{**found, "ratio": 0.9}]))

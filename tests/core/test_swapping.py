@@ -1,0 +1,374 @@
+"""Normlab's layers in models that somebody else wrote: swapped, and fused with what follows them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+import normlab
+from normlab import layers
+from normlab.errors import UsageError
+
+# --- models as their authors write them ------------------------------------------------------------------------------
+
+
+class BasicBlock(nn.Module):
+    """The residual block of torchvision: one ReLU module for both places, in place."""
+
+    def __init__(self, norm: Callable[[int], nn.Module], channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False), norm(out)
+        self.drop, self.relu = nn.Identity(), nn.ReLU(inplace=True)
+        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), norm(out)
+        self.downsample = None
+        if stride != 1 or channels != out:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), norm(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x
+        out = self.conv1(x)
+        out = self.drop(self.bn1(out))
+        out = self.relu(out)
+        out = self.conv2(out)
+        out = self.bn2(out)
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+class Residual(nn.Module):
+    def __init__(self, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), norm(8), nn.ReLU(inplace=True))
+        self.layer1 = nn.Sequential(BasicBlock(norm, 8, 8, 1), BasicBlock(norm, 8, 16, 2))
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.flatten(F.adaptive_avg_pool2d(self.layer1(self.stem(x)), 1), 1))
+
+
+class Dense(nn.Module):
+    """Norms before convolutions, whose inputs go elsewhere too; every spelling of an activation."""
+
+    def __init__(self, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(norm(4 * i) for i in range(1, 6))
+        self.convs = nn.ModuleList(nn.Conv2d(4 * i, 4, 3, padding=1) for i in range(1, 6))
+        self.first, self.act = nn.Conv2d(3, 4, 1), nn.LeakyReLU(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        spellings = (
+            lambda v: v.relu(),
+            lambda v: F.leaky_relu(v, 0.3),
+            lambda v: F.silu(v, inplace=True),
+            F.gelu,
+            self.act,
+        )
+        for norm, conv, act in zip(self.norms, self.convs, spellings, strict=True):
+            x = torch.cat([x, conv(act(norm(x)))], 1)
+        return x.mean((2, 3))
+
+
+class Unfusable(nn.Module):
+    """Where nothing can be taken in: each norm's output is seen by somebody, or followed by something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(8))
+        self.twice = nn.BatchNorm2d(3)
+        self.offset = nn.Parameter(torch.randn(1, 3, 1, 1))
+        self.register_buffer("factor", torch.full((1,), 2.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.norms[0](x * self.factor)
+        x = F.relu(a) + a  # seen twice
+        x = F.relu6(self.norms[1](x))
+        x = F.gelu(self.norms[2](x), approximate="tanh")
+        x = self.norms[3](x) + self.offset  # of another shape
+        x = torch.add(self.norms[4](x), x, alpha=2)
+        x = F.relu(self.twice(x)) + self.twice(x)  # one layer, two places
+        b = x * 1
+        b += self.norms[5](x)  # somebody else's tensor changes
+        c = self.norms[6](b)
+        d = c + c
+        return self.norms[7](d) + 1.0
+
+
+class Instances(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.LeakyReLU(0.2),
+            nn.Conv2d(8, 8, 3), nn.InstanceNorm2d(8, affine=True, track_running_stats=True), nn.SiLU(),
+            nn.Conv2d(8, 8, 3), nn.GroupNorm(4, 8), nn.GELU(),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).mean((2, 3))
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm1, self.norm2 = nn.Linear(6, 8), nn.LayerNorm(8, bias=False), nn.RMSNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(1).unflatten(1, (-1, 6)))
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y)[0]
+        return self.norm2(x).mean(1)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "residual": Residual,
+    "residual-gn": lambda: Residual(lambda c: nn.GroupNorm(2, c)),
+    "dense": Dense,
+    "unfusable": Unfusable,
+    "instances": Instances,
+    "tokens": Tokens,
+}
+STOCK = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+OURS = (layers.Norm, layers.LayerNorm, layers.RMSNorm)
+
+
+def made(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(5)
+    model = MODELS[name]().to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 1:
+                p.add_(torch.randn_like(p) * 0.3)
+    return model
+
+
+def images(dtype: torch.dtype = torch.float64, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    generator = torch.Generator().manual_seed(6)
+    return torch.randn(4, 3, 12, 12, generator=generator).to(dtype).contiguous(memory_format=layout)
+
+
+def trained(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Outputs in training and then in evaluation, every gradient, every buffer."""
+    model.train()
+    x = x.clone().requires_grad_()
+    y = model(x)
+    y.square().sum().backward()
+    assert x.grad is not None
+    with torch.no_grad():
+        after = model.eval()(x)
+    grads = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    return {"y": y.detach(), "dx": x.grad, "after": after, **grads, **dict(model.named_buffers())}
+
+
+def same(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, msg=lambda m, name=name: f"{name}: {m}", check_stride=False)
+
+
+def norms_of(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if isinstance(m, (*STOCK, *OURS))]
+
+
+# --- swapped ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", MODELS)
+def test_swapped_computes_the_same(name: str, layout: torch.memory_format) -> None:
+    stock = made(name).to(memory_format=layout)
+    swapped = copy.deepcopy(stock)
+    before = {id(m): m for m in swapped.modules()}
+    held = {k: id(v) for k, v in (*swapped.named_parameters(), *swapped.named_buffers())}
+    assert normlab.swap_norms(swapped) is swapped
+    assert all(isinstance(m, OURS) for m in norms_of(swapped))
+    assert len(norms_of(swapped)) == len(norms_of(stock)) > 0
+    assert {id(m) for m in swapped.modules()} == before.keys(), "who holds a layer holds another one"
+    assert {k: id(v) for k, v in (*swapped.named_parameters(), *swapped.named_buffers())} == held
+    assert list(swapped.state_dict()) == list(stock.state_dict())
+    x = images(layout=layout)
+    same(trained(swapped, x), trained(stock, x))
+    stock.load_state_dict(swapped.state_dict())
+    repr(swapped)
+    again = pickle.loads(pickle.dumps(swapped))
+    torch.testing.assert_close(again(x), swapped(x))
+
+
+def test_an_optimizer_made_before_goes_on() -> None:
+    model = made("residual", torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    before = model.stem[1].weight.detach().clone()
+    normlab.swap_norms(model)(images(torch.float32)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(model.stem[1].weight, before)
+
+
+def test_modes_hooks_and_options_stay() -> None:
+    norm = nn.BatchNorm1d(4, eps=0.5, momentum=None, affine=False).eval()
+    seen: list[Any] = []
+    norm.register_forward_hook(lambda module, args, y: seen.append(module))
+    norm.extra = "mine"
+    model = normlab.swap_norms(nn.ModuleList([norm, norm]))
+    assert type(norm) is layers.BatchNorm
+    assert model[0] is model[1] is norm
+    assert (norm.eps, norm.momentum, norm.affine, norm.training, norm.extra) == (0.5, None, False, False, "mine")
+    norm(torch.randn(3, 4))
+    assert seen == [norm]
+
+
+class Own(nn.BatchNorm2d):
+    """Somebody's subclass, which may do more than its base."""
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.SyncBatchNorm(3), nn.LazyBatchNorm2d(), Own(3), nn.utils.parametrizations.weight_norm(nn.LayerNorm(3))],
+    ids=lambda m: type(m).__name__,
+)
+def test_layers_of_a_class_of_their_own_stay(layer: nn.Module) -> None:
+    kind = type(layer)
+    assert type(normlab.swap_norms(nn.Sequential(layer))[0]) is kind
+
+
+def test_a_single_sample_is_not_taken_for_a_batch() -> None:
+    """Bug: torch's InstanceNorm2d reads (4, 4, 5) as one sample, ours would read it as four of one dimension."""
+    layer = normlab.swap_norms(nn.Sequential(nn.InstanceNorm2d(4)))
+    with pytest.raises(ValueError, match=r"expected an input of 4 dimensions.*unsqueeze"):
+        layer(torch.randn(4, 4, 5))
+    assert layer(torch.randn(1, 4, 4, 5)).shape == (1, 4, 4, 5)
+
+
+# --- by their class --------------------------------------------------------------------------------------------------
+
+
+def test_layers_are_found_by_torchs_classes() -> None:
+    """Bug: `update_bn` found no batch norm in a model with ours, and left its statistics alone without a word."""
+    assert isinstance(layers.BatchNorm(4), nn.modules.batchnorm._BatchNorm)
+    assert isinstance(layers.InstanceNorm(4), nn.modules.instancenorm._InstanceNorm)
+    assert isinstance(layers.GroupNorm(2, 4), nn.GroupNorm)
+    model = normlab.swap_norms(made("residual", torch.float32))
+    averaged = AveragedModel(model)
+    data = [images(torch.float32) + 3 for _ in range(3)]
+    update_bn(data, averaged)
+    want = AveragedModel(made("residual", torch.float32))
+    update_bn(data, want)
+    same(dict(averaged.named_buffers()), dict(want.named_buffers()))
+
+
+@pytest.mark.parametrize("metadata", [True, False])
+def test_checkpoints_from_before_there_was_a_counter(metadata: bool) -> None:
+    """Bug: without `num_batches_tracked` a checkpoint did not load, as it does in torch."""
+    state = nn.BatchNorm2d(4).state_dict()
+    del state["num_batches_tracked"]
+    state._metadata[""]["version"] = 1
+    layers.BatchNorm(4).load_state_dict(state if metadata else dict(state))
+
+
+# --- fused -----------------------------------------------------------------------------------------------------------
+
+
+def acts_of(model: nn.Module) -> list[str]:
+    return [str(m.act) for m in model.modules() if isinstance(m, layers.Norm) and m.act is not None]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", MODELS)
+def test_fused_computes_the_same(name: str, layout: torch.memory_format) -> None:
+    stock = made(name).to(memory_format=layout)
+    x = images(layout=layout)
+    fused = normlab.fuse_norms(copy.deepcopy(stock), x)
+    assert list(fused.state_dict()) == list(stock.state_dict())
+    same(trained(fused, x), trained(stock, x))
+
+
+def test_what_is_taken_in() -> None:
+    fused = normlab.fuse_norms(made("residual"), images())
+    assert acts_of(fused) == ["relu"] * 5
+    assert not [n for n in fused.graph.nodes if n.target in ("relu", F.relu) or "relu" in str(n.target)]
+    assert not [n for n in fused.graph.nodes if "add" in str(n.target)]
+    dense = acts_of(normlab.fuse_norms(made("dense"), images()))
+    assert dense == ["relu", "leaky_relu:slope=0.3", "silu", "gelu", "leaky_relu:slope=0.2"]
+    instances = acts_of(normlab.fuse_norms(made("instances"), images()))
+    assert instances == ["leaky_relu:slope=0.2", "silu", "gelu"]
+    assert acts_of(normlab.fuse_norms(made("unfusable"), images())) == []
+
+
+def test_the_model_itself_stays_what_it_was() -> None:
+    model = made("residual").train()
+    model.stem[1].eval()  # frozen
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    fused = normlab.fuse_norms(model, images())
+    assert all(isinstance(m, STOCK) and not isinstance(m, OURS) for m in norms_of(model))
+    assert {k: torch.equal(v, state[k]) for k, v in model.state_dict().items()} == dict.fromkeys(state, True)
+    assert (model.training, model.stem[1].training, model.layer1[0].bn1.training) == (True, False, True)
+    frozen, trains = fused.get_submodule("stem.1"), fused.get_submodule("layer1.0.bn1")
+    assert (fused.training, frozen.training, trains.training) == (True, False, True)
+    assert fused.get_submodule("stem.1").weight is model.stem[1].weight
+    torch.testing.assert_close(fused.eval()(images()), model.eval()(images()))
+
+
+def test_a_layer_that_is_watched_stays_as_it_is() -> None:
+    model = made("instances")
+    model.net[4].register_forward_hook(lambda *_: None)
+    model.net[8].register_forward_hook(lambda *_: None)  # the GELU
+    assert acts_of(normlab.fuse_norms(model, images())) == ["leaky_relu:slope=0.2"]
+
+
+def test_compiles_and_fuses_once_more() -> None:
+    fused = normlab.fuse_norms(made("residual", torch.float32), images(torch.float32))
+    again = normlab.fuse_norms(fused, images(torch.float32))
+    assert acts_of(again) == acts_of(fused)
+    want = fused.eval()(images(torch.float32))
+    got = torch.compile(fused, backend="aot_eager", fullgraph=True)(images(torch.float32))
+    torch.testing.assert_close(got, want)
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class Dropping(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, self.training)
+
+
+class Changing(nn.Module):
+    """Changes a norm's input after the norm, so that the norm may not be moved behind that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1
+        y = self.norm(x)
+        return F.relu(y + x.mul_(2))
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "message"),
+    [
+        (Branching(), (torch.randn(2, 3, 4, 4),), "cannot follow the forward pass of Branching"),
+        (nn.Sequential(Dropping()), (torch.randn(2, 3, 4, 4),), "another one in training than in evaluation"),
+        (Residual(), (torch.randn(2, 4, 8, 8),), "Residual does not take the example"),
+        (Residual(), (), "Residual does not take the example"),
+        (Changing(), (torch.randn(2, 3, 4, 4),), "changed in place by somebody else"),
+    ],
+    ids=["branching", "dropping", "shape", "none", "in place"],
+)
+def test_what_cannot_be_fused_is_refused(model: nn.Module, example: tuple[Any, ...], message: str) -> None:
+    modes = [m.training for m in model.modules()]
+    with pytest.raises(UsageError, match=message):
+        normlab.fuse_norms(model, *example)
+    assert [m.training for m in model.modules()] == modes
