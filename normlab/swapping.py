@@ -59,7 +59,7 @@ def fuse_norms(model: nn.Module, *example: Any) -> fx.GraphModule:
     fused.training = model.training
     _swap_copies(fused)
     with _evaluating(fused):
-        ShapeProp(fused).propagate(*example)
+        ShapeProp(fused).propagate(*_copied(example))
     for node in list(fused.graph.nodes):
         _pass_by(fused, node)
     for node in list(fused.graph.nodes):
@@ -199,12 +199,17 @@ def _evaluated(model: nn.Module, example: tuple[Any, ...]) -> list[Tensor]:
     """The tensors that a model answers in evaluation mode."""
     with _evaluating(model):
         try:
-            answer = model(*example)
+            answer = model(*_copied(example))
         except Exception as error:
             raise UsageError(
                 f"fuse_norms: {type(model).__name__} does not take the example ({_told(error)})"
             ) from error
     return [v for v in tree_leaves(answer) if isinstance(v, Tensor)]
+
+
+def _copied(example: tuple[Any, ...]) -> list[Any]:
+    """Inputs that a model may change."""
+    return [v.clone() if isinstance(v, Tensor) else copy.copy(v) for v in example]
 
 
 def _compare(got: list[Tensor], expected: list[Tensor]) -> None:

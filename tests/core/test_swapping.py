@@ -317,6 +317,15 @@ def test_the_model_itself_stays_what_it_was() -> None:
     torch.testing.assert_close(fused.eval()(images()), model.eval()(images()))
 
 
+def test_the_example_stays_what_it_was() -> None:
+    """Bug: a model that changes its input in place was given a changed one the second time."""
+    example = images()
+    before = example.clone()
+    model = nn.Sequential(nn.Hardtanh(-1, 1, inplace=True), made("residual"))
+    assert acts_of(normlab.fuse_norms(model, example)) == ["relu"] * 5
+    assert torch.equal(example, before)
+
+
 def test_a_layer_that_is_watched_stays_as_it_is() -> None:
     model = made("instances")
     model.net[4].register_forward_hook(lambda *_: None)
