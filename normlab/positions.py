@@ -7,8 +7,8 @@ normalizes it and writes it. In memory a position is a row, or, where the channe
     x (R, D)      D elements one after the other: the last dimensions of anything, or channels-last
     x (N, C, S)   C elements, S apart: channels-first, normalized as it lies, without being permuted
 
-`normlab.planes.numba_positions` serves CPU tensors and NumPy arrays, float32 and float64 as they are, and half
-precision in float32; `normlab.planes.reference_positions` everything else, and everything when asked to.
+`normlab.planes.numba_positions` serves CPU tensors and NumPy arrays, float32 and float64 as they are, and halves, which
+it computes with in float32; `normlab.planes.reference_positions` everything else, and everything when asked to.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Cache:
     """What the backward pass needs beside x and weight."""
 
     backend: Any
-    dtype: Any  # what the backend computes from
+    dtype: Any  # what the backend takes and gives parameters in
     saved: Any
 
 
@@ -46,11 +46,11 @@ def forward(
     others see `normlab.position_layers`), float, contiguous along its last dimension.
     """
     backend, dtype = _serving(x)
-    y = _empty(x, x.shape, dtype)
+    y = _empty(x, x.shape, x.dtype)
     saved = None
     if 0 not in x.shape:
-        saved = backend.forward(_as(x, dtype), _plain(weight, dtype), _plain(bias, dtype), eps, centred, y)
-    return _as(y, x.dtype), Cache(backend, dtype, saved)
+        saved = backend.forward(x, _plain(weight, dtype), _plain(bias, dtype), eps, centred, y)
+    return y, Cache(backend, dtype, saved)
 
 
 def backward(
@@ -58,15 +58,15 @@ def backward(
 ) -> tuple[Array, Array | None, Array | None]:
     """Gradients of sum(g * y): (dx, d_weight, d_bias); of weight and bias if it `learns` them, or None."""
     dtype = cache.dtype
-    dx = _empty(x, x.shape, dtype)
+    dx = _empty(x, x.shape, x.dtype)
     d_weight, d_bias = (_empty(x, x.shape[1], dtype) if wanted else None for wanted in learns)
     if cache.saved is None:
         for gradient in (d_weight, d_bias):
             if gradient is not None:
                 gradient[...] = 0
     else:
-        cache.backend.backward(cache.saved, _as(x, dtype), _plain(weight, dtype), _as(g, dtype), dx, d_weight, d_bias)
-    return _as(dx, x.dtype), d_weight, d_bias
+        cache.backend.backward(cache.saved, x, _plain(weight, dtype), g, dx, d_weight, d_bias)
+    return dx, d_weight, d_bias
 
 
 def restored(x: Array, kept: Array, centred: bool) -> Cache:
@@ -82,7 +82,7 @@ def restored(x: Array, kept: Array, centred: bool) -> Cache:
 
 
 def numbers(x: Array) -> tuple[int, Any, Any]:
-    """How many numbers the backend keeps of a position, the dtype that it computes from, and that of what it keeps."""
+    """How many numbers the backend keeps of a position, the dtype of parameters for it, and that of what it keeps."""
     backend, dtype = _serving(x)
     return backend.KEPT_NUMBERS, dtype, backend.kept_dtype(x, dtype)
 
@@ -96,7 +96,7 @@ def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
 
 
 def _serving(x: Array) -> tuple[Any, Any]:
-    """The backend of x, and the dtype that it takes x in; says once if that is a slow one for its device."""
+    """The backend of x, and the dtype that it takes parameters in; says once if that is a slow one for its device."""
     name = planes.backend_for(x)
     if name in ("numba_cpu", "reference"):
         planes.serving(x)  # raises if it cannot serve what it was asked to, says so if only a slower one can
@@ -119,14 +119,8 @@ def _backend(name: str) -> Any:
     return import_module(f"normlab.planes.{name}")
 
 
-def _as(a: Array, dtype: Any) -> Array:
-    if a.dtype == dtype:
-        return a
-    return a.astype(dtype) if isinstance(a, np.ndarray) else a.to(dtype)
-
-
 def _plain(parameter: Array | None, dtype: Any) -> Array | None:
-    """A parameter as a backend takes it: flat, contiguous, of the elements' dtype."""
+    """A parameter as a backend takes it: flat, contiguous, of this dtype."""
     if parameter is None:
         return None
     if isinstance(parameter, np.ndarray):

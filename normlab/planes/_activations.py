@@ -16,13 +16,30 @@ from numba.extending import intrinsic, overload
 from normlab.planes._ahead import read_ahead
 from normlab.planes._compile import compiled
 from normlab.planes._job import GELU, LEAKY_RELU, RELU, SILU
+from normlab.planes._narrow import are_narrow, number
 
 _BLOCK = 1024  # elements between one asking for memory and the next
 _JIT: Any = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
 
 
+def activate(act: Any, slope: Any, z: Any) -> Any:
+    """act(z), in place; halves are activated before they are stored."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(activate, jit_options=_JIT)
+def _activate_numbers(act: Any, slope: Any, z: Any) -> Any:
+    def nothing(act: Any, slope: Any, z: Any) -> Any:
+        pass
+
+    def numbers(act: Any, slope: Any, z: Any) -> Any:
+        _activate(act, slope, z)
+
+    return nothing if are_narrow(z) else numbers
+
+
 @compiled
-def activate(act: int, slope: float, z: Any) -> None:
+def _activate(act: int, slope: float, z: Any) -> None:
     """act(z), in place."""
     one = z.dtype.type(1)
     half = z.dtype.type(0.5)
@@ -60,19 +77,19 @@ def _pull(act: int, slope: float, g: Any, z: Any) -> None:
     nothing = z.dtype.type(0)
     if act == RELU:
         for k in range(z.size):
-            z[k] = g[k] if z[k] > nothing else nothing
+            z[k] = number(g[k]) if z[k] > nothing else nothing
     elif act == LEAKY_RELU:
         for k in range(z.size):
-            z[k] = g[k] if z[k] > nothing else low * g[k]
+            z[k] = number(g[k]) if z[k] > nothing else low * number(g[k])
     elif act == SILU:
         for k in range(z.size):
             s = one / (one + _exp(-z[k]))
-            z[k] = g[k] * (s * (one + z[k] * (one - s)))
+            z[k] = number(g[k]) * (s * (one + z[k] * (one - s)))
     elif act == GELU:
         root, density = z.dtype.type(math.sqrt(0.5)), z.dtype.type(1 / math.sqrt(2 * math.pi))
         for k in range(z.size):
             bell = density * _exp(-half * z[k] * z[k])
-            z[k] = g[k] * (half * (one + _erf(root * z[k])) + z[k] * bell)
+            z[k] = number(g[k]) * (half * (one + _erf(root * z[k])) + z[k] * bell)
 
 
 @intrinsic

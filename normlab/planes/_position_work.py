@@ -18,6 +18,7 @@ from numba import carray, cfunc, types
 from normlab.planes._compile import compiled
 from normlab.planes._counters import next_of_shares, pointer, unit_done
 from normlab.planes._job import TABLE, UNITS
+from normlab.planes._narrow import BFLOAT16, FLOAT16
 from normlab.planes._positions import FIRST, OUT, SECOND, normalize_columns, normalize_row, pull_columns, pull_row
 from normlab.planes._team import joined, share
 from normlab.planes._unaliased import elements_at, load, store
@@ -30,7 +31,7 @@ from normlab.planes._unaliased import elements_at, load, store
     X_OUTER, X_STEP, G_OUTER, G_STEP,  # elements from one row or sample to the next, and from one channel to the next
     TILES, WIDTH,  # in a sample; columns in a tile
     EXTENT,  # items in a unit
-    ITEMSIZE,
+    ITEMSIZE,  # bytes of a number
     CENTRED, LEARNS,
     EPS,
     NUMBERS,
@@ -38,14 +39,20 @@ from normlab.planes._unaliased import elements_at, load, store
 
 
 @cache
-def work(itemsize: int) -> int:
-    """Address of the work for elements of this many bytes (4: float32, 8: float64), compiled when first asked for."""
-    return _compile({4: _work_float32, 8: _work_float64}[itemsize])
+def work(dtype: Any) -> int:
+    """Address of the work for elements of this dtype, of NumPy or torch, compiled when first asked for."""
+    kinds = {
+        "float32": _work_float32,
+        "float64": _work_float64,
+        "bfloat16": _work_bfloat16,
+        "float16": _work_float16,
+    }
+    return _compile(kinds[str(dtype).removeprefix("torch.")])
 
 
 @cache
 def direction(backward: bool, itemsize: int) -> Callable[[int], None]:
-    """The C function of a job's address that does all of it."""
+    """The C function of a job's address that does all of it; numbers have this many bytes (4: float32, 8: float64)."""
     function = {4: _backward_float32, 8: _backward_float64}[itemsize] if backward else _forward
     return CFUNCTYPE(None, c_ssize_t)(_compile(function))
 
@@ -60,11 +67,19 @@ _alive: list[Any] = []  # compiled code lives as long as its object
 
 
 def _work_float32(address: int) -> None:
-    _work(carray(pointer(address), (NUMBERS,), np.int64), np.float32)
+    _work(carray(pointer(address), (NUMBERS,), np.int64), np.float32, np.float32)
 
 
 def _work_float64(address: int) -> None:
-    _work(carray(pointer(address), (NUMBERS,), np.int64), np.float64)
+    _work(carray(pointer(address), (NUMBERS,), np.int64), np.float64, np.float64)
+
+
+def _work_bfloat16(address: int) -> None:
+    _work(carray(pointer(address), (NUMBERS,), np.int64), BFLOAT16, np.float32)
+
+
+def _work_float16(address: int) -> None:
+    _work(carray(pointer(address), (NUMBERS,), np.int64), FLOAT16, np.float32)
 
 
 def _forward(address: int) -> None:
@@ -111,8 +126,8 @@ def _add_units(sums: Any, units: int, total: Any, gradient: Any) -> None:
 
 
 @compiled
-def _work(job: Any, real: Any) -> None:
-    """Take units of the job until there are none; `real` is the type of their elements."""
+def _work(job: Any, like: Any, real: Any) -> None:
+    """Take units of the job until there are none; `like` is the type of their elements, `real` of numbers."""
     control, shares, own = joined(job)
     learns, rows = job[LEARNS] != 0, job[INNER] == 0
     items, extent, size = job[OUTER] * job[TILES], job[EXTENT], job[SIZE]
@@ -126,9 +141,9 @@ def _work(job: Any, real: Any) -> None:
         first, stop = u * extent, min((u + 1) * extent, items)
         sums[:] = 0
         if rows:
-            _rows(job, real, first, stop, d_weight, d_bias)
+            _rows(job, like, real, first, stop, d_weight, d_bias)
         else:
-            _tiles(job, real, first, stop, d_weight, d_bias, scratch)
+            _tiles(job, like, real, first, stop, d_weight, d_bias, scratch)
         if learns:
             _keep(sums, _sums(job, real), u)
         unit_done(control)
@@ -144,13 +159,13 @@ def _keep(own: Any, sums: Any, u: int) -> None:
 
 
 @compiled
-def _tensors(job: Any, real: Any) -> Any:
+def _tensors(job: Any, like: Any, real: Any) -> Any:
     """x, g, y and dx, what is kept, weight and bias; in a forward job there is no g, nor a bias in a backward one."""
     bytes_each = job[OUTER] * max(job[INNER], 1) * job[ITEMSIZE]
     return (
-        elements_at(job[X], real),
-        elements_at(job[G], real),
-        elements_at(job[Y], real),
+        elements_at(job[X], like),
+        elements_at(job[G], like),
+        elements_at(job[Y], like),
         (
             elements_at(job[KEPT], real),
             elements_at(job[KEPT] + bytes_each, real),
@@ -162,8 +177,8 @@ def _tensors(job: Any, real: Any) -> Any:
 
 
 @compiled
-def _rows(job: Any, real: Any, first: int, stop: int, d_weight: Any, d_bias: Any) -> None:
-    x, g, y, kept, weight, bias = _tensors(job, real)
+def _rows(job: Any, like: Any, real: Any, first: int, stop: int, d_weight: Any, d_bias: Any) -> None:
+    x, g, y, kept, weight, bias = _tensors(job, like, real)
     size, centred, learns, eps = job[SIZE], job[CENTRED] != 0, job[LEARNS] != 0, job[EPS : EPS + 1].view(np.float64)[0]
     x_outer, g_outer = job[X_OUTER], job[G_OUTER]
     if job[BACKWARD] != 0:
@@ -178,8 +193,8 @@ def _rows(job: Any, real: Any, first: int, stop: int, d_weight: Any, d_bias: Any
 
 
 @compiled
-def _tiles(job: Any, real: Any, first: int, stop: int, d_weight: Any, d_bias: Any, scratch: Any) -> None:
-    x, g, y, kept, weight, bias = _tensors(job, real)
+def _tiles(job: Any, like: Any, real: Any, first: int, stop: int, d_weight: Any, d_bias: Any, scratch: Any) -> None:
+    x, g, y, kept, weight, bias = _tensors(job, like, real)
     size, inner, centred, learns = job[SIZE], job[INNER], job[CENTRED] != 0, job[LEARNS] != 0
     eps, x_step, g_step = job[EPS : EPS + 1].view(np.float64)[0], job[X_STEP], job[G_STEP]
     first_sums, second_sums, totals = scratch

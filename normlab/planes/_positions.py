@@ -22,13 +22,15 @@ import numpy as np
 
 from normlab.planes._ahead import read_ahead, read_soon, write_ahead, write_soon
 from normlab.planes._compile import compiled
+from normlab.planes._narrow import element, number
 from normlab.planes._unaliased import load, store
 
 _BLOCK = 2048  # elements of a row that are summed in the elements' own precision; vectors make it some 64 in a line
 _ROWS = 64  # rows of a tile likewise
 _FEW = 8  # elements whose mean is the first estimate
 
-# Tensors are pointers to elements of the type `real`. Roles of what they point to (`normlab.planes._unaliased`):
+# Tensors are pointers to elements: numbers of the type `real`, or x, g, y and dx halves (`normlab.planes._narrow`).
+# Roles of what they point to (`normlab.planes._unaliased`):
 X, G, WEIGHT, BIAS, OUT, D_WEIGHT, D_BIAS, CENTER, RSTD, SHIFT, FIRST, SECOND = range(12)
 
 
@@ -45,10 +47,10 @@ def normalize_row(
     write_ahead(y, to, size)
     m = real(0)
     if centred:
-        first = load(x, at, X)
+        first = number(load(x, at, X))
         few = min(_FEW, size)
         for k in range(few):
-            m += load(x, at + k, X) - first
+            m += number(load(x, at + k, X)) - first
         m = first + m / real(few)
     left, square = _mean_square_about(real, x, at, size, m)
     if centred and _too_far(left, square):
@@ -59,7 +61,8 @@ def normalize_row(
     exact = _rstd(square - left * left, eps)
     r, t = real(exact), real(-left * exact)
     for k in range(size):
-        store(y, to + k, ((load(x, at + k, X) - m) * r + t) * load(weight, k, WEIGHT) + load(bias, k, BIAS), OUT)
+        h = (number(load(x, at + k, X)) - m) * r + t
+        store(y, to + k, element(h * load(weight, k, WEIGHT) + load(bias, k, BIAS), y), OUT)
     store(kept[0], i, m, CENTER)
     store(kept[1], i, r, RSTD)
     store(kept[2], i, t, SHIFT)
@@ -74,7 +77,7 @@ def _mean_square_about(real: Any, x: Any, at: int, size: int, m: Any) -> Any:
         part = real(0)
         part_square = real(0)
         for k in range(start, min(start + _BLOCK, size)):
-            d = load(x, at + k, X) - m
+            d = number(load(x, at + k, X)) - m
             part += d
             part_square += d * d
         total += part
@@ -104,23 +107,23 @@ def pull_row(
         part = real(0)
         part_x = real(0)
         for k in range(start, min(start + _BLOCK, size)):
-            a = load(g, g_at + k, G) * load(weight, k, WEIGHT)
+            a = number(load(g, g_at + k, G)) * load(weight, k, WEIGHT)
             part += a
-            part_x += a * (load(x, at + k, X) - m)
+            part_x += a * (number(load(x, at + k, X)) - m)
         sum_g += part
         sum_gx += part_x
     exact_b, exact_c = _coefficients(sum_g, sum_gx, size, centred, r, t)
     b, c = real(exact_b), real(exact_c)
     if learns:
         for k in range(size):
-            up, d = load(g, g_at + k, G), load(x, at + k, X) - m
+            up, d = number(load(g, g_at + k, G)), number(load(x, at + k, X)) - m
             store(d_weight, k, load(d_weight, k, D_WEIGHT) + up * (d * r + t), D_WEIGHT)
             store(d_bias, k, load(d_bias, k, D_BIAS) + up, D_BIAS)
-            store(dx, to + k, r * (load(weight, k, WEIGHT) * up) + (b * d + c), OUT)
+            store(dx, to + k, element(r * (load(weight, k, WEIGHT) * up) + (b * d + c), dx), OUT)
     else:
         for k in range(size):
-            a = load(g, g_at + k, G) * load(weight, k, WEIGHT)
-            store(dx, to + k, r * a + (b * (load(x, at + k, X) - m) + c), OUT)
+            a = number(load(g, g_at + k, G)) * load(weight, k, WEIGHT)
+            store(dx, to + k, element(r * a + (b * (number(load(x, at + k, X)) - m) + c), dx), OUT)
 
 
 @compiled
@@ -165,8 +168,8 @@ def normalize_columns(
         here, there, w, b = at + c * step, to + c * to_step, load(weight, c, WEIGHT), load(bias, c, BIAS)
         write_soon(y, there + to_step, width)
         for k in range(width):
-            h = (load(x, here + k, X) - load(m, i + k, CENTER)) * load(r, i + k, RSTD) + load(t, i + k, SHIFT)
-            store(y, there + k, h * w + b, OUT)
+            h = (number(load(x, here + k, X)) - load(m, i + k, CENTER)) * load(r, i + k, RSTD) + load(t, i + k, SHIFT)
+            store(y, there + k, element(h * w + b, y), OUT)
 
 
 @compiled
@@ -176,11 +179,11 @@ def _center_columns(real: Any, x: Any, at: int, step: int, few: int, width: int,
         store(m, i + k, real(0), CENTER)
     for c in range(1, few):
         for k in range(width):
-            d = load(x, at + c * step + k, X) - load(x, at + k, X)
+            d = number(load(x, at + c * step + k, X)) - number(load(x, at + k, X))
             store(m, i + k, load(m, i + k, CENTER) + d, CENTER)
     if few > 0:
         for k in range(width):
-            store(m, i + k, load(x, at + k, X) + load(m, i + k, CENTER) / real(few), CENTER)
+            store(m, i + k, number(load(x, at + k, X)) + load(m, i + k, CENTER) / real(few), CENTER)
 
 
 @compiled
@@ -195,7 +198,7 @@ def _add_rows(
             here = at + c * step
             read_soon(x, here + step, width)
             for k in range(width):
-                d = load(x, here + k, X) - load(m, i + k, CENTER)
+                d = number(load(x, here + k, X)) - load(m, i + k, CENTER)
                 store(first, k, load(first, k, FIRST) + d, FIRST)
                 store(second, k, load(second, k, SECOND) + d * d, SECOND)
         _flush(first, second, totals, width)
@@ -219,7 +222,7 @@ def pull_columns(
             part_weight = real(0)
             part_bias = real(0)
             for k in range(width):
-                up, d = load(g, there + k, G), load(x, here + k, X) - load(m, i + k, CENTER)
+                up, d = number(load(g, there + k, G)), number(load(x, here + k, X)) - load(m, i + k, CENTER)
                 a = up * w
                 store(first, k, load(first, k, FIRST) + a, FIRST)
                 store(second, k, load(second, k, SECOND) + a * d, SECOND)
@@ -236,9 +239,9 @@ def pull_columns(
         here, there, out, w = at + c * step, g_at + c * g_step, to + c * to_step, load(weight, c, WEIGHT)
         write_soon(dx, out + to_step, width)
         for k in range(width):
-            a = load(r, i + k, RSTD) * (load(g, there + k, G) * w)
-            d = load(x, here + k, X) - load(m, i + k, CENTER)
-            store(dx, out + k, a + (load(first, k, FIRST) * d + load(second, k, SECOND)), OUT)
+            a = load(r, i + k, RSTD) * (number(load(g, there + k, G)) * w)
+            d = number(load(x, here + k, X)) - load(m, i + k, CENTER)
+            store(dx, out + k, element(a + (load(first, k, FIRST) * d + load(second, k, SECOND)), dx), OUT)
 
 
 @compiled

@@ -8,6 +8,8 @@ Sums run in the elements' precision over blocks short enough to lose nothing, an
 variance is taken about a value near the mean, whose distance from it is then corrected for; where that value turns
 out to be far off, once more about the mean just found (the shifted, and the corrected two-pass
 algorithm of Chan, Golub & LeVeque 1983).
+
+Elements may be halves, which are widened as they are loaded and rounded as they are stored (`normlab.planes._narrow`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from normlab.planes._activations import activate
 from normlab.planes._ahead import read_ahead, write_ahead
 from normlab.planes._compile import compiled
 from normlab.planes._job import RELU
+from normlab.planes._narrow import element, number, numbers_for, real
 
 _BLOCK = 512  # elements of a row that are summed in the elements' own precision
 _ROWS = 8  # joined rows likewise, where there are more than
@@ -46,7 +49,7 @@ def moments_first(x: Any, size: int, mean: Any, var: Any) -> None:
     for c in range(mean.size):
         if var[c] == _FAR:
             row = x[c * size : (c + 1) * size]
-            near = x.dtype.type(mean[c])
+            near = real(x, mean[c])
             left, square = _mean_square_about(row, near)
             mean[c] = near + left
             var[c] = _not_negative(square - left * left)
@@ -61,10 +64,10 @@ def _moments_short(x: Any, size: int, mean: Any, var: Any) -> int:
         read_ahead(x, c * size, size)
         row = x[c * size : (c + 1) * size]
         near = _near(row)
-        part = x.dtype.type(0)
-        part_square = x.dtype.type(0)
+        part = real(x, 0)
+        part_square = real(x, 0)
         for k in range(size):
-            d = row[k] - near
+            d = number(row[k]) - near
             part += d
             part_square += d * d
         left = share * part
@@ -96,10 +99,10 @@ def _mean_square_about(row: Any, near: Any) -> Any:
     for at in range(0, row.size, _BLOCK):
         block = row[at : at + _BLOCK]
         read_ahead(row, at, block.size)
-        part = row.dtype.type(0)
-        part_square = row.dtype.type(0)
+        part = real(row, 0)
+        part_square = real(row, 0)
         for k in range(block.size):
-            d = block[k] - near
+            d = number(block[k]) - near
             part += d
             part_square += d * d
         left += part
@@ -111,9 +114,10 @@ def _mean_square_about(row: Any, near: Any) -> Any:
 def _near(row: Any) -> Any:
     """A value near the mean of a row: that of four elements, where there are four."""
     if row.size < 4:
-        return row[0]
+        return number(row[0])
     q = row.size // 4
-    return row.dtype.type(0.25) * ((row[0] + row[q]) + (row[2 * q] + row[3 * q]))
+    first, second = number(row[0]) + number(row[q]), number(row[2 * q]) + number(row[3 * q])
+    return real(row, 0.25) * (first + second)
 
 
 @compiled
@@ -148,7 +152,7 @@ def affine_first(
 def _affine_rows(
     x: Any, residual: Any, add: bool, relu: bool, size: int, scale: Any, center: Any, shift: Any, y: Any
 ) -> None:
-    nothing = x.dtype.type(0)
+    nothing = real(x, 0)
     for c in range(scale.size):
         first, last = c * size, (c + 1) * size
         row, other, out = x[first:last], residual[first:last], y[first:last]
@@ -158,12 +162,12 @@ def _affine_rows(
         if add:
             read_ahead(residual, first, size)
         for k in range(size):
-            z = a * (row[k] - m) + t
+            z = a * (number(row[k]) - m) + t
             if add:
-                z += other[k]
+                z += number(other[k])
             if relu:
                 z = nothing if z <= nothing else z
-            out[k] = z
+            out[k] = element(z, out)
 
 
 @compiled
@@ -174,11 +178,11 @@ def dots_first(g: Any, x: Any, size: int, center: Any, sum_g: Any, sum_gx: Any) 
             read_ahead(x, c * size, size)
             read_ahead(g, c * size, size)
             m = center[c]
-            part = x.dtype.type(0)
-            part_product = x.dtype.type(0)
+            part = real(x, 0)
+            part_product = real(x, 0)
             for k in range(size):
-                part += up[k]
-                part_product += up[k] * (row[k] - m)
+                part += number(up[k])
+                part_product += number(up[k]) * (number(row[k]) - m)
             sum_g[c] = part
             sum_gx[c] = part_product
     else:
@@ -198,11 +202,11 @@ def dots_first(g: Any, x: Any, size: int, center: Any, sum_g: Any, sum_gx: Any) 
 
 @compiled
 def _dots(g: Any, x: Any, center: Any) -> Any:
-    total = x.dtype.type(0)
-    product = x.dtype.type(0)
+    total = real(x, 0)
+    product = real(x, 0)
     for k in range(x.size):
-        total += g[k]
-        product += g[k] * (x[k] - center)
+        total += number(g[k])
+        product += number(g[k]) * (number(x[k]) - center)
     return total, product
 
 
@@ -216,7 +220,7 @@ def combine_first(g: Any, x: Any, size: int, center: Any, a: Any, b: Any, c: Any
         read_ahead(g, first, size)
         write_ahead(dx, first, size)
         for k in range(size):
-            out[k] = a_i * up[k] + (b_i * (row[k] - m) + c_i)
+            out[k] = element(a_i * number(up[k]) + (b_i * (number(row[k]) - m) + c_i), out)
 
 
 @compiled
@@ -228,7 +232,7 @@ def recombine_first(x: Any, size: int, center: Any, a: Any, b: Any, c: Any, dx: 
         read_ahead(x, first, size)
         m, a_i, b_i, c_i = center[i], a[i], b[i], c[i]
         for k in range(size):
-            out[k] = a_i * out[k] + (b_i * (row[k] - m) + c_i)
+            out[k] = element(a_i * number(out[k]) + (b_i * (number(row[k]) - m) + c_i), out)
 
 
 # --- channels-last: whole rows of C, `lanes` elements at a time -------------------------------------------------------
@@ -247,14 +251,14 @@ def fold(lanes: Any, channels: int, result: Any) -> None:
 @compiled
 def moments_last(x: Any, channels: int, lanes: int, mean: Any, var: Any) -> None:
     count = x.size // channels
-    near = np.empty(lanes, x.dtype)
+    near = numbers_for(x, 1, lanes)[0]
     _mean_of_a_few(x, channels, near)
     _moments_about(x, channels, lanes, near, mean, var)
     share = 1.0 / count
     for c in range(channels):
         if _too_far(share * mean[c], share * var[c], _ROWS_FAR):
             for k in range(channels):
-                near[k] += x.dtype.type(share * mean[k])
+                near[k] += real(x, share * mean[k])
             _moments_about(x, channels, lanes, near, mean, var)
             break
     for c in range(channels):
@@ -268,18 +272,18 @@ def _mean_of_a_few(x: Any, channels: int, near: Any) -> None:
     """A value near each channel's mean: of four rows' mean, where there are four."""
     if x.size < 4 * channels:
         for c in range(channels):
-            near[c] = x[c]
+            near[c] = number(x[c])
         return
     a, b, c, d = x, x[channels:], x[2 * channels :], x[3 * channels :]
-    quarter = x.dtype.type(0.25)
+    quarter = real(x, 0.25)
     for k in range(channels):
-        near[k] = quarter * ((a[k] + b[k]) + (c[k] + d[k]))
+        near[k] = quarter * ((number(a[k]) + number(b[k])) + (number(c[k]) + number(d[k])))
 
 
 @compiled
 def _moments_about(x: Any, channels: int, lanes: int, near: Any, sums: Any, squares: Any) -> None:
     """Sums of (x - near) and of its square for each channel."""
-    part = np.zeros(2 * _STRIP, x.dtype)
+    part = np.zeros(2 * _STRIP, near.dtype)
     for at in range(channels, lanes, channels):
         for c in range(channels):
             near[at + c] = near[c]
@@ -317,8 +321,8 @@ _1, _2, _3, _4, _5, _6, _7 = (i * _STRIP for i in range(1, _ROWS))
 def _add_eight(x: Any, center: Any, totals: Any) -> None:
     for k in range(_STRIP):
         m = center[k]
-        d0, d1, d2, d3 = x[k] - m, x[k + _1] - m, x[k + _2] - m, x[k + _3] - m
-        d4, d5, d6, d7 = x[k + _4] - m, x[k + _5] - m, x[k + _6] - m, x[k + _7] - m
+        d0, d1, d2, d3 = number(x[k]) - m, number(x[k + _1]) - m, number(x[k + _2]) - m, number(x[k + _3]) - m
+        d4, d5, d6, d7 = number(x[k + _4]) - m, number(x[k + _5]) - m, number(x[k + _6]) - m, number(x[k + _7]) - m
         first, second = (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3), (d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7)
         totals[k] += np.float64(((d0 + d1) + (d2 + d3)) + ((d4 + d5) + (d6 + d7)))
         totals[k + _STRIP] += np.float64(first + second)
@@ -328,11 +332,12 @@ def _add_eight(x: Any, center: Any, totals: Any) -> None:
 def _add_eight_dots(g: Any, x: Any, center: Any, totals: Any) -> None:
     for k in range(_STRIP):
         m = center[k]
-        first, second = (g[k] + g[k + _1]) + (g[k + _2] + g[k + _3]), (g[k + _4] + g[k + _5]) + (g[k + _6] + g[k + _7])
-        p01, p23 = g[k] * (x[k] - m) + g[k + _1] * (x[k + _1] - m), g[k + _2] * (x[k + _2] - m)
-        p34, p56 = g[k + _3] * (x[k + _3] - m) + g[k + _4] * (x[k + _4] - m), g[k + _5] * (x[k + _5] - m)
-        p67 = g[k + _6] * (x[k + _6] - m) + g[k + _7] * (x[k + _7] - m)
-        totals[k] += np.float64(first + second)
+        g0, g1, g2, g3 = number(g[k]), number(g[k + _1]), number(g[k + _2]), number(g[k + _3])
+        g4, g5, g6, g7 = number(g[k + _4]), number(g[k + _5]), number(g[k + _6]), number(g[k + _7])
+        p01, p23 = g0 * (number(x[k]) - m) + g1 * (number(x[k + _1]) - m), g2 * (number(x[k + _2]) - m)
+        p34, p56 = g3 * (number(x[k + _3]) - m) + g4 * (number(x[k + _4]) - m), g5 * (number(x[k + _5]) - m)
+        p67 = g6 * (number(x[k + _6]) - m) + g7 * (number(x[k + _7]) - m)
+        totals[k] += np.float64(((g0 + g1) + (g2 + g3)) + ((g4 + g5) + (g6 + g7)))
         totals[k + _STRIP] += np.float64((p01 + p23) + (p34 + p56) + p67)
 
 
@@ -368,7 +373,7 @@ def _few_rows_dots(g: Any, x: Any, lanes: int, center: Any, part: Any) -> None:
 def _add_four(x: Any, center: Any, part: Any) -> None:
     for k in range(_STRIP):
         m = center[k]
-        d0, d1, d2, d3 = x[k] - m, x[k + _1] - m, x[k + _2] - m, x[k + _3] - m
+        d0, d1, d2, d3 = number(x[k]) - m, number(x[k + _1]) - m, number(x[k + _2]) - m, number(x[k + _3]) - m
         part[k] += (d0 + d1) + (d2 + d3)
         part[k + _STRIP] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
 
@@ -377,16 +382,17 @@ def _add_four(x: Any, center: Any, part: Any) -> None:
 def _add_four_dots(g: Any, x: Any, center: Any, part: Any) -> None:
     for k in range(_STRIP):
         m = center[k]
-        p01 = g[k] * (x[k] - m) + g[k + _1] * (x[k + _1] - m)
-        p23 = g[k + _2] * (x[k + _2] - m) + g[k + _3] * (x[k + _3] - m)
-        part[k] += (g[k] + g[k + _1]) + (g[k + _2] + g[k + _3])
+        g0, g1, g2, g3 = number(g[k]), number(g[k + _1]), number(g[k + _2]), number(g[k + _3])
+        p01 = g0 * (number(x[k]) - m) + g1 * (number(x[k + _1]) - m)
+        p23 = g2 * (number(x[k + _2]) - m) + g3 * (number(x[k + _3]) - m)
+        part[k] += (g0 + g1) + (g2 + g3)
         part[k + _STRIP] += p01 + p23
 
 
 @compiled
 def _add_one(row: Any, center: Any, part: Any) -> None:
     for k in range(row.size):
-        d = row[k] - center[k]
+        d = number(row[k]) - center[k]
         part[k] += d
         part[k + _STRIP] += d * d
 
@@ -394,8 +400,8 @@ def _add_one(row: Any, center: Any, part: Any) -> None:
 @compiled
 def _add_one_dots(g: Any, x: Any, center: Any, part: Any) -> None:
     for k in range(x.size):
-        part[k] += g[k]
-        part[k + _STRIP] += g[k] * (x[k] - center[k])
+        part[k] += number(g[k])
+        part[k + _STRIP] += number(g[k]) * (number(x[k]) - center[k])
 
 
 @compiled
@@ -412,7 +418,7 @@ def _flush(part: Any, totals: Any, strip: int, width: int) -> None:
 def affine_last(
     x: Any, residual: Any, add: bool, act: int, slope: float, lanes: int, scale: Any, center: Any, shift: Any, y: Any
 ) -> None:
-    nothing = x.dtype.type(0)
+    nothing = real(x, 0)
     for at in range(0, x.size, lanes):
         stop = min(at + lanes, x.size)
         row, out = x[at:stop], y[at:stop]
@@ -423,25 +429,26 @@ def affine_last(
             other = residual[at:stop]
             if act == RELU:
                 for k in range(row.size):
-                    z = scale[k] * (row[k] - center[k]) + shift[k] + other[k]
-                    out[k] = nothing if z <= nothing else z
+                    z = scale[k] * (number(row[k]) - center[k]) + shift[k] + number(other[k])
+                    out[k] = element(nothing if z <= nothing else z, out)
             else:
                 for k in range(row.size):
-                    out[k] = scale[k] * (row[k] - center[k]) + shift[k] + other[k]
+                    z = scale[k] * (number(row[k]) - center[k]) + shift[k] + number(other[k])
+                    out[k] = element(z, out)
         elif act == RELU:
             for k in range(row.size):
-                z = scale[k] * (row[k] - center[k]) + shift[k]
-                out[k] = nothing if z <= nothing else z
+                z = scale[k] * (number(row[k]) - center[k]) + shift[k]
+                out[k] = element(nothing if z <= nothing else z, out)
         else:
             for k in range(row.size):
-                out[k] = scale[k] * (row[k] - center[k]) + shift[k]
+                out[k] = element(scale[k] * (number(row[k]) - center[k]) + shift[k], out)
     if act > RELU:
         activate(act, slope, y)
 
 
 @compiled
 def dots_last(g: Any, x: Any, channels: int, lanes: int, center: Any, sum_g: Any, sum_gx: Any) -> None:
-    part = np.zeros(2 * _STRIP, x.dtype)
+    part = np.zeros(2 * _STRIP, center.dtype)
     if lanes <= _STRIP and x.size <= _FEW * lanes:
         _few_rows_dots(g, x, lanes, center, part)
         fold(part[:lanes], channels, sum_g)
@@ -478,7 +485,7 @@ def combine_last(g: Any, x: Any, lanes: int, center: Any, a: Any, b: Any, c: Any
         read_ahead(g, at, lanes)
         write_ahead(dx, at, lanes)
         for k in range(row.size):
-            out[k] = a[k] * up[k] + (b[k] * (row[k] - center[k]) + c[k])
+            out[k] = element(a[k] * number(up[k]) + (b[k] * (number(row[k]) - center[k]) + c[k]), out)
 
 
 @compiled
@@ -489,4 +496,4 @@ def recombine_last(x: Any, lanes: int, center: Any, a: Any, b: Any, c: Any, dx: 
         row, out = x[at:stop], dx[at:stop]
         read_ahead(x, at, lanes)
         for k in range(row.size):
-            out[k] = a[k] * out[k] + (b[k] * (row[k] - center[k]) + c[k])
+            out[k] = element(a[k] * number(out[k]) + (b[k] * (number(row[k]) - center[k]) + c[k]), out)

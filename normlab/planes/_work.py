@@ -6,7 +6,7 @@ plain numbers, for all threads (`normlab.planes._job`).
 
 With an activation, the gradient that the kernels see is dz = g * act'(z), z being computed again. It is written to
 where the residual's gradient goes, if there is a residual; else in a block to where dx goes, in a pass to a part of
-its own.
+its own. Of halves it is kept in float32, so that it is not rounded on the way.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from normlab.planes._job import (
     OUTPUT_COUNT,
     OUTPUTS,
     REGISTERS,
+    RELU,
     RESIDUAL,
     ROWS,
     SAMPLES,
@@ -58,6 +59,7 @@ from normlab.planes._job import (
     Y,
 )
 from normlab.planes._machine import load, perform
+from normlab.planes._narrow import BFLOAT16, FLOAT16, is_narrow, numbers_for, put
 from normlab.planes._rows import (
     affine_first,
     affine_last,
@@ -111,10 +113,10 @@ def sums_of(job: Any) -> Any:
 
 
 @compiled
-def _elements(job: Any, i: int, otherwise: int, real: Any) -> Any:
+def _elements(job: Any, i: int, otherwise: int, like: Any) -> Any:
     """The elements of the tensor at an address of the job as they lie, or of another one where that address is 0."""
     address = job[i] if job[i] != 0 else job[otherwise]
-    return carray(pointer(address), (job[SAMPLES] * job[CHANNELS] * job[SIZE],), real.dtype)
+    return carray(pointer(address), (job[SAMPLES] * job[CHANNELS] * job[SIZE],), like.dtype)
 
 
 @compiled
@@ -124,8 +126,8 @@ def _row(grid: Any) -> Any:
 
 
 @compiled
-def _work(job: Any, real: Any) -> None:
-    """Take units of the job until there are none; `real` is an array of the elements' dtype."""
+def _work(job: Any, like: Any) -> None:
+    """Take units of the job until there are none; `like` is an array of the elements' dtype, or what stands for it."""
     control, shares, own = joined(job)
     kind, units = job[KIND], job[UNITS]
     # the second pass over the batch begins with what the first one has left in the cache
@@ -135,46 +137,68 @@ def _work(job: Any, real: Any) -> None:
         return
     last = job[LAST] != 0
     shape = (job[CHANNELS], job[STRETCH], last, job[LANES])
-    x, y = _elements(job, X, X, real), _elements(job, Y, Y, real)
-    g = _elements(job, G, X, real)
-    residual, to_residual = _elements(job, RESIDUAL, X, real), _elements(job, TO_RESIDUAL, Y, real)
+    x, y = _elements(job, X, X, like), _elements(job, Y, Y, like)
+    g = _elements(job, G, X, like)
+    residual, to_residual = _elements(job, RESIDUAL, X, like), _elements(job, TO_RESIDUAL, Y, like)
     extra = (job[RESIDUAL] != 0, job[ACT], real_at(job, SLOPE))
+    adds, active = extra[0], extra[1] != 0
     flag, grids, sums = job[FLAG] != 0, grids_of(job), sums_of(job)
+    dz = numbers_for(x, 1, 0)[0]  # where it cannot be kept in a tensor; so far there is no room for any
     if kind <= BACKWARD_BLOCKS:
         samples, extent = job[SAMPLES], job[EXTENT]
+        width = job[CHANNELS] * job[SIZE]
+        if is_narrow(x) and (job[ACT] > RELU or (active and kind == BACKWARD_BLOCKS)):
+            dz = numbers_for(x, 1, extent * width)[0]
         code, constants, outputs = program(job)
         registers = np.empty((job[REGISTERS], extent, job[CHANNELS]))
         load(registers, extent, rows_of(job)[: job[ROWS]], job[SIZE], real_at(job, EPS), constants)
         while u < units:
             first, stop = u * extent, min((u + 1) * extent, samples)
+            i, j = first * width, stop * width
+            part, other, out = x[i:j], residual[i:j], y[i:j]
             if kind == FORWARD_BLOCKS:
-                _forward_block(x, residual, extra, y, shape, first, stop, code, registers, outputs, flag, grids)
+                _forward_block(part, other, extra, out, dz, shape, first, stop, code, registers, outputs, flag, grids)
+            elif is_narrow(x):
+                _backward_block(
+                    g[i:j], part, other, extra, dz[: j - i], False, out, shape, first, stop, code, registers, outputs,
+                    flag, grids, sums,
+                )  # fmt: skip
+                if adds:
+                    put(dz[: j - i], to_residual, i)
             else:
                 _backward_block(
-                    g, x, residual, extra, to_residual, y, shape, first, stop, code, registers, outputs, flag, grids,
-                    sums,
+                    g[i:j], part, other, extra, to_residual[i:j] if adds else out, not adds, out, shape, first, stop,
+                    code, registers, outputs, flag, grids, sums,
                 )  # fmt: skip
             unit_done(control)
             u = next_of_shares(shares, own, units, backwards)
         return
-    scratch = np.empty(0, real.dtype)
     while u < units:
         i, j, r, q, k, m = _part(job, u)
-        part, other, out = x[i:j], residual[i:j], y[i:j]
+        part, other, out, up = x[i:j], residual[i:j], y[i:j], g[i:j]
         scale, center, shift = _row(grids[2])[r:q], _row(grids[3])[r:q], _row(grids[4])[r:q]
+        apart = active and (is_narrow(x) or not adds) if kind >= DOTS else is_narrow(x) and job[ACT] > RELU
+        if apart and dz.size < j - i:
+            dz = numbers_for(x, 1, j - i)[0]
         if kind == MOMENTS:
             _moments(part, shape, _row(sums[0])[k:m], _row(sums[1])[k:m])
         elif kind == AFFINE:
-            _affine(part, other, extra, shape, scale, center, shift, out)
+            _activated(part, other, extra, shape, scale, center, shift, dz, out)
+        elif apart:
+            down = dz[: j - i]
+            _upstream(up, part, other, extra, shape, scale, center, shift, down)
+            if kind == DOTS:
+                _dots(down, part, shape, center, _row(sums[0])[k:m], _row(sums[1])[k:m])
+                if adds:
+                    put(down, to_residual, i)
+            else:  # dz once more: it was nowhere kept, or rounded
+                b, c = _row(sums[2])[r:q], _row(sums[3])[r:q]
+                _combine(down, part, shape, flag, False, center, scale, b, c, out)
         else:
-            up = g[i:j]
-            if extra[1] != 0:
-                if not extra[0] and scratch.size < j - i:
-                    scratch = np.empty(j - i, real.dtype)
-                down = to_residual[i:j] if extra[0] else scratch[: j - i]
-                if kind == DOTS or not extra[0]:
-                    _upstream(up, part, other, extra, shape, scale, center, shift, down)
-                up = down
+            if active:
+                if kind == DOTS:
+                    _upstream(up, part, other, extra, shape, scale, center, shift, to_residual[i:j])
+                up = to_residual[i:j]
             if kind == DOTS:
                 _dots(up, part, shape, center, _row(sums[0])[k:m], _row(sums[1])[k:m])
             else:
@@ -208,10 +232,26 @@ def _work_float64(job: int) -> None:
     _work(carray(pointer(job), (TABLE,), np.int64), np.empty(0, np.float64))
 
 
+def _work_bfloat16(job: int) -> None:
+    _work(carray(pointer(job), (TABLE,), np.int64), np.empty(0, BFLOAT16))
+
+
+def _work_float16(job: int) -> None:
+    _work(carray(pointer(job), (TABLE,), np.int64), np.empty(0, FLOAT16))
+
+
+_WORK = {
+    "float32": _work_float32,
+    "float64": _work_float64,
+    "bfloat16": _work_bfloat16,
+    "float16": _work_float16,
+}
+
+
 @cache
-def work(itemsize: int) -> int:
-    """Address of the work for elements of this many bytes (4: float32, 8: float64), compiled when first asked for."""
-    function: Any = cfunc(types.void(types.intp), cache=True)({4: _work_float32, 8: _work_float64}[itemsize])
+def work(dtype: Any) -> int:
+    """Address of the work for elements of this dtype, of NumPy or torch, compiled when first asked for."""
+    function: Any = cfunc(types.void(types.intp), cache=True)(_WORK[str(dtype).removeprefix("torch.")])
     _kept.append(function)
     return int(function.address)
 
@@ -221,11 +261,11 @@ _kept: list[Any] = []  # compiled code lives as long as its object
 
 @compiled
 def _forward_block(
-    x: Any, residual: Any, extra: Any, y: Any, shape: Any, first: int, stop: int, code: Any, registers: Any,
+    x: Any, residual: Any, extra: Any, y: Any, z: Any, shape: Any, first: int, stop: int, code: Any, registers: Any,
     outputs: Any, measures: bool, grids: Any,
 ) -> None:  # fmt: skip
     channels, last = shape[0], shape[2]
-    width = x.size // grids.shape[1]
+    width = x.size // (stop - first)
     mean, var = _row(registers[0]), _row(registers[1])
     scale, center, shift = (
         _row(registers[outputs[0, 0]]),
@@ -236,12 +276,12 @@ def _forward_block(
     if measures:
         for n in range(first, stop, step):
             p, q = (n - first) * channels, (n - first + step) * channels
-            _moments(x[n * width : (n + step) * width], shape, mean[p:q], var[p:q])
+            _moments(x[(n - first) * width : (n - first + step) * width], shape, mean[p:q], var[p:q])
     perform(code, registers)
     for n in range(first, stop, step):
         p, q = (n - first) * channels, (n - first + step) * channels
-        i, j = n * width, (n + step) * width
-        _affine(x[i:j], residual[i:j], extra, shape, scale[p:q], center[p:q], shift[p:q], y[i:j])
+        i, j = (n - first) * width, (n - first + step) * width
+        _activated(x[i:j], residual[i:j], extra, shape, scale[p:q], center[p:q], shift[p:q], z, y[i:j])
     i, j, q = first * channels, stop * channels, (stop - first) * channels
     copy(mean[:q], _row(grids[0])[i:j])
     copy(var[:q], _row(grids[1])[i:j])
@@ -252,24 +292,24 @@ def _forward_block(
 
 @compiled
 def _backward_block(
-    g: Any, x: Any, residual: Any, extra: Any, to_residual: Any, dx: Any, shape: Any, first: int, stop: int, code: Any,
-    registers: Any, outputs: Any, linear: bool, grids: Any, sums: Any,
+    g: Any, x: Any, residual: Any, extra: Any, down: Any, in_place: bool, dx: Any, shape: Any, first: int, stop: int,
+    code: Any, registers: Any, outputs: Any, linear: bool, grids: Any, sums: Any,
 ) -> None:  # fmt: skip
     channels, last = shape[0], shape[2]
-    width = x.size // grids.shape[1]
+    width = x.size // (stop - first)
     step = 1 if last else stop - first
     active = extra[1] != 0
     scale, center, shift = _row(grids[2]), _row(grids[3]), _row(grids[4])
     sum_g, sum_gx = _row(registers[2]), _row(registers[3])
-    down = to_residual if extra[0] else dx
     for n in range(first, stop, step):
-        i, j, r, q = n * width, (n + step) * width, n * channels, (n + step) * channels
+        i, j, r, q = (n - first) * width, (n - first + step) * width, n * channels, (n + step) * channels
         p = (n - first) * channels
-        up = g[i:j]
+        first_sum, second_sum = sum_g[p : p + q - r], sum_gx[p : p + q - r]
         if active:
-            _upstream(up, x[i:j], residual[i:j], extra, shape, scale[r:q], center[r:q], shift[r:q], down[i:j])
-            up = down[i:j]
-        _dots(up, x[i:j], shape, center[r:q], sum_g[p : p + q - r], sum_gx[p : p + q - r])
+            _upstream(g[i:j], x[i:j], residual[i:j], extra, shape, scale[r:q], center[r:q], shift[r:q], down[i:j])
+            _dots(down[i:j], x[i:j], shape, center[r:q], first_sum, second_sum)
+        else:
+            _dots(g[i:j], x[i:j], shape, center[r:q], first_sum, second_sum)
     i, j, q = first * channels, stop * channels, (stop - first) * channels
     copy(_row(grids[0])[i:j], _row(registers[0])[:q])
     copy(_row(grids[1])[i:j], _row(registers[1])[:q])
@@ -278,13 +318,13 @@ def _backward_block(
     perform(code, registers)
     b, c = _row(registers[outputs[0, 0]]), _row(registers[outputs[1, 0]])
     for n in range(first, stop, step):
-        i, j, r, q = n * width, (n + step) * width, n * channels, (n + step) * channels
+        i, j, r, q = (n - first) * width, (n - first + step) * width, n * channels, (n + step) * channels
         p = (n - first) * channels
-        up = down[i:j] if active else g[i:j]
-        _combine(
-            up, x[i:j], shape, linear, active and not extra[0], center[r:q], scale[r:q], b[p : p + q - r],
-            c[p : p + q - r], dx[i:j],
-        )  # fmt: skip
+        part, m, a, b_part, c_part = x[i:j], center[r:q], scale[r:q], b[p : p + q - r], c[p : p + q - r]
+        if active:
+            _combine(down[i:j], part, shape, linear, in_place, m, a, b_part, c_part, dx[i:j])
+        else:
+            _combine(g[i:j], part, shape, linear, False, m, a, b_part, c_part, dx[i:j])
     i, j, q = first * channels, stop * channels, (stop - first) * channels
     for k in range(2, len(outputs)):
         copy(_row(registers[outputs[k, 0]])[:q], _row(sums[2 + k])[i:j])
@@ -313,7 +353,7 @@ def _moments(x: Any, shape: Any, mean: Any, var: Any) -> None:
 def _affine(x: Any, residual: Any, extra: Any, shape: Any, scale: Any, center: Any, shift: Any, y: Any) -> None:
     channels, size, last, lanes = shape
     add, act, slope = extra
-    grid = np.empty((3, max(lanes, center.size)), x.dtype)
+    grid = numbers_for(x, 3, max(lanes, center.size))
     a, m, t = grid[0], grid[1], grid[2]
     copy(scale, a)
     copy(center, m)
@@ -330,6 +370,19 @@ def _affine(x: Any, residual: Any, extra: Any, shape: Any, scale: Any, center: A
 
 
 @compiled
+def _activated(
+    x: Any, residual: Any, extra: Any, shape: Any, scale: Any, center: Any, shift: Any, spare: Any, y: Any
+) -> None:
+    """`_affine`, by way of spare memory where the activation needs numbers and y has halves."""
+    if is_narrow(x) and extra[1] > RELU:
+        z = spare[: x.size]
+        _affine(x, residual, extra, shape, scale, center, shift, z)
+        put(z, y, 0)
+    else:
+        _affine(x, residual, extra, shape, scale, center, shift, y)
+
+
+@compiled
 def _upstream(
     g: Any, x: Any, residual: Any, extra: Any, shape: Any, scale: Any, center: Any, shift: Any, dz: Any
 ) -> None:
@@ -341,7 +394,7 @@ def _upstream(
 @compiled
 def _dots(g: Any, x: Any, shape: Any, center: Any, sum_g: Any, sum_gx: Any) -> None:
     channels, size, last, lanes = shape
-    grid = np.empty((1, max(lanes, center.size)), x.dtype)
+    grid = numbers_for(x, 1, max(lanes, center.size))
     copy(center, grid[0])
     if last:
         _repeat(grid, channels)
@@ -368,7 +421,7 @@ def _combine(
         nothing = np.zeros(a.size)
         _affine(g, g, (False, 0, 0.0), shape, a, nothing, nothing, dx)
         return
-    grid = np.empty((4, max(lanes, center.size)), x.dtype)
+    grid = numbers_for(x, 4, max(lanes, center.size))
     copy(center, grid[0])
     copy(a, grid[1])
     copy(b, grid[2])

@@ -1,7 +1,7 @@
 """Compiled kernels for NumPy arrays and views of CPU tensors, in both memory orders.
 
-They are of float32 and float64. Half precision is converted to float32 as a whole (`_half`), and the answer back,
-which rounds once.
+They compute in float32 and float64. Half precision is widened to float32 as it is loaded, and rounded once as it is
+stored (`_narrow`).
 
 A norm that stays within samples is run a block of samples at a time: moments, grid program and affine map while the
 block is in cache, so that x is read from memory once (and g and x once in the backward pass). A norm that pools over
@@ -15,9 +15,9 @@ A call fills in the addresses in a list of numbers that is prepared once for a r
 hands it to a C function: on small tensors the way there counts more than the work.
 
 The code: `_rows` the four kernels on rows of elements, `_ahead` how they ask for memory before they need it,
-`_activations` what is applied to their result, `_machine` the grid program, `_work` all three on a unit of work,
-`_counters` and `_team` the threads that share the units, `_job` the numbers that they share, `_passes` a whole
-direction.
+`_narrow` halves, `_activations` what is applied to their result, `_machine` the grid program, `_work` all three on a
+unit of work, `_counters` and `_team` the threads that share the units, `_job` the numbers that they share, `_passes` a
+whole direction.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import numpy as np
 from normlab.activations import NAMES, Activation
 from normlab.application import Recipe
 from normlab.layout import Layout, empty_like, is_real
-from normlab.planes import _half, _passes
+from normlab.planes import _passes
 from normlab.planes._job import (
     ACT,
     CHANNELS,
@@ -46,7 +46,6 @@ from normlab.planes._job import (
     FLAG,
     FOLDED,
     GROUP,
-    ITEMSIZE,
     LANES,
     LAST,
     LENGTH,
@@ -145,15 +144,6 @@ def forward(
     residual: Any = None,
     update: tuple[Any, Any, float] | None = None,
 ) -> Saved:
-    if x.itemsize == _half.BYTES:
-        given = [x] if residual is None else [x, residual]
-        with _half.float32(x, 1 + len(given)) as (y, *wide):
-            for to, narrow in zip(wide, given, strict=True):
-                to[...] = narrow
-            added = None if residual is None else wide[1]
-            saved = forward(recipe, layout, wide[0], params, running, eps, y, act, added, update)
-            out[...] = y
-        return saved
     plan = _planned(recipe, layout, x, act)
     memory = np.empty(plan.numbers)
     job = plan.forward[:]
@@ -186,17 +176,6 @@ def backward(
     residual: Any = None,
     to_residual: Any = None,
 ) -> list[Any]:
-    if x.itemsize == _half.BYTES:
-        given, found = ([x, g], [out]) if residual is None else ([x, g, residual], [out, to_residual])
-        with _half.float32(x, len(given) + len(found)) as wide:
-            for to, narrow in zip(wide, given, strict=False):
-                to[...] = narrow
-            (wide_x, wide_g, *added), (dx, *kept) = wide[: len(given)], wide[len(given) :]
-            rest = (added[0], kept[0]) if residual is not None else ()
-            grads = backward(saved, layout, wide_x, wide_g, dx, params, *rest)
-            for narrow, answer in zip(found, (dx, *kept), strict=True):
-                narrow[...] = answer
-        return grads
     plan = saved.plan
     job = plan.backward[:]
     job[X], job[G], job[Y] = _address(x), _address(g), _address(out)
@@ -232,7 +211,7 @@ def restored(
 
 
 def _planned(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Plan:
-    key = (x.shape, layout, x.itemsize != 8, act)
+    key = (x.shape, layout, x.dtype, act)
     plan = recipe.plans.get(key)
     if plan is None:
         if len(recipe.plans) >= _KEPT:
@@ -243,14 +222,14 @@ def _planned(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> 
 
 def _plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Plan:
     n, channels, stretch = layout.sizes(x)
-    itemsize = max(x.itemsize, 4)
+    itemsize = max(x.itemsize, 4)  # of what is computed with
     last = layout.channels_last
     # what is per channel only does not tell samples apart: together they are one, of planes in pieces
     folded = n if recipe.entry.per_channel and not last else 1
     sizes = n, channels, size = n // folded, channels, stretch * folded
     programs = trace(recipe, n, channels)
     common = array("q", bytes(8 * TABLE))
-    common[WORK], common[ITEMSIZE] = work(itemsize), itemsize
+    common[WORK] = work(x.dtype)
     common[SAMPLES], common[CHANNELS], common[SIZE], common[LAST] = *sizes, last
     common[LANES] = lanes = max(1, _LANES // channels) * channels if last else 0
     common[FOLDED], common[STRETCH] = folded, stretch

@@ -70,32 +70,32 @@ class Saved:
 def forward(x: Any, weight: Any, bias: Any, eps: float, centred: bool, y: Any) -> Saved:
     """Write y = h * weight + bias for x (R, D), h standardized over D, or x (N, C, S), over C; y is contiguous.
 
-    weight and bias are contiguous, of x's dtype, or None. The last stride of x is one element.
+    weight and bias are contiguous, of x's dtype or for halves float32, or None. The last stride of x is one element.
     """
-    sizes, x_strides = tuple(x.shape), _strides(x)
-    job = _job(sizes, x.itemsize, centred, False, False)[:]
-    kept = np.empty(KEPT_NUMBERS * sizes[0] * (sizes[2] if len(sizes) == 3 else 1), f"f{x.itemsize}")
+    sizes, x_strides, itemsize = tuple(x.shape), _strides(x), max(x.itemsize, 4)
+    job = _job(sizes, x.dtype, itemsize, centred, False, False)[:]
+    kept = np.empty(KEPT_NUMBERS * sizes[0] * (sizes[2] if len(sizes) == 3 else 1), f"f{itemsize}")
     job[X], job[Y], job[KEPT], job[EPS] = _address(x), _address(y), _address(kept), bits(eps)
     job[X_OUTER], job[X_STEP] = x_strides[0], x_strides[1]
-    job[WEIGHT] = _address(_constant(1.0, sizes[1], x.itemsize) if weight is None else weight)
-    job[BIAS] = _address(_constant(0.0, sizes[1], x.itemsize) if bias is None else bias)
-    _share(direction(False, x.itemsize), job, x)
+    job[WEIGHT] = _address(_constant(1.0, sizes[1], itemsize) if weight is None else weight)
+    job[BIAS] = _address(_constant(0.0, sizes[1], itemsize) if bias is None else bias)
+    _share(direction(False, itemsize), job, x)
     return Saved(kept, centred)
 
 
 def backward(saved: Saved, x: Any, weight: Any, g: Any, dx: Any, d_weight: Any, d_bias: Any) -> None:
     """Write dx, contiguous, and the gradients of weight and bias where they are not None; arrays as in `forward`."""
-    sizes, x_strides, g_strides = tuple(x.shape), _strides(x), _strides(g)
+    sizes, x_strides, g_strides, itemsize = tuple(x.shape), _strides(x), _strides(g), max(x.itemsize, 4)
     learns = d_weight is not None or d_bias is not None
-    job = _job(sizes, x.itemsize, saved.centred, True, learns)[:]
+    job = _job(sizes, x.dtype, itemsize, saved.centred, True, learns)[:]
     job[X], job[G], job[Y], job[KEPT] = _address(x), _address(g), _address(dx), _address(saved.kept)
     job[X_OUTER], job[X_STEP], job[G_OUTER], job[G_STEP] = x_strides[0], x_strides[1], g_strides[0], g_strides[1]
-    job[WEIGHT] = _address(_constant(1.0, sizes[1], x.itemsize) if weight is None else weight)
-    sums = np.empty(2 * job[TO_DO] * sizes[1] if learns else 0, f"f{x.itemsize}")
+    job[WEIGHT] = _address(_constant(1.0, sizes[1], itemsize) if weight is None else weight)
+    sums = np.empty(2 * job[TO_DO] * sizes[1] if learns else 0, f"f{itemsize}")
     job[SUMS] = _address(sums)
     job[D_WEIGHT] = 0 if d_weight is None else _address(d_weight)
     job[D_BIAS] = 0 if d_bias is None else _address(d_bias)
-    _share(direction(True, x.itemsize), job, x)
+    _share(direction(True, itemsize), job, x)
 
 
 def restored(x: Any, kept: Any, centred: bool) -> Saved:
@@ -109,11 +109,11 @@ def kept_dtype(x: Any, dtype: Any) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def _job(sizes: tuple[int, ...], itemsize: int, centred: bool, backward: bool, learns: bool) -> array:
-    """The numbers that are the same in every call with these sizes."""
+def _job(sizes: tuple[int, ...], dtype: Any, itemsize: int, centred: bool, backward: bool, learns: bool) -> array:
+    """The numbers that are the same in every call with these sizes; `itemsize` is that of numbers."""
     outer, size, inner = sizes if len(sizes) == 3 else (*sizes, 0)
     job = array("q", bytes(8 * NUMBERS))
-    job[WORK], job[BACKWARD], job[CENTRED], job[LEARNS] = work(itemsize), backward, centred, learns
+    job[WORK], job[BACKWARD], job[CENTRED], job[LEARNS] = work(dtype), backward, centred, learns
     job[ITEMSIZE] = itemsize
     job[OUTER], job[SIZE], job[INNER] = outer, size, inner
     position_bytes = size * itemsize * (2 if backward else 1)

@@ -150,7 +150,7 @@ class Training:
         self.model.to(self.device)
         if self.memory_format is not torch.contiguous_format:  # else a network's own arrangement stays
             self.model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        self.norms_dtype = precision.prepare(self.model, cell.precision, self.device)
+        self.norms_dtype = precision.check(cell.precision, self.device)
         self.optimizer = make_optimizer(self.model, cell)
         self.standardize = Standardizer(dataset.channel_mean, dataset.channel_std, self.device)
         self.train_feed, self.val_feed = (Feed(split, self.device) for split in (dataset.train, dataset.val))

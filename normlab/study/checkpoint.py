@@ -96,7 +96,7 @@ def state_of(training: Training) -> State:
         tensors["predictions"] = torch.cat(training.progress.predictions)
     facts = {
         "cell": asdict(training.cell),
-        "code": TRAINING_CODE,
+        "code": TRAINING_CODE[training.cell.precision],
         "threads": torch.get_num_threads(),
         "records": training.records,
         "progress": {k: getattr(training.progress, k) for k in ("step", "seconds", "loss_sum")},
@@ -107,7 +107,7 @@ def state_of(training: Training) -> State:
 
 def apply_state(training: Training, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Bring a training to a state. Raises Damaged if it is that of another training."""
-    if facts["cell"] != asdict(training.cell) or facts["code"] != TRAINING_CODE:
+    if facts["cell"] != asdict(training.cell) or facts["code"] != TRAINING_CODE[training.cell.precision]:
         raise Damaged("it belongs to another training")
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     try:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normlab.errors import UsageError
+from normlab.study import spec
 from normlab.study.spec import Cell, make_spec
 
 from .conftest import make_cell
@@ -55,7 +56,8 @@ def test_the_order_of_settings_and_lists_never_matters(order: list[str], norms: 
 def test_every_field_of_a_cell_is_part_of_its_key(name: str) -> None:
     cell = make_cell()
     value = getattr(cell, name)
-    other = replace(cell, **{name: value + 1 if isinstance(value, int | float) else value + "x"})
+    other = {"precision": "bf16"}.get(name, value + 1 if isinstance(value, int | float) else value + "x")
+    other = replace(cell, **{name: other})
     assert other.key("d") != cell.key("d")
 
 
@@ -63,7 +65,7 @@ def test_other_data_and_other_training_code_are_other_cells(monkeypatch: pytest.
     cell = make_cell()
     before = cell.key("d")
     assert cell.key("e") != before
-    monkeypatch.setattr("normlab.study.spec.TRAINING_CODE", 10_000)
+    monkeypatch.setitem(spec.TRAINING_CODE, "float32", 10_000)
     assert cell.key("d") != before
 
 
