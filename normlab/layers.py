@@ -215,6 +215,24 @@ class BatchNorm(_BatchStatistics, _BatchNorm):
     there is one value per channel. Ioffe & Szegedy 2015, arXiv:1502.03167.
     """
 
+    @property
+    def qconfig(self) -> Any:
+        """How torch would quantize the layer. Its converters to other layers ask whether there is such a thing; they
+        would lose the activation, so of a layer that has one they are refused with a RuntimeError.
+        """
+        if self.act is not None:
+            raise RuntimeError(
+                f"{self._title()}: a layer of torch's in its place would leave out act={str(self.act)!r}; "
+                "normlab.distributed.synchronize pools statistics over processes"
+            )
+        if "_qconfig" not in self.__dict__:
+            raise AttributeError("qconfig")
+        return self.__dict__["_qconfig"]
+
+    @qconfig.setter
+    def qconfig(self, value: Any) -> None:
+        self.__dict__["_qconfig"] = value
+
 
 class BatchInstanceNorm(_BatchStatistics):
     """Batch-instance normalization: a learned gate per channel between batch and instance normalization.

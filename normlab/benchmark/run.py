@@ -72,7 +72,7 @@ def run(plan: Plan) -> dict[str, Any]:
         if not images:
             raise UsageError(f"--norms {','.join(plan.norms or ())}: --{part} is about norms of images, such as bn,gn")
         if part == "step":
-            results[part] = [step.measure(norm, plan.rounds, device, plan.with_compiled) for norm in images]
+            results[part] = [step.measure(norm, plan.rounds, device, plan.with_compiled, plan.dtype) for norm in images]
             _print(step.lines(results[part]), out)
         elif part == "exactness":
             chosen = images if plan.norms else NORMS
@@ -116,10 +116,9 @@ def _step_of_model(plan: Plan, device: str) -> dict[str, Any]:
     assert plan.model is not None
     assert plan.model_input is not None
     net = models.load(plan.model, plan.model_input, lambda channels: stock("bn", channels))
-    models.works_of(net, plan.model_input, "channels_first", plan.dtype, device, plan.model)  # refuses a wrong input
+    models.works_of(net, plan.model_input, "channels_first", "float32", device, plan.model)  # refuses a wrong input
     return step.measure_model(
-        net, plan.model, plan.model_input, plan.rounds, device, plan.with_compiled,
-        dtype=plan.dtype, layouts=plan.layouts,
+        net, plan.model, plan.model_input, plan.rounds, device, plan.with_compiled, plan.dtype, layouts=plan.layouts
     )  # fmt: skip
 
 

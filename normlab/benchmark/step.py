@@ -30,6 +30,7 @@ def measure(
     rounds: int,
     device: str = "cpu",
     with_compiled: bool = False,
+    dtype: str = "float32",
     *,
     model: str = MODEL,
     batch: int = BATCH,
@@ -37,14 +38,16 @@ def measure(
 ) -> dict[str, Any]:
     """Milliseconds of forward, cross-entropy, backward and SGD with momentum, in each layout and kind.
 
+    In half precision weights stay float32, and the network is run under autocast.
+
     `ratio` is the fastest of torch's variants over our fastest, the median of each round's; all variants take turns
     in the same rounds and start from the same weights.
     """
 
     def step(kind: str, layout: str) -> Callable[[], None]:
-        return make_step(kind, norm, layout, device, model, batch, image_size)
+        return make_step(kind, norm, layout, device, model, batch, image_size, dtype)
 
-    setting = f"{model}, {norm}, batch {batch}, {image_size}x{image_size}"
+    setting = f"{model}, {norm}, batch {batch}, {image_size}x{image_size}, {dtype}"
     facts = {"norm": norm, "model": model, "batch": batch, "image_size": image_size, "setting": setting}
     return {**facts, "loss": "cross-entropy", **_compared(step, rounds, device, with_compiled)}
 
@@ -56,16 +59,17 @@ def measure_model(
     rounds: int,
     device: str = "cpu",
     with_compiled: bool = False,
-    *,
     dtype: str = "float32",
+    *,
     layouts: Sequence[str] = LAYOUTS,
 ) -> dict[str, Any]:
     """As `measure`, of a model with torch's norms on random inputs of this shape; the loss is its mean squared output.
 
     Ours is the same model after `normlab.fuse_norms`, or where that is refused (`not_fused` says why), `swap_norms`.
     """
-    net = net.to(device, getattr(torch, dtype)).train()
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, getattr(torch, dtype))
+    held = torch.float64 if dtype == "float64" else torch.float32
+    net = net.to(device, held).train()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, held)
     ours, not_fused = deepcopy(net), None
     try:
         ours = fuse_norms(ours, x)
@@ -77,7 +81,7 @@ def measure_model(
         if layout == "channels_last" and len(shape) in (4, 5):
             last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
             made = made.to(memory_format=last)  # type: ignore[call-overload]
-        return _step(kind, made, arrange(x, layout), _mean_square)
+        return _step(kind, made, arrange(x, layout), _mean_square, dtype)
 
     facts = {"model": name, "input": list(shape), "setting": f"{name}, input {'x'.join(map(str, shape))}, {dtype}"}
     compared = _compared(step, rounds, device, with_compiled, layouts)
@@ -109,7 +113,14 @@ def _compared(
 
 
 def make_step(
-    kind: str, norm: str, layout: str, device: str, model: str = MODEL, batch: int = BATCH, image_size: int = SIZE
+    kind: str,
+    norm: str,
+    layout: str,
+    device: str,
+    model: str = MODEL,
+    batch: int = BATCH,
+    image_size: int = SIZE,
+    dtype: str = "float32",
 ) -> Callable[[], None]:
     """A training step as a function; `kind` is "ours", "recomputed" (`normlab.recomputed_outputs`), "eager" or
     "compiled".
@@ -122,18 +133,22 @@ def make_step(
     net = made.to(memory_format=torch.channels_last) if last else made  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, image_size, image_size, generator=generator).to(device)
+    if dtype == "float64":
+        net, images = net.double(), images.double()
     labels = torch.randint(10, (batch,), generator=generator).to(device)
-    return _step(kind, net, arrange(images, layout), lambda logits: F.cross_entropy(logits, labels))
+    return _step(kind, net, arrange(images, layout), lambda logits: F.cross_entropy(logits, labels), dtype)
 
 
-def _step(kind: str, net: nn.Module, x: Tensor, loss_of: Callable[[Any], Tensor]) -> Callable[[], None]:
+def _step(kind: str, net: nn.Module, x: Tensor, loss_of: Callable[[Any], Tensor], dtype: str) -> Callable[[], None]:
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
     run = compiled(net) if kind == "compiled" else net
     keeping = recomputed_outputs if kind == "recomputed" else nullcontext
 
+    precision = getattr(torch, dtype)
+
     def step() -> None:
         optimizer.zero_grad()
-        with keeping():
+        with keeping(), torch.autocast(x.device.type, precision, enabled=precision.itemsize == 2):
             loss = loss_of(run(x))
         loss.backward()
         optimizer.step()

@@ -31,7 +31,7 @@ class SharedTraining(Training):
         check_synchronizable(self.model, device)
         synchronize(self.model)
         if device != "cpu":
-            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # torch's own; the parameters stay the same objects
+            _synchronize_stock(self.model)
         self._parallel = DistributedDataParallel(self.model)
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,6 +50,15 @@ class SharedTraining(Training):
     def backend(self) -> str:
         synchronized = any(isinstance(module, Norm) and pools_samples(module) for module in self.model.modules())
         return "reference" if synchronized else super().backend()
+
+
+def _synchronize_stock(module: nn.Module) -> None:
+    """Pool the statistics of torch's own batch norms; the parameters stay the same objects."""
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm) and not isinstance(child, Norm):
+            setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+        else:
+            _synchronize_stock(child)
 
 
 def check_synchronizable(model: nn.Module, device: str) -> None:

@@ -86,6 +86,18 @@ def test_a_model_is_measured_against_itself_fused() -> None:
     assert type(net[1]) is nn.BatchNorm2d
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_a_step_in_another_precision(dtype: str) -> None:
+    seen: set[torch.dtype] = set()
+    hook = nn.modules.module.register_module_forward_hook(lambda _, __, y: seen.add(y.dtype))
+    try:
+        found = step.measure("bn", 1, "cpu", False, dtype, **TINY)
+    finally:
+        hook.remove()
+    assert getattr(torch, dtype) in seen
+    assert dtype in next(step.lines([found]))
+
+
 def test_a_slower_step_is_marked() -> None:
     found = step.measure("bn", 1, **TINY)
     assert "(slower)" in "".join(step.lines([{**found, "ratio": 0.9}]))

@@ -265,6 +265,28 @@ def test_layers_are_found_by_torchs_classes() -> None:
     same(dict(averaged.named_buffers()), dict(want.named_buffers()))
 
 
+def test_a_converter_may_not_lose_an_activation() -> None:
+    """Bug: made a batch norm of torch's class, a layer was converted to torch's SyncBatchNorm without its ReLU."""
+    convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    assert type(convert(nn.Sequential(layers.BatchNorm(4)))[0]) is nn.SyncBatchNorm
+    with pytest.raises(RuntimeError, match=r"would leave out act='relu'; normlab\.distributed\.synchronize"):
+        convert(nn.Sequential(layers.BatchNorm(4, act="relu")))
+    layer = layers.BatchNorm(4)
+    assert not hasattr(layer, "qconfig")
+    layer.qconfig = "any"
+    assert copy.deepcopy(layer).qconfig == "any"
+
+
+def test_only_torchs_own_layers_become_torchs_synchronized_ones() -> None:
+    from normlab.study.shared import _synchronize_stock
+
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(layers.BatchNorm(4, act="relu"), nn.BatchNorm2d(4)))
+    weight = model[1][1].weight
+    _synchronize_stock(model)
+    assert [type(m) for m in (model[0], *model[1])] == [nn.SyncBatchNorm, layers.BatchNorm, nn.SyncBatchNorm]
+    assert model[1][1].weight is weight
+
+
 @pytest.mark.parametrize("metadata", [True, False])
 def test_checkpoints_from_before_there_was_a_counter(metadata: bool) -> None:
     """Bug: without `num_batches_tracked` a checkpoint did not load, as it does in torch."""
