@@ -8,8 +8,8 @@ from __future__ import annotations
 from bench import engine, scratch
 from normlab.benchmark.machine import choose_device
 from normlab.benchmark.run import Plan, run
-from normlab.benchmark.sides import check_compiler
 from normlab.errors import UsageError
+from normlab.study.compiling import check_compiler
 
 
 def main() -> None:

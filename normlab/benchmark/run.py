@@ -13,12 +13,13 @@ import torch
 
 from normlab.benchmark import chart, exactness, layers, machine, memory, step
 from normlab.benchmark import model as models
-from normlab.benchmark.sides import check_compiler, stock, stock_layer
+from normlab.benchmark.sides import stock, stock_layer
 from normlab.benchmark.summary import per_step, summarize
 from normlab.benchmark.table import LEGEND, Table, per_step_lines, summary_lines
 from normlab.benchmark.timing import keep_memory
 from normlab.benchmark.work import FORMS, LAYOUTS, NORMS, POSITION_NORMS, SHAPES, Work, grid, shape_above
 from normlab.errors import UsageError
+from normlab.study.compiling import check_compiler
 from normlab.study.environment import available_cores
 
 SCHEMA = 1  # of the JSON; grows when a field changes its meaning

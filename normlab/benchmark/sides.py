@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from importlib.util import find_spec
-from os import environ
 from typing import Any
 
 import torch
@@ -106,15 +103,6 @@ def compiled(layer: nn.Module) -> Any:
 def forget_compiled() -> None:
     """Forget what was compiled before: after eight variants of one function, torch.compile gives up on it."""
     torch.compiler.reset()
-
-
-def check_compiler(device: str) -> None:
-    """Raise UsageError unless torch.compile has what it needs here: a C++ compiler, and on a GPU Triton."""
-    names = [environ["CXX"]] if "CXX" in environ else ["g++", "clang++", "c++"]
-    if not any(shutil.which(name) for name in names):
-        raise UsageError(f"--compile needs a C++ compiler ({' or '.join(names)} on the PATH); install one, or leave it")
-    if device.startswith("cuda") and find_spec("triton") is None:
-        raise UsageError("--compile on a CUDA device needs triton; install it, or leave --compile out")
 
 
 def make_step(layer: Any, work: Work, device: str) -> Callable[[], None]:

@@ -27,6 +27,7 @@ from normlab.errors import DataError
 from normlab.layers import constrain, parameter_groups
 from normlab.models import ResNet, build_model
 from normlab.study import precision
+from normlab.study.compiling import begin_step, compiled
 from normlab.study.feed import Feed
 from normlab.study.schedule import learning_rate_factor
 from normlab.study.spec import Cell
@@ -151,6 +152,7 @@ class Training:
         if self.memory_format is not torch.contiguous_format:  # else a network's own arrangement stays
             self.model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.norms_dtype = precision.check(cell.precision, self.device)
+        self.in_steps: Any = compiled(self.model, self.device) if cell.compiled else self.model
         self.optimizer = make_optimizer(self.model, cell)
         self.standardize = Standardizer(dataset.channel_mean, dataset.channel_std, self.device)
         self.train_feed, self.val_feed = (Feed(split, self.device) for split in (dataset.train, dataset.val))
@@ -203,6 +205,8 @@ class Training:
         """One update from the images at `index`; the generator's state depends on seed, epoch and step alone."""
         torch.manual_seed(derive(self.cell.seed, "dropout", epoch, self.progress.step))
         generator = torch.Generator().manual_seed(derive(self.cell.seed, "augmentation", epoch, self.progress.step))
+        if self.cell.compiled:
+            begin_step(self.device)
         images, labels = self.train_feed[index]
         images = augment(images, generator, crop="crop" in self.cell.augment, flip="flip" in self.cell.augment)
         loss, mean, predictions = self.forward(images, labels)
@@ -230,7 +234,7 @@ class Training:
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What to differentiate, the mean loss over the batch, and the predicted classes."""
-        logits = self.logits(self.model, images)
+        logits = self.logits(self.in_steps, images)
         loss = functional.cross_entropy(logits, labels)
         return loss, loss.detach(), logits.detach().argmax(1)
 

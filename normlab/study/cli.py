@@ -36,6 +36,7 @@ _SETTINGS: dict[str, tuple[tuple[str, ...], str, str | bool, Any]] = {
         list[str],
     ),
     "precision": (("--precision",), "float32, or bf16 for convolutions in bfloat16.", "float32", str),
+    "compile": (("--compile",), "Compile the training steps; on a GPU as CUDA graphs.", False, bool),
     "tune": (("--tune",), "Choose lr, weight-decay, dropout for each norm by validation first.", False, str),
     "trials": (("--trials",), "Trials of tuning for each norm.", "9 for lr, 12 for more", int),
     "seeds": (("--seeds",), "How many seeds, or which (0,1,5).", "1", str),

@@ -19,7 +19,7 @@ JSON, CSV = "results.json", "results.csv"
 METRICS = ("loss", "accuracy", "micro_f1", "macro_f1")
 SETTINGS = (
     "norm", "model", "seed", "epochs", "batch_size", "optimizer", "lr", "schedule", "momentum", "weight_decay",
-    "dropout", "augment", "precision",
+    "dropout", "augment", "precision", "compiled",
 )  # fmt: skip
 COLUMNS = (
     *(name if name != "epochs" else "planned_epochs" for name in SETTINGS),

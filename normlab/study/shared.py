@@ -27,6 +27,8 @@ class SharedTraining(Training):
     """A training that the processes of `torch.distributed`'s group do together; each must do every step of it."""
 
     def __init__(self, cell: Cell, dataset: Dataset, device: str = "cpu") -> None:
+        if cell.compiled:
+            raise UsageError("--compile is for cells of one process each; leave it out, or start without torchrun")
         super().__init__(cell, dataset, device)
         check_synchronizable(self.model, device)
         synchronize(self.model)

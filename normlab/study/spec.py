@@ -51,10 +51,13 @@ class Cell:
     dropout: float
     augment: str
     precision: str = "float32"
+    compiled: bool = False
 
     def key(self, data_hash: str) -> str:
         """Identity of this training on that data: the same configuration, however written, has the same key."""
         facts = {**asdict(self), "data": data_hash, "code": TRAINING_CODE[self.precision]}
+        if not self.compiled:  # nor was there a choice when the first cells were named
+            del facts["compiled"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
     def label(self) -> str:
@@ -139,6 +142,7 @@ class StudySpec(BaseModel):
     schedule: str = "step:75%,95%"
     momentum: float = Field(0.9, ge=0, lt=1)
     precision: str = "float32"
+    compile: bool = False
     tune: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     trials: int | None = Field(None, gt=1)
 
@@ -192,6 +196,7 @@ class StudySpec(BaseModel):
             Cell(
                 norm, model, seed, epochs, batch_size, optimizer, lr, self.schedule,
                 self.momentum if optimizer == "sgd" else 0.0, decay, dropout, setting, self.precision,
+                self.compile,
             )
             for seed, model, batch_size, optimizer, lr, epochs, decay, dropout, setting, norm in axes
         )  # fmt: skip

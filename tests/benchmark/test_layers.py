@@ -10,6 +10,7 @@ import torch
 from normlab.benchmark import layers, sides, work
 from normlab.benchmark.work import Work, grid
 from normlab.errors import DataError, UsageError
+from normlab.study import compiling
 
 from .conftest import Turns
 
@@ -60,7 +61,7 @@ def test_the_compiled_side_is_the_stock_layer_compiled(timed: Turns, monkeypatch
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its own compiler
 def test_torch_compile_compiles_the_stock_layer() -> None:
     try:
-        sides.check_compiler("cpu")
+        compiling.check_compiler("cpu")
     except UsageError as error:
         pytest.skip(str(error))
     row = layers.measure(Work("gn", (2, 8, 4, 4), residual=True, act="relu"), rounds=1, with_compiled=True)
@@ -70,7 +71,7 @@ def test_torch_compile_compiles_the_stock_layer() -> None:
 def test_without_a_compiler_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UsageError, match=r"C\+\+ compiler \(no-such-compiler on the PATH\)"):
-        sides.check_compiler("cpu")
+        compiling.check_compiler("cpu")
 
 
 @pytest.mark.filterwarnings("ignore::normlab.planes.BackendWarning")

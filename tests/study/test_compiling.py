@@ -1,0 +1,93 @@
+"""Compiled training steps: what is learned is the same, and a cell is known by it."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from normlab.data import Dataset
+from normlab.errors import UsageError
+from normlab.study.cell import Training, train_cell
+from normlab.study.checkpoint import CheckpointDirectory
+from normlab.study.spec import Cell, make_spec
+
+from .conftest import make_cell
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # by torch, of what its compiler uses
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that torch.compile does before it writes code."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("norm", ["bn", "bin", "gn", "none", "torch-bn"])
+def test_it_learns_the_same(norm: str, dataset: Dataset) -> None:
+    """With a last batch of another size, and evaluations in between."""
+    eager = train_cell(make_cell(norm=norm, epochs=2, batch_size=20), dataset)
+    compiled = train_cell(make_cell(norm=norm, epochs=2, batch_size=20, compiled=True), dataset)
+    for one, other in zip(eager.epochs, compiled.epochs, strict=True):
+        assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
+        assert other["val_loss"] == pytest.approx(one["val_loss"], rel=1e-3)
+    assert compiled.status == "done"
+
+
+@needs_compiler
+def test_by_the_real_compiler(dataset: Dataset) -> None:
+    eager = train_cell(make_cell(epochs=1), dataset)
+    compiled = train_cell(make_cell(epochs=1, compiled=True), dataset)
+    assert compiled.epochs[0]["train_loss"] == pytest.approx(eager.epochs[0]["train_loss"], rel=1e-3)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_killed_training_goes_on_as_it_would_have(dataset: Dataset, tmp_path: Path) -> None:
+    cell = make_cell(epochs=2, compiled=True)
+    whole = train_cell(cell, dataset)
+    train_cell(cell, dataset, checkpoints=CheckpointDirectory(tmp_path, print), until=1)
+    rest = train_cell(cell, dataset, checkpoints=CheckpointDirectory(tmp_path, print))
+    assert [e["val_loss"] for e in rest.epochs] == [e["val_loss"] for e in whole.epochs]
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_ninth_network_is_compiled_too(dataset: Dataset) -> None:
+    """torch.compile gives up on a function of which it has compiled eight variants; an error is made of that here."""
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for seed in range(10):
+            training = Training(make_cell(epochs=1, compiled=True, seed=seed), dataset)
+            images, labels = training.train_feed[slice(0, 16)]
+            training.forward(images, labels)
+
+
+def test_a_cell_is_known_by_it() -> None:
+    assert make_cell(compiled=True).key("data") != make_cell().key("data")
+
+
+def test_cells_from_before_there_was_a_choice_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = make_cell()
+    key = cell.key("data")
+    facts = asdict(cell)
+    del facts["compiled"]
+    assert Cell(**facts).key("data") == key
+    monkeypatch.setattr("normlab.study.spec.asdict", lambda cell: {**facts, "compiled": False})
+    assert cell.key("data") == key
+
+
+def test_a_study_is_compiled_or_not() -> None:
+    assert all(cell.compiled for cell in make_spec({"compile": True}).cells(100))
+    assert not any(cell.compiled for cell in make_spec({}).cells(100))
+
+
+def test_without_a_compiler_it_is_said(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match="--compile needs a C\\+\\+ compiler"):
+        Training(make_cell(compiled=True), dataset)
