@@ -143,7 +143,7 @@ def _work(job: Any, like: Any) -> None:
     extra = (job[RESIDUAL] != 0, job[ACT], real_at(job, SLOPE))
     adds, active = extra[0], extra[1] != 0
     flag, grids, sums = job[FLAG] != 0, grids_of(job), sums_of(job)
-    dz = numbers_for(x, 1, 0)[0]  # where it cannot be kept in a tensor; so far there is no room for any
+    dz = numbers_for(x, 1, 0)[0]  # (or z) where it cannot be kept in a tensor; so far there is no room for any
     if kind <= BACKWARD_BLOCKS:
         samples, extent = job[SAMPLES], job[EXTENT]
         width = job[CHANNELS] * job[SIZE]
@@ -177,7 +177,10 @@ def _work(job: Any, like: Any) -> None:
         i, j, r, q, k, m = _part(job, u)
         part, other, out, up = x[i:j], residual[i:j], y[i:j], g[i:j]
         scale, center, shift = _row(grids[2])[r:q], _row(grids[3])[r:q], _row(grids[4])[r:q]
-        apart = active and (is_narrow(x) or not adds) if kind >= DOTS else is_narrow(x) and job[ACT] > RELU
+        if kind == AFFINE:
+            apart = is_narrow(x) and job[ACT] > RELU
+        else:
+            apart = kind >= DOTS and active and (is_narrow(x) or not adds)
         if apart and dz.size < j - i:
             dz = numbers_for(x, 1, j - i)[0]
         if kind == MOMENTS:
