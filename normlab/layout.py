@@ -74,6 +74,15 @@ def is_real(dtype: Any) -> bool:
     return str(dtype).removeprefix("torch.") in ("float32", "float64")
 
 
+def ones(size: int, rank: int, dtype: str) -> Array:
+    """So many ones along each of `rank` dimensions: a NumPy array, or of a dtype that NumPy lacks a torch tensor."""
+    if dtype != "bfloat16":
+        return np.ones((size,) * rank, dtype)
+    import torch
+
+    return torch.ones((size,) * rank, dtype=torch.bfloat16)
+
+
 def empty_like(x: Array) -> Array:
     """Fresh memory of the shape, dtype and memory order of x."""
     return np.empty_like(x) if isinstance(x, np.ndarray) else sys.modules["torch"].empty_like(x)

@@ -23,6 +23,7 @@ import numpy as np
 
 from normlab import planes
 from normlab.grid import Array, library
+from normlab.layout import ones
 
 
 @dataclass(slots=True)
@@ -90,7 +91,7 @@ def numbers(x: Array) -> tuple[int, Any, Any]:
 def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
     """Compile the CPU kernels now (some seconds a dtype, once: they are kept on disk), not at the first call."""
     for dtype in dtypes:
-        x, row = np.ones((2, 2), dtype), np.ones(2, dtype)
+        x, row = ones(2, 2, dtype), ones(2, 1, dtype)
         _, kept = forward(x, row, row)
         backward(x, x, row, kept)
 

@@ -20,7 +20,7 @@ from normlab import positions
 from normlab.activations import Activation, activation
 from normlab.application import Recipe
 from normlab.grid import Array, library
-from normlab.layout import Layout, empty_like
+from normlab.layout import Layout, empty_like, ones
 from normlab.norms import describe, resolve_options
 from normlab.planes import Backend, serving
 
@@ -160,9 +160,12 @@ def backward(dy: Array, cache: Cache) -> tuple[Array, dict[str, Array]]:
 
 
 def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
-    """Compile the CPU kernels now (some 20 seconds a dtype, once: they are kept on disk), not at the first call."""
+    """Compile the CPU kernels now (some 20 seconds a dtype, once: they are kept on disk), not at the first call.
+
+    There are also "float16" and "bfloat16".
+    """
     for dtype in dtypes:
-        x, row = np.ones((2, 2, 2), dtype), np.ones(2, dtype)
+        x, row = ones(2, 3, dtype), ones(2, 1, dtype)
         _, cache = forward("in", x, {"weight": row, "bias": row})
         backward(x, cache)
     positions.precompile(dtypes)

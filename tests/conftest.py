@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import settings
 
@@ -13,6 +16,10 @@ settings.load_profile("normlab")
 def pytest_configure(config: pytest.Config) -> None:
     """Compile the kernels once, before the processes that share the tests start and each do it, or time out on it."""
     if not hasattr(config, "workerinput") and not config.option.collectonly:
+        import normlab.planes.numba_cpu  # throws away what is stale, before the other process looks
         from normlab.stages import precompile
 
-        precompile()
+        halves = "from normlab.stages import precompile; precompile(('float16', 'bfloat16'))"
+        with subprocess.Popen([sys.executable, "-c", halves]) as other:
+            precompile()
+        assert other.returncode == 0
