@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 from hypothesis import settings
@@ -16,9 +17,9 @@ settings.load_profile("normlab")
 def pytest_configure(config: pytest.Config) -> None:
     """Compile the kernels once, before the processes that share the tests start and each do it, or time out on it."""
     if not hasattr(config, "workerinput") and not config.option.collectonly:
-        import normlab.planes.numba_cpu  # throws away what is stale, before the other process looks
         from normlab.stages import precompile
 
+        import_module("normlab.planes.numba_cpu")  # throws away what is stale, before the other process looks
         halves = "from normlab.stages import precompile; precompile(('float16', 'bfloat16'))"
         with subprocess.Popen([sys.executable, "-c", halves]) as other:
             precompile()
