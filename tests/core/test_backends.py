@@ -21,11 +21,13 @@ from normlab import planes, stages
 from normlab.errors import UsageError
 
 from .parity import (
+    ACTS,
     BACKENDS,
     NORMS,
     SHAPES,
     STOCK_ULPS,
     Case,
+    arrange,
     backend,
     compare,
     make_input,
@@ -225,29 +227,36 @@ def test_half_precision(norm: str, dtype: torch.dtype, layout: str, backend_name
     compare(got, oracle(case, x, dy, known), 1, str(case))
 
 
-@pytest.mark.parametrize("act", [None, "relu", "gelu"])
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize("samples", [6, 16])  # in passes over the batch, and for norms within samples in blocks of them
+@pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("norm", NORMS)
-def test_half_input_to_a_float32_layer(norm: str, dtype: torch.dtype, act: str | None) -> None:
+def test_half_input_to_a_float32_layer(
+    norm: str, dtype: torch.dtype, layout: str, samples: int, added: bool, act: str | None
+) -> None:
     """As under mixed precision: outputs and gradients have their inputs' dtypes, the statistics stay float32."""
     generator = torch.Generator().manual_seed(0)
     layer = normlab.make_norm(norm, 8, act=act)
     randomize(layer, generator)
-    x, residual, dy = (torch.randn(6, 8, 5, 5, generator=generator).to(dtype) for _ in range(3))
+    shape = samples, 8, 5, 5
+    x, residual, dy = (arrange(torch.randn(shape, generator=generator).to(dtype), layout) for _ in range(3))
     wide = copy.deepcopy(layer).double()
 
     def results(layer: torch.nn.Module, *given: torch.Tensor) -> list[torch.Tensor]:
         x, residual, dy = given
-        x, residual = x.clone().requires_grad_(), residual.clone().requires_grad_()
-        y = layer(x, residual)
-        grads = torch.autograd.grad(y, [x, residual, *layer.parameters()], dy)
+        inputs = [v.clone().requires_grad_() for v in ([x, residual] if added else [x])]
+        y = layer(*inputs)
+        grads = torch.autograd.grad(y, [*inputs, *layer.parameters()], dy)
         return [y.detach(), *grads, *layer.buffers()]
 
     got = results(layer, x, residual, dy)
     with backend("reference"):
         want = results(wide, x.double(), residual.double(), dy.double())
-    assert [v.dtype for v in got[:3]] == [dtype] * 3
-    assert all(v.dtype in (torch.float32, torch.int64) for v in got[3:])
+    halves = 2 + added
+    assert [v.dtype for v in got[:halves]] == [dtype] * halves
+    assert all(v.dtype in (torch.float32, torch.int64) for v in got[halves:])
     for g, w in zip(got, want, strict=True):
         scale = w.abs().max().item() if w.numel() else 0
         rounding = torch.finfo(g.dtype).eps if g.is_floating_point() else 0
