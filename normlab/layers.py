@@ -9,7 +9,7 @@ outputs keep their memory format: channels-last stays channels-last. The gradien
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -338,6 +338,17 @@ class GroupNorm(Norm, nn.GroupNorm):
                 "GroupNorm: expected more than 1 value per channel when training, got input size "
                 f"{tuple(x.shape)} in {self.num_groups} groups: the variance of one value is zero; use fewer groups"
             )
+
+
+def takes_act(layer: nn.Module) -> TypeGuard[Norm]:
+    """Whether a layer can be told to apply an activation, and a residual before it: one of ours that applies none.
+
+    Not of a subclass, which may do more than its base.
+    """
+    return type(layer) in _FUSING and layer.act is None
+
+
+_FUSING = (Norm, BatchNorm, BatchInstanceNorm, InstanceNorm, GroupNorm)
 
 
 def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:

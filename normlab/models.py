@@ -19,11 +19,10 @@ from torch.nn import functional
 
 from normlab.activations import activation
 from normlab.errors import UsageError
-from normlab.layers import BatchInstanceNorm, BatchNorm, GroupNorm, InstanceNorm, Norm, make_norm
+from normlab.layers import make_norm, takes_act
 from normlab.model_names import SHORTCUTS, own_factory, parse_resnet
 
 NormConstructor = Callable[[int], nn.Module]
-_FUSING = (Norm, BatchNorm, BatchInstanceNorm, InstanceNorm, GroupNorm)
 _LARGE = 64  # pixels; beyond this the stem shrinks the image four times before the first stage
 
 
@@ -179,9 +178,9 @@ def build_model(
 
 def _before_relu(layer: nn.Module) -> nn.Module:
     """The layer, told to apply the ReLU that follows it if it is one of ours and has no activation of its own."""
-    if type(layer) in _FUSING and layer.act is None:  # not a subclass, which may do more than its base
+    if takes_act(layer):
         layer.act = activation("relu")
-        layer.applies_relu = True
+        layer.applies_relu = True  # type: ignore[assignment]
     return layer
 
 

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from normlab.activations import SLOPE, Activation
 from normlab.errors import UsageError
-from normlab.layers import BatchInstanceNorm, BatchNorm, GroupNorm, InstanceNorm, LayerNorm, Norm, RMSNorm
+from normlab.layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, Norm, RMSNorm, takes_act
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -229,7 +229,6 @@ def _told(error: Exception) -> str:
 
 # --- fusing ----------------------------------------------------------------------------------------------------------
 
-_FUSING = (Norm, BatchNorm, BatchInstanceNorm, InstanceNorm, GroupNorm)
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _IN_PLACE = (operator.iadd, "add_")
 _FUNCTIONS: dict[Any, str] = {
@@ -259,7 +258,7 @@ def _fuse(fused: fx.GraphModule, node: fx.Node) -> None:
         return
     layer = fused.get_submodule(str(node.target))
     calls = [n for n in fused.graph.nodes if n.op == "call_module" and fused.get_submodule(n.target) is layer]
-    if type(layer) not in _FUSING or layer.act is not None or len(calls) > 1 or _is_watched(layer):
+    if not takes_act(layer) or len(calls) > 1 or _is_watched(layer):
         return
     addition = _addition_behind(node)
     residual = [] if addition is None else [v for v in addition.args if v is not node]

@@ -15,7 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from normlab.benchmark.sides import arrange
+from normlab.benchmark.sides import arrange, arrange_model
 from normlab.benchmark.work import ACTIVATIONS, NORMS, Work
 from normlab.errors import UsageError
 from normlab.layers import ChannelNorm, Norm
@@ -59,8 +59,7 @@ def works_of(
     precision = getattr(torch, dtype)
     model = model.to(device, precision).train()
     x = arrange(torch.randn(shape).to(device, precision), layout)
-    if layout == "channels_last" and len(shape) in (4, 5):
-        model = model.to(memory_format=torch.channels_last if len(shape) == 4 else torch.channels_last_3d)  # type: ignore[call-overload]
+    model = arrange_model(model, len(shape), layout)
     watch = _Watch()
     hooks = [module.register_forward_hook(watch.saw, with_kwargs=True) for module in model.modules()]
     try:

@@ -100,11 +100,6 @@ def compiled(layer: nn.Module) -> Any:
     return torch.compile(layer, dynamic=False)
 
 
-def forget_compiled() -> None:
-    """Forget what was compiled before: after eight variants of one function, torch.compile gives up on it."""
-    torch.compiler.reset()
-
-
 def make_step(layer: Any, work: Work, device: str) -> Callable[[], None]:
     """A call of forward and backward with all gradients, on the same random tensors for every side."""
     x, residual, dy = (arrange(random_tensor(work, seed, device), work.layout) for seed in range(3))
@@ -127,6 +122,16 @@ def random_tensor(work: Work, seed: int, device: str) -> Tensor:
 
 def arrange(x: Tensor, layout: str) -> Tensor:
     """The tensor in this memory layout."""
-    if layout == "channels_first" or x.dim() not in (4, 5):
-        return x.contiguous()
-    return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+    return x.contiguous(memory_format=_memory_format(x.dim(), layout))
+
+
+def arrange_model(model: nn.Module, rank: int, layout: str) -> nn.Module:
+    """A model for inputs of this many dimensions, its weights in this memory layout; channels-first stays as it is."""
+    last = _memory_format(rank, layout)
+    return model if last is torch.contiguous_format else model.to(memory_format=last)  # type: ignore[call-overload]
+
+
+def _memory_format(rank: int, layout: str) -> torch.memory_format:
+    if layout == "channels_first" or rank not in (4, 5):
+        return torch.contiguous_format
+    return torch.channels_last if rank == 4 else torch.channels_last_3d

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from normlab.benchmark.sides import arrange, compiled, forget_compiled, stock
+from normlab.benchmark.sides import arrange, arrange_model, compiled, stock
 from normlab.benchmark.timing import in_turns
 from normlab.benchmark.work import LAYOUTS
 from normlab.errors import UsageError
 from normlab.models import build_model
 from normlab.recomputing import recomputed_outputs
+from normlab.study.compiling import forget_compiled
 from normlab.swapping import fuse_norms, swap_norms
 
 MODEL, BATCH, SIZE = "resnet14", 128, 32
@@ -77,10 +78,7 @@ def measure_model(
         ours, not_fused = swap_norms(ours), str(error)
 
     def step(kind: str, layout: str) -> Callable[[], None]:
-        made = deepcopy(ours if kind in OURS else net)
-        if layout == "channels_last" and len(shape) in (4, 5):
-            last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
-            made = made.to(memory_format=last)  # type: ignore[call-overload]
+        made = arrange_model(deepcopy(ours if kind in OURS else net), len(shape), layout)
         return _step(kind, made, arrange(x, layout), _mean_square, dtype)
 
     facts = {"model": name, "input": list(shape), "setting": f"{name}, input {'x'.join(map(str, shape))}, {dtype}"}
@@ -129,8 +127,7 @@ def make_step(
     made = build_model(
         model, constructor, num_classes=10, in_channels=3, image_size=(image_size, image_size), seed=0
     ).to(device)
-    last = layout == "channels_last"
-    net = made.to(memory_format=torch.channels_last) if last else made  # type: ignore[call-overload]
+    net = arrange_model(made, 4, layout)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, image_size, image_size, generator=generator).to(device)
     if dtype == "float64":
@@ -143,7 +140,6 @@ def _step(kind: str, net: nn.Module, x: Tensor, loss_of: Callable[[Any], Tensor]
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
     run = compiled(net) if kind == "compiled" else net
     keeping = recomputed_outputs if kind == "recomputed" else nullcontext
-
     precision = getattr(torch, dtype)
 
     def step() -> None:

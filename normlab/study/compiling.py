@@ -23,9 +23,14 @@ def compiled(model: nn.Module, device: torch.device) -> Any:
     Raises UsageError as `check_compiler`.
     """
     check_compiler(device.type)
-    torch.compiler.reset()  # after eight networks from one class, torch gives up on it
+    forget_compiled()
     # our layers are opaque to the compiler, and have fused what follows them already
     return torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
+
+
+def forget_compiled() -> None:
+    """Forget what was compiled before: after eight variants of one function, torch.compile gives up on it."""
+    torch.compiler.reset()
 
 
 def begin_step(device: torch.device) -> None:
