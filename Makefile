@@ -29,7 +29,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## ours beside torch's, milliseconds and ratios, losses included
-	$(BIN)/python -m bench
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) demo-report .pytest_cache .mypy_cache .ruff_cache

@@ -1,15 +1,15 @@
-"""Everything that is measured, losses included: `python -m bench`, or `make bench`.
+"""Everything that is measured, losses included: `python -m benchmarks`, or `make bench`.
 
 First `normlab bench --all`, with torch.compile as a third side, then the NumPy engine and the study engine.
 """
 
 from __future__ import annotations
 
-from bench import engine, scratch
-from normlab.benchmark.machine import choose_device
-from normlab.benchmark.run import Plan, run
+from benchmarks import engine, scratch
+from normlab.bench.machine import choose_device
+from normlab.bench.run import Plan, run
 from normlab.errors import UsageError
-from normlab.study.compiling import check_compiler
+from normlab.study.training.compiling import check_compiler
 
 
 def main() -> None:

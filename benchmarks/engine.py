@@ -1,6 +1,6 @@
 """What the study engine costs beside the training itself: per cell, per epoch, and for a thousand cells.
 
-python -m bench.engine
+python -m benchmarks.engine
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from normlab.benchmark.machine import describe, line
+from normlab.bench.machine import describe, line
 from normlab.data import Dataset
-from normlab.study.cell import Training, train_cell
-from normlab.study.checkpoint import CheckpointDirectory
-from normlab.study.run import Options, run_study
+from normlab.study.keeping.checkpoint import CheckpointDirectory
+from normlab.study.keeping.store import FILE, Store
+from normlab.study.running.run import Options, run_study
 from normlab.study.source import open_data
 from normlab.study.spec import make_spec
-from normlab.study.store import FILE, Store
+from normlab.study.training.cell import Training, train_cell
 
 TRIVIAL_MS, SHARE = 50.0, 0.03  # wanted: at most so much for a trivial cell, and of a cell of a minute
 CELLS = 60

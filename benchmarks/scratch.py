@@ -1,6 +1,6 @@
 """Times the NumPy engine against nested loops and torch, in one run, and says which ratios are asked for.
 
-python -m bench.scratch
+python -m benchmarks.scratch
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from normlab.benchmark.machine import describe, line
-from normlab.benchmark.timing import in_turns, keep_memory
+from normlab.bench.machine import describe, line
+from normlab.bench.timing import in_turns, keep_memory
 from normlab.scratch import fast_layers, layers, optim
 from normlab.scratch.nets import ConvNet, FullyConnectedNet
 

@@ -1,63 +1,48 @@
 """normlab: a laboratory for normalization layers in deep networks.
 
-Importing this package is cheap: torch, SciPy and Numba load with the first name that needs them.
+Importing this package is cheap: torch, SciPy and Numba load with the first name that needs them. What is public stands
+in `__init__.pyi`, and nowhere else.
 """
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 
-# public name -> the module that defines it
-_HOME = {
-    "Affine": "normlab.grid",
-    "Moments": "normlab.grid",
-    "norm_names": "normlab.norms",
-    "register_norm": "normlab.norms",
-    "make_norm": "normlab.layers",
-    "backend_for": "normlab.planes",
-    "use_backend": "normlab.planes",
-    "recomputed_outputs": "normlab.recomputing",
-    "swap_norms": "normlab.swapping",
-    "fuse_norms": "normlab.swapping",
-}
-_MODULES = ("layers", "norms", "grid", "planes", "stages", "models", "data", "scratch", "study", "check", "report")
 
-__all__ = [
-    "Affine",
-    "Moments",
-    "__version__",
-    "backend_for",
-    "fuse_norms",
-    "make_norm",
-    "norm_names",
-    "recomputed_outputs",
-    "register_norm",
-    "swap_norms",
-    "use_backend",
-]
+def _public() -> dict[str, str]:
+    """{public name: the module to import it from}, as the stub beside this file says."""
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    return {
+        alias.name: str(statement.module)
+        for statement in stub.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    }
 
-if TYPE_CHECKING:
-    from normlab.grid import Affine, Moments
-    from normlab.layers import make_norm
-    from normlab.norms import norm_names, register_norm
-    from normlab.planes import backend_for, use_backend
-    from normlab.recomputing import recomputed_outputs
-    from normlab.swapping import fuse_norms, swap_norms
+
+_PUBLIC = _public()
+__all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(import_module(_HOME[name]), name)
-    elif name in _MODULES:
-        value = import_module(f"normlab.{name}")
-    else:
+    if name not in _PUBLIC:
         raise AttributeError(f"module 'normlab' has no attribute {name!r}")
+    home = _PUBLIC[name]
+    value = import_module(f"normlab.{name}") if home == "normlab" else _member(home, name)
     globals()[name] = value
     return value
 
 
+def _member(home: str, name: str) -> Any:
+    """A name of a module, or a module of a package that does not import it by itself."""
+    module = import_module(home)
+    return getattr(module, name) if hasattr(module, name) else import_module(f"{home}.{name}")
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_MODULES})
+    return sorted({*globals(), *_PUBLIC})

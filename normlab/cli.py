@@ -23,12 +23,12 @@ COMMANDS = {
     "status": ("normlab.study.cli:status", "Show how far a comparison is."),
     "export": ("normlab.study.cli:export", "Write a comparison's records as CSV, JSON or Parquet."),
     "report": ("normlab.report.cli:report", "Write the report of a comparison."),
-    "explain": ("normlab.analysis.cli:explain", "Show what trained networks look at."),
+    "explain": ("normlab.explain.cli:explain", "Show what trained networks look at."),
     "serve": ("normlab.report.serve:serve", "Watch a comparison in the browser while it runs."),
     "reproduce": ("normlab.reproduce.cli:main", "Re-run a published experiment and say whether it holds."),
     "check": ("normlab.check.cli:app", "Find the bug in a normalization layer."),
     "lint": ("normlab.check.cli:lint", "Find what goes wrong with normalization in a model."),
-    "bench": ("normlab.benchmark.cli:bench", "Time the layers beside the stock ones."),
+    "bench": ("normlab.bench.cli:bench", "Time the layers beside the stock ones."),
 }
 
 EXIT_CODES = """Exit codes: 0 all done; 1 some cells failed; 2 wrong usage; 3 internal error; 4 the study is busy,

@@ -17,10 +17,10 @@ settings.load_profile("normlab")
 def pytest_configure(config: pytest.Config) -> None:
     """Compile the kernels once, before the processes that share the tests start and each do it, or time out on it."""
     if not hasattr(config, "workerinput") and not config.option.collectonly:
-        from normlab.stages import precompile
+        from normlab.kernels.stages import precompile
 
-        import_module("normlab.planes.numba_cpu")  # throws away what is stale, before the other process looks
-        halves = "from normlab.stages import precompile; precompile(('float16', 'bfloat16'))"
+        import_module("normlab.kernels.cpu.planes")  # throws away what is stale, before the other process looks
+        halves = "from normlab.kernels.stages import precompile; precompile(('float16', 'bfloat16'))"
         with subprocess.Popen([sys.executable, "-c", halves]) as other:
             precompile()
         assert other.returncode == 0

@@ -17,8 +17,8 @@ import pytest
 
 from normlab import cli
 from normlab.report import verdict
-from normlab.study.records import COLUMNS
-from normlab.study.store import FILE, Store
+from normlab.study.keeping.records import COLUMNS
+from normlab.study.keeping.store import FILE, Store
 
 TINY = [
     "compare", "digits", "--model", "resnet8:width=4", "--limit-train", "60", "--limit-eval", "20",
@@ -161,7 +161,7 @@ def test_data_that_cannot_be_used_is_exit_code_6(capsys: pytest.CaptureFixture[s
 
 
 def test_a_bug_is_exit_code_3(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("normlab.study.run.run_study", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("normlab.study.running.run.run_study", lambda *a, **k: 1 / 0)
     code, _, err = call("compare", capsys=capsys)
     assert code == 3
     assert "ZeroDivisionError" in err
@@ -284,7 +284,7 @@ def test_force_trains_again(finished: Path, capsys: pytest.CaptureFixture[str], 
 def test_a_norm_of_ones_own_by_plug_in(tmp_path: Path) -> None:
     (tmp_path / "own_norms.py").write_text(
         "from normlab import register_norm\n"
-        "from normlab.grid import standardize\n"
+        "from normlab.norms.grid import standardize\n"
         "@register_norm('mine')\n"
         "def mine(m, p):\n"
         "    return standardize(m.pool('c'), p)\n"

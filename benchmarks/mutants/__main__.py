@@ -1,4 +1,4 @@
-"""`python -m normlab.check.mutants`: the mutation table as Markdown; `--list` names every mutant."""
+"""`python -m benchmarks.mutants`: the mutation table as Markdown; `--list` names every mutant."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 def main() -> int:
     import torch
 
-    from normlab.check.mutants.held_out import HELD_OUT
-    from normlab.check.mutants.table import markdown, scores
+    from benchmarks.mutants.held_out import HELD_OUT
+    from benchmarks.mutants.table import markdown, scores
 
     torch.set_num_threads(1)
     results, held_out = scores(), scores(HELD_OUT)

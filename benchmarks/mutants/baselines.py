@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.mutants.base import ORIGINALS
 from normlab.check.dialect import DIALECTS
-from normlab.check.mutants.base import ORIGINALS
 from normlab.check.oracle import Case, Recipe, forward, updated_running
 from normlab.check.subjects import Subject
 from normlab.check.subjects.torch_module import TorchSubject

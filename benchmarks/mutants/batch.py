@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from normlab.check.mutants.base import Mutant, mutant
+from benchmarks.mutants.base import Mutant, mutant
 
 forward = partial(mutant, original="batch_torch", aspect="forward")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from normlab.check.mutants.base import Mutant, mutant
+from benchmarks.mutants.base import Mutant, mutant
 
 
 def _bin(aspect: str, name: str, cause: str, *edits: str) -> Mutant:

@@ -7,7 +7,7 @@ of. These say how the kit does on those: it must find them; the cause it can onl
 
 from __future__ import annotations
 
-from normlab.check.mutants.base import Mutant, mutant
+from benchmarks.mutants.base import Mutant, mutant
 
 HELD_OUT: tuple[Mutant, ...] = (
     mutant(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from normlab.check.mutants.base import mutant
+from benchmarks.mutants.base import mutant
 
 VAR2 = "var = (centred * centred).mean(2, keepdim=True)"
 LAST_VAR = "var = (centred * centred).mean(-1, keepdim=True)"

@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from benchmarks.mutants import ASPECTS, MUTANTS, ORIGINALS, Mutant
 from normlab.check.engine import examine
-from normlab.check.mutants import ASPECTS, MUTANTS, ORIGINALS, Mutant
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def score(mutant: Mutant, others: bool = True) -> Score:
     report = examine(mutant.subject(), ORIGINALS[mutant.original][2], quick=True, first_bug=True)
     caught = {}
     if others:
-        from normlab.check.mutants.baselines import BASELINES, complaint
+        from benchmarks.mutants.baselines import BASELINES, complaint
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

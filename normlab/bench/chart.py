@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from normlab.benchmark.summary import SIDES
+from normlab.bench.summary import SIDES
 from normlab.errors import DataError, UsageError
 from normlab.report import theme
 

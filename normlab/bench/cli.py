@@ -55,8 +55,8 @@ def bench(
 
     Rows on which ours is slower are marked and listed. Options that take several values take them with commas.
     """
-    from normlab.benchmark import work
-    from normlab.benchmark.chart import check_path
+    from normlab.bench import work
+    from normlab.bench.chart import check_path
 
     wanted = [name for name, on in (("step", step), ("exactness", exactness), ("memory", memory)) if on]
     parts = ["layers", "step", "exactness", "memory"] if everything else wanted or ["layers"]
@@ -84,7 +84,7 @@ def bench(
         "model_input": None if model_input is None else work.parse_input(model_input),
     }
     # torch loads here, so that the mistakes above are answered at once
-    from normlab.benchmark.run import Plan, run
+    from normlab.bench.run import Plan, run
 
     run(
         Plan(

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normlab.benchmark.sides import arrange, stock
-from normlab.benchmark.work import LAYOUTS
-from normlab.layers import make_norm
+from normlab.bench.sides import arrange, stock
+from normlab.bench.work import LAYOUTS
+from normlab.layers.norms import make_norm
 
 MEANS = (0.0, 1.0, 10.0, 100.0, 1000.0, 10000.0)
 SHAPE = (8, 32, 28, 28)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from normlab.benchmark.sides import compiled, make_step, our_layer, random_tensor, stock_layer
-from normlab.benchmark.timing import in_turns
-from normlab.benchmark.work import Work
+from normlab.bench.sides import compiled, make_step, our_layer, random_tensor, stock_layer
+from normlab.bench.timing import in_turns
+from normlab.bench.work import Work
 from normlab.errors import DataError, UsageError
-from normlab.study.compiling import forget_compiled
+from normlab.study.training.compiling import forget_compiled
 
 _TOO_LARGE = ("memory", "Storage size calculation overflowed")  # of torch's messages
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from normlab.benchmark.timing import in_turns
+from normlab.bench.timing import in_turns
 from normlab.errors import UsageError
-from normlab.study.environment import describe_machine, describe_torch
+from normlab.study.keeping.environment import describe_machine, describe_torch
 
 _SMALLEST, _LARGEST = 64 << 20, 1 << 30  # bytes of the tensor that is copied to measure memory
 

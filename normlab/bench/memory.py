@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from normlab.benchmark import step as training
-from normlab.benchmark.work import LAYOUTS
+from normlab.bench import step as training
+from normlab.bench.work import LAYOUTS
 from normlab.errors import DataError
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -15,12 +15,12 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from normlab.benchmark.sides import arrange, arrange_model
-from normlab.benchmark.work import ACTIVATIONS, NORMS, Work
+from normlab.bench.sides import arrange, arrange_model
+from normlab.bench.work import ACTIVATIONS, NORMS, Work
 from normlab.errors import UsageError
-from normlab.layers import ChannelNorm, Norm
-from normlab.model_names import own_factory
-from normlab.models import NormConstructor, build_model
+from normlab.layers.norms import ChannelNorm, Norm
+from normlab.models.names import own_factory
+from normlab.models.residual import NormConstructor, build_model
 
 _ADDITIONS = ("add", "add_", "__add__", "__iadd__", "__radd__")
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from normlab.benchmark import chart, exactness, layers, machine, memory, step
-from normlab.benchmark import model as models
-from normlab.benchmark.sides import stock, stock_layer
-from normlab.benchmark.summary import per_step, summarize
-from normlab.benchmark.table import LEGEND, Table, per_step_lines, summary_lines
-from normlab.benchmark.timing import keep_memory
-from normlab.benchmark.work import FORMS, LAYOUTS, NORMS, POSITION_NORMS, SHAPES, Work, grid, shape_above
+from normlab.bench import chart, exactness, layers, machine, memory, step
+from normlab.bench import model as models
+from normlab.bench.sides import stock, stock_layer
+from normlab.bench.summary import per_step, summarize
+from normlab.bench.table import LEGEND, Table, per_step_lines, summary_lines
+from normlab.bench.timing import keep_memory
+from normlab.bench.work import FORMS, LAYOUTS, NORMS, POSITION_NORMS, SHAPES, Work, grid, shape_above
 from normlab.errors import UsageError
-from normlab.study.compiling import check_compiler
-from normlab.study.environment import available_cores
+from normlab.study.keeping.environment import available_cores
+from normlab.study.training.compiling import check_compiler
 
 SCHEMA = 1  # of the JSON; grows when a field changes its meaning
 _CACHE = 64 << 20  # bytes, where the system does not say

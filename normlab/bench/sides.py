@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normlab.benchmark.work import POSITION_NORMS, Work
+from normlab.bench.work import POSITION_NORMS, Work
 from normlab.errors import UsageError
-from normlab.layers import ChannelNorm, LayerNorm, RMSNorm, make_norm
-from normlab.norms import default_groups, parse
+from normlab.layers.norms import ChannelNorm, LayerNorm, RMSNorm, make_norm
+from normlab.norms.family import default_groups, parse
 
 _ACT: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda x: x,

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from normlab.benchmark.sides import arrange, arrange_model, compiled, stock
-from normlab.benchmark.timing import in_turns
-from normlab.benchmark.work import LAYOUTS
+from normlab.bench.sides import arrange, arrange_model, compiled, stock
+from normlab.bench.timing import in_turns
+from normlab.bench.work import LAYOUTS
 from normlab.errors import UsageError
-from normlab.models import build_model
-from normlab.recomputing import recomputed_outputs
-from normlab.study.compiling import forget_compiled
-from normlab.swapping import fuse_norms, swap_norms
+from normlab.layers.recomputing import recomputed_outputs
+from normlab.layers.swap import fuse_norms, swap_norms
+from normlab.models.residual import build_model
+from normlab.study.training.compiling import forget_compiled
 
 MODEL, BATCH, SIZE = "resnet14", 128, 32
 OURS = ("ours", "recomputed")

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from normlab.benchmark.work import size
+from normlab.bench.work import size
 
 Row = dict[str, Any]
 SIDES = ("eager", "compiled")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from normlab.benchmark.summary import SIDES
-from normlab.benchmark.work import Work, size
+from normlab.bench.summary import SIDES
+from normlab.bench.work import Work, size
 
 LEGEND = (
     "forward + backward of one layer; ms are medians of the rounds, in which the sides take turns; a ratio is torch's",

@@ -116,7 +116,7 @@ def shape_above(cache_bytes: int, dtype: str) -> tuple[int, ...]:
 
 def parse_norms(text: str) -> list[str]:
     """ "bn,gn:groups=8" as a list; raises UsageError for a norm that torch has nothing to set beside."""
-    from normlab.norms import parse
+    from normlab.norms.family import parse
 
     norms = _items(text, "--norms")
     for norm in norms:

@@ -12,15 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from normlab.data._dataset import Pixels
-from normlab.data._source import (
-    BLOCK_ROWS,
-    Block,
-    Part,
-    Source,
-    checked_labels,
-    numbered_classes,
-    printable,
-)
+from normlab.data._source import BLOCK_ROWS, Block, Part, Source, checked_labels, numbered_classes, printable
 from normlab.errors import DataError
 
 _PARTS = ("train", "val", "test")

@@ -1,1 +1,1 @@
-"""Looking inside a trained network: metrics, feature distributions, Grad-CAM, and why a batch size hurts."""
+"""What is asked of trained networks: where they look, what they confuse, and why a batch size hurts."""

@@ -21,8 +21,8 @@ def explain(
     images: Annotated[int, typer.Option(min=10, help="Test images to ask about.")] = 2000,
 ) -> None:
     """Show what trained networks look at and mistake: Grad-CAM, agreement, confusions, kinds of batch statistics."""
-    from normlab.analysis.explain import Questions
-    from normlab.analysis.explain import explain as ask
+    from normlab.explain.questions import Questions
+    from normlab.explain.questions import explain as ask
     from normlab.report import write
     from normlab.report.records import EXPLAINED
 

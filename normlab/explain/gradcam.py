@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from normlab.analysis.features import evaluating
 from normlab.errors import UsageError
+from normlab.study.training.features import evaluating
 
 DELETED = tuple(step / 10 for step in range(11))  # shares of the pixels that the deletion curve removes
 

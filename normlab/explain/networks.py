@@ -35,8 +35,8 @@ class Network:
 
     def load(self, dataset: Dataset) -> nn.Module:
         """The trained network in evaluation mode. Raises DataError if the weights are damaged."""
-        from normlab.models import build_model
-        from normlab.study.checkpoint import Damaged, read_state
+        from normlab.models.residual import build_model
+        from normlab.study.keeping.checkpoint import Damaged, read_state
 
         model = build_model(
             self.cell.model,
@@ -60,12 +60,12 @@ def trained_networks(directory: Path) -> tuple[Dataset, list[Network], Mapping[s
 
     Raises DataError where no finished network has kept its weights, or the data has changed since.
     """
-    from normlab.study.checkpoint import FINAL
-    from normlab.study.records import collect
-    from normlab.study.run import CHECKPOINTS
+    from normlab.study.keeping.checkpoint import FINAL
+    from normlab.study.keeping.records import collect
+    from normlab.study.keeping.store import Store
+    from normlab.study.running.run import CHECKPOINTS
     from normlab.study.source import open_data
     from normlab.study.spec import make_spec
-    from normlab.study.store import Store
 
     with Store(directory, readonly=True) as store:
         study = store.latest_study()

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from normlab.analysis.features import evaluating
 from normlab.data import standardize
+from normlab.study.training.features import evaluating
 
 
 def predict(

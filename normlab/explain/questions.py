@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from normlab.analysis import gradcam
-from normlab.analysis.batch_statistics import statistics_layers, three_ways
-from normlab.analysis.metrics import confusion_matrix, per_class_f1
-from normlab.analysis.networks import Network, at_best_settings, pairs, trained_networks
-from normlab.analysis.pictures import picture
-from normlab.analysis.predictions import disagreement, predict, probabilities, telling_confusions
 from normlab.data import Dataset, standardize
 from normlab.errors import UsageError
+from normlab.explain import gradcam
+from normlab.explain.batch_statistics import statistics_layers, three_ways
+from normlab.explain.networks import Network, at_best_settings, pairs, trained_networks
+from normlab.explain.pictures import picture
+from normlab.explain.predictions import disagreement, predict, probabilities, telling_confusions
+from normlab.study.training.metrics import confusion_matrix, per_class_f1
 
 MAP_IMAGES = 48  # for agreement and deletion
 MOST_TRAIN = 10_000  # training images for recomputed statistics

@@ -17,12 +17,12 @@ A backend is a module that runs them, with the norm's grid function in between, 
     numbers(recipe, sizes) -> how many numbers `saved.memory` has, for N, C and S
     restored(recipe, layout, x, params, running, eps, act, memory) -> saved, again
 
-The last two are for `normlab.operators`, where what is kept for the backward pass travels as tensors: `saved.memory` is
-all that it holds beside x, the parameters and the running statistics.
+The last two are for `normlab.layers.operators`, where what is kept for the backward pass travels as tensors:
+`saved.memory` is all that it holds beside x, the parameters and the running statistics.
 
-Fused with them are z = y + residual and act(z) (`normlab.activations`): the kernels of the backward pass then work on
-dz = g * act'(z), which with a residual is also its gradient and is written to `to_residual`. `update` is (running mean,
-running variance, momentum), updated in place with the batch's where the norm pooled over it.
+Fused with them are z = y + residual and act(z) (`normlab.kernels.activations`): the kernels of the backward pass then
+work on dz = g * act'(z), which with a residual is also its gradient and is written to `to_residual`. `update` is
+(running mean, running variance, momentum), updated in place with the batch's where the norm pooled over it.
 
 `saved.batch` and `saved.moments` are (mean, biased variance, count) of the batch and of the planes, or None where the
 norm had no use for them. Tensors are (N, C, *), dense in `layout`, which shows them as planes.
@@ -50,12 +50,13 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Protocol
 
-from normlab.activations import Activation
-from normlab.application import Recipe
 from normlab.errors import UsageError
-from normlab.layout import Layout
+from normlab.kernels.activations import Activation
+from normlab.kernels.layout import Layout
+from normlab.norms.application import Recipe
 
-BACKENDS = ("numba_cpu", "triton_gpu", "reference")
+_FOLDERS = {"numba_cpu": "cpu", "triton_gpu": "gpu", "reference": "reference"}  # name of a backend -> its folder
+BACKENDS = tuple(_FOLDERS)
 _forced: ContextVar[str | None] = ContextVar("normlab_backend", default=None)
 _told: set[str] = set()
 
@@ -179,7 +180,7 @@ def _no_triton() -> str | None:
 
 @cache
 def _module(name: str) -> Any:
-    return import_module(f"normlab.planes.{name}")
+    return import_module(f"normlab.kernels.{_FOLDERS[name]}.planes")
 
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16")  # of both fast backends

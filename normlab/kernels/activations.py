@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from normlab.errors import UsageError
-from normlab.grid import Array, library
+from normlab.norms.grid import Array, library
 
 NAMES = ("relu", "leaky_relu", "silu", "gelu")
 SLOPE = 0.01  # torch's default

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from normlab.grid import Array
+from normlab.norms.grid import Array
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ normalizes it and writes it. In memory a position is a row, or, where the channe
     x (R, D)      D elements one after the other: the last dimensions of anything, or channels-last
     x (N, C, S)   C elements, S apart: channels-first, normalized as it lies, without being permuted
 
-`normlab.planes.numba_positions` serves CPU tensors and NumPy arrays, float32 and float64 as they are, and halves, which
-it computes with in float32; `normlab.planes.reference_positions` everything else, and everything when asked to.
+`normlab.kernels.cpu.positions` serves CPU tensors and NumPy arrays, float32 and float64 as they are, and halves, which
+it computes with in float32; `normlab.kernels.reference.positions` everything else, and everything when asked to.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from normlab import planes
-from normlab.grid import Array, library
-from normlab.layout import ones
+from normlab import kernels as planes
+from normlab.kernels.layout import ones
+from normlab.norms.grid import Array, library
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ def forward(
         not centred:  y = weight * x / sqrt(mean(x^2) + eps) + bias
 
     weight and bias are (D,) or (C,), or None. x is a NumPy array or a torch tensor without an autograd history (for
-    others see `normlab.position_layers`), float, contiguous along its last dimension.
+    others see `normlab.layers.positions`), float, contiguous along its last dimension.
     """
     backend, dtype = _serving(x)
     y = _empty(x, x.shape, x.dtype)
@@ -104,9 +104,9 @@ def _serving(x: Array) -> tuple[Any, Any]:
     else:
         _tell(name)
     if name != "numba_cpu":
-        return _backend("reference_positions"), x.dtype
+        return _backend("reference"), x.dtype
     narrow = (np if isinstance(x, np.ndarray) else library(x)).float32 if x.itemsize < 4 else x.dtype
-    return _backend("numba_positions"), narrow
+    return _backend("cpu"), narrow
 
 
 @cache
@@ -117,7 +117,7 @@ def _tell(name: str) -> None:
 
 @cache
 def _backend(name: str) -> Any:
-    return import_module(f"normlab.planes.{name}")
+    return import_module(f"normlab.kernels.{name}.positions")
 
 
 def _plain(parameter: Array | None, dtype: Any) -> Array | None:

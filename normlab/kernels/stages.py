@@ -3,7 +3,7 @@
     forward:   x -> moments -> grid function -> affine -> y
     backward:  dy -> dots -> vector-Jacobian product of the grid function -> combine -> dx
 
-Here an (N, C, *) array gets its layout (`normlab.layout`); `normlab.planes` does the rest.
+Here an (N, C, *) array gets its layout (`normlab.kernels.layout`); `normlab.kernels` does the rest.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from normlab import positions
-from normlab.activations import Activation, activation
-from normlab.application import Recipe
-from normlab.grid import Array, library
-from normlab.layout import Layout, empty_like, ones
-from normlab.norms import describe, resolve_options
-from normlab.planes import Backend, serving
+from normlab.kernels import Backend, positions, serving
+from normlab.kernels.activations import Activation, activation
+from normlab.kernels.layout import Layout, empty_like, ones
+from normlab.norms.application import Recipe
+from normlab.norms.family import describe, resolve_options
+from normlab.norms.grid import Array, library
 
 
 @dataclass(slots=True)
@@ -85,8 +84,8 @@ def forward(
     `params` maps the norm's parameter names to arrays (C,); a weight or bias left out is not applied. `running`
     = (mean (C,), var (C,)) stands in for batch statistics when not training. x is a NumPy array or a torch tensor
     without an autograd history (for others see `normlab.layers`); one that is dense in neither memory order is
-    copied. `act` names an activation (`normlab.activations`); `residual`, of x's shape and dtype, is added before it.
-    `update` = (mean (C,), var (C,), momentum) are running statistics, updated in place with the batch's:
+    copied. `act` names an activation (`normlab.kernels.activations`); `residual`, of x's shape and dtype, is added
+    before it. `update` = (mean (C,), var (C,), momentum) are running statistics, updated in place with the batch's:
     (1 - momentum) * running + momentum * batch, the variance unbiased.
 
     Raises ValueError if the residual's shape or dtype is not x's.

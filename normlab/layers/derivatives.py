@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from normlab import activations
-from normlab.activations import Activation
-from normlab.application import Application, Recipe
-from normlab.planes.reference import as_grid, wide
+from normlab.kernels import activations
+from normlab.kernels.activations import Activation
+from normlab.kernels.reference.planes import as_grid, wide
+from normlab.norms.application import Application, Recipe
 
 
 def normalize(
@@ -54,7 +54,7 @@ def normalize(
 def normalize_positions(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, centred: bool
 ) -> Tensor:
-    """The norm of `normlab.position_operators.normalize`: of `size` elements at the end of x, or of its channels."""
+    """The norm of `position_operators.normalize`: of `size` elements at the end of x, or of its channels."""
     if not size:
         last = normalize_positions(x.movedim(1, -1), weight, bias, x.shape[1], eps, centred)
         return last.movedim(-1, 1)

@@ -6,9 +6,9 @@ else, also reaches the other processes:
 
     mean = sum(n_r * mean_r) / n,    var = sum(n_r * (var_r + (mean_r - mean)^2)) / n,    n = sum(n_r)
 
-over the processes r, which hold n_r values of each channel (Chan's formula, as in `normlab.grid`). A process sends
-2 C + 1 numbers forward and 2 C backward, whatever the size of the images. The processes may hold different numbers
-of samples, or none.
+over the processes r, which hold n_r values of each channel (Chan's formula, as in `normlab.norms.grid`). A process
+sends 2 C + 1 numbers forward and 2 C backward, whatever the size of the images. The processes may hold different
+numbers of samples, or none.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from normlab.application import Application, Recipe
-from normlab.grid import Affine, Grid, Moments, raw, update_running
-from normlab.layers import Norm
-from normlab.norms import NormEntry
-from normlab.planes.reference import affine, as_grid, combine, dots, moments, wide
+from normlab.kernels.reference.planes import affine, as_grid, combine, dots, moments, wide
+from normlab.layers.norms import Norm
+from normlab.norms.application import Application, Recipe
+from normlab.norms.family import NormEntry
+from normlab.norms.grid import Affine, Grid, Moments, raw, update_running
 
 Model = TypeVar("Model", bound=nn.Module)
 _KINDS: dict[type, type] = {}  # kind of layer -> the same, synchronized
@@ -50,8 +50,8 @@ def synchronize(model: Model, process_group: Any = None) -> Model:
       parameters: for the mean loss over a batch of n samples, each process takes the sum of its own samples' losses
       times `world_size / n`, and not their mean, which is wrong where shares differ.
 
-    The cost beside the waiting: these layers run in the plain array arithmetic of `normlab.planes.reference`, in
-    float64, on the CPU some ten times slower than the compiled kernels, and their gradient has none. Other layers,
+    The cost beside the waiting: these layers run in the plain array arithmetic of `normlab.kernels.reference.planes`,
+    in float64, on the CPU some ten times slower than the compiled kernels, and their gradient has none. Other layers,
     torch's own batch norm among them, are left alone. Call it before the model is wrapped or compiled.
     """
     for module in model.modules():
@@ -265,7 +265,7 @@ class _Synchronized(Norm):
         act = getattr(self, "act", None)
         if act is None:
             return z
-        from normlab import activations
+        from normlab.kernels import activations
 
         y: Tensor = activations.apply(act, z)
         return y

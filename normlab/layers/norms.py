@@ -3,8 +3,8 @@
 A checkpoint of `torch.nn.BatchNorm2d`, `InstanceNorm2d`, `GroupNorm` or `LayerNorm` loads unchanged, and whoever looks
 for those layers by their class (`swa_utils.update_bn`, weight initializers) finds these. Inputs and
 outputs keep their memory format: channels-last stays channels-last. The gradient is written by hand
-(`normlab.stages.backward`); further derivatives, and the transforms of `torch.func`, are torch's
-(`normlab.differentiable`).
+(`normlab.kernels.stages.backward`); further derivatives, and the transforms of `torch.func`, are torch's
+(`normlab.layers.derivatives`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normlab import norms, operators, stages
-from normlab.activations import Activation, activation
 from normlab.errors import UsageError
-from normlab.operators import Call as _Call
-from normlab.position_layers import ChannelNorm, LayerNorm, RMSNorm
+from normlab.kernels import stages
+from normlab.kernels.activations import Activation, activation
+from normlab.layers import operators
+from normlab.layers.operators import Call as _Call
+from normlab.layers.positions import ChannelNorm, LayerNorm, RMSNorm
+from normlab.norms import family as norms
 
 __all__ = [
     "BatchInstanceNorm",
@@ -42,11 +44,11 @@ class Norm(nn.Module):
 
     Input (N, C, *) of 2 to 5 dimensions, output of the same shape, dtype and memory format. Parameters are those
     of the norm's entry, (C,) each; with `affine=False` there is no weight and bias. `act` names an activation of
-    `normlab.activations` that is applied to the result, and a `residual` of the input's shape given to `forward` is
-    added before it: y = act(norm(x) + residual), in one pass over memory. A norm with running
-    statistics keeps `running_mean`, `running_var` (unbiased, as torch) and `num_batches_tracked`, updated as
-    `(1 - momentum) * running + momentum * batch`, or as the average of all batches if `momentum` is None.
-    Raises ValueError for an input that the norm is not defined on.
+    `normlab.kernels.activations` that is applied to the result, and a `residual` of the input's shape given to
+    `forward` is added before it: y = act(norm(x) + residual), in one pass over memory. A norm with running statistics
+    keeps `running_mean`, `running_var` (unbiased, as torch) and `num_batches_tracked`, updated as `(1 - momentum) *
+    running + momentum * batch`, or as the average of all batches if `momentum` is None. Raises ValueError for an
+    input that the norm is not defined on.
     """
 
     running_mean: Tensor | None
@@ -223,7 +225,7 @@ class BatchNorm(_BatchStatistics, _BatchNorm):
         if self.act is not None:
             raise RuntimeError(
                 f"{self._title()}: a layer of torch's in its place would leave out act={str(self.act)!r}; "
-                "normlab.distributed.synchronize pools statistics over processes"
+                "normlab.layers.distributed.synchronize pools statistics over processes"
             )
         if "_qconfig" not in self.__dict__:
             raise AttributeError("qconfig")

@@ -28,14 +28,14 @@ import torch
 from torch import Tensor, library
 from torch.autograd import forward_ad
 
-from normlab import differentiable, stages
-from normlab.activations import Activation, activation
-from normlab.application import Recipe
 from normlab.errors import UsageError
-from normlab.grid import update_running
-from normlab.layout import Layout, empty_like
-from normlab.planes import serving
-from normlab.recomputing import is_recording, remember
+from normlab.kernels import serving, stages
+from normlab.kernels.activations import Activation, activation
+from normlab.kernels.layout import Layout, empty_like
+from normlab.layers import derivatives as differentiable
+from normlab.layers.recomputing import is_recording, remember
+from normlab.norms.application import Recipe
+from normlab.norms.grid import update_running
 
 
 @dataclass(slots=True)
@@ -112,7 +112,7 @@ def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
 
 
 class Normalize(torch.autograd.Function):
-    """The three stages as one step that can be differentiated, and its derivative by `normlab.differentiable`."""
+    """The three stages as one step that can be differentiated, and its derivative by `normlab.layers.derivatives`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, call: Call, *parameters: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Statistics per position as torch sees them: an `autograd.Function`, and two custom operators (`normlab.operators`).
+"""Statistics per position as torch sees them: an `autograd.Function`, and two custom operators.
 
     normlab::normalize_positions(x, weight, bias, size, eps, centred) -> (y, kept)
     normlab::normalize_positions_backward(dy, x, weight, kept, ...) -> [dx, d weight, d bias]
@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
-from normlab import differentiable, positions
-from normlab.operators import is_followed, is_transformed, seen_through
+from normlab.kernels import positions
+from normlab.layers import derivatives as differentiable
+from normlab.layers.operators import is_followed, is_transformed, seen_through
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, centred: bool) -> Tensor:
-    """y = weight * h + bias (`normlab.positions`), differentiable; contiguous."""
+    """y = weight * h + bias (`normlab.kernels.positions`), differentiable; contiguous."""
     if is_transformed():
         y = differentiable.normalize_positions(x, weight, bias, size, eps, centred)
     elif seen_through(x):
@@ -29,7 +30,7 @@ def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, 
 
 
 class Normalize(torch.autograd.Function):
-    """Normalization as one step that can be differentiated, and its derivative by `normlab.differentiable`."""
+    """Normalization as one step that can be differentiated, and its derivative by `normlab.layers.derivatives`."""
 
     @staticmethod
     def forward(

@@ -3,8 +3,8 @@
 The first two are subclasses of torch's layers: arguments, defaults, `state_dict` and whatever looks for them by their
 class are the same; only who computes is not. Any leading shape, any float dtype. A tensor is copied only where a
 position's elements do not lie one after the other (or, channels-first, one channel's positions). Weight and bias are
-applied, and their gradients summed, in the pass that normalizes (`normlab.positions`). The gradient is written by hand;
-further derivatives, and the transforms of `torch.func`, are torch's (`normlab.differentiable`).
+applied, and their gradients summed, in the pass that normalizes (`normlab.kernels.positions`). The gradient is
+written by hand; further derivatives, and the transforms of `torch.func`, are torch's (`normlab.layers.derivatives`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normlab.position_operators import normalize
+from normlab.layers.position_operators import normalize
 
 __all__ = ["ChannelNorm", "LayerNorm", "RMSNorm"]
 

@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from normlab import stages
-from normlab.planes import backend_for, use_backend
+from normlab.kernels import backend_for, stages, use_backend
 
 if TYPE_CHECKING:
-    from normlab.operators import Call
+    from normlab.layers.operators import Call
 
 _DEEPEST = 2  # an output, and one that it takes
 _outputs: ContextVar[WeakTensorKeyDictionary | None] = ContextVar("normlab_outputs", default=None)

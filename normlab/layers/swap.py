@@ -19,9 +19,9 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from normlab.activations import SLOPE, Activation
 from normlab.errors import UsageError
-from normlab.layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, Norm, RMSNorm, takes_act
+from normlab.kernels.activations import SLOPE, Activation
+from normlab.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, Norm, RMSNorm, takes_act
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -46,10 +46,10 @@ def fuse_norms(model: nn.Module, *example: Any) -> fx.GraphModule:
         fused(images)  # what model(images) answers
 
     Where nobody else sees what lies between, y = act(norm(x) + residual) becomes one layer; act is one of
-    `normlab.activations`, and the residual has the output's shape. The answer is a `torch.fx.GraphModule`: the model's
-    forward pass as torch.fx follows it, on the model's own parameters, with its `state_dict` keys, in its place. The
-    model still computes what it did. `example` are inputs such as it gets; both are run on them in evaluation mode,
-    and must agree.
+    `normlab.kernels.activations`, and the residual has the output's shape. The answer is a `torch.fx.GraphModule`:
+    the model's forward pass as torch.fx follows it, on the model's own parameters, with its `state_dict` keys, in its
+    place. The model still computes what it did. `example` are inputs such as it gets; both are run on them in
+    evaluation mode, and must agree.
 
     Raises UsageError if torch.fx cannot follow the model (its forward pass depends on values), if it takes another path
     in training than in evaluation, if the example does not fit, or if the two do not agree.

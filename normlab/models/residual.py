@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from normlab.activations import activation
 from normlab.errors import UsageError
-from normlab.layers import make_norm, takes_act
-from normlab.model_names import SHORTCUTS, own_factory, parse_resnet
+from normlab.kernels.activations import activation
+from normlab.layers.norms import make_norm, takes_act
+from normlab.models.names import SHORTCUTS, own_factory, parse_resnet
 
 NormConstructor = Callable[[int], nn.Module]
 _LARGE = 64  # pixels; beyond this the stem shrinks the image four times before the first stage

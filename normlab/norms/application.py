@@ -1,7 +1,7 @@
 """A grid function applied to the moments of one input: the map forward, and its pull-back.
 
 Written once for every array library: backends apply it to NumPy arrays or torch tensors, and
-`normlab.program` to symbols, to learn the arithmetic that a compiled backend then performs.
+`normlab.norms.program` to symbols, to learn the arithmetic that a compiled backend then performs.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from normlab.grid import Affine, Array, Grid, Moments, Value, library, pull_back, raw
-from normlab.norms import NormEntry
+from normlab.norms.family import NormEntry
+from normlab.norms.grid import Affine, Array, Grid, Moments, Value, library, pull_back, raw
 
 # a weight or bias that is left out leaves the normalized value alone
 _NEUTRAL = {"weight": 1.0, "bias": 0.0}
@@ -22,7 +22,7 @@ _NEUTRAL = {"weight": 1.0, "bias": 0.0}
 class Recipe:
     """What is to be computed: a norm, its options, which parameters it has, and whether it uses the batch.
 
-    `traced` keeps the programs of `normlab.program`, by samples and channels; `plans` what a backend prepared.
+    `traced` keeps the programs of `normlab.norms.program`, by samples and channels; `plans` what a backend prepared.
     """
 
     entry: NormEntry

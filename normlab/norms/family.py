@@ -6,7 +6,7 @@ else is needed for kernels, gradients, the layers, the comparison and the comman
 
 What does not fit, because it has statistics per position, and a weight and bias for each element that they are taken
 over, not for each plane: the layer and RMS norm of transformers over the last dimension, and ConvNeXt's norm over the
-channels. They have kernels of their own (`normlab.positions`) and are `normlab.layers.LayerNorm`, `RMSNorm` and
+channels. They have kernels of their own (`normlab.kernels.positions`) and are `normlab.layers.LayerNorm`, `RMSNorm` and
 `ChannelNorm`. Norms without statistics (EvoNorm, dynamic tanh) are element-wise modules.
 """
 
@@ -19,7 +19,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from normlab.errors import UsageError
-from normlab.grid import Affine, Moments, standardize
+from normlab.norms.grid import Affine, Moments, standardize
 
 GridFunction = Callable[..., Affine]
 

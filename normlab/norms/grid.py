@@ -26,7 +26,7 @@ import numpy as np
 
 Array = Any  # a NumPy array or a torch tensor; the two share the arithmetic used here
 Value = Any  # an Array, a Grid or a number
-_LIBRARIES = ("torch", "torch.nn.parameter", "normlab.program")
+_LIBRARIES = ("torch", "torch.nn.parameter", "normlab.norms.program")
 
 
 class Grid:
@@ -210,7 +210,7 @@ class Moments:
 
         A pooling over the samples is what running statistics stand in for in evaluation: given `running`,
         it answers those. There is one set of them, so a norm that keeps them may pool over the samples in one way
-        only (`normlab.application` sees to it).
+        only (`normlab.norms.application` sees to it).
         """
         if over not in ("n", "c"):
             raise ValueError(f"pool: over={over!r}; expected 'n' (samples) or 'c' (channels)")
@@ -305,7 +305,7 @@ def _record(result: Array, *inputs: tuple[Value, Callable[[Array], Array]]) -> A
 
 
 def library(a: Array) -> Any:
-    """The array library that a belongs to: numpy, torch, or the symbols of `normlab.program`."""
+    """The array library that a belongs to: numpy, torch, or the symbols of `normlab.norms.program`."""
     home = type(a).__module__
     return sys.modules["torch" if home.startswith("torch") else home] if home in _LIBRARIES else np
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from normlab.application import Application, Recipe
-from normlab.grid import Affine, Grid
+from normlab.norms.application import Application, Recipe
+from normlab.norms.grid import Affine, Grid
 
 OPS = (
     "add", "sub", "mul", "div", "pow", "max", "greater", "sqrt", "rsqrt", "exp", "mean_n", "sum_n", "mean_c", "sum_c",
@@ -107,7 +107,7 @@ class Symbol:
         return self.trace.record("greater", self, other)
 
     def __bool__(self) -> bool:
-        raise TypeError("a grid function must not branch on the values of grids; use normlab.grid.maximum")
+        raise TypeError("a grid function must not branch on the values of grids; use normlab.norms.grid.maximum")
 
     def mean(self, axis: int, keepdims: bool) -> Symbol:
         return self.trace.record("mean_n" if axis == 0 else "mean_c", self, None, axis=axis, argument=1)
@@ -122,7 +122,7 @@ class Symbol:
         return self.trace.record("mean_c", self, None, argument=groups)
 
 
-# what normlab.grid asks of an array library
+# what normlab.norms.grid asks of an array library
 
 
 def sqrt(a: Symbol) -> Symbol:

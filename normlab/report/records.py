@@ -118,8 +118,8 @@ def read(directory: Path | str) -> Study:
         raise UsageError(f"no study directory at {directory}; expected the --out directory of `normlab compare`")
     results = directory / "results.json"
     if (directory / "study.db").is_file():
-        from normlab.study.records import collect
-        from normlab.study.store import Store
+        from normlab.study.keeping.records import collect
+        from normlab.study.keeping.store import Store
 
         with Store(directory, readonly=True) as store:
             raw = collect(store)

@@ -46,7 +46,7 @@ def main(
         raise UsageError("reproduce needs --out DIR, a folder for the page; it is made if it does not exist")
     from normlab.reproduce import page
     from normlab.reproduce.experiment import Setting, run
-    from normlab.study.environment import command_line
+    from normlab.study.keeping.environment import command_line
 
     setting = Setting(
         data=data,

@@ -12,8 +12,8 @@ from typing import Any
 
 from normlab.reproduce import verdicts
 from normlab.reproduce.experiment import Finding, Setting
-from normlab.study.jobs import Job
-from normlab.study.run import Options, run_study
+from normlab.study.running.jobs import Job
+from normlab.study.running.run import Options, run_study
 from normlab.study.spec import make_spec
 
 # what makes a study a matter of seconds, for trying out

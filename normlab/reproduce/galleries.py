@@ -1,4 +1,4 @@
-"""The galleries that `normlab.analysis.explain` answers, as one picture for each class."""
+"""The galleries that `normlab.explain.questions` answers, as one picture for each class."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from normlab.analysis.pictures import SIDE
+from normlab.explain.pictures import SIDE
 from normlab.report.theme import LIGHT
 
 _GAP = 8  # pixels between tiles

@@ -23,7 +23,7 @@ _QUICK = (
 
 def write(name: str, result: Result, setting: Setting, folder: Path, command: str, seconds: float) -> Path:
     """Writes index.html, result.json and each figure (SVG and PNG, or PNG) to `folder`; answers the page's path."""
-    from normlab.study.environment import describe_machine
+    from normlab.study.keeping.environment import describe_machine
 
     machine = describe_machine()
     details = {

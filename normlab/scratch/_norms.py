@@ -1,6 +1,6 @@
 """Batch, layer and group normalization over (N, D) and (N, C, H, W) arrays.
 
-All of them are the norms of `normlab.norms`, run by `normlab.stages` as the torch layers are; only
+All of them are the norms of `normlab.norms`, run by `normlab.kernels.stages` as the torch layers are; only
 `batchnorm_backward` walks back through the graph of batch norm step by step, to be read.
 
 With y = gamma * xhat + beta and xhat = (x - mean) / std over the m elements that were normalized together, the
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from normlab import stages
 from normlab.errors import UsageError
+from normlab.kernels import stages
 from normlab.scratch import _checks as check
 
 Cache = Any

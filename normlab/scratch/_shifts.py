@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from normlab.planes._threads import next_unit, unit_done
+from normlab.kernels.runtime.threads import next_unit, unit_done
 from normlab.scratch._images import Window
 from normlab.scratch._tiles import ACROSS, FILTERS, VECTOR_BYTES, sum_products, sum_shifts, sum_shifts_rest
 

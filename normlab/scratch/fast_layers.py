@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from normlab.planes._threads import share
+from normlab.kernels.runtime.threads import share
 from normlab.scratch import _checks as check
 from normlab.scratch._images import conv_arguments, pool_arguments
 from normlab.scratch._pooling import pool, unpool

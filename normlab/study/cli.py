@@ -123,10 +123,10 @@ def compare(
     if second is not None:
         _side_by_side(spec, second)
         return
-    from normlab.study.budget import parse_budget
-    from normlab.study.cluster import ClusterOptions
-    from normlab.study.run import Options, check_names, find_devices, run_study
-    from normlab.study.torchrun import follow, follows
+    from normlab.study.running.budget import parse_budget
+    from normlab.study.running.cluster import ClusterOptions
+    from normlab.study.running.run import Options, check_names, find_devices, run_study
+    from normlab.study.running.torchrun import follow, follows
 
     if follows():
         check_names(spec)
@@ -189,8 +189,8 @@ def export(
     ] = None,
 ) -> None:
     """Write a comparison's records as a file, also while it runs."""
-    from normlab.study.records import WRITERS, collect
-    from normlab.study.store import Store
+    from normlab.study.keeping.records import WRITERS, collect
+    from normlab.study.keeping.store import Store
 
     if format not in WRITERS:
         raise UsageError(f"--format {format!r} is not known; expected one of: {', '.join(WRITERS)}")

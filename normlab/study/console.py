@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any, Protocol, TextIO
 
-from normlab.study.driver import Listener
-from normlab.study.jobs import Job
 from normlab.study.plain import escaped
+from normlab.study.running.driver import Listener
+from normlab.study.running.jobs import Job
 
 
 class Console(Listener, Protocol):

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from normlab.study.local import plan_layout
-from normlab.study.locks import CellLocks
+from normlab.study.keeping.locks import CellLocks
+from normlab.study.keeping.store import FILE, FINISHED, LOCKS, NothingSelected, Store, StoredCell
+from normlab.study.running.local import plan_layout
 from normlab.study.spec import Cell, StudySpec
-from normlab.study.store import FILE, FINISHED, LOCKS, NothingSelected, Store, StoredCell
 
 if TYPE_CHECKING:
     from normlab.data import Dataset
@@ -21,7 +21,7 @@ TIMED_STEPS = 3
 
 def plan_lines(spec: StudySpec, directory: Path, jobs: int | None = None, threads: int | None = None) -> Iterator[str]:
     """One line per cell with its state, then how many are left and about how long they take."""
-    from normlab.study.run import check_names
+    from normlab.study.running.run import check_names
     from normlab.study.source import identity, open_data
 
     check_names(spec)
@@ -80,7 +80,7 @@ def estimate_seconds(cells: list[Cell], dataset: Dataset, threads: int) -> list[
     """Seconds that each cell takes, from timing a few steps of every kind of cell on this machine's CPU."""
     import torch
 
-    from normlab.study.cell import Training, shuffled, split_batches
+    from normlab.study.training.cell import Training, shuffled, split_batches
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ import numpy as np
 
 from normlab.data import Dataset, Split, load
 from normlab.data._dataset import channel_statistics
-from normlab.model_names import source_of
+from normlab.models.names import source_of
 from normlab.study.spec import DataChoice, StudySpec
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from normlab.errors import UsageError
-from normlab.study.schedule import check_schedule
+from normlab.study.training.schedule import check_schedule
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 AUGMENTATIONS = ("crop", "flip")
@@ -112,7 +112,7 @@ class StudySpec(BaseModel):
     `None` where the choice depends on the data: `batch_sizes` is 128, or 32 with fewer than 8,192 training
     images; `augment` is "crop,flip", or "crop" for the embedded digits, whose mirror images are no digits.
     `tune` names what is chosen for each norm on the validation split first, with `trials` trials each
-    (`normlab.study.tuning`).
+    (`normlab.study.running.tuning`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from normlab.benchmark import layers
+from normlab.bench import layers
 
 Turns = Callable[[Sequence[float]], None]
 

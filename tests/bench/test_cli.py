@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from normlab import cli
-from normlab.benchmark import memory, run, step
-from normlab.benchmark.machine import choose_device
+from normlab.bench import memory, run, step
+from normlab.bench.machine import choose_device
 from normlab.errors import UsageError
-
-from .conftest import Turns
+from tests.bench.conftest import Turns
 
 SMALL = ("bench", "--norms", "bn,gn", "--shapes", "2x8x4x4,2x8x32x32", "--forms", "plain,residual", "--rounds", "2")
 ROWS = 2 * 2 * 2 * 2

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from normlab.benchmark import layers, sides, work
-from normlab.benchmark.work import Work, grid
+from normlab.bench import layers, sides, work
+from normlab.bench.work import Work, grid
 from normlab.errors import DataError, UsageError
-from normlab.study import compiling
-
-from .conftest import Turns
+from normlab.study.training import compiling
+from tests.bench.conftest import Turns
 
 SHAPES = [(2, 8, 4, 4), (4, 8), (3, 8, 5), (2, 8, 3, 2, 2)]
 NORMS = (*work.NORMS, "gn:groups=4", *work.POSITION_NORMS)
@@ -74,7 +73,7 @@ def test_without_a_compiler_that_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
         compiling.check_compiler("cpu")
 
 
-@pytest.mark.filterwarnings("ignore::normlab.planes.BackendWarning")
+@pytest.mark.filterwarnings("ignore::normlab.kernels.BackendWarning")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_other_precisions_run(dtype: str) -> None:
     assert layers.measure(Work("bn", (2, 8, 4, 4), dtype=dtype), rounds=1)["ours_ms"] > 0

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import normlab
-from normlab.benchmark import model as models
-from normlab.benchmark.work import Work
+from normlab.bench import model as models
+from normlab.bench.work import Work
 from normlab.errors import UsageError
 
 INPUT = (2, 8, 4, 4)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.benchmark import exactness, memory, step
-from normlab.benchmark.work import LAYOUTS, NORMS
+from normlab.bench import exactness, memory, step
+from normlab.bench.work import LAYOUTS, NORMS
 
 TINY: dict[str, Any] = {"model": "resnet8:width=4", "batch": 4, "image_size": 8}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from normlab.benchmark.timing import in_turns
+from normlab.bench.timing import in_turns
 
 
 def test_sides_take_turns() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from normlab.benchmark import work
-from normlab.benchmark.work import Work, grid
+from normlab.bench import work
+from normlab.bench.work import Work, grid
 from normlab.errors import UsageError
 
 SHAPE = (2, 8, 4, 4)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.mutants import ASPECTS, MUTANTS, ORIGINALS, correct
+from benchmarks.mutants.base import Mutant
+from benchmarks.mutants.baselines import BASELINES, complaint
+from benchmarks.mutants.held_out import HELD_OUT
+from benchmarks.mutants.table import markdown, scores
 from normlab.check.engine import examine
-from normlab.check.mutants import ASPECTS, MUTANTS, ORIGINALS, correct
-from normlab.check.mutants.base import Mutant
-from normlab.check.mutants.baselines import BASELINES, complaint
-from normlab.check.mutants.held_out import HELD_OUT
-from normlab.check.mutants.table import markdown, scores
 
 DOCS = Path(__file__).parents[2] / "docs" / "check.md"
 
@@ -42,7 +42,7 @@ def test_the_mutation_table() -> None:
     assert sum(not s.named and not (s.cause or "").startswith("unexplained") for s in held_out) <= 3
     for way in BASELINES:
         assert 0 < sum(s.others[way] for s in results) < len(results), way
-    assert markdown(results, held_out) in DOCS.read_text(), "python -m normlab.check.mutants prints the new table"
+    assert markdown(results, held_out) in DOCS.read_text(), "python -m benchmarks.mutants prints the new table"
 
 
 def test_the_diagnosis_reads_the_layer_and_not_the_name() -> None:

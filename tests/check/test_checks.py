@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.mutants import MUTANTS
 from normlab.check import checks, conformance
 from normlab.check.engine import examine
-from normlab.check.mutants import MUTANTS
 from normlab.check.report import Finding
 from normlab.check.slips import FORWARD, GRADIENT, STATE
 from normlab.check.subjects import subject_of
@@ -337,7 +337,7 @@ FAULTS: list[tuple[str, Any, str, str]] = [
 
 def run(check: str, layer: Any) -> Finding:
     if layer is None:
-        from normlab.check.mutants import correct
+        from benchmarks.mutants import correct
 
         subject = correct("instance_torch" if check == "layouts.one-value" else "batch_torch")
         report = examine(subject, None, only=[check])
@@ -424,7 +424,7 @@ def test_a_report_survives_json() -> None:
 
 
 def test_numpy_in_half_precision_is_told_and_not_blamed() -> None:
-    from normlab.check.mutants import correct
+    from benchmarks.mutants import correct
 
     (finding,) = examine(correct("batch_numpy"), only=["numerics.half"]).findings
     assert finding.status == "note"

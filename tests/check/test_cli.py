@@ -14,7 +14,7 @@ import pytest
 
 from normlab.cli import main
 
-ORIGINALS = Path(__file__).parents[2] / "normlab" / "check" / "mutants" / "originals"
+ORIGINALS = Path(__file__).parents[2] / "benchmarks" / "mutants" / "originals"
 
 
 @dataclass

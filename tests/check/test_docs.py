@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.mutants import MUTANTS
 from normlab.check.lint import RULES
-from normlab.check.mutants import MUTANTS
 from normlab.check.probe import CHECKS
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.mutants import correct
 from normlab.check import conformance
-from normlab.check.mutants import correct
 from normlab.check.oracle import Recipe
 from normlab.check.subjects import TargetFailure, Unsupported, load, subject_of
 from normlab.check.subjects.base import answered, guarded, kind_from_name
@@ -166,7 +166,7 @@ def test_a_plain_numpy_function_without_backward() -> None:
 
 
 def test_a_pair_is_found_by_its_name_or_named(tmp_path: Path) -> None:
-    import normlab.check.mutants.originals as originals
+    import benchmarks.mutants.originals as originals
 
     source = Path(originals.__file__).with_name("batch_numpy.py")
     for target in (f"{source}:batchnorm_forward", f"{source}:batchnorm_forward,batchnorm_backward"):
@@ -177,7 +177,7 @@ def test_a_pair_is_found_by_its_name_or_named(tmp_path: Path) -> None:
 
 
 def test_wrong_gradients_of_a_pair_are_told() -> None:
-    import normlab.check.mutants.originals.batch_numpy as pair
+    import benchmarks.mutants.originals.batch_numpy as pair
 
     def no_tuple(dout: Any, cache: Any) -> Any:
         return pair.batchnorm_backward(dout, cache)[0]

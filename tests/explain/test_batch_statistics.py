@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.analysis.batch_statistics import recomputed, statistics_layers, three_ways
 from normlab.errors import UsageError
-from normlab.models import build_model
+from normlab.explain.batch_statistics import recomputed, statistics_layers, three_ways
+from normlab.models.residual import build_model
 
 
 @pytest.fixture(params=["bn", "torch-bn"])

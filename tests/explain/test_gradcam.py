@@ -6,9 +6,9 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from normlab.analysis.gradcam import DELETED, agreement, deletion, enlarged, grad_cam, last_planes
 from normlab.errors import UsageError
-from normlab.models import build_model
+from normlab.explain.gradcam import DELETED, agreement, deletion, enlarged, grad_cam, last_planes
+from normlab.models.residual import build_model
 
 
 @pytest.fixture(params=["bn", "gn", "none", "torch-bn"])

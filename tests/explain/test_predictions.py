@@ -6,8 +6,8 @@ import torch
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from normlab.analysis.predictions import disagreement, predict, probabilities, telling_confusions
-from normlab.models import build_model
+from normlab.explain.predictions import disagreement, predict, probabilities, telling_confusions
+from normlab.models.residual import build_model
 
 
 def test_predictions_are_the_models_in_evaluation_mode() -> None:

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from normlab.analysis.explain import Questions, explain
-from normlab.analysis.networks import trained_networks
-from normlab.analysis.pictures import SIDE, picture
-from normlab.analysis.predictions import predict
 from normlab.cli import app
 from normlab.errors import DataError, UsageError
-from normlab.study.run import Options, run_study
+from normlab.explain.networks import trained_networks
+from normlab.explain.pictures import SIDE, picture
+from normlab.explain.predictions import predict
+from normlab.explain.questions import Questions, explain
+from normlab.study.running.run import Options, run_study
 from normlab.study.spec import make_spec
 
 

@@ -1,6 +1,6 @@
 """On a CUDA device: the Triton backend against the reference in float64, at sizes that occupy a device; and training.
 
-`pytest tests/gpu tests/core/test_triton.py tests/core/test_triton_parity.py`: the latter two take the device, too, for
+`pytest tests/gpu tests/kernels/gpu/test_programs.py tests/kernels/gpu/test_parity.py`: the latter two take the device, too, for
 their smaller and odder shapes.
 """
 
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 import normlab
-from normlab import norms, stages
-
-from ..core.parity import unit
-from .training import batch, make_step, network, state
+from normlab.kernels import stages
+from normlab.norms import family as norms
+from tests.gpu.training import batch, make_step, network, state
+from tests.layers.parity import unit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

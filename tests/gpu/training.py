@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normlab.models import build_model
+from normlab.models.residual import build_model
 
 
 def network(norm: str, device: str, model: str = "resnet14", size: int = 32) -> nn.Module:

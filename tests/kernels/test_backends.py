@@ -17,10 +17,10 @@ import pytest
 import torch
 
 import normlab
-from normlab import planes, stages
+from normlab import kernels as planes
 from normlab.errors import UsageError
-
-from .parity import (
+from normlab.kernels import stages
+from tests.layers.parity import (
     ACTS,
     BACKENDS,
     NORMS,
@@ -93,7 +93,7 @@ def test_cuda_without_triton_says_so_once(triton_there: pytest.MonkeyPatch, noth
         planes.serving(on_cuda())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert planes.serving(on_cuda()).__name__ == "normlab.planes.reference"
+        assert planes.serving(on_cuda()).__name__ == "normlab.kernels.reference.planes"
     with (
         pytest.raises(UsageError, match="'triton_gpu' cannot serve anything, as triton is not installed; install it"),
         normlab.use_backend("triton_gpu"),
@@ -166,7 +166,8 @@ def test_block_ends_after_an_error() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_layers_run_on_the_chosen_backend(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from normlab.planes import numba_cpu, reference
+    from normlab.kernels.cpu import planes as numba_cpu
+    from normlab.kernels.reference import planes as reference
 
     served = []
     for module in (numba_cpu, reference):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numba import njit
 
-from normlab.planes import _narrow
+from normlab.kernels.runtime import narrow as _narrow
 
 KINDS = [(torch.bfloat16, _narrow.BFLOAT16), (torch.float16, _narrow.FLOAT16)]
 

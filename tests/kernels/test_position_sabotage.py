@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from normlab import layers
-from normlab.planes import numba_positions, reference_positions
-
-from .parity import BACKENDS, backend
-from .test_positions import check
+from normlab.kernels.cpu import positions as numba_positions
+from normlab.kernels.reference import positions as reference_positions
+from normlab.layers import norms as layers
+from tests.kernels.test_positions import check
+from tests.layers.parity import BACKENDS, backend
 
 Plant = Callable[[pytest.MonkeyPatch, Any], None]
 MODULES = {"numba_cpu": numba_positions, "reference": reference_positions}

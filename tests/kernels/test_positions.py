@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normlab import layers, positions
-from normlab.planes import numba_positions, use_backend
-
-from .parity import BACKENDS, ULPS, arrange, backend, unit
+from normlab.kernels import positions, use_backend
+from normlab.kernels.cpu import positions as numba_positions
+from normlab.layers import norms as layers
+from tests.layers.parity import BACKENDS, ULPS, arrange, backend, unit
 
 KINDS = ("layer", "rms", "channel")
 # rows and their length, or (N, C, *): odd sizes, one row, one element, more than a block, more than a unit of work

@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from normlab import grid, layers, layout, norms, stages
-from normlab.application import Application
-from normlab.grid import Affine, Moments, rsqrt, sqrt, stop_gradient
-from normlab.planes import numba_cpu, reference
-
-from .parity import BACKENDS, SHAPES, Case, check
-from .test_large_mean import check_errors
+from normlab.kernels import layout, stages
+from normlab.kernels.cpu import planes as numba_cpu
+from normlab.kernels.reference import planes as reference
+from normlab.layers import norms as layers
+from normlab.norms import family as norms
+from normlab.norms import grid
+from normlab.norms.application import Application
+from normlab.norms.grid import Affine, Moments, rsqrt, sqrt, stop_gradient
+from tests.layers.parity import BACKENDS, SHAPES, Case, check
+from tests.layers.test_large_mean import check_errors
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -291,7 +294,7 @@ def test_sabotaged_kernel(name: str, planted: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_swapped_gate_fails_against_torch_alone(backend: str, planted: pytest.MonkeyPatch) -> None:
     """A mistake that oracle and layer share would be caught by torch's layer."""
-    from . import parity
+    from tests.layers import parity
 
     planted.setattr(parity, "oracle", lambda *given: parity.Result(torch.empty(0), {}, {}))
     planted.setattr(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .parity import NORMS, SHAPES, Case, make_input, our_layer, run, threads
+from tests.layers.parity import NORMS, SHAPES, Case, make_input, our_layer, run, threads
 
 ROOT = Path(__file__).parents[2]
 # large enough to be shared among threads, in several blocks of samples and in passes
@@ -58,7 +58,7 @@ OWN = """
 import torch
 from normlab.layers import ChannelNorm, LayerNorm
 from normlab.planes import _team
-from tests.core.test_threads import SHAPES_SHARED, answer
+from tests.kernels.test_threads import SHAPES_SHARED, answer
 
 def position(layer):
     x = torch.randn(64, 32, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -87,8 +87,8 @@ def test_without_the_threads_of_torch() -> None:
 FORK = """
 import os, sys
 import torch
-from tests.core.parity import NORMS
-from tests.core.test_threads import SHAPES_SHARED, answer
+from tests.layers.parity import NORMS
+from tests.kernels.test_threads import SHAPES_SHARED, answer
 
 torch.set_num_threads(2)
 jobs = [(norm, SHAPES_SHARED[0], layout) for norm in NORMS for layout in ("first", "last")]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import normlab
-from normlab.layers import BatchInstanceNorm, constrain, parameter_groups
+from normlab.layers.norms import BatchInstanceNorm, constrain, parameter_groups
 
 
 def test_gate_starts_at_one() -> None:

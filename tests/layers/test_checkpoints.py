@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 import normlab
-from normlab import layers
-
-from .parity import NORMS, Case, our_layer, randomize
+from normlab.layers import norms as layers
+from tests.layers.parity import NORMS, Case, our_layer, randomize
 
 PAIRS: list[tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = [
     (lambda: layers.BatchNorm(8), lambda: nn.BatchNorm2d(8)),

@@ -11,11 +11,24 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import normlab
-from normlab import grid, norms, operators
-from normlab.grid import Affine, rsqrt
-
-from .parity import ACTS, BACKENDS, NORMS, SHAPES, Case, arrange, backend, check, our_layer, randomize, rank_of
-from .test_positions import KINDS, pair
+from normlab.layers import operators
+from normlab.norms import family as norms
+from normlab.norms import grid
+from normlab.norms.grid import Affine, rsqrt
+from tests.kernels.test_positions import KINDS, pair
+from tests.layers.parity import (
+    ACTS,
+    BACKENDS,
+    NORMS,
+    SHAPES,
+    Case,
+    arrange,
+    backend,
+    check,
+    our_layer,
+    randomize,
+    rank_of,
+)
 
 SMALL = (3, 4, 2, 2)
 LAYOUTS = ("first", "last")

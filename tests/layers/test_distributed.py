@@ -19,13 +19,14 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 import normlab
-from normlab import distributed, norms
-from normlab.distributed import synchronize
-from normlab.layers import BatchInstanceNorm, BatchNorm
-from normlab.models import build_model
-from tests.core import parity
-from tests.core.parity import Case
-from tests.core.ranks import WORLD, Ranks
+from normlab.layers import distributed
+from normlab.layers.distributed import synchronize
+from normlab.layers.norms import BatchInstanceNorm, BatchNorm
+from normlab.models.residual import build_model
+from normlab.norms import family as norms
+from tests.layers import parity
+from tests.layers.parity import Case
+from tests.layers.ranks import WORLD, Ranks
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 CHANNELS, STEPS = 6, 3
@@ -179,7 +180,7 @@ def train_fused(rank: int, counts: tuple[int, ...]) -> list[Tensor]:
 
 
 def test_residual_and_activation(ranks: Ranks) -> None:
-    pytest.importorskip("normlab.activations")
+    pytest.importorskip("normlab.kernels.activations")
     got = ranks.run(train_fused, (5, 3))
     for parts, want in zip(zip(*got, strict=True), train_fused(-1, (5, 3)), strict=True):
         torch.testing.assert_close(torch.cat(parts), want, **EXACT)
@@ -194,7 +195,7 @@ def register_own() -> Any:
     def own(m: normlab.Moments, p: Any, *, groups: int = 2) -> normlab.Affine:
         grouped = m.pool("c", groups)
         whole, batch = grouped.pool("n"), m.pool("n")
-        weight = p.weight / normlab.grid.sqrt(batch.var + whole.var + p.eps)
+        weight = p.weight / normlab.norms.grid.sqrt(batch.var + whole.var + p.eps)
         return normlab.Affine(weight, whole.mean + p.mixture * (grouped.mean - batch.mean), p.bias)
 
     if "own" not in norms.norm_names():
@@ -425,7 +426,7 @@ def test_network_has_teeth(ranks: Ranks) -> None:
 def test_the_listing_in_the_documentation(tmp_path: Path) -> None:
     """It runs, and all processes end with the same network, which is that of one process with whole batches."""
     page = (Path(__file__).parents[2] / "docs" / "study.md").read_text()
-    (listing,) = re.findall(r"<!-- tests/core/test_distributed.py runs this -->\n```python\n(.*?)```", page, re.DOTALL)
+    (listing,) = re.findall(r"<!-- tests/layers/test_distributed.py runs this -->\n```python\n(.*?)```", page, re.DOTALL)
     script = tmp_path / "train.py"
     script.write_text(listing + "torch.save(model.state_dict(), f'{world}-{rank}.pt')\n")
     for world in (1, WORLD):

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 import normlab
-from normlab import layers
 from normlab.errors import UsageError
-
-from .parity import BACKENDS, NORMS, Case, backend, our_layer
+from normlab.layers import norms as layers
+from tests.layers.parity import BACKENDS, NORMS, Case, backend, our_layer
 
 
 @pytest.mark.parametrize("norm", ["bn", "bin"])

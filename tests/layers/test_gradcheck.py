@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .parity import BACKENDS, NORMS, Case, arrange, backend, our_layer, randomize
+from tests.layers.parity import BACKENDS, NORMS, Case, arrange, backend, our_layer, randomize
 
 MODES = [
     (norm, training, track)

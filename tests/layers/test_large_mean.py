@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from normlab.benchmark.exactness import measure
-
-from .parity import (
+from normlab.bench.exactness import measure
+from tests.layers.parity import (
     BACKENDS,
     NORMS,
     Case,

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from normlab import layers
-
-from .parity import BACKENDS, ULPS, arrange, backend, unit
+from normlab.layers import norms as layers
+from tests.layers.parity import BACKENDS, ULPS, arrange, backend, unit
 
 SHAPES = [(5, 8), (3, 4, 6), (2, 3, 4, 5), (2, 3, 2, 3, 4), (7,), (1, 8), (4, 1)]
 CASES = [(shape, shape[-last:]) for shape in SHAPES for last in range(1, max(2, len(shape))) if shape[-last:] != (1,)]

@@ -18,11 +18,12 @@ from torch import Tensor, library, nn
 from torch.utils.checkpoint import checkpoint
 
 import normlab
-from normlab import norms, operators, stages
 from normlab.errors import UsageError
-from normlab.grid import Affine, Moments, standardize
-
-from .parity import NORMS, randomize
+from normlab.kernels import stages
+from normlab.layers import operators
+from normlab.norms import family as norms
+from normlab.norms.grid import Affine, Moments, standardize
+from tests.layers.parity import NORMS, randomize
 
 FORMS = ((None, False), ("relu", False), ("leaky_relu:slope=0.2", True))
 SHAPE = (3, 8, 5, 4)

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from .parity import BACKENDS, LAYOUTS, NORMS, SHAPES, Case, check, rank_of
+from tests.layers.parity import BACKENDS, LAYOUTS, NORMS, SHAPES, Case, check, rank_of
 
 DTYPES = (torch.float32, torch.float64)
 

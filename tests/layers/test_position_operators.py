@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import library, nn
 
-from normlab import position_operators
-from normlab.planes import use_backend
-
-from .parity import BACKENDS, backend
-from .test_positions import KINDS, pair, run
+from normlab.kernels import use_backend
+from normlab.layers import position_operators
+from tests.kernels.test_positions import KINDS, pair, run
+from tests.layers.parity import BACKENDS, backend
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 

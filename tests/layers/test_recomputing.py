@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import normlab
-from normlab import recomputing
-from normlab.layers import make_norm
+from normlab.layers import recomputing
+from normlab.layers.norms import make_norm
 
 NORMS = ("bn", "in", "bin", "ln", "gn")
 

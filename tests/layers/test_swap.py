@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 import normlab
-from normlab import layers
 from normlab.errors import UsageError
+from normlab.layers import norms as layers
 
 # --- models as their authors write them ------------------------------------------------------------------------------
 
@@ -278,7 +278,7 @@ def test_a_converter_may_not_lose_an_activation() -> None:
 
 
 def test_only_torchs_own_layers_become_torchs_synchronized_ones() -> None:
-    from normlab.study.shared import _synchronize_stock
+    from normlab.study.running.shared import _synchronize_stock
 
     model = nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(layers.BatchNorm(4, act="relu"), nn.BatchNorm2d(4)))
     weight = model[1][1].weight

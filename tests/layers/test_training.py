@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import normlab
-
-from .parity import BACKENDS, backend
+from tests.layers.parity import BACKENDS, backend
 
 
 def losses(norm: str, norm_backend: str = "numba_cpu", channels_last: bool = False, steps: int = 50) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 import normlab
 import normlab.layers
 from normlab.errors import UsageError
-from normlab.models import build_model
+from normlab.models.residual import build_model
 
 torch.set_num_threads(1)
 

@@ -1,6 +1,6 @@
 """docs/norms.md tells what the entries say, and its listings run.
 
-`python -m tests.core.test_docs` prints the table.
+`python -m tests.norms.test_docs` prints the table.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from normlab.grid import Moments
-from normlab.norms import NormEntry, describe, norm_names
+from normlab.norms.family import NormEntry, describe, norm_names
+from normlab.norms.grid import Moments
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "norms.md"

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from normlab import grid
-from normlab.grid import Affine, Grid, Moments, pull_back, update_running
+from normlab.norms import grid
+from normlab.norms.grid import Affine, Grid, Moments, pull_back, update_running
 
 POOLINGS: dict[str, tuple[int, ...]] = {"n": (0, 3), "c": (2, 3), "n c": (0, 2, 3), "c n": (0, 2, 3), "": (3,)}
 

@@ -12,13 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normlab import grid, norms, stages
-from normlab.application import Application, Recipe
-from normlab.grid import Affine, Grid, Moments, average, exp, maximum, raw, rsqrt, sqrt, standardize
-from normlab.norms import AFFINE, Learned, NormEntry
-from normlab.program import INPUTS, OPS, Program, trace
-
-from .parity import BACKENDS, arrange, backend
+from normlab.kernels import stages
+from normlab.norms import family as norms
+from normlab.norms import grid
+from normlab.norms.application import Application, Recipe
+from normlab.norms.family import AFFINE, Learned, NormEntry
+from normlab.norms.grid import Affine, Grid, Moments, average, exp, maximum, raw, rsqrt, sqrt, standardize
+from normlab.norms.program import INPUTS, OPS, Program, trace
+from tests.layers.parity import BACKENDS, arrange, backend
 
 # --- norms of the literature, as a user would write them -------------------------------------------------------------
 

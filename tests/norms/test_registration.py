@@ -10,20 +10,20 @@ import torch
 from torch import nn
 
 import normlab
-from normlab import norms
 from normlab.errors import UsageError
-from normlab.grid import Affine, Moments, rsqrt, standardize
-from normlab.layers import constrain, parameter_groups
-from normlab.norms import AFFINE, Learned, register_norm
+from normlab.layers.norms import constrain, parameter_groups
+from normlab.norms import family as norms
+from normlab.norms.family import AFFINE, Learned, register_norm
+from normlab.norms.grid import Affine, Moments, rsqrt, standardize
 
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Registrations last for a test."""
     monkeypatch.setattr(norms, "_REGISTRY", dict(norms._REGISTRY))
-    normlab.stages.recipe.cache_clear()
+    normlab.kernels.stages.recipe.cache_clear()
     yield
-    normlab.stages.recipe.cache_clear()
+    normlab.kernels.stages.recipe.cache_clear()
 
 
 def test_built_in_names() -> None:

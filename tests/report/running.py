@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from normlab.report.serve import application
-from normlab.study.locks import CellLocks
+from normlab.study.keeping.locks import CellLocks
+from normlab.study.keeping.store import LOCKS, Store
 from normlab.study.spec import make_spec
-from normlab.study.store import LOCKS, Store
 
 
 class Running:

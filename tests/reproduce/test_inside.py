@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from normlab.analysis.pictures import SIDE, picture
+from normlab.explain.pictures import SIDE, picture
 from normlab.report.theme import LIGHT
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import as_spec, curves, evolution

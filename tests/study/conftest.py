@@ -11,8 +11,7 @@ import torch
 
 from normlab.data import Dataset, Split
 from normlab.study.spec import Cell
-
-from .processes import STARTED
+from tests.study.processes import STARTED
 
 torch.set_num_threads(1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from normlab.study.jobs import Job
+from normlab.study.running.jobs import Job
 
 
 class Silent:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from normlab.errors import DataError
-from normlab.study.store import Store
+from normlab.study.keeping.store import Store
 
 # a study that takes seconds: 60 digits, four channels
 STARTED: list[subprocess.Popen[bytes]] = []  # the fixture `nobody_stays` ends them

@@ -11,7 +11,7 @@ import pytest
 from normlab.data import Dataset
 from normlab.study.console import PlainLines
 from normlab.study.plain import escaped
-from normlab.study.run import Options, run_study
+from normlab.study.running.run import Options, run_study
 from normlab.study.spec import make_spec
 
 
@@ -27,7 +27,7 @@ def test_notes_on_the_data_are_said_once_and_stay_with_the_study(
 ) -> None:
     note = "3 files were ignored: <img src=x onerror=alert(1)>, a\x1b]0;b.txt"
     noted = dataclasses.replace(dataset, notes=(note, "all were resized"))
-    monkeypatch.setattr("normlab.study.run.open_data", lambda *a, **k: noted)
+    monkeypatch.setattr("normlab.study.running.run.open_data", lambda *a, **k: noted)
     spec = make_spec({"norms": "bn", "models": "resnet8:width=4", "epochs": "1", "batch_sizes": "64"})
     stream = io.StringIO()
     results = run_study(spec, tmp_path, Options(inline=True), console=PlainLines(stream))

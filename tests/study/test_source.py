@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from normlab.study.run import check_names
+from normlab.study.running.run import check_names
 from normlab.study.source import identity, open_data
 from normlab.study.spec import DataChoice, make_spec
 

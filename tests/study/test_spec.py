@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from normlab.errors import UsageError
 from normlab.study import spec
 from normlab.study.spec import Cell, make_spec
-
-from .conftest import make_cell
+from tests.study.conftest import make_cell
 
 
 def test_the_cells_are_the_product_of_the_axes() -> None:

@@ -7,17 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from normlab.check.oracle import (
-    KINDS,
-    Array,
-    Case,
-    Pass,
-    Scale,
-    Standardize,
-    forward,
-    mixed,
-    updated_running,
-)
+from normlab.check.oracle import KINDS, Array, Case, Pass, Scale, Standardize, forward, mixed, updated_running
 from normlab.check.slips.base import BIN, CENTRING, MIX, RMS_Y, ForwardSlip, Y
 
 

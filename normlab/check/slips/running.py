@@ -6,9 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from normlab.check.oracle import (
-    Array,
-)
+from normlab.check.oracle import Array
 from normlab.check.slips.base import StateSlip, Update
 
 RM = "running_mean = (1 - m) * running_mean + m * mean"

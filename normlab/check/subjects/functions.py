@@ -14,15 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normlab.check.subjects.base import (
-    Options,
-    Subject,
-    TargetFailure,
-    Unsupported,
-    answered,
-    guarded,
-    role_of,
-)
+from normlab.check.subjects.base import Options, Subject, TargetFailure, Unsupported, answered, guarded, role_of
 
 LEARNED = ("weight", "bias", "gate")
 

@@ -13,10 +13,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from normlab.planes._ahead import read_ahead
-from normlab.planes._compile import compiled
-from normlab.planes._job import GELU, LEAKY_RELU, RELU, SILU
-from normlab.planes._narrow import are_narrow, number
+from normlab.kernels.cpu._ahead import read_ahead
+from normlab.kernels.runtime.compiling import compiled
+from normlab.kernels.runtime.job import GELU, LEAKY_RELU, RELU, SILU
+from normlab.kernels.runtime.narrow import are_narrow, number
 
 _BLOCK = 1024  # elements between one asking for memory and the next
 _JIT: Any = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}

@@ -1,4 +1,4 @@
-"""Performs a `normlab.program.Program`: a loop over its instructions, and for each a loop over numbers."""
+"""Performs a `normlab.norms.program.Program`: a loop over its instructions, and for each a loop over numbers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from normlab.planes._compile import compiled
-from normlab.program import INPUTS, OPS
+from normlab.kernels.runtime.compiling import compiled
+from normlab.norms.program import INPUTS, OPS
 
 (_ADD, _SUB, _MUL, _DIV, _POW, _MAX, _GREATER, _SQRT, _RSQRT, _EXP, _MEAN_N, _SUM_N, _MEAN_C, _SUM_C) = range(len(OPS))
 _RUNNING_MEAN, _RUNNING_VAR, _SIZE, _EPS = (

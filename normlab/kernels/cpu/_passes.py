@@ -1,7 +1,7 @@
 """A whole direction in one call: one job over blocks of samples, or passes over the batch with a grid program between.
 
 `CHUNKS` is 0 for blocks of `EXTENT` samples; else a sample is cut into so many parts. Both directions are C functions
-of the address of a job (`normlab.planes._job`): calling them takes no lock and no conversion of arguments.
+of the address of a job (`normlab.kernels.runtime.job`): calling them takes no lock and no conversion of arguments.
 """
 
 from __future__ import annotations
@@ -14,9 +14,22 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, types
 
-from normlab.planes._compile import compiled
-from normlab.planes._counters import pointer
-from normlab.planes._job import (
+from normlab.kernels.cpu._machine import load, perform
+from normlab.kernels.cpu._work import (
+    AFFINE,
+    BACKWARD_BLOCKS,
+    COMBINE,
+    DOTS,
+    FORWARD_BLOCKS,
+    MOMENTS,
+    grids_of,
+    program,
+    real_at,
+    rows_of,
+)
+from normlab.kernels.runtime.compiling import compiled
+from normlab.kernels.runtime.counters import pointer
+from normlab.kernels.runtime.job import (
     CHANNELS,
     CHUNKS,
     EPS,
@@ -43,20 +56,7 @@ from normlab.planes._job import (
     TABLE,
     UNITS,
 )
-from normlab.planes._machine import load, perform
-from normlab.planes._team import share
-from normlab.planes._work import (
-    AFFINE,
-    BACKWARD_BLOCKS,
-    COMBINE,
-    DOTS,
-    FORWARD_BLOCKS,
-    MOMENTS,
-    grids_of,
-    program,
-    real_at,
-    rows_of,
-)
+from normlab.kernels.runtime.team import share
 
 
 @cache

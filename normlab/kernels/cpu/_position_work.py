@@ -2,7 +2,7 @@
 
 Items are rows (D elements, one after the other), or tiles: some columns of a sample (C, S). A unit is a run of items,
 and has sums of its own for the gradients of weight and bias, so that neither who does it nor how many threads there are
-changes the result. A job's numbers are those of the protocol of threads (`normlab.planes._team`), and these.
+changes the result. A job's numbers are those of the protocol of threads (`normlab.kernels.runtime.team`), and these.
 """
 
 from __future__ import annotations
@@ -15,13 +15,21 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, types
 
-from normlab.planes._compile import compiled
-from normlab.planes._counters import next_of_shares, pointer, unit_done
-from normlab.planes._job import TABLE, UNITS
-from normlab.planes._narrow import BFLOAT16, FLOAT16
-from normlab.planes._positions import FIRST, OUT, SECOND, normalize_columns, normalize_row, pull_columns, pull_row
-from normlab.planes._team import joined, share
-from normlab.planes._unaliased import elements_at, load, store
+from normlab.kernels.cpu._position_rows import (
+    FIRST,
+    OUT,
+    SECOND,
+    normalize_columns,
+    normalize_row,
+    pull_columns,
+    pull_row,
+)
+from normlab.kernels.cpu._unaliased import elements_at, load, store
+from normlab.kernels.runtime.compiling import compiled
+from normlab.kernels.runtime.counters import next_of_shares, pointer, unit_done
+from normlab.kernels.runtime.job import TABLE, UNITS
+from normlab.kernels.runtime.narrow import BFLOAT16, FLOAT16
+from normlab.kernels.runtime.team import joined, share
 
 (
     BACKWARD,  # 0: forward

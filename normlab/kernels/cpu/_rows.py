@@ -9,7 +9,8 @@ variance is taken about a value near the mean, whose distance from it is then co
 out to be far off, once more about the mean just found (the shifted, and the corrected two-pass
 algorithm of Chan, Golub & LeVeque 1983).
 
-Elements may be halves, which are widened as they are loaded and rounded as they are stored (`normlab.planes._narrow`).
+Elements may be halves, which are widened as they are loaded and rounded as they are stored
+(`normlab.kernels.runtime.narrow`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from normlab.planes._activations import activate
-from normlab.planes._ahead import read_ahead, write_ahead
-from normlab.planes._compile import compiled
-from normlab.planes._job import RELU
-from normlab.planes._narrow import element, number, numbers_for, real
+from normlab.kernels.cpu._activations import activate
+from normlab.kernels.cpu._ahead import read_ahead, write_ahead
+from normlab.kernels.runtime.compiling import compiled
+from normlab.kernels.runtime.job import RELU
+from normlab.kernels.runtime.narrow import element, number, numbers_for, real
 
 _BLOCK = 512  # elements of a row that are summed in the elements' own precision
 _ROWS = 8  # joined rows likewise, where there are more than

@@ -2,7 +2,7 @@
 
 A unit is a block of samples, worked on from moments to affine map (or from dots to combine) while it is in cache, or,
 for norms that pool over the batch, a part of one sample in one of the passes. Every job is described by the same
-plain numbers, for all threads (`normlab.planes._job`).
+plain numbers, for all threads (`normlab.kernels.runtime.job`).
 
 With an activation, the gradient that the kernels see is dz = g * act'(z), z being computed again. It is written to
 where the residual's gradient goes, if there is a residual; else in a block to where dx goes, in a pass to a part of
@@ -17,10 +17,23 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, types
 
-from normlab.planes._activations import pull_activation
-from normlab.planes._compile import compiled
-from normlab.planes._counters import next_of_shares, pointer, unit_done
-from normlab.planes._job import (
+from normlab.kernels.cpu._activations import pull_activation
+from normlab.kernels.cpu._machine import load, perform
+from normlab.kernels.cpu._rows import (
+    affine_first,
+    affine_last,
+    combine_first,
+    combine_last,
+    dots_first,
+    dots_last,
+    moments_first,
+    moments_last,
+    recombine_first,
+    recombine_last,
+)
+from normlab.kernels.runtime.compiling import compiled
+from normlab.kernels.runtime.counters import next_of_shares, pointer, unit_done
+from normlab.kernels.runtime.job import (
     ACT,
     CHANNELS,
     CHUNKS,
@@ -58,21 +71,8 @@ from normlab.planes._job import (
     X,
     Y,
 )
-from normlab.planes._machine import load, perform
-from normlab.planes._narrow import BFLOAT16, FLOAT16, is_narrow, numbers_for, put
-from normlab.planes._rows import (
-    affine_first,
-    affine_last,
-    combine_first,
-    combine_last,
-    dots_first,
-    dots_last,
-    moments_first,
-    moments_last,
-    recombine_first,
-    recombine_last,
-)
-from normlab.planes._team import joined
+from normlab.kernels.runtime.narrow import BFLOAT16, FLOAT16, is_narrow, numbers_for, put
+from normlab.kernels.runtime.team import joined
 
 FORWARD_BLOCKS, BACKWARD_BLOCKS, MOMENTS, AFFINE, DOTS, COMBINE = range(6)
 

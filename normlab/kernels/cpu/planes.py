@@ -30,11 +30,11 @@ from typing import Any
 
 import numpy as np
 
-from normlab.activations import NAMES, Activation
-from normlab.application import Recipe
-from normlab.layout import Layout, empty_like, is_real
-from normlab.planes import _passes
-from normlab.planes._job import (
+from normlab.kernels.activations import NAMES, Activation
+from normlab.kernels.cpu import _passes
+from normlab.kernels.cpu._work import work
+from normlab.kernels.layout import Layout, empty_like, is_real
+from normlab.kernels.runtime.job import (
     ACT,
     CHANNELS,
     CHUNKS,
@@ -71,9 +71,9 @@ from normlab.planes._job import (
     Y,
     bits,
 )
-from normlab.planes._team import shared
-from normlab.planes._work import work
-from normlab.program import Program, Programs, trace
+from normlab.kernels.runtime.team import shared
+from normlab.norms.application import Recipe
+from normlab.norms.program import Program, Programs, trace
 
 _UNIT_BYTES = 1 << 17  # of x in a unit of work: stays in the second-level cache from one kernel to the next
 _FUSED_BYTES = 1 << 15  # where dz is computed on the way, so that it stays in the first-level cache

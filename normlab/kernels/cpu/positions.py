@@ -18,9 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from normlab.planes._job import UNITS as TO_DO
-from normlab.planes._job import WORK, bits
-from normlab.planes._position_work import (
+from normlab.kernels.cpu._position_work import (
     BACKWARD,
     BIAS,
     CENTRED,
@@ -49,9 +47,11 @@ from normlab.planes._position_work import (
     direction,
     work,
 )
-from normlab.planes._team import shared
+from normlab.kernels.runtime.job import UNITS as TO_DO
+from normlab.kernels.runtime.job import WORK, bits
+from normlab.kernels.runtime.team import shared
 
-KEPT_NUMBERS = 3  # of every position: m, r and t (`normlab.planes._positions`)
+KEPT_NUMBERS = 3  # of every position: m, r and t (`normlab.kernels.cpu._position_rows`)
 _UNIT_BYTES = 1 << 17  # of x (and g) in a unit of work, at least
 _TILE_BYTES = 3 << 18  # of x (and g) in a tile: stays in the second-level cache while it is gone over
 _NARROWEST = 64  # columns of a tile: shorter runs of memory are read too slowly

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from normlab.planes._triton_programs import ACROSS, compiled, source, unit
-from normlab.program import Program
+from normlab.kernels.gpu._programs import ACROSS, compiled, source, unit
+from normlab.norms.program import Program
 
 _TILE = 4096  # elements that an instance holds at a time
 _ROW = 1024  # elements side by side in a channels-first tile

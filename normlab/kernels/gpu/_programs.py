@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from normlab.program import INPUTS, OPS, Program
+from normlab.norms.program import INPUTS, OPS, Program
 
 ACROSS = 0  # in the place of a number of planes: all samples of a channel
 

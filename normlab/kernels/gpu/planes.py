@@ -24,15 +24,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from normlab.activations import Activation
-from normlab.application import Recipe
-from normlab.grid import update_running
-from normlab.layout import Layout
-from normlab.planes import _triton_kernels as kernels
-from normlab.planes._job import bits
-from normlab.planes._triton_cut import Cut, Direction
-from normlab.planes._triton_programs import perform
-from normlab.program import Program, Programs, trace
+from normlab.kernels.activations import Activation
+from normlab.kernels.gpu import _kernels as kernels
+from normlab.kernels.gpu._cut import Cut, Direction
+from normlab.kernels.gpu._programs import perform
+from normlab.kernels.layout import Layout
+from normlab.kernels.runtime.job import bits
+from normlab.norms.application import Recipe
+from normlab.norms.grid import update_running
+from normlab.norms.program import Program, Programs, trace
 
 INTERPRETED = not isinstance(kernels.forward, triton.JITFunction)  # TRITON_INTERPRET=1 was there in time
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from normlab import activations
-from normlab.activations import Activation
-from normlab.application import Application, Recipe
-from normlab.grid import Array, library, raw, update_running
-from normlab.layout import Layout
+from normlab.kernels import activations
+from normlab.kernels.activations import Activation
+from normlab.kernels.layout import Layout
+from normlab.norms.application import Application, Recipe
+from normlab.norms.grid import Array, library, raw, update_running
 
 
 def moments(x: Array) -> tuple[Array, Array]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from normlab.grid import Array, library
-from normlab.planes.reference import wide
+from normlab.kernels.reference.planes import wide
+from normlab.norms.grid import Array, library
 
 KEPT_NUMBERS = 2  # of every position: mean, and 1 / sqrt(var + eps)
 

@@ -7,6 +7,7 @@ file. So compiled code is thrown away whenever any source that kernels are made 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from numba import njit
 compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
 
 
-def discard_stale(*sources: Path) -> None:
-    """Forget the compiled code of the folder of the first source if it was made from other sources than these."""
+def discard_stale(place: Path, sources: Iterable[Path]) -> None:
+    """Remove the compiled code of the sources in the folder `place` if it was made from other sources than these."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
     folder = _cache_folder()
-    folder = sources[0].parent / "__pycache__" if folder.name == "__pycache__" else folder
-    stamp = folder / f"normlab-{sources[0].parent.name}.sources"
+    folder = place / "__pycache__" if folder.name == "__pycache__" else folder
+    stamp = folder / f"normlab-{place.name}.sources"
     with suppress(OSError):  # a read-only or vanished cache only costs time
         if stamp.is_file() and stamp.read_text() == digest:
             return
@@ -44,4 +45,7 @@ def _cache_folder() -> Path:
 
 
 _HERE = Path(__file__).parent
-discard_stale(*_HERE.glob("_*.py"), _HERE.parent / "program.py")
+_KERNELS = _HERE.parent
+_SOURCES = [*_HERE.glob("*.py"), *(_KERNELS / "cpu").glob("_*.py"), _KERNELS.parent / "norms" / "program.py"]
+for _place in (_HERE, _KERNELS / "cpu"):
+    discard_stale(_place, _SOURCES)

@@ -1,14 +1,14 @@
 """Threads that live in compiled code and share the units of a job.
 
-As in `normlab.planes._threads` a job is a number of units that whoever is awake takes. But here a helper never needs
-the interpreter lock, for which it would contend with the caller at the start and the end of every job (more than a
-small job takes): a job reaches it as plain numbers, the address of the code among them.
+As in `normlab.kernels.runtime.threads` a job is a number of units that whoever is awake takes. But here a helper
+never needs the interpreter lock, for which it would contend with the caller at the start and the end of every job
+(more than a small job takes): a job reaches it as plain numbers, the address of the code among them.
 
-Where torch computes with the threads of an OpenMP library, these do our jobs too (`normlab.planes._openmp`). Elsewhere
-the helpers are our own, and sleep in compiled code; while one thread's job has them, another's runs on its own thread
-alone. The protocol with them, on the counters of `control`: a job is open while UNITS is not zero. A helper counts
-itself in ACTIVE before it looks. The caller waits until all units are DONE, closes the job, and describes the next one
-only when no helper is ACTIVE any more.
+Where torch computes with the threads of an OpenMP library, these do our jobs too (`normlab.kernels.runtime.openmp`).
+Elsewhere the helpers are our own, and sleep in compiled code; while one thread's job has them, another's runs on its
+own thread alone. The protocol with them, on the counters of `control`: a job is open while UNITS is not zero. A
+helper counts itself in ACTIVE before it looks. The caller waits until all units are DONE, closes the job, and
+describes the next one only when no helper is ACTIVE any more.
 
 Our helpers sleep on a POSIX semaphore; where there is none (Windows, macOS) the caller does the work alone.
 """
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numba import carray, njit, types
 
-from normlab.planes._counters import (
+from normlab.kernels.runtime.counters import (
     ACTIVE,
     ARRIVED,
     DONE,
@@ -39,10 +39,10 @@ from normlab.planes._counters import (
     parallel_at,
     pointer,
 )
-from normlab.planes._job import CONTROL, HELPERS, NUMBER, PARALLEL, SEMAPHORE, SHARES, TABLE, WORK
-from normlab.planes._job import UNITS as TO_DO
-from normlab.planes._openmp import parallel
-from normlab.planes._threads import GRAIN, num_threads
+from normlab.kernels.runtime.job import CONTROL, HELPERS, NUMBER, PARALLEL, SEMAPHORE, SHARES, TABLE, WORK
+from normlab.kernels.runtime.job import UNITS as TO_DO
+from normlab.kernels.runtime.openmp import parallel
+from normlab.kernels.runtime.threads import GRAIN, num_threads
 
 _HAS_SEMAPHORES = sys.platform == "linux"
 
@@ -131,7 +131,7 @@ def _prepare(semaphore: Any) -> None:
 
 @njit(nogil=True, cache=True)
 def share(job: Any) -> None:
-    """Do the part of a job that its numbers describe (`normlab.planes._job`)."""
+    """Do the part of a job that its numbers describe (`normlab.kernels.runtime.job`)."""
     control = carray(pointer(job[CONTROL]), (SIZE,), np.int64)
     shares = carray(pointer(job[SHARES]), ((1 + job[HELPERS]) * LINE,), np.int64)
     units = job[TO_DO]

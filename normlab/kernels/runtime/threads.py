@@ -3,7 +3,8 @@
 Numba's own threading layers are either not safe to enter from two threads at once (workqueue) or not safe after
 fork (OpenMP). Here a job is a number of independent units. The caller starts on them at once, and every helper
 that wakes up takes the next unit: waking one takes longer than many units do, and nobody waits for it. Who does a
-unit never changes its result. For kernels so short that the interpreter lock counts, see `normlab.planes._team`.
+unit never changes its result. For kernels so short that the interpreter lock counts, see
+`normlab.kernels.runtime.team`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from normlab.planes._counters import DONE, SIZE, fetch_add, next_unit, unit_done
+from normlab.kernels.runtime.counters import DONE, SIZE, fetch_add, next_unit, unit_done
 
 __all__ = ["GRAIN", "next_unit", "num_threads", "share", "unit_done"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from normlab.report.evidence import Estimate
-from normlab.report.theme import Styles as Styles
+from normlab.report.theme import Styles
 
 MOST_NORMS = 12  # drawn one by one; beyond this, charts show the rest together
 MOST_POINTS = 120  # epochs drawn per line; more do not fit into its pixels

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from normlab.analysis.features import CLASSIFIER_INPUT, growth
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import evolution
 from normlab.reproduce.comparisons import Comparison, effort, judged, trained
 from normlab.reproduce.experiment import Finding, Result, Setting
 from normlab.reproduce.experiments.resnet_variants import REPORTED, SPEC
+from normlab.study.training.features import CLASSIFIER_INPUT, growth
 
 STABLE = ("torch-bn", "bn", "bin")  # what the report calls stable
 DRIFT = 2.0  # times as wide as after the first epoch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from normlab.analysis.explain import Questions, explain
+from normlab.explain.questions import Questions, explain
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars
 from normlab.reproduce.comparisons import effort, judged, trained

@@ -2,10 +2,10 @@
 
 The two latest states are kept, each with a digest of its content, so that a damaged one is noticed and the one
 before taken. Loading parses numbers and JSON and executes nothing. How a file comes to be whole or not at all is
-`normlab.study.storage`'s affair.
+`normlab.study.keeping.storage`'s affair.
 
 Nothing about random generators is in it: every random choice of a training is a function of its seed and of the
-position (`normlab.study.cell`), and the position is.
+position (`normlab.study.training.cell`), and the position is.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from normlab.study.cell import Progress, Training
+from normlab.study.keeping.storage import open_storage
 from normlab.study.spec import TRAINING_CODE
-from normlab.study.storage import open_storage
+from normlab.study.training.cell import Progress, Training
 
 FINAL = "final.safetensors"
 KEPT = 2

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from normlab.study.store import NothingSelected, Store
-from normlab.study.tuning import edge_warnings
+from normlab.study.keeping.store import NothingSelected, Store
+from normlab.study.running.tuning import edge_warnings
 from normlab.study.verdict import judge
 
 JSON, CSV = "results.json", "results.csv"

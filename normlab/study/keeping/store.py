@@ -1,8 +1,8 @@
 """What a study knows, in one SQLite file: cells, their epochs, every attempt, and where each ran.
 
 Writers take turns (write-ahead log, BEGIN IMMEDIATE, a busy timeout); readers never wait and never make anybody
-wait. Who works on a cell is not written here but held as a kernel lock (`normlab.study.locks`). Records are JSON
-text, in which NaN and infinity survive.
+wait. Who works on a cell is not written here but held as a kernel lock (`normlab.study.keeping.locks`). Records are
+JSON text, in which NaN and infinity survive.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from normlab.errors import UsageError
-from normlab.study.jobs import Emit, Event, Job
+from normlab.study.running.jobs import Emit, Event, Job
 
 RETRIES = 5  # of a task whose machine or process died
 
@@ -119,8 +119,8 @@ def _run(facts: dict[str, Any], threads: int, gpu: bool, plugins: Sequence[str],
     try:
         import torch
 
-        from normlab.model_names import import_from_here
-        from normlab.study.jobs import failure, run_job
+        from normlab.models.names import import_from_here
+        from normlab.study.running.jobs import failure, run_job
         from normlab.study.source import open_data
 
         torch.set_num_threads(threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from normlab.data import Dataset
-from normlab.study.jobs import Emit, Job, run_job
+from normlab.study.running.jobs import Emit, Job, run_job
 
 
 class InlineExecutor:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from normlab.data import Dataset
 from normlab.errors import NormlabError
-from normlab.study.environment import describe_torch
+from normlab.study.keeping.environment import describe_torch
 from normlab.study.spec import Cell, DataChoice
 
 Event = dict[str, Any]  # {"event": name, ...}; the names are those of `run_job`
@@ -58,10 +58,10 @@ def run_job(job: Job, dataset: Dataset, emit: Callable[[Event], None], device: s
     """Train a job's cell and report: "notice", "epoch" for each epoch, then "end" or "disk".
 
     Nothing is raised but what stops the process: a failure is an event with its reason and traceback. `kind` is
-    that of `normlab.study.cell.train_cell`.
+    that of `normlab.study.training.cell.train_cell`.
     """
-    from normlab.study.cell import train_cell
-    from normlab.study.checkpoint import CheckpointDirectory
+    from normlab.study.keeping.checkpoint import CheckpointDirectory
+    from normlab.study.training.cell import train_cell
 
     def notice(text: str) -> None:
         emit({"event": "notice", "text": text})

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normlab.errors import UsageError
-from normlab.study.environment import available_cores
-from normlab.study.jobs import Emit, Job
+from normlab.study.keeping.environment import available_cores
+from normlab.study.running.jobs import Emit, Job
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 # Memory in pages of 2 MB where Linux gives them to who asks: a fresh tensor then costs four faults, not two thousand.
@@ -154,7 +154,7 @@ class LocalExecutor:
         device = min(self.layout.devices, key=lambda name: busy[name])
         log = self._logs / f"worker-{os.getpid()}-{self._started}.log"
         command = [
-            sys.executable, "-m", "normlab.study.worker",
+            sys.executable, "-m", "normlab.study.running.worker",
             "--threads", str(self.layout.threads), "--device", device,
             *(part for plugin in self._plugins for part in ("--plugin", plugin)),
         ]  # fmt: skip

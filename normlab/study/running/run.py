@@ -12,21 +12,21 @@ from typing import Any
 
 from normlab.data import Dataset
 from normlab.errors import DataError, UsageError
-from normlab.study.budget import run_within_budget
-from normlab.study.cluster import ClusterOptions, RayExecutor
 from normlab.study.console import Console, make_console
-from normlab.study.driver import Driver, Study
-from normlab.study.environment import command_line, describe_machine
-from normlab.study.inline import InlineExecutor
-from normlab.study.jobs import Executor, Job
-from normlab.study.local import LocalExecutor, plan_layout
-from normlab.study.locks import CellLocks
-from normlab.study.records import write_results
+from normlab.study.keeping.environment import command_line, describe_machine
+from normlab.study.keeping.locks import CellLocks
+from normlab.study.keeping.records import write_results
+from normlab.study.keeping.store import LOCKS, Store, StoreBusy, StoredCell
+from normlab.study.running.budget import run_within_budget
+from normlab.study.running.cluster import ClusterOptions, RayExecutor
+from normlab.study.running.driver import Driver, Study
+from normlab.study.running.inline import InlineExecutor
+from normlab.study.running.jobs import Executor, Job
+from normlab.study.running.local import LocalExecutor, plan_layout
+from normlab.study.running.torchrun import LeadingExecutor, launched
+from normlab.study.running.tuning import tuned
 from normlab.study.source import identity, open_data
 from normlab.study.spec import StudySpec
-from normlab.study.store import LOCKS, Store, StoreBusy, StoredCell
-from normlab.study.torchrun import LeadingExecutor, launched
-from normlab.study.tuning import tuned
 
 CHECKPOINTS = "checkpoints"
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # where none of these is, torch need not be asked
@@ -38,9 +38,9 @@ class Options:
 
     `jobs` workers of `threads` threads each (see `plan_layout` for what None means) on `device`: "cpu", "cuda"
     (all GPUs), "cuda:0,cuda:1", or "auto", with `per_gpu` cells sharing a GPU. `inline` trains in this process.
-    `backend` "ray" trains on a Ray cluster (`normlab.study.cluster`); `checkpoints` is a path or an fsspec URL that
-    all its machines can reach, by default a folder of the study's directory.
-    `budget` is a number of seconds, spent where it tells most (`normlab.study.budget`).
+    `backend` "ray" trains on a Ray cluster (`normlab.study.running.cluster`); `checkpoints` is a path or an fsspec
+    URL that all its machines can reach, by default a folder of the study's directory. `budget` is a number of
+    seconds, spent where it tells most (`normlab.study.running.budget`).
     """
 
     jobs: int | None = None
@@ -112,8 +112,8 @@ def run_study(
 
 def check_names(spec: StudySpec, baseline: str | None = None) -> None:
     """Import the spec's plug-ins and raise UsageError for a norm or model that nobody knows."""
-    from normlab.model_names import check_model, import_from_here
-    from normlab.norms import parse
+    from normlab.models.names import check_model, import_from_here
+    from normlab.norms.family import parse
 
     for plugin in spec.plugins:
         import_from_here(plugin, f"--plugin {plugin}")

@@ -2,8 +2,8 @@
 
 What is learned is what one process alone would learn, up to the rounding of sums that are split in another way:
 order and augmentation are those of the whole batch, batch statistics are pooled over the processes
-(`normlab.distributed`), and gradients add up to that of the mean loss over the whole batch. Only dropout differs, each
-process drawing its own. Evaluation is done by all of them alike, without a message.
+(`normlab.layers.distributed`), and gradients add up to that of the mean loss over the whole batch. Only dropout
+differs, each process drawing its own. Evaluation is done by all of them alike, without a message.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from normlab.data import Dataset
-from normlab.distributed import pools_samples, synchronize
 from normlab.errors import UsageError
-from normlab.layers import Norm
-from normlab.study.cell import Training, derive
+from normlab.layers.distributed import pools_samples, synchronize
+from normlab.layers.norms import Norm
 from normlab.study.spec import Cell
+from normlab.study.training.cell import Training, derive
 
 
 class SharedTraining(Training):

@@ -4,7 +4,8 @@
 
 The first process leads: it is the study's driver, alone with the store and the terminal. The others follow: they
 train what the leader hands out, one cell at a time, and write nothing. Each works on its share of every batch
-(`normlab.study.shared`). When a process fails, the run ends: the others may be waiting for it, and torchrun ends them.
+(`normlab.study.running.shared`). When a process fails, the run ends: the others may be waiting for it, and torchrun
+ends them.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from normlab.data import Dataset
 from normlab.errors import UsageError
-from normlab.study.jobs import Emit, Event, Job, run_job
+from normlab.study.running.jobs import Emit, Event, Job, run_job
 from normlab.study.source import open_data
 from normlab.study.spec import StudySpec
 
 if TYPE_CHECKING:
-    from normlab.study.cell import Checkpoints, Training
+    from normlab.study.training.cell import Checkpoints, Training
 
 _GRACE_SECONDS = 5.0  # for the leader to write down the failure that its follower met as well
 _WAIT = timedelta(days=1)  # for the leader, who may be waiting for cells in other hands
@@ -54,7 +55,7 @@ class LeadingExecutor:
         _broadcast(job.as_dict())
 
     def wait(self, emit: Emit, seconds: float) -> None:
-        from normlab.study.shared import SharedTraining
+        from normlab.study.running.shared import SharedTraining
 
         if self._job is None:
             return
@@ -75,9 +76,9 @@ class LeadingExecutor:
 
 def follow(spec: StudySpec, devices: Sequence[str]) -> None:
     """Train with the leader whatever it hands out, until it is done."""
-    from normlab.study.cell import train_cell
-    from normlab.study.checkpoint import CheckpointDirectory
-    from normlab.study.shared import SharedTraining
+    from normlab.study.keeping.checkpoint import CheckpointDirectory
+    from normlab.study.running.shared import SharedTraining
+    from normlab.study.training.cell import train_cell
 
     dataset = open_data(spec.data_choice())
     device = _join(spec, devices)
@@ -120,8 +121,8 @@ def _join(spec: StudySpec, devices: Sequence[str]) -> str:
     import torch
     import torch.distributed as dist
 
-    from normlab.layers import make_norm
-    from normlab.study.shared import check_synchronizable
+    from normlab.layers.norms import make_norm
+    from normlab.study.running.shared import check_synchronizable
 
     local, of_machine = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     device = "cpu"

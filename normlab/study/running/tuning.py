@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from normlab.errors import UsageError
-from normlab.study.driver import Study
+from normlab.study.running.driver import Study
 from normlab.study.spec import Cell, StudySpec
 
 # where to look, unless the spec names values; a step is a factor of about three

@@ -21,7 +21,7 @@ PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
 def main() -> None:
-    """`python -m normlab.study.worker`; started by `normlab.study.local`."""
+    """`python -m normlab.study.running.worker`; started by `normlab.study.running.local`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--device", required=True)
@@ -44,8 +44,8 @@ def work(jobs: queue.Queue[dict[str, Any]], emit: Any, threads: int, device: str
     """Train job after job, for ever."""
     import torch
 
-    from normlab.model_names import import_from_here
-    from normlab.study.jobs import Job, failure, run_job
+    from normlab.models.names import import_from_here
+    from normlab.study.running.jobs import Job, failure, run_job
     from normlab.study.source import open_data
 
     torch.set_num_threads(threads)

@@ -19,18 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from normlab.analysis.features import Watch
-from normlab.analysis.memory import peak_bytes, reset_peak
-from normlab.analysis.metrics import classification_metrics
 from normlab.data import Dataset, Split, Standardizer, augment
 from normlab.errors import DataError
-from normlab.layers import constrain, parameter_groups
-from normlab.models import ResNet, build_model
-from normlab.study import precision
-from normlab.study.compiling import begin_step, compiled
-from normlab.study.feed import Feed
-from normlab.study.schedule import learning_rate_factor
+from normlab.layers.norms import constrain, parameter_groups
+from normlab.models.residual import ResNet, build_model
 from normlab.study.spec import Cell
+from normlab.study.training import precision
+from normlab.study.training.compiling import begin_step, compiled
+from normlab.study.training.features import Watch
+from normlab.study.training.feed import Feed
+from normlab.study.training.memory import peak_bytes, reset_peak
+from normlab.study.training.metrics import classification_metrics
+from normlab.study.training.schedule import learning_rate_factor
 
 EVALUATION_BATCH = 500
 LOOK_EVERY = {"cpu": 1, "cuda": 50}  # steps; on a GPU, looking at a loss waits for it
@@ -56,7 +56,7 @@ class Checkpoints(Protocol):
 class Outcome:
     """How a training ended: "done" with the test split's metrics, "diverged" with a reason, or "paused".
 
-    `peak_memory_bytes` is the most memory held meanwhile (`normlab.analysis.memory`), None where nobody counts.
+    `peak_memory_bytes` is the most memory held meanwhile (`normlab.study.training.memory`), None where nobody counts.
     """
 
     status: str
@@ -280,7 +280,7 @@ class Training:
 
     def backend(self) -> str:
         """Name of the kernels that serve this training's norms."""
-        from normlab.planes import backend_for
+        from normlab.kernels import backend_for
 
         return backend_for(torch.empty(1, 1, 1, 1, dtype=self.norms_dtype, device=self.device))
 

@@ -147,7 +147,7 @@ def _short(value: float) -> float:
 
 def _without_activation(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """A layer's output y; that of a norm which adds and activates as well, before it does, as of any other norm."""
-    from normlab.layers import Norm
+    from normlab.layers.norms import Norm
 
     if not isinstance(layer, Norm) or layer.act is None:
         return y
@@ -197,7 +197,7 @@ def _last_of_each_size(calls: Sequence[tuple[str, nn.Module, tuple[int, ...]]]) 
 
 def _is_norm(path: str, module: nn.Module) -> bool:
     """By kind, or by the name of the place, since "no norm" is an identity there."""
-    from normlab.layers import Norm
+    from normlab.layers.norms import Norm
 
     stock = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
     return isinstance(module, (Norm, *stock)) or "norm" in path.rpartition(".")[2].lower()

@@ -16,9 +16,10 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from normlab import norms, stages
-from normlab.planes import _triton_kernels as kernels
-from normlab.planes import triton_gpu
+from normlab.kernels import stages
+from normlab.kernels.gpu import _kernels as kernels
+from normlab.kernels.gpu import planes as triton_gpu
+from normlab.norms import family as norms
 
 
 class Absent:

@@ -11,10 +11,10 @@ with pytest.MonkeyPatch.context() as patch:
     if DEVICE == "cpu":  # read when triton, and when a kernel, is defined
         patch.setenv("TRITON_INTERPRET", "1")
     triton = pytest.importorskip("triton", reason="triton is not installed: its kernels are NOT tested here")
-    from normlab.planes import _triton_cut as cut
-    from normlab.planes import _triton_kernels as kernels
-    from normlab.planes import _triton_programs as programs
-    from normlab.planes import triton_gpu
+    from normlab.kernels.gpu import _cut as cut
+    from normlab.kernels.gpu import _kernels as kernels
+    from normlab.kernels.gpu import _programs as programs
+    from normlab.kernels.gpu import planes as triton_gpu
 
 __all__ = ["DEVICE", "cut", "interpret", "kernels", "programs", "triton", "triton_gpu"]
 

@@ -15,8 +15,9 @@ from triton import JITFunction
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from normlab import norms, stages
-from normlab.planes import triton_gpu
+from normlab.kernels import stages
+from normlab.kernels.gpu import planes as triton_gpu
+from normlab.norms import family as norms
 
 launched: list[tuple[Any, ...]] = []
 dispatched: list[str] = []

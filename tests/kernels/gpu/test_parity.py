@@ -10,12 +10,11 @@ import pytest
 import torch
 
 import normlab
-
-from ..gpu.training import batch, make_step, network
-from .interpreting import DEVICE, cut, interpret, triton_gpu
-from .parity import ACTS, LAYOUTS, NORMS, Case, check, rank_of
-from .test_parity import edges as common_edges
-from .test_parity import options as common_options
+from tests.gpu.training import batch, make_step, network
+from tests.kernels.gpu.interpreting import DEVICE, cut, interpret, triton_gpu
+from tests.layers.parity import ACTS, LAYOUTS, NORMS, Case, check, rank_of
+from tests.layers.test_parity import edges as common_edges
+from tests.layers.test_parity import options as common_options
 
 # the interpreter computes the lanes that are masked out, too
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -95,7 +94,7 @@ def test_average_of_all_batches_stays_on_the_device() -> None:
     with normlab.use_backend("triton_gpu"):
         for momentum in (0.25, torch.tensor(0.25, dtype=torch.float64, device=DEVICE)):
             mean, var = known.clone()
-            normlab.stages.forward("bn", x, {}, update=(mean, var, momentum))
+            normlab.kernels.stages.forward("bn", x, {}, update=(mean, var, momentum))
             ends.append((mean, var))
     torch.testing.assert_close(ends[0], ends[1])
     assert not torch.equal(ends[0][0], known[0])
@@ -118,7 +117,7 @@ def test_plans_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_warning_and_no_copy() -> None:
     x = torch.randn(2, 4, 3, 5, device=DEVICE).bfloat16()
     with warnings.catch_warnings(), normlab.use_backend("triton_gpu"):
-        warnings.simplefilter("error", normlab.planes.BackendWarning)
-        _, cache = normlab.stages.forward("gn", x, {})
+        warnings.simplefilter("error", normlab.kernels.BackendWarning)
+        _, cache = normlab.kernels.stages.forward("gn", x, {})
     assert cache.backend is triton_gpu
     assert cache.x.data_ptr() == x.data_ptr()

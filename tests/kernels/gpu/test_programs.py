@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from normlab import norms, stages
-from normlab.grid import Affine, exp
-from normlab.program import trace
-
-from .interpreting import DEVICE, cut, interpret, kernels, programs, triton_gpu
-from .parity import ACTS, Case, arrange, channels_of, mixed, normalized, unit
-from .test_program import INVENTED, by_autograd, recipe_of
+from normlab.kernels import stages
+from normlab.norms import family as norms
+from normlab.norms.grid import Affine, exp
+from normlab.norms.program import trace
+from tests.kernels.gpu.interpreting import DEVICE, cut, interpret, kernels, programs, triton_gpu
+from tests.layers.parity import ACTS, Case, arrange, channels_of, mixed, normalized, unit
+from tests.norms.test_program import INVENTED, by_autograd, recipe_of
 
 # the interpreter computes the lanes that are masked out, too
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -259,11 +259,11 @@ def without_interpreter(module: str, tmp_path: Path) -> list[str]:
     """Lines printed by a module of this folder in a process that compiles."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", f"tests.core.{module}"],
+        [sys.executable, "-m", f"tests.kernels.gpu.{module}"],
         capture_output=True,
         text=True,
         timeout=300,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -272,14 +272,14 @@ def without_interpreter(module: str, tmp_path: Path) -> list[str]:
 
 def test_compiles_for_an_h100(tmp_path: Path) -> None:
     """What the interpreter accepts the compiler may not: types that change in a loop, names, registers."""
-    lines = without_interpreter("triton_compiling", tmp_path)
+    lines = without_interpreter("compiling", tmp_path)
     assert len(lines) == 10
     assert all(line.endswith(" compiled") for line in lines), lines
 
 
 def test_later_launches_go_straight_to_the_compiled_kernel(tmp_path: Path) -> None:
     """With the same arguments; a tensor off a boundary of 16 bytes, which takes another variant, is dispatched."""
-    assert without_interpreter("triton_launching", tmp_path) == [
+    assert without_interpreter("launching", tmp_path) == [
         line
         for norm, count in (("bn", 4), ("gn", 2))
         for line in (

@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from normlab.data import Dataset
-from normlab.study import storage
-from normlab.study.cell import Training, train_cell
-from normlab.study.checkpoint import FINAL, CheckpointDirectory, Damaged, read_state
-from normlab.study.storage import LocalDirectory, open_storage
-
-from .conftest import make_cell
+from normlab.study.keeping import storage
+from normlab.study.keeping.checkpoint import FINAL, CheckpointDirectory, Damaged, read_state
+from normlab.study.keeping.storage import LocalDirectory, open_storage
+from normlab.study.training.cell import Training, train_cell
+from tests.study.conftest import make_cell
 
 
 class Cut(Exception):

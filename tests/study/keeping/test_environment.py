@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from normlab.study.environment import command_line
+from normlab.study.keeping.environment import command_line
 
 
 @pytest.mark.parametrize(

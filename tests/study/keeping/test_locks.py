@@ -6,9 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from normlab.study.locks import CellLocks
-
-from .processes import kill, wait_until
+from normlab.study.keeping.locks import CellLocks
+from tests.study.processes import kill, wait_until
 
 HOLD = """
 import sys, time

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from normlab.errors import DataError
-from normlab.study.store import FILE, MIGRATIONS, Store, StoreBusy
-
-from .conftest import make_cell
+from normlab.study.keeping.store import FILE, MIGRATIONS, Store, StoreBusy
+from tests.study.conftest import make_cell
 
 CELLS = [make_cell(seed=seed) for seed in range(3)]
 
@@ -98,7 +97,7 @@ def test_reading_never_waits_for_a_writer(store: Store, tmp_path: Path) -> None:
 
 
 def test_a_store_that_stays_busy_is_told(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("normlab.study.store.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("normlab.study.keeping.store.BUSY_SECONDS", 0.1)
     writer = sqlite3.connect(tmp_path / FILE, isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     with Store(tmp_path) as second, pytest.raises(StoreBusy, match="busy") as caught:
@@ -121,7 +120,8 @@ def test_an_older_store_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytes
     with Store(tmp_path) as old:
         old.begin_study({}, {}, CELLS, "data")
     monkeypatch.setattr(
-        "normlab.study.store.MIGRATIONS", (*MIGRATIONS, "ALTER TABLE cells ADD COLUMN colour TEXT DEFAULT 'red';")
+        "normlab.study.keeping.store.MIGRATIONS",
+        (*MIGRATIONS, "ALTER TABLE cells ADD COLUMN colour TEXT DEFAULT 'red';"),
     )
     with Store(tmp_path) as new:
         assert len(new.cells()) == 3

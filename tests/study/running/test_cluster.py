@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from normlab.study.run import Options, run_study
+from normlab.study.keeping.store import Store
+from normlab.study.running.run import Options, run_study
 from normlab.study.spec import make_spec
-from normlab.study.store import Store
-
-from .processes import progress, weights
+from tests.study.processes import progress, weights
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'normlab[ray]'")
 pytestmark = [
@@ -24,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 
-from normlab.study.cluster import ClusterOptions, RayExecutor  # noqa: E402
+from normlab.study.running.cluster import ClusterOptions, RayExecutor  # noqa: E402
 
 SPEC = make_spec(
     {

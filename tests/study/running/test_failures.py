@@ -11,17 +11,17 @@ import pytest
 
 from normlab.data import Dataset
 from normlab.errors import DataError
-from normlab.study import jobs, store
-from normlab.study.driver import MOST_FAILURES, MOST_LOSSES, Driver
-from normlab.study.inline import InlineExecutor
-from normlab.study.jobs import Event, Job, failure, run_job
-from normlab.study.locks import CellLocks
+from normlab.study.keeping import store
+from normlab.study.keeping.locks import CellLocks
+from normlab.study.keeping.store import Store
+from normlab.study.running import jobs
+from normlab.study.running.driver import MOST_FAILURES, MOST_LOSSES, Driver
+from normlab.study.running.inline import InlineExecutor
+from normlab.study.running.jobs import Event, Job, failure, run_job
 from normlab.study.spec import Cell, DataChoice
-from normlab.study.store import Store
-
-from .conftest import make_cell
-from .fakes import Scripted, Silent
-from .processes import SMALL, children, epochs_recorded, kill, run, start, wait_until
+from tests.study.conftest import make_cell
+from tests.study.fakes import Scripted, Silent
+from tests.study.processes import SMALL, children, epochs_recorded, kill, run, start, wait_until
 
 ONE_EPOCH = ("--epochs", "1", "--lr", "0.01", "--threads", "1", "--jobs", "1")
 
@@ -118,7 +118,7 @@ def test_a_disk_without_space_is_not_a_failure_of_the_cell(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("normlab.study.storage.os.fsync", full)
+    monkeypatch.setattr("normlab.study.keeping.storage.os.fsync", full)
     heard: list[Event] = []
     run_job(Job(1, "k", make_cell(), DataChoice("x"), str(tmp_path / "c")), dataset, heard.append)
     assert [e["event"] for e in heard] == ["disk"]
@@ -132,7 +132,7 @@ def test_a_clock_set_back_changes_nothing(dataset: Dataset, tmp_path: Path, monk
     def interrupted(job: Job, *arguments: Any) -> None:
         original(Job(**{**vars(job), "until": job_until["until"]}), *arguments)
 
-    monkeypatch.setattr("normlab.study.inline.run_job", interrupted)
+    monkeypatch.setattr("normlab.study.running.inline.run_job", interrupted)
     monkeypatch.setattr(store, "_now", lambda: "2030-01-02T00:00:00+00:00")
     drive(tmp_path, [cell], InlineExecutor(dataset))
     assert states(tmp_path) == ["paused"]

@@ -11,9 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from normlab.study.store import Store
-
-from .processes import alive, children, epochs_recorded, kill, progress, results, run, start, wait_until, weights
+from normlab.study.keeping.store import Store
+from tests.study.processes import (
+    alive,
+    children,
+    epochs_recorded,
+    kill,
+    progress,
+    results,
+    run,
+    start,
+    wait_until,
+    weights,
+)
 
 EPOCHS = 400  # so many that no cell is over while the other's worker starts
 STUDY = ("--norms", "bn,gn", "--epochs", str(EPOCHS), "--jobs", "2", "--threads", "1", "--augment", "crop,flip")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from normlab.study.local import worker_environment
+from normlab.study.running.local import worker_environment
 
 
 def test_a_worker_has_its_threads_and_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,15 +11,14 @@ from typing import Any
 import pytest
 
 from normlab.errors import UsageError
-from normlab.study import torchrun
-from normlab.study.cell import Outcome, Training, train_cell
-from normlab.study.run import Options, make_executor
-from normlab.study.shared import SharedTraining, check_synchronizable
+from normlab.study.running import torchrun
+from normlab.study.running.run import Options, make_executor
+from normlab.study.running.shared import SharedTraining, check_synchronizable
 from normlab.study.spec import StudySpec
-from tests.core.ranks import Ranks
-
-from .conftest import corner_set, make_cell
-from .processes import SMALL, STARTED, results
+from normlab.study.training.cell import Outcome, Training, train_cell
+from tests.layers.ranks import Ranks
+from tests.study.conftest import corner_set, make_cell
+from tests.study.processes import SMALL, STARTED, results
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def test_two_processes_learn_what_one_learns(ranks: Ranks, images: int, changes:
 
 
 def train_rank_local(rank: int, images: int, changes: dict[str, Any]) -> Outcome:
-    from normlab.study import shared
+    from normlab.study.running import shared
 
     kept, shared.synchronize = shared.synchronize, lambda model: model
     try:
@@ -147,7 +146,7 @@ def test_what_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def make_executor_on_one_gpu(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr("normlab.study.run.find_devices", lambda wanted: ["cuda:0"])
+    monkeypatch.setattr("normlab.study.running.run.find_devices", lambda wanted: ["cuda:0"])
     make_executor(StudySpec(), Options(), corner_set(8), 2, None, folder)  # type: ignore[arg-type]
 
 

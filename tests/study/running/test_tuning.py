@@ -13,16 +13,15 @@ from typing import Any
 import pytest
 
 from normlab.errors import UsageError
-from normlab.study.budget import parse_budget, run_within_budget
-from normlab.study.driver import Driver, Study
-from normlab.study.jobs import Event, Job
-from normlab.study.locks import CellLocks
-from normlab.study.records import collect
+from normlab.study.keeping.locks import CellLocks
+from normlab.study.keeping.records import collect
+from normlab.study.keeping.store import LOCKS, Store
+from normlab.study.running.budget import parse_budget, run_within_budget
+from normlab.study.running.driver import Driver, Study
+from normlab.study.running.jobs import Event, Job
+from normlab.study.running.tuning import GRIDS, edge_warnings, tuned
 from normlab.study.spec import DataChoice, make_spec
-from normlab.study.store import LOCKS, Store
-from normlab.study.tuning import GRIDS, edge_warnings, tuned
-
-from .fakes import Scripted, Silent
+from tests.study.fakes import Scripted, Silent
 
 BEST_LR = {"bn": 1e-1, "gn": 1e-3, "in": 1.0}
 

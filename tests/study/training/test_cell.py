@@ -14,11 +14,10 @@ import torch
 
 from normlab.data import Dataset
 from normlab.errors import DataError
-from normlab.study import cell as cell_module
-from normlab.study.cell import Training, shuffled, split_batches, train_cell
-from normlab.study.feed import Feed
-
-from .conftest import corner_set, make_cell
+from normlab.study.training import cell as cell_module
+from normlab.study.training.cell import Training, shuffled, split_batches, train_cell
+from normlab.study.training.feed import Feed
+from tests.study.conftest import corner_set, make_cell
 
 
 def test_it_learns_and_records_every_epoch(dataset: Dataset) -> None:

@@ -14,11 +14,10 @@ import torch
 
 from normlab.data import Dataset
 from normlab.errors import UsageError
-from normlab.study.cell import Training, train_cell
-from normlab.study.checkpoint import CheckpointDirectory
+from normlab.study.keeping.checkpoint import CheckpointDirectory
 from normlab.study.spec import TRAINING_CODE, make_spec
-
-from .conftest import make_cell
+from normlab.study.training.cell import Training, train_cell
+from tests.study.conftest import make_cell
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # by torch, of what its compiler uses
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")

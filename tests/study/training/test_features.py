@@ -7,16 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from normlab.analysis.features import (
-    FeatureRecorder,
-    Watch,
-    evaluating,
-    gradient_norms,
-    growth,
-    sample_size,
-)
 from normlab.errors import UsageError
-from normlab.models import build_model
+from normlab.models.residual import build_model
+from normlab.study.training.features import FeatureRecorder, Watch, evaluating, gradient_norms, growth, sample_size
 
 
 @pytest.fixture(params=["bn", "gn", "none", "torch-bn"])

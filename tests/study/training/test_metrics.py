@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
-from normlab.analysis.metrics import classification_metrics, confusion_matrix, per_class_f1
 from normlab.errors import DataError
+from normlab.study.training.metrics import classification_metrics, confusion_matrix, per_class_f1
 
 samples = st.integers(2, 7).flatmap(
     lambda k: st.tuples(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from normlab.analysis.memory import peak_bytes, reset_peak
+from normlab.study.training.memory import peak_bytes, reset_peak
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the process's peak is counted on Linux only")

@@ -9,13 +9,12 @@ import torch
 
 from normlab.data import Dataset
 from normlab.errors import UsageError
-from normlab.layers import BatchNorm
-from normlab.study import precision
-from normlab.study.cell import Training, train_cell
-from normlab.study.checkpoint import CheckpointDirectory
+from normlab.layers.norms import BatchNorm
+from normlab.study.keeping.checkpoint import CheckpointDirectory
 from normlab.study.spec import make_spec
-
-from .conftest import make_cell
+from normlab.study.training import precision
+from normlab.study.training.cell import Training, train_cell
+from tests.study.conftest import make_cell
 
 CPU = torch.device("cpu")
 needs_bf16 = pytest.mark.skipif(not precision._has_bf16(CPU), reason="this processor has no arithmetic for bfloat16")

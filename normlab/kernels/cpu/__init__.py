@@ -1,0 +1,1 @@
+"""Kernels for CPU tensors and NumPy arrays, compiled by Numba."""

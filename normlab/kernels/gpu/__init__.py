@@ -1,0 +1,1 @@
+"""Kernels for CUDA tensors, compiled by Triton."""

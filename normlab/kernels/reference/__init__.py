@@ -1,0 +1,1 @@
+"""Array arithmetic: the specification of every kernel, written to be read."""

@@ -1,0 +1,1 @@
+"""What compiled kernels share: work divided among threads, compiling, half precision."""

@@ -1,0 +1,36 @@
+"""Normalization layers as torch sees them: drop-in modules, and the ways to put them into a model."""
+
+from __future__ import annotations
+
+from normlab.layers.norms import (
+    BatchInstanceNorm,
+    BatchNorm,
+    GroupNorm,
+    InstanceNorm,
+    Norm,
+    constrain,
+    make_norm,
+    parameter_groups,
+    takes_act,
+)
+from normlab.layers.positions import ChannelNorm, LayerNorm, RMSNorm
+from normlab.layers.recomputing import recomputed_outputs
+from normlab.layers.swap import fuse_norms, swap_norms
+
+__all__ = [
+    "BatchInstanceNorm",
+    "BatchNorm",
+    "ChannelNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "Norm",
+    "RMSNorm",
+    "constrain",
+    "fuse_norms",
+    "make_norm",
+    "parameter_groups",
+    "recomputed_outputs",
+    "swap_norms",
+    "takes_act",
+]

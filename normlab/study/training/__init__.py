@@ -1,0 +1,1 @@
+"""One cell: its model, its steps, and what is measured while it trains."""
