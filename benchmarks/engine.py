@@ -55,7 +55,7 @@ def trivial_cells() -> dict[str, Any]:
         alone.append(time.perf_counter() - started)
     with tempfile.TemporaryDirectory() as folder:
         stamps = _Stamps()
-        run_study(spec, Path(folder), Options(jobs=1, threads=1, device="cpu", report=False), console=stamps)
+        run_study(spec, Path(folder), Options(jobs=1, threads=1, device="cpu"), console=stamps)
     # from end to end, so that the start of the worker is not in it
     through = [b - a for a, b in zip(stamps.ends, stamps.ends[1:], strict=False)]
     ms = 1000 * (statistics.median(through) - statistics.median(alone))

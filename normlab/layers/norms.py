@@ -9,6 +9,8 @@ outputs keep their memory format: channels-last stays channels-last. The gradien
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any, TypeGuard
 
 import torch
@@ -20,7 +22,7 @@ from normlab.errors import UsageError
 from normlab.kernels import stages
 from normlab.kernels.activations import Activation, activation
 from normlab.layers import operators
-from normlab.layers.operators import Call as _Call
+from normlab.layers.call import Call as _Call
 from normlab.layers.positions import ChannelNorm, LayerNorm, RMSNorm
 from normlab.norms import family as norms
 
@@ -364,7 +366,7 @@ def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:
     options = {**given, **options}
     try:
         if entry.module is not None:
-            return entry.module(channels, **options)
+            return _factory(entry.module)(channels, **options)
         if entry.name == "bn":
             return BatchNorm(channels, **options)
         if entry.name == "bin":
@@ -376,6 +378,14 @@ def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:
         return Norm(entry.name, channels, **options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"norm {spec!r}: {error}") from None
+
+
+def _factory(module: Callable[..., nn.Module] | str) -> Callable[..., nn.Module]:
+    if not isinstance(module, str):
+        return module
+    package, _, name = module.partition(":")
+    factory: Callable[..., nn.Module] = getattr(import_module(package), name)
+    return factory
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -33,25 +32,10 @@ from normlab.kernels import serving, stages
 from normlab.kernels.activations import Activation, activation
 from normlab.kernels.layout import Layout, empty_like
 from normlab.layers import derivatives as differentiable
+from normlab.layers.call import Call
 from normlab.layers.recomputing import is_recording, remember
 from normlab.norms.application import Recipe
 from normlab.norms.grid import update_running
-
-
-@dataclass(slots=True)
-class Call:
-    """The constants of one application.
-
-    `running` stands in for the batch's statistics. `update` has the running mean and variance to be updated, the
-    momentum, and how many batches there were; a momentum of None averages them all.
-    """
-
-    recipe: Recipe
-    params: dict[str, Tensor]
-    running: tuple[Tensor, Tensor] | None
-    eps: float
-    act: Activation | None = None
-    update: tuple[Tensor, Tensor, float | None, Tensor] | None = None
 
 
 def as_text(options: dict[str, Any]) -> str:

@@ -14,16 +14,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from normlab.kernels import backend_for, stages, use_backend
-
-if TYPE_CHECKING:
-    from normlab.layers.operators import Call
+from normlab.layers.call import Call
 
 _DEEPEST = 2  # an output, and one that it takes
 _outputs: ContextVar[WeakTensorKeyDictionary | None] = ContextVar("normlab_outputs", default=None)

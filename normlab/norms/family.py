@@ -42,14 +42,17 @@ class Learned:
 
 @dataclass(frozen=True, eq=False)
 class NormEntry:
-    """One norm: either a grid function or, for a layer that is not of this family, a module factory."""
+    """One norm: either a grid function or, for a layer that is not of this family, a module factory.
+
+    The factory may be given by its name, "package.module:name", so that nothing is imported before it is needed.
+    """
 
     name: str
     title: str
     formula: str
     paper: str
     grid: GridFunction | None = None
-    module: Callable[..., Any] | None = None
+    module: Callable[..., Any] | str | None = None
     parameters: Mapping[str, Learned] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     running: bool = False
@@ -219,18 +222,10 @@ def group(m: Moments, p: SimpleNamespace, *, groups: Any = default_groups) -> Af
     return standardize(m.pool("c", groups), p)
 
 
-@register_norm("none", title="no normalization", formula="y = x", parameters={})
-def _identity(channels: int) -> Any:
-    from torch import nn
-
-    return nn.Identity()
-
-
-@register_norm("torch-bn", title="torch.nn.BatchNorm2d", formula="as bn", paper="the stock layer, a sanity check")
-def _stock_batch_norm(channels: int, **options: Any) -> Any:
-    from torch import nn
-
-    return nn.BatchNorm2d(channels, **options)
+register_norm("none", title="no normalization", formula="y = x", parameters={})("torch.nn:Identity")
+register_norm("torch-bn", title="torch.nn.BatchNorm2d", formula="as bn", paper="the stock layer, a sanity check")(
+    "torch.nn:BatchNorm2d"
+)
 
 
 def _number(text: str) -> int | float | str:

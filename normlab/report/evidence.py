@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from normlab.report.records import Cell, Study, setting_of
-from normlab.study.running.tuning import edge_warnings
 from normlab.study.statistics import LEVEL, Comparison
+from normlab.study.verdict import edge_warnings
 
 _OPEN = ("pending", "running", "interrupted", "paused")
 

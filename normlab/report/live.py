@@ -18,7 +18,7 @@ from normlab.report import theme
 from normlab.report.figures.curves import curves
 from normlab.report.records import Cell, setting_of
 from normlab.study.keeping.store import FILE, FINISHED, Store, StoredCell
-from normlab.study.overview import live_states
+from normlab.study.running.overview import live_states
 
 PAGE = 50
 _ORDER = ("running", "failed", "diverged", "interrupted", "pending", "paused", "done")

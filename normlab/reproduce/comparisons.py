@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from normlab import report
 from normlab.reproduce import verdicts
 from normlab.reproduce.experiment import Finding, Setting
 from normlab.study.running.jobs import Job
@@ -98,8 +99,10 @@ def trained(
         if not setting.full:
             stack.enter_context(_one_thread())
         directory = stack.enter_context(kept if setting.full else tempfile.TemporaryDirectory())
-        options = Options(inline=not setting.full, report=setting.full)
+        options = Options(inline=not setting.full)
         results = run_study(spec, Path(directory), options, console=_Spoken(setting.say))
+        if setting.full:
+            report.write(directory)
         yield Comparison(results["cells"], results["environment"]), Path(directory)
 
 

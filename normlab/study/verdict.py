@@ -181,3 +181,12 @@ def _more_seeds(norms: Sequence[str], against: Mapping[str, Comparison]) -> str:
         return ""
     seeds = "seed" if more == 1 else "seeds"
     return f" (about {more} more {seeds} would settle {nearest}, if the difference is as large as it looks)"
+
+
+def edge_warnings(tuning: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence for every optimum at the edge of its grid, where a better one may lie beyond."""
+    return [
+        f"{found['norm']}: the best {axis} found, {found['best'][axis]:g}, lies at the edge of what was tried"
+        for found in tuning
+        for axis in found["at_edge"]
+    ]

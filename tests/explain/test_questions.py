@@ -29,7 +29,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"norms": "torch-bn,none", "models": "resnet8", "epochs": 1, "seeds": 2, "lrs": 0.05, "batch_sizes": 16,
          "limit_train": 240, "limit_eval": 120}
     )  # fmt: skip
-    run_study(spec, directory, Options(inline=True, report=False))
+    run_study(spec, directory, Options(inline=True))
     return directory
 
 
@@ -86,7 +86,7 @@ def test_networks_without_momentum_can_be_asked(tmp_path: Path) -> None:
         {"norms": "none", "models": "resnet8:width=4", "epochs": 1, "optimizers": "adam", "lrs": 0.001,
          "batch_sizes": 16, "limit_train": 32, "limit_eval": 20}
     )  # fmt: skip
-    run_study(spec, tmp_path, Options(inline=True, report=False))
+    run_study(spec, tmp_path, Options(inline=True))
     assert [network.norm for network in trained_networks(tmp_path)[1]] == ["none"]
 
 

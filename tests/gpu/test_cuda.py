@@ -1,7 +1,6 @@
 """On a CUDA device: the Triton backend against the reference in float64, at sizes that occupy a device; and training.
 
-`pytest tests/gpu tests/kernels/gpu/test_programs.py tests/kernels/gpu/test_parity.py`: the latter two take the device, too, for
-their smaller and odder shapes.
+`pytest tests/gpu tests/kernels/gpu`: the latter take the device, too, for their smaller and odder shapes.
 """
 
 from __future__ import annotations

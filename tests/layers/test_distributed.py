@@ -426,7 +426,9 @@ def test_network_has_teeth(ranks: Ranks) -> None:
 def test_the_listing_in_the_documentation(tmp_path: Path) -> None:
     """It runs, and all processes end with the same network, which is that of one process with whole batches."""
     page = (Path(__file__).parents[2] / "docs" / "study.md").read_text()
-    (listing,) = re.findall(r"<!-- tests/layers/test_distributed.py runs this -->\n```python\n(.*?)```", page, re.DOTALL)
+    (listing,) = re.findall(
+        r"<!-- tests/layers/test_distributed.py runs this -->\n```python\n(.*?)```", page, re.DOTALL
+    )
     script = tmp_path / "train.py"
     script.write_text(listing + "torch.save(model.state_dict(), f'{world}-{rank}.pt')\n")
     for world in (1, WORLD):

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from normlab.kernels.cpu._ahead import read_ahead
+from normlab.kernels.runtime.ahead import read_ahead
 from normlab.kernels.runtime.compiling import compiled
 from normlab.kernels.runtime.job import GELU, LEAKY_RELU, RELU, SILU
 from normlab.kernels.runtime.narrow import are_narrow, number

@@ -20,17 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from normlab.kernels.cpu._ahead import read_ahead, read_soon, write_ahead, write_soon
-from normlab.kernels.cpu._unaliased import load, store
+from normlab.kernels.runtime.ahead import read_ahead, read_soon, write_ahead, write_soon
 from normlab.kernels.runtime.compiling import compiled
 from normlab.kernels.runtime.narrow import element, number
+from normlab.kernels.runtime.unaliased import load, store
 
 _BLOCK = 2048  # elements of a row that are summed in the elements' own precision; vectors make it some 64 in a line
 _ROWS = 64  # rows of a tile likewise
 _FEW = 8  # elements whose mean is the first estimate
 
 # Tensors are pointers to elements: numbers of the type `real`, or x, g, y and dx halves
-# (`normlab.kernels.runtime.narrow`). Roles of what they point to (`normlab.kernels.cpu._unaliased`):
+# (`normlab.kernels.runtime.narrow`). Roles of what they point to (`normlab.kernels.runtime.unaliased`):
 X, G, WEIGHT, BIAS, OUT, D_WEIGHT, D_BIAS, CENTER, RSTD, SHIFT, FIRST, SECOND = range(12)
 
 

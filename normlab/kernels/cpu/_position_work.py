@@ -24,12 +24,12 @@ from normlab.kernels.cpu._position_rows import (
     pull_columns,
     pull_row,
 )
-from normlab.kernels.cpu._unaliased import elements_at, load, store
 from normlab.kernels.runtime.compiling import compiled
 from normlab.kernels.runtime.counters import next_of_shares, pointer, unit_done
 from normlab.kernels.runtime.job import TABLE, UNITS
 from normlab.kernels.runtime.narrow import BFLOAT16, FLOAT16
 from normlab.kernels.runtime.team import joined, share
+from normlab.kernels.runtime.unaliased import elements_at, load, store
 
 (
     BACKWARD,  # 0: forward

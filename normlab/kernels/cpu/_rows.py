@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from normlab.kernels.cpu._activations import activate
-from normlab.kernels.cpu._ahead import read_ahead, write_ahead
+from normlab.kernels.runtime.ahead import read_ahead, write_ahead
 from normlab.kernels.runtime.compiling import compiled
 from normlab.kernels.runtime.job import RELU
 from normlab.kernels.runtime.narrow import element, number, numbers_for, real

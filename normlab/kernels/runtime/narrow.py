@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from normlab.kernels.cpu._ahead import write_ahead
+from normlab.kernels.runtime.ahead import write_ahead
 
 BFLOAT16, FLOAT16 = np.uint16, np.int16
 _JIT: Any = {"nogil": True}

@@ -11,16 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from normlab import __version__
-
-_PACKAGES = ("torch", "numpy", "numba", "scipy", "scikit-learn", "triton")
+_PACKAGES = ("normlab", "torch", "numpy", "numba", "scipy", "scikit-learn", "triton")
 
 
 @cache
 def describe_machine() -> dict[str, Any]:
     """Versions, processor, cores and memory of this machine."""
     return {
-        "normlab": __version__,
         "python": platform.python_version(),
         **{name: version for name in _PACKAGES if (version := _version(name))},
         "platform": platform.platform(),

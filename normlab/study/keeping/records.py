@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from normlab.study.keeping.store import NothingSelected, Store
-from normlab.study.running.tuning import edge_warnings
-from normlab.study.verdict import judge
+from normlab.study.verdict import edge_warnings, judge
 
 JSON, CSV = "results.json", "results.csv"
 METRICS = ("loss", "accuracy", "micro_f1", "macro_f1")

@@ -1,4 +1,4 @@
-"""A study from beginning to end: data, cells, training, records, report."""
+"""A study from beginning to end: data, cells, training, records."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 from normlab.data import Dataset
 from normlab.errors import DataError, UsageError
-from normlab.study.console import Console, make_console
 from normlab.study.keeping.environment import command_line, describe_machine
 from normlab.study.keeping.locks import CellLocks
 from normlab.study.keeping.records import write_results
 from normlab.study.keeping.store import LOCKS, Store, StoreBusy, StoredCell
 from normlab.study.running.budget import run_within_budget
 from normlab.study.running.cluster import ClusterOptions, RayExecutor
+from normlab.study.running.console import Console, make_console
 from normlab.study.running.driver import Driver, Study
 from normlab.study.running.inline import InlineExecutor
 from normlab.study.running.jobs import Executor, Job
@@ -56,7 +56,6 @@ class Options:
     backend: str = "local"
     cluster: ClusterOptions | None = None
     checkpoints: str | None = None
-    report: bool = True
 
 
 def run_study(
@@ -66,7 +65,7 @@ def run_study(
     *,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Run what is not done yet of a study, and write results.json, results.csv and report.html.
+    """Run what is not done yet of a study, and write results.json and results.csv.
 
     Answers the content of results.json. Cells that are done in `directory` already are not trained again.
     """
@@ -102,12 +101,7 @@ def run_study(
             driver.run(ids)
         else:
             run_within_budget(study, ids)
-        results = write_results(store, directory)
-    if options.report:
-        from normlab import report
-
-        report.write(directory)
-    return results
+        return write_results(store, directory)
 
 
 def check_names(spec: StudySpec, baseline: str | None = None) -> None:

@@ -115,15 +115,6 @@ class _Search:
         }
 
 
-def edge_warnings(tuning: Sequence[dict[str, Any]]) -> list[str]:
-    """A sentence for every optimum at the edge of its grid, where a better one may lie beyond."""
-    return [
-        f"{found['norm']}: the best {axis} found, {found['best'][axis]:g}, lies at the edge of what was tried"
-        for found in tuning
-        for axis in found["at_edge"]
-    ]
-
-
 def _grid(axis: str, spec: StudySpec) -> tuple[float, ...]:
     given = getattr(spec, _SETTING[axis])
     return tuple(sorted(set(given))) if len(given) > 1 else GRIDS[axis]

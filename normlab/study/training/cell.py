@@ -23,6 +23,7 @@ from normlab.data import Dataset, Split, Standardizer, augment
 from normlab.errors import DataError
 from normlab.layers.norms import constrain, parameter_groups
 from normlab.models.residual import ResNet, build_model
+from normlab.study.schedule import learning_rate_factor
 from normlab.study.spec import Cell
 from normlab.study.training import precision
 from normlab.study.training.compiling import begin_step, compiled
@@ -30,7 +31,6 @@ from normlab.study.training.features import Watch
 from normlab.study.training.feed import Feed
 from normlab.study.training.memory import peak_bytes, reset_peak
 from normlab.study.training.metrics import classification_metrics
-from normlab.study.training.schedule import learning_rate_factor
 
 EVALUATION_BATCH = 500
 LOOK_EVERY = {"cpu": 1, "cuda": 50}  # steps; on a GPU, looking at a loss waits for it

@@ -52,14 +52,12 @@ def cluster() -> Iterator[Any]:
 
 
 def options(address: str | None = None) -> Options:
-    return Options(
-        jobs=2, threads=1, device="cpu", backend="ray", cluster=ClusterOptions(address=address), report=False
-    )
+    return Options(jobs=2, threads=1, device="cpu", backend="ray", cluster=ClusterOptions(address=address))
 
 
 def test_a_machine_that_dies_in_the_middle_costs_nothing(cluster: Any, tmp_path: Path) -> None:
     local = tmp_path / "local"
-    run_study(SPEC, local, Options(jobs=1, threads=1, device="cpu", report=False))
+    run_study(SPEC, local, Options(jobs=1, threads=1, device="cpu"))
 
     doomed = cluster.add_node(num_cpus=2)
     directory = tmp_path / "cluster"

@@ -19,8 +19,9 @@ from normlab.study.keeping.store import LOCKS, Store
 from normlab.study.running.budget import parse_budget, run_within_budget
 from normlab.study.running.driver import Driver, Study
 from normlab.study.running.jobs import Event, Job
-from normlab.study.running.tuning import GRIDS, edge_warnings, tuned
+from normlab.study.running.tuning import GRIDS, tuned
 from normlab.study.spec import DataChoice, make_spec
+from normlab.study.verdict import edge_warnings
 from tests.study.fakes import Scripted, Silent
 
 BEST_LR = {"bn": 1e-1, "gn": 1e-3, "in": 1.0}

@@ -149,13 +149,16 @@ def compare(
         cluster=ClusterOptions(address, gpus=gpus, placement=placement, runtime_env=_read_runtime_env(runtime_env)),
         checkpoints=checkpoints,
         budget=None if budget is None else parse_budget(budget),
-        report=not no_report,
     )
     try:
         results = run_study(spec, directory, options)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
+    if not no_report:
+        from normlab import report
+
+        report.write(directory)
     raise typer.Exit(_conclude(results, directory, not no_report))
 
 
@@ -167,7 +170,7 @@ def plan(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each.", show_default="cores / jobs")] = None,
 ) -> None:
     """Show the cells of a comparison, which are done, and about how long the others take; train nothing."""
-    from normlab.study.overview import plan_lines
+    from normlab.study.running.overview import plan_lines
 
     for line in plan_lines(spec, directory, jobs, threads):
         typer.echo(line)
@@ -175,7 +178,7 @@ def plan(
 
 def status(directory: Directory) -> None:
     """Show how far a comparison is: cells by status, what is running, what failed and why."""
-    from normlab.study.overview import status_lines
+    from normlab.study.running.overview import status_lines
 
     for line in status_lines(directory):
         typer.echo(line)

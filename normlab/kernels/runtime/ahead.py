@@ -14,8 +14,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from normlab.kernels.cpu._unaliased import place
 from normlab.kernels.runtime.compiling import compiled
+from normlab.kernels.runtime.unaliased import place
 
 _AHEAD = 64  # cache lines: a page
 _LINE = 64  # bytes

@@ -1,7 +1,7 @@
 """The command line: names of sub-commands, and what exit codes mean.
 
-A sub-command lives beside the code it drives and is imported when it is called for, so that `normlab --help`
-costs nothing. A table row is all it takes to add one; rows whose module is not installed are not shown.
+A sub-command has a module here, or beside the code it runs, which is imported when it is called, so that
+`normlab --help` costs nothing. Adding one takes a row of the table; rows whose module is not installed are not shown.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from normlab.errors import NormlabError
 
 # sub-command -> (where it lives, what it does)
 COMMANDS = {
-    "compare": ("normlab.study.cli:compare", "Train a network with each norm and say which one to use."),
-    "plan": ("normlab.study.cli:plan", "Show the cells of a comparison, what is done, and how long it takes."),
-    "status": ("normlab.study.cli:status", "Show how far a comparison is."),
-    "export": ("normlab.study.cli:export", "Write a comparison's records as CSV, JSON or Parquet."),
-    "report": ("normlab.report.cli:report", "Write the report of a comparison."),
-    "explain": ("normlab.explain.cli:explain", "Show what trained networks look at."),
+    "compare": ("normlab.cli.study:compare", "Train a network with each norm and say which one to use."),
+    "plan": ("normlab.cli.study:plan", "Show the cells of a comparison, what is done, and how long it takes."),
+    "status": ("normlab.cli.study:status", "Show how far a comparison is."),
+    "export": ("normlab.cli.study:export", "Write a comparison's records as CSV, JSON or Parquet."),
+    "report": ("normlab.cli.report:report", "Write the report of a comparison."),
+    "explain": ("normlab.cli.explain:explain", "Show what trained networks look at."),
     "serve": ("normlab.report.serve:serve", "Watch a comparison in the browser while it runs."),
-    "reproduce": ("normlab.reproduce.cli:main", "Re-run a published experiment and say whether it holds."),
-    "check": ("normlab.check.cli:app", "Find the bug in a normalization layer."),
-    "lint": ("normlab.check.cli:lint", "Find what goes wrong with normalization in a model."),
-    "bench": ("normlab.bench.cli:bench", "Time the layers beside the stock ones."),
+    "reproduce": ("normlab.cli.reproduce:main", "Re-run a published experiment and say whether it holds."),
+    "check": ("normlab.cli.check:app", "Find the bug in a normalization layer."),
+    "lint": ("normlab.cli.check:lint", "Find what goes wrong with normalization in a model."),
+    "bench": ("normlab.cli.bench:bench", "Time the layers beside the stock ones."),
 }
 
 EXIT_CODES = """Exit codes: 0 all done; 1 some cells failed; 2 wrong usage; 3 internal error; 4 the study is busy,
@@ -53,7 +53,7 @@ class LazyGroup(TyperGroup):
 
 def _exists(module: str) -> bool:
     # not find_spec: that would import the packages on the way
-    path = Path(__file__).parent.joinpath(*module.split(".")[1:])
+    path = Path(__file__).parents[1].joinpath(*module.split(".")[1:])
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 

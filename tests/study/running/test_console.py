@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from normlab.data import Dataset
-from normlab.study.console import PlainLines
 from normlab.study.plain import escaped
+from normlab.study.running.console import PlainLines
 from normlab.study.running.run import Options, run_study
 from normlab.study.spec import make_spec
 

@@ -7,7 +7,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from normlab.errors import UsageError
-from normlab.study.training.schedule import learning_rate_factor
+from normlab.study.schedule import learning_rate_factor
 
 
 def rates(schedule: str, epochs: int) -> list[float]:
