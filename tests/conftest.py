@@ -15,8 +15,8 @@ settings.load_profile("normlab")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the kernels once, before the processes that share the tests start and each do it, or time out on it."""
-    if not hasattr(config, "workerinput") and not config.option.collectonly:
+    """Compile the kernels once, before the processes that share the tests start, and not in each of them."""
+    if getattr(config.option, "numprocesses", None) and not config.option.collectonly:
         from normlab.kernels.stages import precompile
 
         import_module("normlab.kernels.cpu.planes")  # throws away what is stale, before the other process looks
