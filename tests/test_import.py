@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -22,20 +20,12 @@ def test_import_is_light(code: str) -> None:
     assert not loaded.intersection(HEAVY)
 
 
-def test_help_is_light(capsys: pytest.CaptureFixture) -> None:
-    """The median of five is printed, and held to a bound that only another library would break."""
+def test_help_is_light() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "normlab", "--help"]
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-        seconds.append(time.perf_counter() - start)
-    with capsys.disabled():
-        print(f"\nnormlab --help: median of 5: {statistics.median(seconds):.2f} s (with import timing on)")
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert "compare" in done.stdout
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert not loaded.intersection(HEAVY)
-    assert statistics.median(seconds) < 3
 
 
 def test_public_names() -> None:

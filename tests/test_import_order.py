@@ -1,0 +1,58 @@
+"""The order of imports: `lint-imports` holds it (contracts in pyproject.toml), and it would notice a break."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# contract -> a module that must not import, and what it would import
+TURNED = {
+    "Imports point one way": ("norms/grid.py", "import normlab.kernels.layout"),
+    "Inside a study": ("study/training/metrics.py", "import normlab.study.keeping.store"),
+    "check is independent": ("check/report.py", "import normlab.layers"),
+    "norms are not bound": ("norms/program.py", "import torch"),
+    # imports inside functions and for type checkers count
+    "No circle": (
+        "kernels/layout.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from normlab.kernels import stages",
+    ),
+}
+
+
+def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
+    code = (
+        "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports_command; lint_imports_command()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, "--no-cache"], cwd=root, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """The package and its contracts, to be broken."""
+    shutil.copytree(ROOT / "normlab", tmp_path / "normlab", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_the_order_holds(copied: Path) -> None:
+    done = lint_imports(copied)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("contract", TURNED)
+def test_an_import_turned_round_is_noticed(copied: Path, contract: str) -> None:
+    module, line = TURNED[contract]
+    path = copied / "normlab" / module
+    path.write_text(path.read_text() + "\n\n" + line + "\n")
+    done = lint_imports(copied)
+    assert done.returncode == 1
+    broken = [text for text in done.stdout.splitlines() if text.endswith("BROKEN")]
+    assert any(text.startswith(contract) for text in broken), done.stdout
