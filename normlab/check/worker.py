@@ -21,13 +21,16 @@ def main(job: dict[str, Any], events: TextIO) -> None:
 
     from normlab.errors import NormlabError
 
-    tell(starting="target.load")
     if job["target"].startswith("keras") or ":" in job["target"]:
         os.environ.setdefault("KERAS_BACKEND", "torch")
     try:
+        import torch  # noqa: F401  (its import takes seconds that are not the target's)
+
+        from normlab.check import checks  # noqa: F401
         from normlab.check.engine import examine, failure
         from normlab.check.subjects import TargetFailure, load, subject_of
 
+        tell(starting="target.load")
         try:
             thing, backward, name = load(job["target"])
             subject = subject_of(thing, name, backward, job["kind"])
