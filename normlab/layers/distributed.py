@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from normlab.kernels.activations import Activation
 from normlab.kernels.reference.planes import affine, as_grid, combine, dots, moments, wide
 from normlab.layers.norms import Norm
 from normlab.norms.application import Application, Recipe
@@ -251,18 +252,19 @@ class _Synchronized(Norm):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, synchronized"
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
         use_batch = self.training or self.running_mean is None
         if not use_batch or not _several(self.process_group):
-            return super().forward(x) if residual is None else super().forward(x, residual)
+            given: dict[str, Any] = {"residual": residual, "act": act}
+            return super().forward(x, **{k: v for k, v in given.items() if v is not None})
         # The others' samples count too: whether one value is too few shows when they have met.
         single = x.dim() >= 2 and x.numel() == x.shape[1] == self.num_features
         self._check_input(x.expand(2, *x.shape[1:]) if single else x)
         y = normalize(self, x, self.process_group)
-        return self._finish(y if residual is None else y + residual.to(y.dtype))
+        return self._finish(y if residual is None else y + residual.to(y.dtype), act)
 
-    def _finish(self, z: Tensor) -> Tensor:
-        act = getattr(self, "act", None)
+    def _finish(self, z: Tensor, act: Activation | None) -> Tensor:
+        act = getattr(self, "act", None) if act is None else act
         if act is None:
             return z
         from normlab.kernels import activations

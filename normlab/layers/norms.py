@@ -19,10 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normlab.errors import UsageError
-from normlab.kernels import stages
 from normlab.kernels.activations import Activation, activation
-from normlab.layers import operators
-from normlab.layers.call import Call as _Call
+from normlab.layers import functional
 from normlab.layers.positions import ChannelNorm, LayerNorm, RMSNorm
 from normlab.norms import family as norms
 
@@ -50,7 +48,7 @@ class Norm(nn.Module):
     `forward` is added before it: y = act(norm(x) + residual), in one pass over memory. A norm with running statistics
     keeps `running_mean`, `running_var` (unbiased, as torch) and `num_batches_tracked`, updated as `(1 - momentum) *
     running + momentum * batch`, or as the average of all batches if `momentum` is None. Raises ValueError for an
-    input that the norm is not defined on.
+    input that the norm is not defined on. An `act` given to `forward` stands in for the layer's, in that call.
     """
 
     running_mean: Tensor | None
@@ -79,7 +77,6 @@ class Norm(nn.Module):
         if entry.grid is None:
             raise UsageError(f"Norm: {norm!r} is a module of its own; build it with make_norm({norm!r}, ...)")
         self.options = norms.resolve_options(self.entry, num_features, {**given, **options})
-        self._options = operators.as_text(self.options)
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum
@@ -120,11 +117,11 @@ class Norm(nn.Module):
             if parameter is not None:
                 nn.init.constant_(parameter, learned.initial)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
         self._check_input(x)
         has_running = self._buffers["running_mean"] is not None
         use_batch = self.training or not has_running
-        return self._normalize(x, residual, self.norm, use_batch, self.training and has_running)
+        return self._normalize(x, residual, act, self.norm, use_batch, self.training and has_running)
 
     def _check_input(self, x: Tensor) -> None:
         shape = x.shape
@@ -138,32 +135,25 @@ class Norm(nn.Module):
         if not x.is_floating_point():
             raise ValueError(f"{self._title()}: expected a floating-point input, got {x.dtype}; convert it first")
 
-    def _normalize(self, x: Tensor, residual: Tensor | None, norm: str, use_batch: bool, update: bool) -> Tensor:
+    def _normalize(
+        self, x: Tensor, residual: Tensor | None, act: Activation | None, norm: str, use_batch: bool, update: bool
+    ) -> Tensor:
         held, buffers = self._parameters, self._buffers
         params: Any = {k: held[k] for k in self.learned if held[k] is not None}
-        running: Any = (buffers["running_mean"], buffers["running_var"]) if update or not use_batch else None
-        seen: Any = buffers["num_batches_tracked"]
-        compiling = torch.compiler.is_compiling()
-        update = update and (compiling or not operators.is_recomputation())
-        if update and norm != "in":  # torch's instance norm has the counter and leaves it at zero
-            seen.add_(1)
-        if residual is not None and residual.dtype != x.dtype:
-            residual = residual.to(x.dtype)
-        if not (compiling or operators.watched(x)):
-            recipe = stages.recipe(norm, tuple(self.options.items()), tuple(params), use_batch, not use_batch)
-            counted = (*running, self.momentum, seen) if update else None
-            call = _Call(recipe, params, None if use_batch else running, self.eps, self.act, counted)
-            return operators.normalize(x, residual, call)
-        y, _, mean, var = operators.OPERATOR(
-            x, residual, [*params.values()], [*running] if update or not use_batch else [], seen if update else None,
-            norm, " ".join(params), self._options, use_batch, self.eps, "" if self.act is None else str(self.act),
-            self.momentum,
-        )  # fmt: skip
-        if update:
-            with torch.no_grad():
-                running[0].copy_(mean)
-                running[1].copy_(var)
-        return y
+        return functional.normalize(
+            norm,
+            x,
+            params,
+            options=tuple(self.options.items()),
+            running=(buffers["running_mean"], buffers["running_var"]) if update or not use_batch else None,  # type: ignore[arg-type]
+            use_batch=use_batch,
+            update=update,
+            seen=buffers["num_batches_tracked"],
+            momentum=self.momentum,
+            eps=self.eps,
+            act=self.act if act is None else act,
+            residual=residual,
+        )
 
     def _title(self) -> str:
         return type(self).__name__ if type(self) is not Norm else f"Norm({self.entry.name!r})"
@@ -289,11 +279,11 @@ class InstanceNorm(Norm, _InstanceNorm):
             "in", num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, act=act
         )
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
         self._check_input(x)
         if self.running_mean is not None and not self.training:
-            return self._normalize(x, residual, "bn", use_batch=False, update=False)
-        return self._normalize(x, residual, "in", use_batch=True, update=self.running_mean is not None)
+            return self._normalize(x, residual, act, "bn", use_batch=False, update=False)
+        return self._normalize(x, residual, act, "in", use_batch=True, update=self.running_mean is not None)
 
     def _check_input(self, x: Tensor) -> None:
         if self.rank is not None and x.dim() != self.rank:

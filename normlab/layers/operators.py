@@ -38,11 +38,6 @@ from normlab.norms.application import Recipe
 from normlab.norms.grid import update_running
 
 
-def as_text(options: dict[str, Any]) -> str:
-    """A norm's options as an operator takes them."""
-    return repr(tuple(options.items()))
-
-
 def is_transformed() -> bool:
     """Whether a transform of `torch.func` is under way, or forward-mode differentiation."""
     return _transforms() or forward_ad._current_level >= 0

@@ -84,7 +84,7 @@ def arguments(layer: Any, given: list[Tensor]) -> tuple[Any, ...]:
     params = dict(layer.named_parameters())
     return (
         x, residual if len(given) > 1 else None, list(params.values()), running, layer.num_batches_tracked, layer.norm,
-        " ".join(params), layer._options, batch, layer.eps, str(layer.act or ""), 0.1,
+        " ".join(params), repr(tuple(layer.options.items())), batch, layer.eps, str(layer.act or ""), 0.1,
     )  # fmt: skip
 
 

@@ -1,0 +1,61 @@
+"""One application of a norm of the family to a tensor, with everything that it depends on as an argument.
+
+A layer holds parameters and buffers; this function holds nothing. So it serves layers that are not ours as well: those
+of other libraries, whose attributes are read at each call (`normlab.layers.adapters`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normlab.kernels import stages
+from normlab.kernels.activations import Activation
+from normlab.layers import operators
+from normlab.layers.call import Call
+
+
+def normalize(
+    norm: str,
+    x: Tensor,
+    params: dict[str, Tensor],
+    *,
+    options: tuple[tuple[str, Any], ...] = (),
+    running: tuple[Tensor, Tensor] | None = None,
+    use_batch: bool = True,
+    update: bool = False,
+    seen: Tensor | None = None,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    act: Activation | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """y = act(norm(x) + residual) for x (N, C, *) of 2 to 5 dimensions; shape, dtype and memory format as x.
+
+    `params` has the norm's learned parameters that are applied, (C,) each. `running` (mean (C,), variance (C,))
+    normalizes unless `use_batch`; with `update` it moves by the batch's own, and `seen` counts that batch. A `momentum`
+    of None averages all batches seen. The second forward pass of activation checkpointing updates nothing.
+    """
+    compiling = torch.compiler.is_compiling()
+    update = update and (compiling or not operators.is_recomputation())
+    if update and norm != "in" and seen is not None:  # torch's instance norm has the counter and leaves it at zero
+        seen.add_(1)
+    if residual is not None and residual.dtype != x.dtype:
+        residual = residual.to(x.dtype)
+    held: Any = running if update or not use_batch else None
+    if not (compiling or operators.watched(x)):
+        recipe = stages.recipe(norm, options, tuple(params), use_batch, not use_batch)
+        counted: Any = (*held, momentum, seen) if update else None
+        call = Call(recipe, params, None if use_batch else held, eps, act, counted)
+        return operators.normalize(x, residual, call)
+    y, _, mean, var = operators.OPERATOR(
+        x, residual, [*params.values()], [] if held is None else [*held], seen if update else None,
+        norm, " ".join(params), repr(options), use_batch, eps, "" if act is None else str(act), momentum,
+    )  # fmt: skip
+    if update:
+        with torch.no_grad():
+            held[0].copy_(mean)
+            held[1].copy_(var)
+    return y
