@@ -8,9 +8,10 @@ Every layer is a pair of functions with an explicit cache between them::
 Arrays are (N, D) or (N, C, H, W), float32 or float64; what comes out has the dtype of `x`.
 
 `layers`          affine, ReLU, normalization, dropout, convolution and max pooling as nested loops, losses
-`fast_layers`     the same convolution and max pooling, compiled
+`im2col_layers`   the same convolution and max pooling as matrix products
+`fast_layers`     the same convolution and max pooling, compiled: the one module that needs Numba
 `optim`           SGD, momentum, RMSProp, Adam
 `nets`            `FullyConnectedNet` and `ConvNet`
 `solver`          `Solver`: the training loop, with checkpoints and exact resume
-`gradient_check`  numerical gradients to hold the hand-written ones against
+`gradient_check`  numerical gradients to compare the hand-written ones with
 """

@@ -98,3 +98,8 @@ def one_of(name: str, value: Any, choices: Sequence[str | None]) -> Any:
         listed = ", ".join(repr(choice) for choice in choices)
         raise UsageError(f"{name} must be one of {listed}, got {value!r}")
     return value
+
+
+def eps(name: str, options: Mapping[str, Any]) -> float:
+    """Returns `options["eps"]`, the number added to a variance (default 1e-5)."""
+    return number(f"{name}['eps']", options.get("eps", 1e-5), 0, float("inf"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +12,7 @@ import numpy as np
 
 from normlab.errors import UsageError
 from normlab.scratch import _checks as check
-from normlab.scratch import layers
-from normlab.scratch.fast_layers import (
-    conv_backward_fast,
-    conv_forward_fast,
-    max_pool_backward_fast,
-    max_pool_forward_fast,
-)
+from normlab.scratch import fast_layers, im2col_layers, layers
 
 POOL = {"pool_height": 2, "pool_width": 2, "stride": 2}
 
@@ -82,8 +77,8 @@ class Network:
         for i in reversed(range(len(self.steps))):
             # nothing lies below the first step
             last = {"need_dx": False} if i == 0 else {}
-            answer = self.steps[i].backward(dout, caches[i], **last)
-            dout, *rest = answer if isinstance(answer, tuple) else (answer,)
+            returned = self.steps[i].backward(dout, caches[i], **last)
+            dout, *rest = returned if isinstance(returned, tuple) else (returned,)
             grads.update(zip(self.steps[i].params, rest, strict=True))
         if self.reg:
             for name in self.weights():
@@ -206,8 +201,11 @@ class ConvNet(Network):
         normalization: None, "batchnorm" or "groupnorm", after every convolution.
         num_groups: groups of "groupnorm"; must divide every number of filters.
 
-    The others are those of `FullyConnectedNet`. Parameters are numbered through: W1 (F, C, HH, WW) ... of the
-    convolutions, then those of the affine layers. Raises ValueError on bad arguments.
+    The other arguments are those of `FullyConnectedNet`. Convolution and pooling are compiled where Numba is installed
+    (`fast_layers`); elsewhere they run in NumPy (`im2col_layers`), and a warning says so.
+
+    Parameters are numbered through: W1 (F, C, HH, WW) ... of the convolutions, then those of the affine layers. Raises
+    ValueError on bad arguments.
     """
 
     def __init__(
@@ -250,12 +248,13 @@ class ConvNet(Network):
             raise UsageError(f"filter_size must be odd, so that the image keeps its size, got {filter_size}")
         channels, height, width = sizes
         conv_param = {"stride": 1, "pad": filter_size // 2}
+        conv, pool = _image_layers()
         for number, count in enumerate(filters, 1):
             names = (
                 self._learn(f"W{number}", (count, channels, filter_size, filter_size)),
                 self._learn(f"b{number}", (count,), 0),
             )
-            self.steps.append(Step(conv_forward_fast, conv_backward_fast, names, (conv_param,)))
+            self.steps.append(Step(*conv, names, (conv_param,)))
             channels, height, width = count, height // 2, width // 2
             if normalization == "batchnorm":
                 forward: Any = layers.spatial_batchnorm_forward
@@ -264,7 +263,7 @@ class ConvNet(Network):
                 forward, shape = layers.spatial_groupnorm_forward, (1, count, 1, 1)
                 self._norm(number, shape, forward, layers.spatial_groupnorm_backward, num_groups, {})
             self._relu()
-            self.steps.append(Step(max_pool_forward_fast, max_pool_backward_fast, (), (POOL,)))
+            self.steps.append(Step(*pool, (), (POOL,)))
         inputs, number = channels * height * width, len(filters)
         for number, wanted in enumerate(hidden, len(filters) + 1):
             self._affine(number, inputs, wanted)
@@ -273,6 +272,24 @@ class ConvNet(Network):
             inputs = wanted
         self.num_layers = number + 1
         self._affine(self.num_layers, inputs, self.num_classes)
+
+
+def _image_layers() -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """The (forward, backward) pairs of convolution and max pooling: compiled ones, or NumPy's with a warning."""
+    if fast_layers.available():
+        return (
+            (fast_layers.conv_forward_fast, fast_layers.conv_backward_fast),
+            (fast_layers.max_pool_forward_fast, fast_layers.max_pool_backward_fast),
+        )
+    warnings.warn(
+        "Numba cannot be imported: ConvNet runs its convolutions as matrix products in NumPy, which is several times "
+        "slower (pip install numba)",
+        stacklevel=3,
+    )
+    return (
+        (im2col_layers.conv_forward_im2col, im2col_layers.conv_backward_im2col),
+        (im2col_layers.max_pool_forward_im2col, im2col_layers.max_pool_backward_im2col),
+    )
 
 
 def _rectify(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,10 +17,16 @@ from normlab.scratch.layers import (
     batchnorm_forward,
     layernorm_backward,
     layernorm_forward,
+    spatial_batchinstancenorm_backward,
+    spatial_batchinstancenorm_forward,
     spatial_batchnorm_backward,
     spatial_batchnorm_forward,
     spatial_groupnorm_backward,
     spatial_groupnorm_forward,
+    spatial_instancenorm_backward,
+    spatial_instancenorm_forward,
+    spatial_layernorm_backward,
+    spatial_layernorm_forward,
 )
 from tests.scratch.oracle import check_pair
 
@@ -150,6 +156,98 @@ def test_spatial_groupnorm_is_torchs(shape: tuple[int, ...], groups: int, dtype:
         _inputs(shape, dtype, (1, shape[1], 1, 1)),
         lambda x, g, b: F.group_norm(x, groups, g.flatten(), b.flatten()),
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 6, 4, 5), (1, 4, 3, 3), (3, 5, 2, 2)])
+def test_spatial_layernorm_is_torchs_with_one_group(shape: tuple[int, ...], dtype: type) -> None:
+    check_pair(
+        lambda *a: spatial_layernorm_forward(*a, {}),
+        spatial_layernorm_backward,
+        _inputs(shape, dtype, (1, shape[1], 1, 1)),
+        lambda x, g, b: F.group_norm(x, 1, g.flatten(), b.flatten()),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 6, 4, 5), (1, 4, 3, 3), (3, 5, 2, 2)])
+def test_spatial_instancenorm_is_torchs(shape: tuple[int, ...], dtype: type) -> None:
+    check_pair(
+        lambda *a: spatial_instancenorm_forward(*a, {}),
+        spatial_instancenorm_backward,
+        _inputs(shape, dtype, (1, shape[1], 1, 1)),
+        lambda x, g, b: F.instance_norm(x, weight=g.flatten(), bias=b.flatten()),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", ["train", "test"])
+@pytest.mark.parametrize("shape", [(2, 6, 4, 5), (3, 5, 2, 2), (4, 1, 3, 3)])
+def test_spatial_batchinstancenorm_mixes_torchs_two(shape: tuple[int, ...], mode: str, dtype: type) -> None:
+    rng = np.random.default_rng(3)
+    channels = shape[1]
+    mean, var = rng.normal(size=channels).astype(dtype), rng.uniform(1, 2, channels).astype(dtype)
+
+    def forward(*arrays: np.ndarray) -> Any:
+        return spatial_batchinstancenorm_forward(*arrays, {"mode": mode, "running_mean": mean, "running_var": var})
+
+    def reference(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, rho: torch.Tensor) -> torch.Tensor:
+        running = torch.tensor(mean), torch.tensor(var)
+        batch = F.batch_norm(x, *running, training=mode == "train")
+        gamma, beta, rho = (v[:, None, None] for v in (gamma, beta, rho))
+        return gamma * (rho * batch + (1 - rho) * F.instance_norm(x)) + beta
+
+    arrays = [*_inputs(shape, dtype), rng.uniform(size=channels).astype(dtype)]
+    check_pair(forward, spatial_batchinstancenorm_backward, arrays, reference)
+
+
+def test_batch_instance_norm_at_the_ends_of_its_gate() -> None:
+    x, gamma, beta = _inputs((3, 4, 5, 5), np.float64)
+    param: dict[str, Any] = {"mode": "train"}
+    out, _ = spatial_batchinstancenorm_forward(x, gamma, beta, np.ones(4), param)
+    expected: dict[str, Any] = {"mode": "train"}
+    np.testing.assert_allclose(out, spatial_batchnorm_forward(x, gamma, beta, expected)[0], rtol=1e-12, atol=1e-12)
+    assert np.array_equal(param["running_mean"], expected["running_mean"])
+    assert np.array_equal(param["running_var"], expected["running_var"])
+    out, _ = spatial_batchinstancenorm_forward(x, gamma, beta, np.zeros(4), param)
+    column = (1, 4, 1, 1)
+    instance, _ = spatial_instancenorm_forward(x, gamma.reshape(column), beta.reshape(column), {})
+    np.testing.assert_allclose(out, instance, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["train", "test"])
+@pytest.mark.parametrize(
+    ("forward", "backward"),
+    [(batchnorm_forward, batchnorm_backward_alt), (spatial_batchnorm_forward, spatial_batchnorm_backward)],
+)
+def test_an_empty_batch_passes_and_moves_no_statistic(
+    forward: Callable[..., Any], backward: Callable[..., Any], mode: str
+) -> None:
+    shape = (0, 3) if forward is batchnorm_forward else (0, 3, 2, 2)
+    param = {"mode": mode, "running_mean": np.ones(3), "running_var": np.full(3, 2.0)}
+    out, cache = forward(np.zeros(shape), np.ones(3), np.zeros(3), param)
+    assert [g.shape for g in backward(out, cache)] == [shape, (3,), (3,)]
+    assert param["running_mean"].tolist() == [1, 1, 1]
+    assert param["running_var"].tolist() == [2, 2, 2]
+
+
+def test_empty_batches_pass_through_the_norms_of_single_samples() -> None:
+    out, cache = layernorm_forward(np.zeros((0, 3)), np.ones(3), np.zeros(3), {})
+    assert [g.shape for g in layernorm_backward(out, cache)] == [(0, 3), (3,), (3,)]
+    column = np.ones((1, 4, 1, 1))
+    out, cache = spatial_groupnorm_forward(np.zeros((0, 4, 2, 2)), column, column, 2, {})
+    assert [g.shape for g in spatial_groupnorm_backward(out, cache)] == [(0, 4, 2, 2), (1, 4, 1, 1), (1, 4, 1, 1)]
+
+
+def test_layer_norm_takes_gamma_inside_the_means() -> None:
+    x, gamma, beta = _inputs((4, 6), np.float64)
+    out, cache = layernorm_forward(x, gamma, beta, {})
+    dout = np.random.default_rng(1).normal(size=out.shape)
+    dx, _, _ = layernorm_backward(dout, cache)
+    xhat, inverse = cache["xhat"], cache["inverse"]
+    mean = dout.mean(1, keepdims=True)
+    trap = gamma * inverse * (dout - mean - xhat * (dout * xhat).mean(1, keepdims=True))
+    assert rel_error(dx, trap) > 0.1
 
 
 def test_normalization_leaves_mean_beta_and_std_gamma() -> None:

@@ -22,7 +22,14 @@ _features = binding.get_host_cpu_features()
 VECTOR_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
 FILTERS = 4
 ACROSS = 6 if VECTOR_BYTES == 64 or platform.machine().lower() in ("arm64", "aarch64") else 3
-_REST = 2  # vectors across, for what `ACROSS` leaves over
+
+
+def rest(across: int) -> int:
+    """Vectors across, for what tiles of `across` leave of a row, a multiple of 32 elements: these fill it exactly."""
+    return 2 if across % 2 == 0 else 1
+
+
+REST = rest(ACROSS)
 
 
 class _Writer:
@@ -169,5 +176,5 @@ def _sum_products(
 
 
 sum_shifts: Callable[..., None] = _sum_shifts(ACROSS)
-sum_shifts_rest: Callable[..., None] = _sum_shifts(_REST)
+sum_shifts_rest: Callable[..., None] = _sum_shifts(REST)
 sum_products: Any = _sum_products

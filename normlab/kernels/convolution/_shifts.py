@@ -11,7 +11,7 @@ and nothing is gathered or copied. Outputs come in rows of `width` too: the few 
 over the edge are dropped (forward), or zero (backward). A stride s > 1 is reduced to 1 by cutting the image into
 s x s phases, every s-th row and column from (a, b) on: each tap then reads one phase with stride 1.
 
-The sums take tiles of 4 filters (`normlab.scratch._tiles`); weights are padded with zeros to a multiple of that, and
+The sums take tiles of 4 filters (`_tiles`); weights are padded with zeros to a multiple of that, and
 the taps of dw by some that shift to a stretch of zeros behind the image. Rows of outputs are padded, too, to a multiple
 of 32 elements, so that vectors leave no remainder.
 """
@@ -26,13 +26,31 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from normlab.kernels.convolution._tiles import (
+    ACROSS,
+    FILTERS,
+    REST,
+    VECTOR_BYTES,
+    sum_products,
+    sum_shifts,
+    sum_shifts_rest,
+)
 from normlab.kernels.runtime.threads import next_unit, unit_done
-from normlab.scratch._images import Window
-from normlab.scratch._tiles import ACROSS, FILTERS, VECTOR_BYTES, sum_products, sum_shifts, sum_shifts_rest
 
 LANES = 32  # a multiple of the elements of two vectors, whatever they are
 # sums may be reordered, so that they vectorize; NaN and infinity keep their meaning
 _compile = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+
+
+class Window(NamedTuple):
+    """How a window of `height` x `width` moves over an image, and the size of what it leaves."""
+
+    height: int
+    width: int
+    stride: int
+    pad: int
+    out_height: int
+    out_width: int
 
 
 class Geometry(NamedTuple):
@@ -237,7 +255,7 @@ def _accumulate(image, shifts, first, last, weights, out):
     while p < span:
         for f in range(0, filters, FILTERS):
             sum_shifts_rest(image, p, shifts, first, last, table, f, filters, flat, span)
-        p += 2 * lanes
+        p += REST * lanes
 
 
 @_compile
