@@ -1,36 +1,60 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Two commands do everything on a fresh machine: `make demo` and `make test`. `make help` lists the others.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+# what a target needs is installed once, and again when the versions change
+DEMO   := $(VENV)/.demo
+TEST   := $(VENV)/.test
+DOCS   := $(VENV)/.docs
+PIP     = $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint format bench clean
+.PHONY: help demo test test-all lint format docs bench wheel clean
 
-$(STAMP): pyproject.toml constraints.txt
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+$(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,tune,serve]'
 	touch $@
 
-demo: $(STAMP)  ## train seven variants on the embedded digits and write a report
+$(DEMO): $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[study,report]'
+	touch $@
+
+$(TEST): $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[all,test]'
+	touch $(DEMO) $@
+
+$(DOCS): $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[docs]'
+	touch $@
+
+demo: $(DEMO)  ## train seven variants on the embedded digits and write a report
 	$(BIN)/normlab compare digits --epochs 4 --seeds 3 --out demo-report
 
-test: $(STAMP) lint  ## everything that continuous integration runs
+test: $(TEST) lint  ## what continuous integration runs: lint, types, every test but the slow ones
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || echo "NO BROWSER TESTS: Chromium is missing; apt-get install chromium chromium-driver" >&2
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: $(TEST) lint  ## every test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: $(STAMP)
+lint: $(TEST)  ## style, types and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(STAMP)
+format: $(TEST)  ## bring the code into the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## ours beside torch's, milliseconds and ratios, losses included
+bench: $(TEST)  ## ours beside torch's, milliseconds and ratios, losses included
 	$(BIN)/python -m benchmarks
 
-clean:
-	rm -rf $(VENV) demo-report .pytest_cache .mypy_cache .ruff_cache
+wheel: $(VENV)/.torch  ## build dist/normlab-*.whl
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:  ## remove what these targets made
+	rm -rf $(VENV) demo-report dist site .pytest_cache .mypy_cache .ruff_cache

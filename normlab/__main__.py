@@ -1,6 +1,24 @@
-"""`python -m normlab` is the command line."""
+"""The program `normlab`, also as `python -m normlab`: it says what to install where the command line is not."""
 
-from normlab.cli import main
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from normlab.errors import UsageError, require
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code; 2, and one line, where the extra `study` is not installed."""
+    try:
+        require("normlab", "study", "typer", "pydantic", "rich")
+    except UsageError as e:
+        print(e, file=sys.stderr)
+        sys.exit(e.exit_code)
+    from normlab import cli
+
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,17 @@
-"""Errors that a user can cause, each with the exit code that the command line answers with."""
+"""Errors that a user can cause, each with the exit code of the command line, and what a missing package is told as."""
 
 from __future__ import annotations
+
+import importlib.util
+
+# extra -> the modules that it installs; the core needs torch, NumPy and Numba alone
+EXTRAS = {
+    "study": ("scipy", "pydantic", "typer", "rich", "safetensors", "PIL", "optuna", "yaml"),
+    "report": ("altair", "vl_convert", "jinja2"),
+    "parquet": ("pyarrow",),
+    "serve": ("starlette", "uvicorn"),
+    "ray": ("ray", "fsspec"),
+}
 
 
 class NormlabError(Exception):
@@ -19,3 +30,13 @@ class DataError(NormlabError, ValueError):
     """The data cannot be used: unreadable, of the wrong shape, hostile, or out of disk (exit code 6)."""
 
     exit_code = 6
+
+
+def require(what: str, extra: str, *modules: str) -> None:
+    """Raise UsageError, naming `extra`, if `what` cannot run: if one of `modules` is not installed.
+
+    Without `modules` every module of the extra is needed. Nothing is imported.
+    """
+    missing = [name for name in modules or EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"{what} needs {', '.join(missing)}: pip install 'normlab[{extra}]'")

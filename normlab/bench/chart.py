@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from normlab.bench.summary import SIDES
-from normlab.errors import DataError, UsageError
+from normlab.errors import DataError, UsageError, require
 from normlab.report import theme
 
 _COLOURS = {"ours": theme.LIGHT["c0"], "eager": theme.LIGHT["c1"], "compiled": theme.LIGHT["c3"]}
@@ -22,6 +22,7 @@ def check_path(path: Path) -> None:
         raise UsageError(f"--chart {path}: expected a name that ends in .svg or .png")
     if not path.parent.is_dir():
         raise UsageError(f"--chart {path}: there is no folder {path.parent}")
+    require("--chart", "report", "altair", "vl_convert")
 
 
 def write(rows: Sequence[dict[str, Any]], copies: dict[str, dict[str, float]], caption: str, path: Path) -> None:

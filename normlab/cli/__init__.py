@@ -8,24 +8,36 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from normlab.errors import NormlabError
+from normlab.errors import EXTRAS, NormlabError, require
 
-# sub-command -> (where it lives, what it does)
-COMMANDS = {
-    "compare": ("normlab.cli.study:compare", "Train a network with each norm and say which one to use."),
-    "plan": ("normlab.cli.study:plan", "Show the cells of a comparison, what is done, and how long it takes."),
-    "status": ("normlab.cli.study:status", "Show how far a comparison is."),
-    "export": ("normlab.cli.study:export", "Write a comparison's records as CSV, JSON or Parquet."),
-    "report": ("normlab.cli.report:report", "Write the report of a comparison."),
-    "explain": ("normlab.cli.explain:explain", "Show what trained networks look at."),
-    "serve": ("normlab.report.serve:serve", "Watch a comparison in the browser while it runs."),
-    "reproduce": ("normlab.cli.reproduce:main", "Re-run a published experiment and say whether it holds."),
+# sub-command -> (where it lives, what it does, extras that it cannot do without ...)
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "compare": ("normlab.cli.study:compare", "Train a network with each norm and say which one to use.", "study"),
+    "plan": ("normlab.cli.study:plan", "Show the cells of a comparison, what is done, how long it takes.", "study"),
+    "status": ("normlab.cli.study:status", "Show how far a comparison is.", "study"),
+    "export": ("normlab.cli.study:export", "Write a comparison's records as CSV, JSON or Parquet.", "study"),
+    "report": ("normlab.cli.report:report", "Write the report of a comparison.", "study", "report"),
+    "explain": ("normlab.cli.explain:explain", "Show what trained networks look at.", "study", "report"),
+    "serve": (
+        "normlab.report.serve:serve",
+        "Watch a comparison in the browser while it runs.",
+        "study",
+        "report",
+        "serve",
+    ),
+    "reproduce": (
+        "normlab.cli.reproduce:main",
+        "Re-run a published experiment and say whether it holds.",
+        "study",
+        "report",
+    ),
     "check": ("normlab.cli.check:app", "Find the bug in a normalization layer."),
     "lint": ("normlab.cli.check:lint", "Find what goes wrong with normalization in a model."),
     "bench": ("normlab.cli.bench:bench", "Time the layers beside the stock ones."),
@@ -39,7 +51,7 @@ class LazyGroup(TyperGroup):
     """A group whose sub-commands are imported when they run; listing them imports nothing."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [name for name, (home, _) in COMMANDS.items() if _exists(home.partition(":")[0])]
+        return [name for name, (home, *_) in COMMANDS.items() if _exists(home.partition(":")[0])]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.list_commands(ctx):
@@ -58,7 +70,7 @@ def _exists(module: str) -> bool:
 
 
 def _load(name: str) -> Any:
-    home, description = COMMANDS[name]
+    home, description, *extras = COMMANDS[name]
     module, _, attribute = home.partition(":")
     target = getattr(importlib.import_module(module), attribute)
     if not isinstance(target, typer.Typer):
@@ -66,7 +78,17 @@ def _load(name: str) -> Any:
         target.command(name, help=function.__doc__ or description)(function)
     command = typer.main.get_command(target)
     command.name = name
+    command.callback = _with_extras(f"normlab {name}", extras, command.callback)
     return command
+
+
+def _with_extras(what: str, extras: Sequence[str], call: Any) -> Any:
+    def checked(**values: Any) -> Any:
+        for extra in extras:
+            require(what, extra)
+        return call(**values)
+
+    return checked
 
 
 app = typer.Typer(
@@ -96,12 +118,22 @@ def main(args: list[str] | None = None) -> NoReturn:
     except NormlabError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
+    except ModuleNotFoundError as e:
+        extra = next((extra for extra, modules in EXTRAS.items() if str(e.name).partition(".")[0] in modules), None)
+        if extra is None:
+            _bug()
+        print(f"error: this needs {e.name}: pip install 'normlab[{extra}]'", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:
-        import traceback
-
-        traceback.print_exc()
-        print("error: this is a bug in normlab, or in a model or norm of your own (see above)", file=sys.stderr)
-        sys.exit(3)
+        _bug()
     sys.exit(0)
+
+
+def _bug() -> NoReturn:
+    import traceback
+
+    traceback.print_exc()
+    print("error: this is a bug in normlab, or in a model or norm of your own (see above)", file=sys.stderr)
+    sys.exit(3)

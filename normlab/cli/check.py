@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from normlab.errors import UsageError
+from normlab.errors import UsageError, require
 
 
 def check(
@@ -37,6 +37,8 @@ def check(
 
     if elements is not None and quick:
         raise UsageError("--elements with --quick: a huge input is not quick; leave one of them out")
+    if certificate is not None and certificate.suffix not in (".md", ".csv"):
+        require("--certificate as a chart", "report", "altair", "vl_convert")
     report = check_contained(target, kind, dialect, quick, elements, limit)
     if certificate is not None:
         from normlab.check.certificate import write_certificate

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from normlab.errors import UsageError
+from normlab.errors import UsageError, require
 
 # setting of a study -> (its flags, what is said about it, its default as shown, its type)
 _SETTINGS: dict[str, tuple[tuple[str, ...], str, str | bool, Any]] = {
@@ -136,6 +136,12 @@ def compare(
         raise UsageError(
             "--address, --gpus, --placement and --runtime-env are for --backend ray; add it, or leave them"
         )
+    if not no_report:
+        require("normlab compare", "report")
+    if backend == "ray":
+        require("--backend ray", "ray")
+    if "://" in (checkpoints or ""):
+        require("--checkpoints with a URL", "ray", "fsspec")
     options = Options(
         jobs=jobs,
         threads=threads,
@@ -197,6 +203,8 @@ def export(
 
     if format not in WRITERS:
         raise UsageError(f"--format {format!r} is not known; expected one of: {', '.join(WRITERS)}")
+    if format == "parquet":
+        require("--format parquet", "parquet")
     path = output or directory / f"export.{format}"
     with Store(directory, readonly=True) as store:
         WRITERS[format](collect(store), path)

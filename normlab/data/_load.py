@@ -8,6 +8,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import TypeGuard
 
@@ -30,7 +31,7 @@ MAX_SIZE = 4096
 _ENDINGS = re.compile(r"(\.(tar|gz|tgz|bz2|xz|zip|npz|parquet))+$", re.IGNORECASE)
 
 UNDERSTOOD = """Understood are:
-  digits                 the handwritten digits that come with scikit-learn
+  digits                 1,797 handwritten digits that come with normlab
   a folder of images     class/image.jpg, or train/, val/, test/ above the classes; also in a .zip or .tar
   CIFAR-10, CIFAR-100    the official python or binary files, as a folder or as the .tar.gz
   an .npz file           x_train, y_train and, perhaps, x_val, y_val, x_test, y_test
@@ -137,11 +138,10 @@ def _holds_arrays(path: Path) -> bool:
 
 
 def _digits(seed: int, image_size: int | None) -> Dataset:
-    """The 1,797 digits of 8 x 8 pixels (Alpaydin & Kaynak, 1998), their 17 gray levels spread over 0 to 255."""
-    from sklearn.datasets import load_digits
-
-    levels, labels = load_digits(return_X_y=True)
-    images = np.rint(levels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    """The 1,797 digits of 8 x 8 pixels (see digits.md), their 17 gray levels spread over 0 to 255."""
+    with resources.files("normlab.data").joinpath("digits.npz").open("rb") as file, np.load(file) as arrays:
+        levels, labels = arrays["levels"], arrays["labels"]
+    images = np.rint(levels * (255 / 16)).astype(np.uint8)[:, None]
     if image_size is not None:
         images = np.stack([fit_array(image, image_size, image_size) for image in images])
     names = tuple("0123456789")

@@ -24,7 +24,7 @@ from normlab.data._source import (
     numbered_classes,
     printable,
 )
-from normlab.errors import DataError
+from normlab.errors import DataError, require
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,6 +85,7 @@ def _reading(name: str) -> Iterator[None]:
 
 
 def _opened(path: Path, name: str) -> _File:
+    require(f"{name} is Parquet, which", "parquet")
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from normlab.data._dataset import Pixels
 from normlab.data._source import Encoded
-from normlab.errors import DataError
+from normlab.errors import DataError, require
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,12 +67,14 @@ def fit(image: Image.Image, height: int, width: int) -> Pixels:
 
 def fit_array(pixels: Pixels, height: int, width: int) -> Pixels:
     """`fit` for pixels that are decoded already, uint8 (C, H, W) with 1 or 3 channels."""
+    require("resizing images", "study", "PIL")
     from PIL import Image
 
     return fit(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)), height, width)
 
 
 def _opened(data: Encoded) -> Image.Image:
+    require("decoding images", "study", "PIL")
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(data, Exception):

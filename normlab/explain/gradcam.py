@@ -1,13 +1,13 @@
 """What a network looks at: Grad-CAM, how much two networks' maps agree, and whether the maps are true to them.
 
 Selvaraju et al. 2017, *Grad-CAM: Visual Explanations from Deep Networks* (arXiv:1610.02391). The deletion
-curve is that of Petsiuk et al. 2018, *RISE* (arXiv:1806.07421).
+curve is from Petsiuk et al. 2018, *RISE* (arXiv:1806.07421).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,22 +29,27 @@ def grad_cam(
 
         map = relu(sum_c w_c A_c),   w_c = mean over positions of d logit[target] / d A_c
 
-    `images` is (N, C, H, W), standardized; the answer (N, h, w), not negative, not scaled. `layer` names the
+    `images` is (N, C, H, W), standardized; the maps (N, h, w) are not negative and not scaled. `layer` names the
     module whose output A is used, by default the last one that still has positions (`last_planes`). Evaluation
     mode and running statistics are used; modes, statistics and gradients of the model are left as they were.
     Raises UsageError for a layer that the model does not have.
     """
-    from captum.attr import LayerGradCam
-
     name = layer if layer is not None else last_planes(model, images[:1])
     modules = dict(model.named_modules())
     if name not in modules:
         raise UsageError(f"the model has no layer {name!r}; it has {', '.join(filter(None, modules))}")
-    with _explaining(model):
-        found = LayerGradCam(model, modules[name]).attribute(
-            images, target=torch.as_tensor(targets), relu_attributions=True
-        )
-    return found.detach().squeeze(1).float().cpu().numpy()
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        kept.append(output if output.requires_grad else output.detach().requires_grad_())
+        return kept[-1].clone()  # what follows may write over its input
+
+    with evaluating(model), torch.enable_grad(), modules[name].register_forward_hook(keep):
+        logits = model(images)
+        chosen = torch.as_tensor(targets, device=logits.device)[:, None]
+        (gradient,) = torch.autograd.grad(logits.gather(1, chosen).sum(), kept[-1])
+    maps = (gradient.mean((2, 3), keepdim=True) * kept[-1]).sum(1).relu()
+    return maps.detach().float().cpu().numpy()
 
 
 def last_planes(model: nn.Module, image: Tensor) -> str:
@@ -127,19 +132,3 @@ def deletion(
                 curve.append(float(probabilities[torch.arange(count), classes].mean()))
             curves.append(np.array(curve))
     return Deletion(*curves)
-
-
-@contextmanager
-def _explaining(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients, and every parameter's gradient afterwards what it was before."""
-    modes = [(module, module.training) for module in model.modules()]
-    kept = [(parameter, parameter.grad) for parameter in model.parameters()]
-    model.eval()
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, gradient in kept:
-            parameter.grad = gradient

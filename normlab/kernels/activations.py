@@ -80,14 +80,13 @@ def derivative(act: Activation, z: Array) -> Array:
 def _sigmoid(z: Array) -> Array:
     if not isinstance(z, np.ndarray):
         return z.sigmoid()
-    from scipy.special import expit
-
-    return expit(z)
+    e = np.exp(-abs(z))
+    return np.where(z < 0, e, 1) / (1 + e)
 
 
 def _normal(z: Array) -> Any:
     if not isinstance(z, np.ndarray):
         return 0.5 * (1 + (z * math.sqrt(0.5)).erf())
-    from scipy.special import ndtr
+    import torch
 
-    return ndtr(z)
+    return torch.special.ndtr(torch.as_tensor(z)).numpy()

@@ -43,10 +43,8 @@ def serve(
     """Watch a comparison in the browser while it runs."""
     import socket
 
-    try:
-        import uvicorn
-    except ImportError:
-        raise UsageError("normlab serve needs Starlette and uvicorn: pip install 'normlab[serve]'") from None
+    import uvicorn
+
     if not is_local(host) and not token:
         token = secrets.token_urlsafe(16)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -41,7 +41,7 @@ class Comparison:
         size = " x ".join(map(str, self.environment["image_shape"]))
         counts = ", ".join(f"{self.environment[f'{split}_images']} {split}" for split in ("train", "val", "test"))
         if setting.data is None:
-            name = "the digits that come with scikit-learn (no --data was named)"
+            name = "the digits that come with normlab (no --data was named)"
         elif self.is_cifar10:
             name = "CIFAR-10 (JPEG)" if any("JPEG" in note for note in self.environment["notes"]) else "CIFAR-10"
         else:

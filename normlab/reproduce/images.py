@@ -58,7 +58,7 @@ def load_images(source: str | None, train: int, val: int) -> Images:
     rest = len(images) - val
     train = min(train, rest)
     mean = images[:rest].mean(0, dtype=np.float64).astype(np.float32)
-    name = "the digits that come with scikit-learn (no --data was named)" if source is None else dataset.name
+    name = "the digits that come with normlab (no --data was named)" if source is None else dataset.name
     return Images(
         X_train=images[:train].astype(np.float32) - mean,
         y_train=labels[:train],

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from normlab.errors import UsageError
+from normlab.errors import UsageError, require
 from normlab.study.schedule import check_schedule
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
@@ -257,6 +257,7 @@ def _parse_config(text: str, suffix: str) -> Any:
 
         return tomllib.loads(text)
     if suffix in (".yaml", ".yml"):
+        require("a YAML file", "study", "yaml")
         import yaml  # type: ignore[import-untyped]
 
         try:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
 
 from normlab.data._dataset import channel_statistics
 from normlab.data._source import WHOLE
@@ -72,14 +71,23 @@ def test_statistics_come_from_the_training_split_only(tmp_path, load):
     assert data.channel_mean.max() < 0.1
 
 
+def test_digits_are_those_of_scikit_learn():
+    oracle = pytest.importorskip("sklearn.datasets")
+    levels, labels = oracle.load_digits(return_X_y=True)
+    with np.load(Path(normlab.data.__file__).with_name("digits.npz")) as ours:
+        assert (ours["levels"].reshape(-1, 64) == levels).all()
+        assert (ours["labels"] == labels).all()
+
+
 def test_digits(load, tmp_path):
     data = load("digits")
     assert (data.name, data.class_names, data.channels, data.size) == ("digits", names(10), 1, (8, 8))
     assert (data.num_classes, len(data.train) + len(data.val) + len(data.test)) == (10, 1797)
-    levels = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
     found = np.concatenate([split.images[:, 0] for split in (data.train, data.val, data.test)])
-    assert sorted(x.tobytes() for x in found) == sorted(x.tobytes() for x in levels)
-    assert found.max() == 255
+    assert len({x.tobytes() for x in found}) == 1797
+    assert set(np.unique(found)) == set(np.rint(np.arange(17) * 255 / 16))
+    # a cell's key holds this hash: studies of earlier versions go on
+    assert data.hash == "2001207a34e0d2c8b07412cce5b35f4ca544d5368884fd8e5ecba425fd5b7450"
     assert load("digits").hash == data.hash != load("digits", seed=1).hash
     assert load("digits", image_size=16).size == (16, 16)
     assert not (tmp_path / "the cache").exists()

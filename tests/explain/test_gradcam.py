@@ -48,6 +48,27 @@ def test_equals_an_independent_implementation(model: nn.Module, images: torch.Te
     np.testing.assert_allclose(maps, expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layer", ["blocks", "stem", "blocks.1.norm1"])
+def test_equals_captum(model: nn.Module, images: torch.Tensor, layer: str) -> None:
+    attr = pytest.importorskip("captum.attr", reason="captum is not installed: its maps were not compared")
+    found = attr.LayerGradCam(model.eval(), model.get_submodule(layer)).attribute(
+        images, target=torch.tensor(TARGETS), relu_attributions=True
+    )
+    np.testing.assert_array_equal(grad_cam(model, images, TARGETS, layer), found.detach().squeeze(1).numpy())
+
+
+def test_a_frozen_layer_before_one_that_works_in_place(images: torch.Tensor) -> None:
+    """Its output asks for no gradient, and is overwritten before the gradient is taken."""
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)]
+    plain = nn.Sequential(*layers)
+    expected = grad_cam(plain, images, TARGETS, "0")
+    layers[1] = nn.ReLU(inplace=True)
+    frozen = nn.Sequential(*layers).requires_grad_(False)
+    np.testing.assert_array_equal(grad_cam(frozen, images, TARGETS, "0"), expected)
+    assert expected.max() > 0
+
+
 def test_evaluation_statistics_are_used_and_training_is_untouched(model: nn.Module, images: torch.Tensor) -> None:
     model.train()
     model.blocks[1].norm1.eval()

@@ -78,7 +78,9 @@ def test_every_experiment_writes_its_page(name: str, tmp_path: Path, capsys: pyt
     printed = capsys.readouterr().out
     assert printed.count(numbers["findings"][0]["claim"]) == 1
     if "data" in numbers["setting"]:
-        assert "scikit-learn" in numbers["setting"]["data"], "without data it says that these are digits"
+        assert "digits that come with normlab" in numbers["setting"]["data"], (
+            "without data it says that these are digits"
+        )
 
 
 def test_the_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:

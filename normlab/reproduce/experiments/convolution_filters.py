@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from importlib import resources
 
 import numpy as np
 
@@ -11,15 +12,14 @@ from normlab.reproduce.experiment import Result, Setting
 from normlab.scratch.fast_layers import conv_forward_fast
 from normlab.scratch.layers import conv_forward_naive
 
+PHOTOGRAPHS = ("china.jpg", "flower.jpg")  # see pictures/SOURCES.md
 GRAY = (0.3, 0.6, 0.1)  # weights of red, green and blue
 EDGE = ((1, 2, 1), (0, 0, 0), (-1, -2, -1))  # Sobel, on the blue channel
 
 
 def run(setting: Setting) -> Result:
-    from sklearn.datasets import load_sample_images
-
     size = setting.pick(48, 200)
-    x = np.stack([_square(image, size) for image in load_sample_images().images])
+    x = np.stack([_photograph(name, size) for name in PHOTOGRAPHS])
     w = np.zeros((2, 3, 3, 3))
     w[0, :, 1, 1] = GRAY
     w[1, 2] = EDGE
@@ -48,23 +48,21 @@ def run(setting: Setting) -> Result:
     return Result(
         findings,
         {
-            "images": f"china.jpg and flower.jpg of scikit-learn, cropped to a square, {size} x {size}",
+            "images": f"{' and '.join(PHOTOGRAPHS)}, {size} x {size}",
             "filters": f"gray: {GRAY} at the centre; edges: {EDGE} on blue, plus 128",
         },
         pictures={"filters": _png(np.concatenate(rows, axis=1))},
         captions={"filters": "Original, gray and edges, each filter a convolution of 3 x 3 over the three channels."},
-        notes=["The report showed a puppy and a kitten; these are the photographs that come with scikit-learn."],
+        notes=["The report showed a puppy and a kitten; these are two photographs that come with normlab (CC BY 2.0)."],
     )
 
 
-def _square(image: np.ndarray, size: int) -> np.ndarray:
+def _photograph(name: str, size: int) -> np.ndarray:
+    """A photograph that comes with the package, as float64 (3, size, size) from 0 to 255."""
     from PIL import Image
 
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    crop = Image.fromarray(image[top : top + side, left : left + side]).resize((size, size))
-    return np.asarray(crop, np.float64).transpose(2, 0, 1)
+    with resources.files("normlab.reproduce").joinpath("pictures", name).open("rb") as file:
+        return np.asarray(Image.open(file).resize((size, size)), np.float64).transpose(2, 0, 1)
 
 
 def _gray(image: np.ndarray) -> np.ndarray:

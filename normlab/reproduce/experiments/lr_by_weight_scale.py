@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from normlab.errors import UsageError
+from normlab.errors import require
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import heat
 from normlab.reproduce.experiment import Result, Setting
@@ -104,9 +104,8 @@ def _best(records: list[dict[str, Any]], search: str, seed: int) -> float:
 
 
 def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise UsageError("lr-by-weight-scale needs Optuna; install it with: pip install 'normlab[tune]'") from error
+    require("lr-by-weight-scale", "study", "optuna")
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("normlab", "torch", "numpy", "numba", "scipy", "scikit-learn", "triton")
+_PACKAGES = ("normlab", "torch", "numpy", "numba", "scipy", "triton")
 
 
 @cache

@@ -8,6 +8,8 @@ import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
+from normlab.errors import require
+
 
 class Storage(Protocol):
     """A flat place for files, by name."""
@@ -59,6 +61,7 @@ class SharedStorage:
     """A folder behind an fsspec URL. Object stores put whole objects; elsewhere a file is moved into place."""
 
     def __init__(self, url: str) -> None:
+        require(f"checkpoints at {url}", "ray", "fsspec")
         import fsspec
 
         self._files: Any

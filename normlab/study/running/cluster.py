@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from normlab.errors import UsageError
+from normlab.errors import UsageError, require
 from normlab.study.running.jobs import Emit, Event, Job
 
 RETRIES = 5  # of a task whose machine or process died
@@ -134,8 +134,7 @@ def _run(facts: dict[str, Any], threads: int, gpu: bool, plugins: Sequence[str],
 
 
 def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise UsageError("--backend ray needs Ray; install it with: pip install 'normlab[ray]'") from None
+    require("--backend ray", "ray", "ray")
+    import ray
+
     return ray

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from normlab.errors import UsageError
+from normlab.errors import require
 from normlab.study.running.driver import Study
 from normlab.study.spec import Cell, StudySpec
 
@@ -141,9 +141,8 @@ def _objective(study: Study, cell: int) -> float:
 
 
 def _import_optuna() -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise UsageError("--tune needs Optuna; install it with: pip install 'normlab[tune]'") from None
+    require("--tune", "study", "optuna")
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
