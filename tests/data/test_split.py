@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import normlab.data
 from normlab.data._dataset import channel_statistics
 from normlab.data._source import WHOLE
 from normlab.data._split import assign
