@@ -40,3 +40,15 @@ def require(what: str, extra: str, *modules: str) -> None:
     missing = [name for name in modules or EXTRAS[extra] if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"{what} needs {', '.join(missing)}: pip install 'normlab[{extra}]'")
+
+
+class InputError(NormlabError, ValueError, RuntimeError):
+    """A layer's input, parameter or buffer is one that the layer is not defined on.
+
+    torch raises ValueError for some of these and RuntimeError for others; this is both, so whoever catches torch's
+    error catches this one.
+    """
+
+
+class DtypeError(InputError, NotImplementedError):
+    """A tensor's dtype is one that the layer does not compute with; torch raises NotImplementedError."""

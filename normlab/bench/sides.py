@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normlab.bench.work import POSITION_NORMS, Work
 from normlab.errors import UsageError
 from normlab.layers.norms import ChannelNorm, LayerNorm, RMSNorm, make_norm
-from normlab.norms.family import default_groups, parse
+from normlab.norms.family import parse, resolve_options
 
 _ACT: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda x: x,
@@ -67,14 +69,14 @@ def stock(norm: str, channels: int, rank: int = 4) -> nn.Module:
         if norm == "channelnorm":
             return Permuted(channels, eps=1e-6)
         return (nn.RMSNorm if norm == "rmsnorm" else nn.LayerNorm)(channels)
-    entry, options = parse(norm)
-    if entry.name == "bn":
-        return (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 2](channels)
-    if entry.name == "in":
-        return (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[rank - 3](channels, affine=True)
-    if entry.name == "bin":
-        return BatchInstance(channels)
-    return nn.GroupNorm(1 if entry.name == "ln" else options.get("groups", default_groups(channels)), channels)
+    entry, given = parse(norm)
+    if entry.stock is None:
+        raise UsageError(f"norm {norm!r}: torch has no such layer to set beside ours")
+    module, _, name = entry.stock.format(d=max(1, rank - 2)).partition(":")
+    layer: Callable[..., nn.Module] = getattr(import_module(module), name)
+    if layer is nn.GroupNorm:
+        return layer(resolve_options(entry, channels, given).get("groups", 1), channels)
+    return layer(channels, affine=True) if issubclass(layer, _InstanceNorm) else layer(channels)  # type: ignore[arg-type]
 
 
 def our_layer(work: Work) -> nn.Module:

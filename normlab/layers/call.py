@@ -15,7 +15,7 @@ class Call:
     """The constants of one application.
 
     `running` stands in for the batch's statistics. `update` has the running mean and variance to be updated, the
-    momentum, and how many batches there were; a momentum of None averages them all.
+    momentum, and how many batches there were, if they are counted; a momentum of None averages them all.
     """
 
     recipe: Recipe
@@ -23,4 +23,4 @@ class Call:
     running: tuple[Tensor, Tensor] | None
     eps: float
     act: Activation | None = None
-    update: tuple[Tensor, Tensor, float | None, Tensor] | None = None
+    update: tuple[Tensor, Tensor, float | None, Tensor | None] | None = None

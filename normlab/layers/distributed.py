@@ -252,7 +252,8 @@ class _Synchronized(Norm):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, synchronized"
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
+        x = input
         use_batch = self.training or self.running_mean is None
         if not use_batch or not _several(self.process_group):
             given: dict[str, Any] = {"residual": residual, "act": act}

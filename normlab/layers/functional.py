@@ -40,7 +40,7 @@ def normalize(
     """
     compiling = torch.compiler.is_compiling()
     update = update and (compiling or not operators.is_recomputation())
-    if update and norm != "in" and seen is not None:  # torch's instance norm has the counter and leaves it at zero
+    if update and seen is not None:
         seen.add_(1)
     if residual is not None and residual.dtype != x.dtype:
         residual = residual.to(x.dtype)

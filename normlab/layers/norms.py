@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from normlab.errors import UsageError
+from normlab.errors import InputError, UsageError
 from normlab.kernels.activations import Activation, activation
-from normlab.layers import functional
+from normlab.layers import checks, functional, guards
+from normlab.layers.leaves import as_leaf, traces
 from normlab.layers.positions import ChannelNorm, LayerNorm, RMSNorm
 from normlab.norms import family as norms
 
@@ -43,24 +44,30 @@ class Norm(nn.Module):
     """Any norm of the family as a layer, by name.
 
     Input (N, C, *) of 2 to 5 dimensions, output of the same shape, dtype and memory format. Parameters are those
-    of the norm's entry, (C,) each; with `affine=False` there is no weight and bias. `act` names an activation of
-    `normlab.kernels.activations` that is applied to the result, and a `residual` of the input's shape given to
-    `forward` is added before it: y = act(norm(x) + residual), in one pass over memory. A norm with running statistics
-    keeps `running_mean`, `running_var` (unbiased, as torch) and `num_batches_tracked`, updated as `(1 - momentum) *
-    running + momentum * batch`, or as the average of all batches if `momentum` is None. Raises ValueError for an
-    input that the norm is not defined on. An `act` given to `forward` stands in for the layer's, in that call.
+    of the norm's entry, (C,) each; with `affine=False` there is no weight and bias. eps is the entry's unless given.
+    `act` names an activation of `normlab.kernels.activations` that is applied to the result, and a `residual` of the
+    input's shape given to `forward` is added before it: y = act(norm(x) + residual), in one pass over memory. A norm
+    with running statistics keeps `running_mean`, `running_var` (unbiased, as torch) and `num_batches_tracked`, updated
+    as `(1 - momentum) * running + momentum * batch`, or as the average of all batches if `momentum` is None.
+
+    Every attribute is read at every call, as torch's layers do: `eps`, `momentum`, `training`, `track_running_stats`,
+    parameters and buffers may be changed or replaced at any time. Raises InputError (a ValueError and a RuntimeError)
+    for an input, a parameter or a buffer that the norm is not defined on. An `act` given to `forward` stands in for the
+    layer's, in that call.
     """
 
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
     counts_once = True  # under activation checkpointing, `normlab lint` asks
+    takes_act: ClassVar[bool] = True
+    most_dimensions: ClassVar[int | None] = 5
 
     def __init__(
         self,
         norm: str,
         num_features: int,
-        eps: float = 1e-5,
+        eps: float | None = None,
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool | None = None,
@@ -78,7 +85,7 @@ class Norm(nn.Module):
             raise UsageError(f"Norm: {norm!r} is a module of its own; build it with make_norm({norm!r}, ...)")
         self.options = norms.resolve_options(self.entry, num_features, {**given, **options})
         self.num_features = num_features
-        self.eps = eps
+        self.eps = entry.eps if eps is None else eps
         self.momentum = momentum
         self.affine = affine
         self.act = activation(act)
@@ -95,6 +102,11 @@ class Norm(nn.Module):
         count = torch.tensor(0, dtype=torch.long, device=device) if self.track_running_stats else None
         self.register_buffer("num_batches_tracked", count)
         self.reset_parameters()
+
+    @classmethod
+    def for_channels(cls, norm: str, channels: int, **options: Any) -> Norm:
+        """The layer that `make_norm` builds: every norm has a weight and bias unless the options say otherwise."""
+        return cls(norm, channels, **options)
 
     @property
     def entry(self) -> norms.NormEntry:
@@ -117,46 +129,83 @@ class Norm(nn.Module):
             if parameter is not None:
                 nn.init.constant_(parameter, learned.initial)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
-        self._check_input(x)
-        has_running = self._buffers["running_mean"] is not None
-        use_batch = self.training or not has_running
-        return self._normalize(x, residual, act, self.norm, use_batch, self.training and has_running)
+    def forward(self, input: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
+        if traces(input):
+            return as_leaf(self, input, residual, act)
+        self._check_input(input)
+        mean, var = self.running_mean, self.running_var
+        checks.both_running(mean, var, self.training and self.track_running_stats)
+        running = None if mean is None or var is None else (mean, var)
+        use_batch = self.training or running is None
+        if self.entry.running:
+            checks.positive(self.eps, use_batch)
+        if use_batch and not (self.training and self.track_running_stats):
+            running = None
+        count, momentum = self.num_batches_tracked, self.momentum
+        if momentum is None and count is None:
+            momentum = 0.0  # an average over nothing counted: torch leaves the statistics alone
+        return self._normalize(input, residual, act, self.norm, use_batch, running, momentum, count)
 
     def _check_input(self, x: Tensor) -> None:
-        shape = x.shape
-        if not 2 <= len(shape) <= 5:
-            raise ValueError(f"{self._title()}: expected an input of 2 to 5 dimensions (N, C, *), got {x.dim()}D")
-        if shape[1] != self.num_features:
-            raise ValueError(
-                f"{self._title()}: expected {self.num_features} channels in dimension 1, got {shape[1]} "
-                f"in an input of shape {tuple(shape)}"
-            )
-        if not x.is_floating_point():
-            raise ValueError(f"{self._title()}: expected a floating-point input, got {x.dtype}; convert it first")
+        checks.rank(self._title(), x, self.most_dimensions)
+        if x.shape[1] != self.num_features and not self._is_resized(x.shape[1]):
+            checks.channels(self._title(), x, self.num_features)
+        checks.floats(self._title(), x)
+
+    def _is_resized(self, channels: int) -> bool:
+        """Whether parameters and buffers have been replaced by others of this length, as torch's layers allow."""
+        held = [getattr(self, k) for k in (*self.learned, "running_mean", "running_var")]
+        lengths = {v.numel() for v in held if v is not None}
+        return lengths == {channels}
+
+    def _check_parameters(self, x: Tensor, held: dict[str, Tensor]) -> None:
+        channels = x.shape[1]
+        for name, v in held.items():
+            if v.numel() != channels or v.device != x.device:  # rarely: the entry need not be asked otherwise
+                per_channel = self.entry.parameters[name].per_channel
+                checks.lengths(self._title(), x, {name: v}, channels if per_channel else 1)
+
+    def _check_running(self, x: Tensor, running: tuple[Tensor, Tensor]) -> None:
+        held = {"running_mean": running[0], "running_var": running[1]}
+        checks.lengths(self._title(), x, held, x.shape[1])
 
     def _normalize(
-        self, x: Tensor, residual: Tensor | None, act: Activation | None, norm: str, use_batch: bool, update: bool
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        act: Activation | None,
+        norm: str,
+        use_batch: bool,
+        running: tuple[Tensor, Tensor] | None,
+        momentum: float | None,
+        count: Tensor | None,
     ) -> Tensor:
-        held, buffers = self._parameters, self._buffers
-        params: Any = {k: held[k] for k in self.learned if held[k] is not None}
+        """act(norm(x) + residual); `running` is updated with the batch's statistics, or stands in for them."""
+        params: dict[str, Tensor] = {k: v for k in self.learned if (v := getattr(self, k)) is not None}
+        self._check_parameters(x, params)
+        if running is not None:
+            self._check_running(x, running)
         return functional.normalize(
             norm,
             x,
             params,
             options=tuple(self.options.items()),
-            running=(buffers["running_mean"], buffers["running_var"]) if update or not use_batch else None,  # type: ignore[arg-type]
+            running=running,
             use_batch=use_batch,
-            update=update,
-            seen=buffers["num_batches_tracked"],
-            momentum=self.momentum,
-            eps=self.eps,
+            update=use_batch and running is not None,
+            seen=count,
+            momentum=momentum,
+            eps=self.eps if type(self.eps) is float else checks.number(self._title(), self.eps),
             act=self.act if act is None else act,
             residual=residual,
         )
 
     def _title(self) -> str:
-        return type(self).__name__ if type(self) is not Norm else f"Norm({self.entry.name!r})"
+        return type(self).__name__ if not self._is_by_name() else f"{type(self).__name__}({self.entry.name!r})"
+
+    def _is_by_name(self) -> bool:
+        """Whether the class says less than the norm's name."""
+        return type(self) in (Norm, RunningNorm)
 
     def extra_repr(self) -> str:
         parts = [str(self.num_features), *(f"{k}={v}" for k, v in self.options.items()), f"eps={self.eps}"]
@@ -165,11 +214,22 @@ class Norm(nn.Module):
         parts.append(f"affine={self.affine}")
         if self.act is not None:
             parts.append(f"act={str(self.act)!r}")
-        return ", ".join([repr(self.norm), *parts] if type(self) is Norm else parts)
+        return ", ".join([repr(self.norm), *parts] if self._is_by_name() else parts)
 
 
-class _BatchStatistics(Norm):
+class RunningNorm(Norm, _BatchNorm):
+    """A norm of the family that pools over the samples and keeps running statistics for evaluation.
+
+    Whoever looks for such layers by torch's class, as `swa_utils.update_bn` does, finds it. Arguments as `Norm`.
+    """
+
+    takes_act = True
+
+
+class _BatchStatistics(RunningNorm):
     """What batch and batch-instance norm share: running statistics, and a batch of one value is refused."""
+
+    name: ClassVar[str]  # of the norm
 
     def __init__(
         self,
@@ -184,22 +244,21 @@ class _BatchStatistics(Norm):
         bias: bool = True,
         act: str | Activation | None = None,
     ) -> None:
-        name = "bn" if isinstance(self, BatchNorm) else "bin"
         super().__init__(
-            name, num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, act=act
+            self.name, num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, act=act
         )
+
+    @classmethod
+    def for_channels(cls, norm: str, channels: int, **options: Any) -> Norm:
+        return cls(channels, **options)
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
-        if x.shape[0] == 1 and x.numel() == x.shape[1] and (self.training or self.running_mean is None):
-            raise ValueError(
-                f"{self._title()}: expected more than 1 value per channel when training, got input size "
-                f"{tuple(x.shape)}: the variance of one value is zero, so the output would be the bias whatever "
-                "the input; use a larger batch (or drop the last one), or call .eval()"
-            )
+        if self.training or (self.running_mean is None and self.running_var is None):
+            checks.more_than_one_value(self._title(), x, self.training)
 
 
-class BatchNorm(_BatchStatistics, _BatchNorm):
+class BatchNorm(_BatchStatistics):
     """Batch normalization over (N, *) for each channel.
 
         y = weight * (x - mean) / sqrt(var + eps) + bias
@@ -209,23 +268,8 @@ class BatchNorm(_BatchStatistics, _BatchNorm):
     there is one value per channel. Ioffe & Szegedy 2015, arXiv:1502.03167.
     """
 
-    @property
-    def qconfig(self) -> Any:
-        """How torch would quantize the layer. Its converters to other layers ask whether there is such a thing; they
-        would lose the activation, so of a layer that has one they are refused with a RuntimeError.
-        """
-        if self.act is not None:
-            raise RuntimeError(
-                f"{self._title()}: a layer of torch's in its place would leave out act={str(self.act)!r}; "
-                "normlab.layers.distributed.synchronize pools statistics over processes"
-            )
-        if "_qconfig" not in self.__dict__:
-            raise AttributeError("qconfig")
-        return self.__dict__["_qconfig"]
-
-    @qconfig.setter
-    def qconfig(self, value: Any) -> None:
-        self.__dict__["_qconfig"] = value
+    takes_act = True
+    name = "bn"
 
 
 class BatchInstanceNorm(_BatchStatistics):
@@ -233,14 +277,18 @@ class BatchInstanceNorm(_BatchStatistics):
 
         y = weight * (rho * batch(x) + (1 - rho) * instance(x)) + bias
 
-    `rho` (C,) starts at 1 and is kept in [0, 1] by `constrain(model)` after each optimizer step; it learns at ten
-    times the learning rate without weight decay (`parameter_groups`). Other arguments as `BatchNorm`. Input
-    (N, C, *) of 3 to 5 dimensions: an instance of one position has no variance. Nam & Kim 2018, arXiv:1805.07925.
+    `rho` (C,) starts at 1 and is clamped to [0, 1] after each step of a torch optimizer that holds it (`constrain` does
+    so by hand); it learns at ten times the learning rate without weight decay (`parameter_groups`). Other arguments as
+    `BatchNorm`. Input (N, C, *) of 3 to 5 dimensions: an instance of one position has no variance.
+    Nam & Kim 2018, arXiv:1805.07925.
     """
+
+    takes_act = True
+    name = "bin"
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
-        _check_positions(self, x)
+        checks.more_than_one_position(self._title(), x, self.training)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # the authors' implementation calls the gate `gate`
@@ -260,13 +308,13 @@ class InstanceNorm(Norm, _InstanceNorm):
     Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022.
     """
 
-    rank: int | None = None  # how many dimensions an input must have, where torch would read fewer in another way
+    takes_act = True
 
     def __init__(
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         affine: bool = False,
         track_running_stats: bool = False,
         device: Any = None,
@@ -279,21 +327,36 @@ class InstanceNorm(Norm, _InstanceNorm):
             "in", num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, act=act
         )
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
-        self._check_input(x)
-        if self.running_mean is not None and not self.training:
-            return self._normalize(x, residual, act, "bn", use_batch=False, update=False)
-        return self._normalize(x, residual, act, "in", use_batch=True, update=self.running_mean is not None)
+    @classmethod
+    def for_channels(cls, norm: str, channels: int, **options: Any) -> Norm:
+        return cls(channels, **{"affine": True, **options})
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
+        if traces(input):
+            return as_leaf(self, input, residual, act)
+        self._check_input(input)
+        mean, var = self.running_mean, self.running_var
+        use_instances = self.training or not self.track_running_stats
+        if not use_instances and (mean is None or var is None):
+            raise InputError("Expected running_mean and running_var to be defined when use_input_stats is false")
+        checks.both_running(mean, var, True)
+        running = None if mean is None or var is None else (mean, var)
+        # torch's instance norm has the counter and leaves it at zero; without a momentum it leaves the statistics too
+        momentum = 0.0 if self.momentum is None else self.momentum
+        norm = self.norm if use_instances else self.entry.in_evaluation or self.norm
+        return self._normalize(input, residual, act, norm, use_instances, running, momentum, None)
 
     def _check_input(self, x: Tensor) -> None:
-        if self.rank is not None and x.dim() != self.rank:
-            raise ValueError(
-                f"InstanceNorm: expected an input of {self.rank} dimensions (N, C, *), got {x.dim()}; "
-                "it stands for a layer of torch's that takes single samples too: x.unsqueeze(0) makes a batch of one"
-            )
         super()._check_input(x)
-        if self.training or self.running_mean is None:
-            _check_positions(self, x)
+        if self.training or not self.track_running_stats:
+            checks.more_than_one_position(self._title(), x, self.training, self.running_mean is not None)
+
+    def _check_parameters(self, x: Tensor, held: dict[str, Tensor]) -> None:
+        checks.lengths(self._title(), x, held, x.shape[1], x.shape[0])
+
+    def _check_running(self, x: Tensor, running: tuple[Tensor, Tensor]) -> None:
+        held = {"running_mean": running[0], "running_var": running[1]}
+        checks.lengths(self._title(), x, held, x.shape[1], x.shape[0])
 
 
 class GroupNorm(Norm, nn.GroupNorm):
@@ -301,9 +364,12 @@ class GroupNorm(Norm, nn.GroupNorm):
 
         y = weight * (x - mean) / sqrt(var + eps) + bias
 
-    Input (N, C, *), 2 to 5 dimensions. Arguments and `state_dict` as `torch.nn.GroupNorm`. Raises ValueError if
+    Input (N, C, *), 2 dimensions or more. Arguments and `state_dict` as `torch.nn.GroupNorm`. Raises ValueError if
     `num_channels` is not divisible by `num_groups`. Wu & He 2018, arXiv:1803.08494.
     """
+
+    takes_act = True
+    most_dimensions = None
 
     def __init__(
         self,
@@ -325,24 +391,42 @@ class GroupNorm(Norm, nn.GroupNorm):
         self.num_groups = num_groups
         self.num_channels = num_channels
 
+    @classmethod
+    def for_channels(cls, norm: str, channels: int, **options: Any) -> Norm:
+        return cls(options.pop("groups", norms.default_groups(channels)), channels, **options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The norm's options: `num_groups`, as it is now."""
+        return {"groups": self.num_groups}
+
+    @options.setter
+    def options(self, value: dict[str, Any]) -> None:
+        self.num_groups = value["groups"]
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
+        if not traces(input) and input.dim() > 5:
+            flat = None if residual is None else residual.flatten(2)
+            return super().forward(input.flatten(2), flat, act).view(input.shape)
+        return super().forward(input, residual, act)
+
     def _check_input(self, x: Tensor) -> None:
-        super()._check_input(x)
-        if x.shape[0] == 1 and x.numel() == self.num_groups:
-            raise ValueError(
-                "GroupNorm: expected more than 1 value per channel when training, got input size "
-                f"{tuple(x.shape)} in {self.num_groups} groups: the variance of one value is zero; use fewer groups"
-            )
+        checks.rank(self._title(), x, self.most_dimensions)
+        if not (x.shape[1] == self.num_features or self._is_resized(x.shape[1]) or self.weight is self.bias is None):
+            checks.channels(self._title(), x, self.num_features)
+        checks.floats(self._title(), x)
+        checks.more_than_one_in_group(self._title(), x, self.num_groups)
+
+    def _check_parameters(self, x: Tensor, held: dict[str, Tensor]) -> None:
+        checks.vectors(self._title(), x, held)
 
 
 def takes_act(layer: nn.Module) -> TypeGuard[Norm]:
-    """Whether a layer can be told to apply an activation, and a residual before it: one of ours that applies none.
+    """Whether a layer can be given an activation, and a residual before it: one of ours that applies none.
 
     Not of a subclass, which may do more than its base.
     """
-    return type(layer) in _FUSING and layer.act is None
-
-
-_FUSING = (Norm, BatchNorm, BatchInstanceNorm, InstanceNorm, GroupNorm)
+    return isinstance(layer, Norm) and "takes_act" in vars(type(layer)) and layer.act is None
 
 
 def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:
@@ -357,17 +441,21 @@ def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:
     try:
         if entry.module is not None:
             return _factory(entry.module)(channels, **options)
-        if entry.name == "bn":
-            return BatchNorm(channels, **options)
-        if entry.name == "bin":
-            return BatchInstanceNorm(channels, **options)
-        if entry.name == "in":
-            return InstanceNorm(channels, **{"affine": True, **options})
-        if entry.name == "gn":
-            return GroupNorm(options.pop("groups", norms.default_groups(channels)), channels, **options)
-        return Norm(entry.name, channels, **options)
+        return _class_of(entry).for_channels(entry.name, channels, **options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"norm {spec!r}: {error}") from None
+
+
+def _class_of(entry: norms.NormEntry) -> type[Norm]:
+    """The class that wears a norm: the one that its entry names, or a general one."""
+    if entry.layer is not None:
+        return cast(type[Norm], _factory(entry.layer))
+    return RunningNorm if entry.running else Norm
+
+
+def no_norm(channels: int) -> nn.Module:
+    """The layer "none"; `torch.nn.Identity` by itself would take any option and drop it."""
+    return nn.Identity()
 
 
 def _factory(module: Callable[..., nn.Module] | str) -> Callable[..., nn.Module]:
@@ -413,9 +501,15 @@ def constrain(model: nn.Module) -> None:
                     parameter.clamp_(*learned.bounds)
 
 
-def _check_positions(layer: Norm, x: Tensor) -> None:
-    if x.dim() == 2 or x[0:1, 0:1].numel() == 1:
-        raise ValueError(
-            f"{layer._title()}: expected more than 1 spatial element when training, got input size "
-            f"{tuple(x.shape)}: the variance of one value is zero"
-        )
+def _not_readable(layer: Any) -> str | None:
+    """Why a layer's weight, bias and statistics do not say all that it computes, or None."""
+    if not isinstance(layer, Norm):
+        return None
+    if layer.act is not None:
+        return f"{layer._title()}: a layer of torch's in its place would leave out act={str(layer.act)!r}"
+    if isinstance(layer, RunningNorm) and not isinstance(layer, BatchNorm):
+        return f"{layer._title()}: a batch norm in its place would compute something else"
+    return None
+
+
+guards.install(_not_readable)

@@ -143,7 +143,7 @@ def _versions(running: tuple[Tensor, Tensor] | None) -> tuple[int, ...]:
 def _run(x: Tensor, residual: Tensor | None, call: Call) -> tuple[Tensor, stages.Cache]:
     """The forward pass; running statistics are updated in place."""
     recipe, update = call.recipe, _update(call)
-    averaged = update is not None and recipe.entry.name == "in"
+    averaged = update is not None and recipe.entry.in_evaluation is not None
     y, kept = stages.forward(
         recipe, x, call.params, running=call.running, eps=call.eps, act=call.act, residual=residual,
         update=None if averaged else update,
@@ -164,7 +164,7 @@ def _transformed(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
         return y
     try:
         with torch.no_grad():
-            if call.recipe.entry.name == "in":
+            if call.recipe.entry.in_evaluation is not None:
                 mean, var = (v.value for v in applied.measured)
                 _update_averaged(update, mean, var, applied.size)
             elif applied.moments.batch is not None:
@@ -182,7 +182,7 @@ def _update(call: Call) -> tuple[Tensor, Tensor, Any] | None:
     if call.update is None:
         return None
     mean, var, momentum, seen = call.update
-    if momentum is not None:
+    if momentum is not None or seen is None:
         return mean, var, momentum
     # on a GPU the count stays a tensor: to read it is to wait for the device
     return mean, var, 1 / (seen.double() if seen.is_cuda else int(seen))
@@ -236,7 +236,6 @@ def _normalize(
     call = Call(recipe, dict(zip(recipe.names, params, strict=True)), None, eps, activation(act or None))
     fresh: Sequence[Tensor] = ()
     if running and training:
-        assert seen is not None
         fresh = [v.clone() for v in running]
         call.update = (fresh[0], fresh[1], momentum, seen)
     elif running:

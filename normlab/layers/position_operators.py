@@ -41,7 +41,7 @@ class Normalize(torch.autograd.Function):
         # x travels as a saved tensor: a change in place is noticed, and checkpointing can drop it
         ctx.save_for_backward(x, weight, bias)
         ctx.how = size, eps, centred
-        return y.view(x.shape)
+        return y.resize_(x.shape)  # not a view, which nobody could change in place
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -95,7 +95,7 @@ def _normalize(
 ) -> tuple[Tensor, Tensor]:
     y, cache = positions.forward(_arrange(x, size), weight, bias, eps=eps, centred=centred)
     kept = _kept(x, size) if cache.saved is None else torch.as_tensor(cache.saved.kept).reshape(-1)
-    return y.view(x.shape), kept
+    return y.resize_(x.shape), kept
 
 
 def _shapes(

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normlab.errors import InputError
+from normlab.layers import checks
+from normlab.layers.leaves import as_leaf, traces
 from normlab.layers.position_operators import normalize
 
 __all__ = ["ChannelNorm", "LayerNorm", "RMSNorm"]
@@ -31,16 +34,18 @@ class LayerNorm(nn.LayerNorm):
     arXiv:1607.06450.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        shape = _check(self, x)
+    def forward(self, input: Tensor) -> Tensor:
+        if traces(input):
+            return as_leaf(self, input)
         weight: Tensor | None = self.weight
         bias: Tensor | None = self.bias
-        if x.dim() > 2 and len(shape) == x.dim() - 1 and not x.is_contiguous():
-            last = x.movedim(1, -1)
+        shape = _check(self, input, weight, bias)
+        if input.dim() > 2 and len(shape) == input.dim() - 1 and not input.is_contiguous():
+            last = input.movedim(1, -1)
             if last.is_contiguous():  # whole samples, channels-last: in the order of their memory
                 weight, bias = (None if p is None else p.movedim(0, -1) for p in (weight, bias))
-                return normalize(last, weight, bias, math.prod(shape), self.eps, True).movedim(-1, 1)
-        return normalize(x, weight, bias, math.prod(shape), self.eps, True)
+                return normalize(last, weight, bias, math.prod(shape), _eps(self), True).movedim(-1, 1)
+        return normalize(input, weight, bias, math.prod(shape), _eps(self), True)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -52,12 +57,15 @@ class RMSNorm(nn.RMSNorm):
     Raises ValueError for an input of another shape, or not of floats. Zhang & Sennrich 2019, arXiv:1910.07467.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        shape = _check(self, x)
+    def forward(self, input: Tensor) -> Tensor:
+        if traces(input):
+            return as_leaf(self, input)
+        weight: Tensor | None = self.weight
+        shape = _check(self, input, weight, None)
         # torch's guide says that of x's dtype; but it computes from halves in float32, and takes the epsilon of that
-        computed = torch.float32 if x.element_size() < 4 else x.dtype
-        eps = torch.finfo(computed).eps if self.eps is None else self.eps
-        return normalize(x, self.weight, None, math.prod(shape), eps, False)
+        computed = torch.float32 if input.element_size() < 4 else input.dtype
+        eps = torch.finfo(computed).eps if self.eps is None else _eps(self)
+        return normalize(input, weight, None, math.prod(shape), eps, False)
 
 
 class ChannelNorm(LayerNorm):
@@ -83,30 +91,35 @@ class ChannelNorm(LayerNorm):
         super().__init__(num_channels, eps, elementwise_affine, bias, device, dtype)
         self.num_channels = num_channels
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() < 2 or x.shape[1] != self.num_channels:
-            raise ValueError(
+    def forward(self, input: Tensor) -> Tensor:
+        if traces(input):
+            return as_leaf(self, input)
+        checks.floats(type(self).__name__, input)
+        weight: Tensor | None = self.weight
+        bias: Tensor | None = self.bias
+        channels = input.shape[1] if input.dim() > 1 else 0
+        if channels != self.num_channels and not (weight is not None and channels == weight.numel()):
+            raise InputError(
                 f"ChannelNorm: expected an input (N, C, *) with {self.num_channels} channels in dimension 1, "
-                f"got shape {tuple(x.shape)}"
+                f"got shape {tuple(input.shape)}"
             )
-        _check_floats(self, x)
-        if x.dim() > 2 and not x.is_contiguous():
-            last = x.movedim(1, -1)
+        checks.elements(type(self).__name__, input, {"weight": weight, "bias": bias}, (channels,))
+        if input.dim() > 2 and not input.is_contiguous():
+            last = input.movedim(1, -1)
             if last.is_contiguous():
-                return normalize(last, self.weight, self.bias, self.num_channels, self.eps, True).movedim(-1, 1)
-        return normalize(x, self.weight, self.bias, 0, self.eps, True)
+                return normalize(last, weight, bias, channels, _eps(self), True).movedim(-1, 1)
+        return normalize(input, weight, bias, 0, _eps(self), True)
 
 
-def _check(layer: LayerNorm | RMSNorm, x: Tensor) -> tuple[int, ...]:
-    shape = layer.normalized_shape
+def _check(layer: LayerNorm | RMSNorm, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[int, ...]:
+    shape, title = tuple(layer.normalized_shape), type(layer).__name__
     if tuple(x.shape[-len(shape) :]) != shape:
-        raise ValueError(
-            f"{type(layer).__name__}: expected an input whose last dimensions are {shape}, got shape {tuple(x.shape)}"
-        )
-    _check_floats(layer, x)
+        raise InputError(f"{title}: expected an input whose last dimensions are {shape}, got shape {tuple(x.shape)}")
+    checks.floats(title, x)
+    checks.elements(title, x, {"weight": weight, "bias": bias}, shape)
     return shape
 
 
-def _check_floats(layer: nn.Module, x: Tensor) -> None:
-    if not x.is_floating_point():
-        raise ValueError(f"{type(layer).__name__}: expected a floating-point input, got {x.dtype}; convert it first")
+def _eps(layer: LayerNorm | RMSNorm) -> float:
+    eps: Any = layer.eps
+    return eps if type(eps) is float else checks.number(type(layer).__name__, eps)

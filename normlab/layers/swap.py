@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from normlab.errors import UsageError
 from normlab.kernels.activations import SLOPE, Activation
-from normlab.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, Norm, RMSNorm, takes_act
+from normlab.layers import ranked
+from normlab.layers.norms import GroupNorm, LayerNorm, Norm, RMSNorm, takes_act
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -31,8 +32,8 @@ def swap_norms(model: Model) -> Model:
 
     Batch and instance norm of one to three dimensions, group, layer and RMS norm. They keep what they have: parameters
     and buffers (the same objects, so an optimizer made before goes on), options, mode, hooks, `state_dict`. A layer of
-    a class of its own (synchronized, lazy, parametrized, somebody's subclass) is left alone. An instance norm takes
-    batches only, no single samples. What follows a norm stays where it is; `fuse_norms` takes it in.
+    a class of its own (synchronized, lazy, parametrized, somebody's subclass) is left alone. What
+    follows a norm stays where it is; `fuse_norms` takes it in.
     """
     for module in model.modules():
         _swap(module)
@@ -76,17 +77,9 @@ def fuse_norms(model: nn.Module, *example: Any) -> fx.GraphModule:
 
 
 def _batch(stock: Any) -> Norm:
-    return BatchNorm(
+    return _RANKED[type(stock)](
         stock.num_features, stock.eps, stock.momentum, stock.affine, stock.track_running_stats, device="meta"
     )
-
-
-def _instance(stock: Any) -> Norm:
-    ours = InstanceNorm(
-        stock.num_features, stock.eps, stock.momentum, stock.affine, stock.track_running_stats, device="meta"
-    )
-    ours.rank = _RANKS[type(stock)]
-    return ours
 
 
 def _group(stock: Any) -> Norm:
@@ -101,10 +94,16 @@ def _rms(stock: Any) -> nn.Module:
     return RMSNorm(stock.normalized_shape, stock.eps, stock.elementwise_affine, device="meta")
 
 
-_RANKS: dict[type, int] = {nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}
+_RANKED: dict[type, Callable[..., Norm]] = {
+    nn.BatchNorm1d: ranked.BatchNorm1d,
+    nn.BatchNorm2d: ranked.BatchNorm2d,
+    nn.BatchNorm3d: ranked.BatchNorm3d,
+    nn.InstanceNorm1d: ranked.InstanceNorm1d,
+    nn.InstanceNorm2d: ranked.InstanceNorm2d,
+    nn.InstanceNorm3d: ranked.InstanceNorm3d,
+}
 _OURS: dict[type, Callable[[Any], nn.Module]] = {
-    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch),
-    **dict.fromkeys(_RANKS, _instance),
+    **dict.fromkeys(_RANKED, _batch),
     nn.GroupNorm: _group,
     nn.LayerNorm: _layer,
     nn.RMSNorm: _rms,

@@ -19,7 +19,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from normlab.errors import UsageError
-from normlab.norms.grid import Affine, Moments, standardize
+from normlab.norms.grid import Affine, Moments, rsqrt, standardize
 
 GridFunction = Callable[..., Affine]
 
@@ -44,7 +44,19 @@ class Learned:
 class NormEntry:
     """One norm: either a grid function or, for a layer that is not of this family, a module factory.
 
-    The factory may be given by its name, "package.module:name", so that nothing is imported before it is needed.
+    The factory may be given by its name, "package.module:name", so that nothing is imported before it is needed. What a
+    layer, a chart or a benchmark needs to know of a norm is a field of its entry:
+
+    - `running`: a pooling over the samples is replaced by running statistics in evaluation; `per_channel`: nothing
+      else is pooled, so that samples may be laid end to end;
+    - `in_evaluation`: the norm that it is in evaluation where running statistics are asked for; it then averages the
+      statistics of the instances;
+    - `eps`: the number added to the variance unless a layer is given another;
+    - `layer`: the class that wears it, "package.module:name", or None for a general one;
+    - `stock`: the layer that computes the same, "package.module:name", to time it beside; `{d}` stands for the number
+      of spatial dimensions;
+    - `hue` and `dash`: the colour and the dash of its curves, by number; None for the next that is free;
+    - `compared`: whether a study takes it where no norms are named.
     """
 
     name: str
@@ -57,6 +69,13 @@ class NormEntry:
     options: Mapping[str, Any] = field(default_factory=dict)
     running: bool = False
     per_channel: bool = False
+    in_evaluation: str | None = None
+    eps: float = 1e-5
+    layer: str | None = None
+    stock: str | None = None
+    hue: int | None = None
+    dash: int | None = None
+    compared: bool = False
 
 
 AFFINE = MappingProxyType({"weight": Learned(1.0), "bias": Learned(0.0)})
@@ -69,9 +88,11 @@ def register_norm(
     title: str = "",
     formula: str = "",
     paper: str = "",
-    parameters: Mapping[str, float | Learned] = AFFINE,
+    parameters: Mapping[str, float | Learned] = MappingProxyType({}),
+    affine: bool = True,
     running: bool = False,
     per_channel: bool = False,
+    **fields: Any,
 ) -> Callable[[Any], Any]:
     """Decorator that adds a norm to the family, under `name`, everywhere: `make_norm`, comparison, command line.
 
@@ -79,9 +100,10 @@ def register_norm(
     its keyword arguments with their defaults (a default that is a function of the number of channels is called
     with it). On a class (or any factory called `module(channels, **options)`) the norm is that module.
 
-    `parameters` maps names to initial values or `Learned`; `running` says that pooling over "n" is replaced by
-    running statistics in evaluation; `per_channel` that nothing but pooling over "n" is done, so that samples
-    may be laid end to end. Raises ValueError if the name is taken or not of letters, digits and hyphens.
+    `parameters` maps names to initial values or `Learned`; they are added to a weight that starts at 1 and a bias that
+    starts at 0, unless `affine=False`. `running` says that pooling over "n" is replaced by running statistics in
+    evaluation; `per_channel` that nothing but pooling over "n" is done, so that samples may be laid end to end. Other
+    fields are those of `NormEntry`. Raises ValueError if the name is taken or not of letters, digits and hyphens.
     """
     if not name.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"register_norm: name={name!r}; expected letters, digits, '-' and '_' only")
@@ -90,6 +112,7 @@ def register_norm(
 
     def add(target: Any) -> Any:
         is_grid = inspect.isfunction(target) and _takes_moments(target)
+        learned = {**(AFFINE if affine and is_grid else {}), **parameters}
         _REGISTRY[name] = NormEntry(
             name=name,
             title=title or name,
@@ -97,10 +120,11 @@ def register_norm(
             paper=paper,
             grid=target if is_grid else None,
             module=None if is_grid else target,
-            parameters={k: v if isinstance(v, Learned) else Learned(float(v)) for k, v in parameters.items()},
+            parameters={k: v if isinstance(v, Learned) else Learned(float(v)) for k, v in learned.items()},
             options=_options(target) if is_grid else {},
             running=running,
             per_channel=per_channel,
+            **fields,
         )
         return target
 
@@ -170,6 +194,11 @@ def _options(function: Callable[..., Any]) -> dict[str, Any]:
     paper="Ioffe & Szegedy 2015, arXiv:1502.03167",
     running=True,
     per_channel=True,
+    layer="normlab.layers.norms:BatchNorm",
+    stock="torch.nn:BatchNorm{d}d",
+    hue=0,
+    dash=0,
+    compared=True,
 )
 def batch(m: Moments, p: SimpleNamespace) -> Affine:
     """Statistics of each channel over samples and positions; in evaluation, their running averages."""
@@ -181,6 +210,12 @@ def batch(m: Moments, p: SimpleNamespace) -> Affine:
     title="instance normalization",
     formula="y = weight * (x - mean_s) / sqrt(var_s + eps) + bias",
     paper="Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022",
+    in_evaluation="bn",
+    layer="normlab.layers.norms:InstanceNorm",
+    stock="torch.nn:InstanceNorm{d}d",
+    hue=1,
+    dash=1,
+    compared=True,
 )
 def instance(m: Moments, p: SimpleNamespace) -> Affine:
     """Statistics of each plane by itself: nothing is pooled."""
@@ -192,8 +227,13 @@ def instance(m: Moments, p: SimpleNamespace) -> Affine:
     title="batch-instance normalization",
     formula="y = weight * (rho * batch(x) + (1 - rho) * instance(x)) + bias, 0 <= rho <= 1",
     paper="Nam & Kim 2018, arXiv:1805.07925",
-    parameters={**AFFINE, "rho": Learned(1.0, bounds=(0.0, 1.0), lr_scale=10.0, decay=False)},
+    parameters={"rho": Learned(1.0, bounds=(0.0, 1.0), lr_scale=10.0, decay=False)},
     running=True,
+    layer="normlab.layers.norms:BatchInstanceNorm",
+    stock="normlab.bench.sides:BatchInstance",
+    hue=2,
+    dash=2,
+    compared=True,
 )
 def batch_instance(m: Moments, p: SimpleNamespace) -> Affine:
     """Each channel's gate rho mixes the batch-normalized and the instance-normalized value."""
@@ -205,6 +245,10 @@ def batch_instance(m: Moments, p: SimpleNamespace) -> Affine:
     title="layer normalization",
     formula="y = weight * (x - mean_cs) / sqrt(var_cs + eps) + bias",
     paper="Ba, Kiros & Hinton 2016, arXiv:1607.06450",
+    stock="torch.nn:GroupNorm",
+    hue=3,
+    dash=3,
+    compared=True,
 )
 def layer(m: Moments, p: SimpleNamespace) -> Affine:
     """Statistics of each sample over all channels and positions; one weight and bias per channel."""
@@ -216,16 +260,57 @@ def layer(m: Moments, p: SimpleNamespace) -> Affine:
     title="group normalization",
     formula="y = weight * (x - mean_gs) / sqrt(var_gs + eps) + bias",
     paper="Wu & He 2018, arXiv:1803.08494",
+    layer="normlab.layers.norms:GroupNorm",
+    stock="torch.nn:GroupNorm",
+    hue=4,
+    dash=5,
+    compared=True,
 )
 def group(m: Moments, p: SimpleNamespace, *, groups: Any = default_groups) -> Affine:
     """Statistics of each sample over the channels of a group and all positions."""
     return standardize(m.pool("c", groups), p)
 
 
-register_norm("none", title="no normalization", formula="y = x", parameters={})("torch.nn:Identity")
-register_norm("torch-bn", title="torch.nn.BatchNorm2d", formula="as bn", paper="the stock layer, a sanity check")(
-    "torch.nn:BatchNorm2d"
+register_norm("none", title="no normalization", formula="y = x", hue=5, dash=4, compared=True)(
+    "normlab.layers.norms:no_norm"
 )
+register_norm(
+    "torch-bn",
+    title="torch.nn.BatchNorm2d",
+    formula="as bn",
+    paper="the stock layer, a sanity check",
+    hue=6,
+    dash=6,
+    compared=True,
+)("torch.nn:BatchNorm2d")
+
+
+@register_norm(
+    "rms",
+    title="root-mean-square normalization",
+    formula="y = weight * x / sqrt(mean_cs(x^2) + eps) + bias",
+    paper="Zhang & Sennrich 2019, arXiv:1910.07467",
+    hue=7,
+    dash=1,
+)
+def root_mean_square(m: Moments, p: SimpleNamespace) -> Affine:
+    """Each sample divided by the root mean square over all channels and positions; nothing is subtracted."""
+    pooled = m.pool("c")
+    return Affine(p.weight * rsqrt(pooled.var + pooled.mean * pooled.mean + p.eps), 0.0, p.bias)
+
+
+@register_norm(
+    "frn",
+    title="filter response normalization",
+    formula="y = weight * x / sqrt(mean_s(x^2) + eps) + bias",
+    paper="Singh & Krishnan 2020, arXiv:1911.09737; without its thresholded activation",
+    eps=1e-6,
+    hue=8,
+    dash=2,
+)
+def filter_response(m: Moments, p: SimpleNamespace) -> Affine:
+    """Each plane divided by its own root mean square; nothing is subtracted or pooled."""
+    return Affine(p.weight * rsqrt(m.var + m.mean * m.mean + p.eps), 0.0, p.bias)
 
 
 def _number(text: str) -> int | float | str:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from normlab.norms.family import describe, norm_names
+
 LIGHT = {
     "ink": "#1d2129", "soft": "#5c6470", "line": "#dfe2e7", "paper": "#ffffff", "accent": "#1f5fa8",
     "c0": "#0072b2", "c1": "#d55e00", "c2": "#a8478a", "c3": "#00845f", "c4": "#b97f00", "c5": "#5c6470",
@@ -22,10 +24,7 @@ DARK = {
     "c6": "#9ad4f7", "c7": "#b998dc", "c8": "#c49b77", "c9": "#a3c663", "c10": "#f08088", "c11": "#6cc7ce",
 }  # fmt: skip
 
-# Each norm keeps its hue and its dash in every report; names that users add take the ones left.
-_HUES = {"bn": 0, "in": 1, "bin": 2, "ln": 3, "gn": 4, "none": 5, "torch-bn": 6}
 _DASHES = ([1, 0], [8, 3], [3, 2], [8, 3, 2, 3], [2, 3], [12, 3], [5, 2, 1, 2, 1, 2])
-_SOLID = {"bn": 0, "in": 1, "bin": 2, "ln": 3, "gn": 5, "none": 4, "torch-bn": 6}
 _NUM_HUES = 12
 
 
@@ -43,21 +42,25 @@ Styles = Mapping[str, Style]
 def styles(norms: Sequence[str]) -> dict[str, Style]:
     """A hue and a dash for every norm; the pair is unique for up to 84 norms.
 
-    A spec with options ("gn:groups=8") has the hue of its norm and another dash.
+    A norm whose entry names them has them in every report; the others take what is left. A spec with options
+    ("gn:groups=8") has the hue of its norm and another dash.
     """
-    taken = {(_HUES[norm], _SOLID[norm]) for norm in norms if norm in _HUES}
-    answer: dict[str, Style] = {}
+    known = {name: entry for name in norm_names() if (entry := describe(name)).hue is not None}
+    own = {name: (entry.hue, entry.dash or 0) for name, entry in known.items() if name in norms}
+    taken, reserved = set(own.values()), {entry.hue for entry in known.values()}
+    found: dict[str, Style] = {}
     for norm in norms:
         base = norm.partition(":")[0]
-        if norm in _HUES:
-            hue, dash = _HUES[norm], _SOLID[norm]
+        if norm in own:
+            hue, dash = own[norm]
         else:
-            preferred = [_HUES[base]] if base in _HUES else [*range(len(_HUES), _NUM_HUES), *range(len(_HUES))]
+            free = sorted(range(_NUM_HUES), key=lambda hue: (hue in reserved, hue))
+            preferred = [known[base].hue] if base in known else free
             pairs = [(hue, dash) for dash in range(len(_DASHES)) for hue in preferred]
             hue, dash = next((pair for pair in pairs if pair not in taken), pairs[-1])
             taken.add((hue, dash))
-        answer[norm] = Style(f"var(--c{hue})", _DASHES[dash])
-    return answer
+        found[norm] = Style(f"var(--c{hue})", _DASHES[dash % len(_DASHES)])
+    return found
 
 
 def config() -> dict[str, Any]:

@@ -13,13 +13,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from normlab.errors import UsageError, require
+from normlab.norms.family import describe, norm_names
 from normlab.study.schedule import check_schedule
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 AUGMENTATIONS = ("crop", "flip")
 PRECISIONS = ("float32", "bf16")
 TUNABLE = ("lr", "weight_decay", "dropout")
-DEFAULT_NORMS = ("bn", "in", "bin", "ln", "gn", "none", "torch-bn")
+DEFAULT_NORMS = tuple(name for name in norm_names() if describe(name).compared)
 _SINGULAR = {
     "norm": "norms",
     "model": "models",

@@ -27,30 +27,69 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_built_in_names() -> None:
-    assert normlab.norm_names() == ("bn", "in", "bin", "ln", "gn", "none", "torch-bn")
+    assert normlab.norm_names() == ("bn", "in", "bin", "ln", "gn", "none", "torch-bn", "rms", "frn")
 
 
 def test_function() -> None:
-    @register_norm("rms", paper="Zhang & Sennrich 2019")
+    @register_norm("rms-of-planes", paper="Zhang & Sennrich 2019")
     def root_mean_square(m: Moments, p: Any) -> Affine:
         """y = weight * x / sqrt(mean_s(x^2) + eps) + bias"""
         return Affine(p.weight * rsqrt(m.var + m.mean**2 + p.eps), 0.0, p.bias)
 
-    assert normlab.norm_names()[-1] == "rms"
-    entry = norms.describe("rms")
-    assert (entry.name, entry.title, entry.paper) == ("rms", "rms", "Zhang & Sennrich 2019")
+    assert normlab.norm_names()[-1] == "rms-of-planes"
+    entry = norms.describe("rms-of-planes")
+    assert (entry.name, entry.title, entry.paper) == ("rms-of-planes", "rms-of-planes", "Zhang & Sennrich 2019")
     assert entry.formula == "y = weight * x / sqrt(mean_s(x^2) + eps) + bias"
     assert (
         root_mean_square(Moments(lambda: (0.0, 1.0), (1, 1), 1), norms.SimpleNamespace(weight=2, bias=3, eps=3)).scale
         == 1
     )
-    layer = normlab.make_norm("rms", 4, eps=1e-3)
+    layer = normlab.make_norm("rms-of-planes", 4, eps=1e-3)
     x = torch.randn(3, 4, 5, 6, requires_grad=True)
     want = x / torch.sqrt(x.square().mean((2, 3), keepdim=True) + 1e-3)
     torch.testing.assert_close(layer(x), want)
     dy = torch.randn(3, 4, 5, 6)
     torch.testing.assert_close(torch.autograd.grad(layer(x), x, dy), torch.autograd.grad(want, x, dy))
     assert list(layer.state_dict()) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize(
+    ("name", "over", "eps"), [("rms", (1, 2, 3), 1e-5), ("frn", (2, 3), 1e-6), ("rms", (1, 2, 3), 0.5)]
+)
+def test_divided_by_a_root_mean_square(name: str, over: tuple[int, ...], eps: float) -> None:
+    options = {} if eps < 0.1 else {"eps": eps}
+    layer = normlab.make_norm(name, 4, dtype=torch.float64, **options)
+    assert layer.eps == eps
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    with torch.no_grad():
+        layer.weight.uniform_()
+        layer.bias.uniform_()
+    x = 0.01 * torch.randn(3, 4, 5, 6, dtype=torch.float64) + 3e-3
+    x.requires_grad_()
+    rows = (layer.weight.reshape(4, 1, 1), layer.bias.reshape(4, 1, 1))
+    want = rows[0] * x / torch.sqrt(x.square().mean(over, keepdim=True) + eps) + rows[1]
+    dy, leaves = torch.randn_like(want), [x, layer.weight, layer.bias]
+    torch.testing.assert_close(layer(x), want)
+    torch.testing.assert_close(torch.autograd.grad(layer(x), leaves, dy), torch.autograd.grad(want, leaves, dy))
+
+
+def test_a_study_that_names_no_norms_does_not_grow() -> None:
+    from normlab.study.spec import DEFAULT_NORMS
+
+    assert DEFAULT_NORMS == ("bn", "in", "bin", "ln", "gn", "none", "torch-bn")
+
+
+def test_parameters_are_added_to_weight_and_bias() -> None:
+    """Bug: `parameters={"gate": 1.0}` replaced weight and bias: AttributeError at the first call."""
+    register_norm("gated", parameters={"gate": 2.0})(lambda m, p: p.gate * standardize(m, p))
+    register_norm("alone", parameters={"gate": 2.0}, affine=False)(lambda m, p: Affine(p.gate * rsqrt(m.var + p.eps)))
+    x = torch.randn(2, 3, 5)
+    layer = normlab.make_norm("gated", 3)
+    assert list(layer.state_dict()) == ["weight", "bias", "gate"]
+    torch.testing.assert_close(layer(x), 2 * normlab.make_norm("in", 3)(x))
+    assert list(normlab.make_norm("alone", 3).state_dict()) == ["gate"]
+    assert normlab.make_norm("alone", 3)(x).shape == x.shape
+    assert normlab.make_norm("gated", 3, affine=False)(x).shape == x.shape
 
 
 def test_options() -> None:

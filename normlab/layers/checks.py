@@ -1,0 +1,164 @@
+"""What a layer refuses before any kernel runs: the errors of torch's own functions, type and first words alike.
+
+A kernel reads as many numbers as the input has channels, from wherever a parameter lies. So the length of every
+parameter and buffer is checked here, at every call: pruning, sharding and assignment change them after the layer was
+built.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normlab.errors import DtypeError, InputError
+
+Held = Mapping[str, Tensor | None]  # parameters or buffers by name
+
+
+def floats(title: str, x: Tensor) -> None:
+    """Raise DtypeError unless x has floating-point numbers."""
+    if not x.is_floating_point():
+        raise DtypeError(f"{title}: expected a floating-point input, got {x.dtype}; convert it first")
+
+
+def rank(title: str, x: Tensor, most: int | None) -> None:
+    """Raise InputError unless x is (N, C, *), of at most `most` dimensions."""
+    found = x.dim()
+    if found < 2 or (most is not None and found > most):
+        wanted = "at least 2" if most is None else f"2 to {most}"
+        raise InputError(f"{title}: expected an input of {wanted} dimensions (N, C, *), got {found}D")
+
+
+def channels(title: str, x: Tensor, expected: int) -> None:
+    """Raise InputError unless x (N, C, *) has the expected number of channels."""
+    if x.shape[1] != expected:
+        raise InputError(
+            f"{title}: expected {expected} channels in dimension 1, got {x.shape[1]} "
+            f"in an input of shape {tuple(x.shape)}"
+        )
+
+
+def lengths(title: str, x: Tensor, held: Held, expected: int, copies: int = 1) -> None:
+    """Raise InputError unless each tensor has `expected` numbers and lies on x's device.
+
+    torch's instance norm repeats parameters and buffers for every sample, and counts `copies` of each.
+    """
+    for name, v in held.items():
+        if v is None:
+            continue
+        if v.numel() != expected:
+            raise InputError(
+                f"{name} should contain {copies * expected} elements not {copies * v.numel()}: {title} has a {name} of "
+                f"shape {tuple(v.shape)}, and the input {x.shape[1]} channels"
+            )
+        device(title, x, name, v)
+
+
+def vectors(title: str, x: Tensor, held: Held) -> None:
+    """Raise InputError unless each tensor is a vector with one number per channel: torch's check in group norm."""
+    for name, v in held.items():
+        if v is None:
+            continue
+        if v.dim() != 1 or v.numel() != x.shape[1]:
+            raise InputError(
+                f"Expected {name} to be a vector of size equal to the number of channels in input, but got {name} of "
+                f"shape {list(v.shape)} and input of shape {list(x.shape)} ({title})"
+            )
+        device(title, x, name, v)
+
+
+def elements(title: str, x: Tensor, held: Held, shape: tuple[int, ...]) -> None:
+    """Raise InputError unless each tensor has the normalized shape: torch's check in layer and RMS norm."""
+    for name, v in held.items():
+        if v is None:
+            continue
+        if v.shape != shape:
+            raise InputError(
+                f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape {list(v.shape)} "
+                f"and normalized_shape = {list(shape)} ({title})"
+            )
+        device(title, x, name, v)
+
+
+def device(title: str, x: Tensor, name: str, v: Tensor) -> None:
+    """Raise InputError if a parameter or buffer lies on another device than x."""
+    if v.device != x.device:
+        raise InputError(
+            f"Expected all tensors to be on the same device, but {title} has its {name} on {v.device} and the input is "
+            f"on {x.device}; move one of them"
+        )
+
+
+def both_running(mean: Tensor | None, var: Tensor | None, training: bool) -> None:
+    """Raise InputError where only one of the running statistics is there."""
+    if (mean is None) == (var is None):
+        return
+    if training:
+        raise InputError("running_mean and running_var must either both be None or neither be None")
+    missing = "running_mean" if mean is None else "running_var"
+    raise InputError(f"{missing} must be defined in evaluation mode")
+
+
+def positive(eps: float, uses_batch: bool) -> None:
+    """Raise InputError for an eps that torch's batch norm refuses: the variance of a constant channel is zero."""
+    if uses_batch and eps <= 0.0:
+        raise InputError(f"batch_norm eps must be positive during training, but got {eps}")
+    if eps < 0.0:
+        raise InputError(f"batch_norm eps must be non-negative, but got {eps}")
+
+
+def more_than_one_value(title: str, x: Tensor, training: bool) -> None:
+    """Raise InputError if each channel of x has one value."""
+    if x.shape[0] == 1 and x.numel() == x.shape[1]:
+        when, fix = _when(training)
+        raise InputError(
+            f"{title}: expected more than 1 value per channel when {when}, got input size "
+            f"{tuple(x.shape)}: the variance of one value is zero, so the output would be the bias whatever "
+            f"the input; use a larger batch (or drop the last one){fix}"
+        )
+
+
+def more_than_one_position(title: str, x: Tensor, training: bool, has_running: bool = False) -> None:
+    """Raise InputError if each plane of x has one element."""
+    if math.prod(x.shape[2:]) == 1:
+        when, fix = _when(training)
+        raise InputError(
+            f"{title}: expected more than 1 spatial element when {when}, got input size "
+            f"{tuple(x.shape)}: the variance of one value is zero{fix if has_running else ''}"
+        )
+
+
+def more_than_one_in_group(title: str, x: Tensor, groups: int) -> None:
+    """Raise InputError if each group of a sample has one value, or the channels do not divide into groups."""
+    n, found = x.shape[:2]
+    if groups < 1 or found % groups:
+        raise InputError(
+            f"Expected number of channels in input to be divisible by num_groups, but got input of shape "
+            f"{list(x.shape)} and num_groups={groups} ({title})"
+        )
+    if n * found // groups * math.prod(x.shape[2:]) == 1:
+        raise InputError(
+            f"{title}: expected more than 1 value per channel, got input size {tuple(x.shape)} in {groups} groups: "
+            "the variance of one value is zero; use fewer groups"
+        )
+
+
+def number(title: str, eps: Any) -> float:
+    """eps as a float; raises TypeError, as torch, if it is not a number."""
+    if isinstance(eps, float | int | torch.SymFloat):
+        return eps  # type: ignore[return-value]
+    try:
+        return float(None if isinstance(eps, str) else eps)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(f"{title}: eps must be float, not {type(eps).__name__}") from None
+
+
+def _when(training: bool) -> tuple[str, str]:
+    """When an input of one value is refused, and what helps then."""
+    if training:
+        return "training", ", or call .eval()"
+    return "the layer keeps no running statistics", ""
