@@ -23,6 +23,7 @@ from normlab.layers.norms import make_norm, takes_act
 from normlab.models.names import SHORTCUTS, own_factory, parse_resnet
 
 NormConstructor = Callable[[int], nn.Module]
+_AVX2_FLOATS = 8  # in one register
 _LARGE = 64  # pixels; beyond this the stem shrinks the image four times before the first stage
 
 
@@ -75,10 +76,15 @@ class Projection(nn.Module):
 
     def __init__(self, norm: NormConstructor, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
+        # On CPUs with AVX2 alone, torch's strided 1x1 convolution of fewer than 8 channels, channels-last, writes past
+        # its buffers in the backward pass (torch 2.13, oneDNN): the pixels are taken beforehand.
+        self.every = stride if in_channels < _AVX2_FLOATS else 1
         self.norm = norm(channels)
-        self.conv = _conv(in_channels, channels, 1, stride, self.norm)
+        self.conv = _conv(in_channels, channels, 1, stride // self.every, self.norm)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.every > 1:
+            x = x[:, :, :: self.every, :: self.every]
         return self.norm(self.conv(x))
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import normlab
 import normlab.layers
 from normlab.errors import UsageError
-from normlab.models.residual import build_model
+from normlab.models.residual import Projection, build_model
 
 torch.set_num_threads(1)
 
@@ -220,3 +222,28 @@ def test_a_norm_that_is_put_in_later_is_followed_by_a_relu() -> None:
             if isinstance(child, normlab.layers.BatchNorm):
                 setattr(parent, name, nn.BatchNorm2d(child.num_features).eval())
     torch.testing.assert_close(model(x), stock(x))
+
+
+# torch's strided 1x1 convolution of 4 channels, channels-last, wrote past its buffers on CPUs with AVX2 alone; the
+# process was aborted some steps later.
+def test_narrow_networks_train_channels_last() -> None:
+    script = """
+import torch
+from normlab.models import build_model
+model = build_model("resnet8:width=4", "none", num_classes=3, in_channels=1, image_size=(8, 8))
+model = model.to(memory_format=torch.channels_last)
+for _ in range(30):
+    images = torch.randn(32, 1, 8, 8).contiguous(memory_format=torch.channels_last)
+    model(images).square().mean().backward()
+print("trained")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "trained\n", done.stderr
+
+
+def test_a_projection_takes_every_second_pixel() -> None:
+    for channels in (4, 16):
+        projection = Projection(lambda _: nn.Identity(), channels, 8, 2).double()
+        x = torch.randn(2, channels, 7, 7, dtype=torch.float64)
+        expected = functional.conv2d(x, projection.conv.weight, projection.conv.bias, stride=2)
+        assert torch.allclose(projection(x), expected, rtol=0, atol=1e-14)
