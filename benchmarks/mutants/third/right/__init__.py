@@ -1,0 +1,1 @@
+"""Right layers, one file per style."""
