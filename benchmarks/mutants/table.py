@@ -26,7 +26,7 @@ class Score:
 
 def score(mutant: Mutant, others: bool = True) -> Score:
     """Run the kit on one mutant as a user would, `--as` its kind, up to the first bug; then the other ways."""
-    report = examine(mutant.subject(), ORIGINALS[mutant.original][2], quick=True, first_bug=True)
+    report = examine(mutant.subject(), ORIGINALS[mutant.original][2], quick=True, first_bug=True, strict=True)
     caught = {}
     if others:
         from benchmarks.mutants.baselines import BASELINES, complaint

@@ -16,14 +16,21 @@ __all__ = ["Finding", "Report", "conformance", "enrol"]
 
 
 def conformance(
-    layer: Any, *, kind: str | None = None, dialect: str = "auto", quick: bool = False, backward: Any = None
+    layer: Any,
+    *,
+    kind: str | None = None,
+    dialect: str = "auto",
+    quick: bool = False,
+    backward: Any = None,
+    strict: bool = False,
 ) -> Report:
     """Check a layer in this process and report what was found.
 
     `layer` is a torch Module class or instance, a function, a NumPy (forward, backward) pair, a Keras or Flax
     layer, or a function that builds one of these. `kind` is batch, layer, instance, group, batch-instance or rms
     (default: told by the name, then by what the layer pools over); `dialect` torch, keras, onnx, flax, teaching or
-    auto; `quick` leaves out what takes seconds. Raises UsageError for what is no layer.
+    auto; `quick` leaves out what takes seconds. The report's `ok` is about the mathematics alone; `strict` demands the
+    engineering and the numerics too. Raises UsageError for what is no layer.
     """
     from normlab.check.engine import examine, failure
     from normlab.check.subjects import TargetFailure, subject_of
@@ -33,7 +40,7 @@ def conformance(
     except TargetFailure as e:
         name = getattr(layer, "__name__", type(layer).__name__)
         return Report(name, findings=[failure("target.load", e)])
-    return examine(subject, kind, dialect, quick)
+    return examine(subject, kind, dialect, quick, strict=strict)
 
 
 class enrol:

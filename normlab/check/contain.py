@@ -29,6 +29,7 @@ def check_contained(
     quick: bool = False,
     elements: int | None = None,
     limit: float = 60.0,
+    strict: bool = False,
 ) -> Report:
     """Check TARGET in a process of its own; `limit` is how many seconds one check may take.
 
@@ -38,6 +39,7 @@ def check_contained(
     began = time.perf_counter()
     known(kind, dialect)
     job = {"target": target, "kind": kind, "dialect": dialect, "quick": quick, "elements": elements}
+    job["strict"] = strict
     with tempfile.TemporaryDirectory() as folder:
         events = Path(folder) / "events"
         events.touch()
@@ -58,6 +60,7 @@ def check_contained(
             errors.seek(0)
             last_words = errors.read().strip().splitlines()
         report = _gather(target, events.read_text().splitlines(), hung, limit, process.returncode, last_words)
+    report.strict = strict
     report.seconds = time.perf_counter() - began
     return report
 

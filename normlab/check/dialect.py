@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normlab.check.oracle import KINDS, Recipe
-from normlab.check.subjects import Subject, TargetFailure
+from normlab.check.pools import PER_SAMPLE, Reach, computes_in_float64, inputs_of, kind_of, over_of, reach, tail_of
+from normlab.check.subjects import Subject
 from normlab.errors import UsageError
 
 
@@ -49,6 +50,7 @@ class Setup:
     described: dict[str, Any]
     quick: bool = False
     elements: int | None = None
+    strict: bool = False
 
     def rng(self) -> np.random.Generator:
         return np.random.default_rng(2024)
@@ -64,41 +66,6 @@ class Setup:
         return max(self.tolerance, 1e-5 if coarse else 0.0)
 
 
-def candidate_shapes(subject: Subject, kind: str | None, over: str) -> dict[int, tuple[int, ...]]:
-    """Rank -> a shape with sizes that differ from each other, for ranks 4, 2, 3 and 5."""
-    c = subject.options.channels
-    if over == "trailing":
-        tail = _tail(subject)
-        leads = {len(tail) + 1: (7,), len(tail) + 2: (5, 4), len(tail) + 3: (5, 4, 3)}
-        return {rank: (*lead, *tail) for rank, lead in leads.items()}
-    # no other axis may have the channels' size: an input without a batch axis would pass for one with it
-    a, b, d = [s for s in (4, 3, 2, 5) if s != c][:3]
-    spatial = {4: (a, b), 2: (), 3: (a,), 5: (d, b, d)}
-    batch = {rank: n + 1 if n == c else n for rank, n in {4: 5, 2: 7, 3: 5, 5: 3}.items()}
-    if subject.channel_axis == -1:
-        return {rank: (batch[rank], *s, c) for rank, s in spatial.items()}
-    return {rank: (batch[rank], c, *s) for rank, s in spatial.items()}
-
-
-def _tail(subject: Subject) -> tuple[int, ...]:
-    for value in subject.parameters.values():
-        return tuple(n for n in value.shape if n > 1) or tuple(value.shape) or (subject.options.channels,)
-    shape = getattr(getattr(subject, "module", None), "normalized_shape", None)
-    return tuple(shape) if isinstance(shape, (tuple, list)) else (subject.options.channels,)
-
-
-def accepted(subject: Subject, shapes: dict[int, tuple[int, ...]]) -> tuple[dict[int, tuple[int, ...]], list[str]]:
-    """The shapes that the layer takes in training, and what it said to the others."""
-    taken, refused = {}, []
-    for rank, shape in shapes.items():
-        try:
-            subject.fresh().forward(np.random.default_rng(1).normal(1, 2, shape), True)
-            taken[rank] = shape
-        except TargetFailure as e:
-            refused.append(f"shape {shape}: {e}")
-    return taken, refused
-
-
 def known(kind: str | None, dialect: str) -> None:
     """Raise UsageError for a kind or a dialect that there is not."""
     if kind is not None and kind not in KINDS:
@@ -108,45 +75,67 @@ def known(kind: str | None, dialect: str) -> None:
 
 
 def prepare(subject: Subject, kind: str | None = None, dialect: str = "auto", quick: bool = False) -> Setup:
-    """Probe the subject; raises TargetFailure when it answers no input, UsageError for unknown names."""
+    """Probe the subject; raises TargetFailure when it takes no input, UsageError for unknown names."""
     from normlab.check.subjects.base import kind_from_name
+    from normlab.check.subjects.claims import claim
 
     known(kind, dialect)
     named = kind or kind_from_name(subject.name) or kind_from_name(type(getattr(subject, "module", None)).__name__)
-    shapes, refused, over = _shapes(subject, named)
-    if not shapes:
-        raise TargetFailure("takes no input: " + "; ".join(refused[:2]))
-    shape = max(shapes.values(), key=len) if 4 not in shapes else shapes[4]
+    inputs = inputs_of(subject, named)
+    subject.channel_axis = inputs.channel_axis
+    shapes = inputs.shapes
+    shape = _main(shapes)
+    claim(subject, shape, named)
+    tail = tail_of(subject)
+    trailing = inputs.over == "trailing"
     layout = Recipe(
         named or "batch",
-        int(np.prod(shape[-len(_tail(subject)) :])) if over == "trailing" else subject.options.channels,
+        int(np.prod(shape[-len(tail) :])) if trailing else subject.options.channels,
         groups=subject.options.groups,
         channel_axis=subject.channel_axis,
-        over=over,
-        trailing=len(_tail(subject)),
+        over=inputs.over,
+        trailing=len(tail),
     )
-    depends = dependence(subject, shape, layout)
-    found = kind_by_dependence(depends, subject, shape)
+    found = reach(subject, shape, -1 if trailing else subject.channel_axis)
     if named is None:
-        if found is None:
+        told = kind_of(found, subject)
+        if told is None:
             raise UsageError(
-                f"cannot tell which norm {subject.name} is (it pools over {depends}); name it with --as, "
+                f"cannot tell which norm {subject.name} is (it pools over {found.words(layout)}); name it with --as, "
                 f"one of {', '.join(KINDS)}"
             )
-        layout = replace(layout, kind=found)
-    recipe = replace(layout, over=_over(layout, depends, over))
-    precise = _is_precise(subject, shape)
+        layout = replace(layout, kind=told)
+    layout = _grouped(layout, found, subject)
+    recipe = replace(layout, over=over_of(layout, found))
+    precise = computes_in_float64(subject, shape)
     recipe, described = _measure(subject, recipe, shape, dialect)
-    if recipe.kind in ("layer", "rms") and subject.form.startswith("NumPy"):
+    if recipe.kind in PER_SAMPLE and subject.form != "torch Module":
         shapes = _meant(subject, recipe, shapes)
-        shape = shapes[max(shapes)]
+        shape = _main(shapes)
+        found = reach(subject, shape, -1 if trailing else subject.channel_axis)
     described = {
         "norm": recipe.kind + ("" if named else " (told by what it pools)"),
         "input": ", ".join(str(s) for s in sorted(shapes.values(), key=len)),
-        "pools over": depends,
+        "pools over": found.words(recipe),
         **described,
     }
     return Setup(subject, recipe, shape, shapes, precise, described, quick)
+
+
+def _main(shapes: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape that most checks use: of rank 4 where the layer takes that."""
+    return shapes[4] if 4 in shapes else shapes[max(shapes)]
+
+
+def _grouped(layout: Recipe, found: Reach, subject: Subject) -> Recipe:
+    """A group norm that is not asked for a number of groups has the one that it shows."""
+    if layout.kind != "group" or "groups" in subject.settable or getattr(subject, "told_groups", True):
+        return layout
+    size = len(found.channels)
+    neighbours = found.channels == tuple(range(size))
+    if neighbours and layout.channels % size == 0 and not found.batch:
+        return replace(layout, groups=layout.channels // size)
+    return layout
 
 
 def _meant(subject: Subject, recipe: Recipe, shapes: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
@@ -159,83 +148,6 @@ def _meant(subject: Subject, recipe: Recipe, shapes: dict[int, tuple[int, ...]])
         return error(subject.fresh().forward(x, True), forward(Case(recipe, x))) < 1e-4
 
     return {rank: s for rank, s in shapes.items() if rank == min(shapes) or right(s)}
-
-
-def _shapes(subject: Subject, kind: str | None) -> tuple[dict[int, tuple[int, ...]], list[str], str]:
-    """Shapes that are taken, refusals, and whether channels trail (layer and RMS norm of torch's kind)."""
-    shapes, refused = accepted(subject, candidate_shapes(subject, kind, "sample"))
-    if kind in ("layer", "rms", None) and (set(shapes) <= {2} or any(p.ndim > 1 for p in subject.parameters.values())):
-        trailing, more = accepted(subject, candidate_shapes(subject, kind, "trailing"))
-        if len(trailing) > len(shapes) or (trailing and not shapes) or (kind and trailing):
-            return trailing, more, "trailing"
-        refused += more
-    style = getattr(subject, "style", None)
-    if not shapes and style is not None:  # some assignments keep gamma as (1, C, 1, 1)
-        style.parameter_ndim = 4
-        shapes, _ = accepted(subject, {4: candidate_shapes(subject, kind, "sample")[4]})
-    return shapes, refused, "sample"
-
-
-def dependence(subject: Subject, shape: tuple[int, ...], recipe: Recipe) -> str:
-    """Which inputs an output depends on in training, in words: "batch, positions" and the like."""
-    layer = subject.fresh()
-    x = np.random.default_rng(3).normal(1.0, 2.0, shape)
-    base = np.asarray(layer.forward(x, True), dtype=np.float64)
-    moved = x.copy()
-    moved[(0,) * x.ndim] += 0.5
-    changed = np.abs(subject.fresh().forward(moved, True) - base) > 1e-7
-    channel = x.ndim - 1 if recipe.over == "trailing" else recipe.channel_axis % x.ndim
-    reached = np.argwhere(changed)
-    if len(reached) == 0:
-        return "nothing"
-    parts = []
-    if recipe.over == "trailing" and recipe.kind in ("layer", "rms"):
-        names = [f"axis {a - x.ndim}" for a in range(x.ndim)]
-        parts = [names[a] for a in range(x.ndim) if reached[:, a].max() > 0]
-    else:
-        if reached[:, 0].max() > 0:
-            parts.append("the batch")
-        span = np.unique(reached[:, channel])
-        if len(span) == shape[channel]:
-            parts.append("all channels")
-        elif len(span) > 1:
-            parts.append("channels " + ", ".join(map(str, span)))
-        if any(reached[:, a].max() > 0 for a in range(1, x.ndim) if a != channel):
-            parts.append("positions")
-    return " and ".join(parts) if parts else "nothing"
-
-
-def kind_by_dependence(depends: str, subject: Subject, shape: tuple[int, ...]) -> str | None:
-    """The kind whose pool that is."""
-    spatial = len(shape) > 2
-    pools_batch = "the batch" in depends
-    if pools_batch and "channels" not in depends and ("positions" in depends or not spatial):
-        return "batch-instance" if "gate" in subject.parameters else "batch"
-    if pools_batch:
-        return None
-    layer = subject.fresh()
-    x = np.random.default_rng(5).normal(0, 1, shape)
-    shifted = np.abs(layer.forward(x + 3.0, True) - layer.forward(x, True)).max() > 1e-3
-    if depends.startswith("axis") or "all channels" in depends:
-        return "rms" if shifted else "layer"
-    if "channels" in depends:
-        return "group"
-    return "instance" if "positions" in depends else None
-
-
-def _over(recipe: Recipe, depends: str, over: str) -> str:
-    if recipe.kind not in ("layer", "rms") or over == "trailing":
-        return over if recipe.kind in ("layer", "rms") else "sample"
-    return "channels" if depends == "all channels" else "sample"
-
-
-def _is_precise(subject: Subject, shape: tuple[int, ...]) -> bool:
-    """Whether the layer computes in float64: its output then does not fit float32."""
-    y = subject.fresh().forward(np.random.default_rng(7).normal(1.0, 2.0, shape), True)
-    if y.dtype != np.float64:
-        return False
-    with np.errstate(over="ignore"):
-        return bool(np.any(y.astype(np.float32).astype(np.float64) != y)) or not np.any(y)
 
 
 @dataclass(frozen=True)
@@ -302,11 +214,18 @@ def _measure(subject: Subject, recipe: Recipe, shape: tuple[int, ...], dialect: 
             eps = near[0] if near and gain.placement.startswith("inside") else eps
     described["eps"] = f"{gain.eps:.3g} {gain.placement}" if gain else "not to be measured"
     if gain and abs(gain.slope - 1) > 1e-4:
-        described["normalizes by"] = f"{gain.slope:.6g} times the biased variance"
+        pool = recipe.to_grid(np.zeros(shape)).shape
+        count = int(np.prod([pool[a] for a in recipe.axes]))
+        unbiased = count > 1 and abs(gain.slope - count / (count - 1)) < 1e-3 * gain.slope
+        described["normalizes by"] = (
+            f"the unbiased variance (n - 1 = {count - 1})" if unbiased else "not the biased variance of this pool"
+        )
     recipe = replace(recipe, eps=eps)
-    state = subject.fresh().running
     described["affine"] = ", ".join(f"{r} {v.shape}" for r, v in subject.parameters.items()) or "none"
-    if state is None or recipe.kind not in ("batch", "instance", "batch-instance"):
+    if subject.habits.roles:
+        found = ", ".join(f"{name} is the {role.replace('_', ' ')}" for name, role in subject.habits.roles.items())
+        described["told by their effect"] = found
+    if not subject.fresh().tracks or recipe.kind not in ("batch", "instance", "batch-instance"):
         described["running statistics"] = "none"
         return recipe, described
     measured = measure_running(subject, recipe, shape)
@@ -317,11 +236,12 @@ def _measure(subject: Subject, recipe: Recipe, shape: tuple[int, ...], dialect: 
         unbiased = abs(factor - count / (count - 1)) < abs(factor - 1)
         described["momentum"] = f"{weight:.4g} on the new batch, {1 - weight:.4g} on the old"
         described["running variance"] = "unbiased (n - 1)" if unbiased else "biased (n)"
-    new_weight, is_unbiased, speaks = _expected(declared.get("momentum"), measured, home, dialect)
+    held = _expected(subject, measured, home, dialect)
     described["held to"] = (
-        f"{speaks}: {new_weight:.4g} on the new batch, {'unbiased' if is_unbiased else 'biased'} running variance"
+        f"{held.speaks}: {held.new_weight:.4g} on the new batch, "
+        f"{'unbiased' if held.unbiased else 'biased'} running variance" + (" (free to choose)" if held.free else "")
     )
-    return replace(recipe, tracks=True, momentum=new_weight, unbiased_running_var=is_unbiased), described
+    return replace(recipe, tracks=True, momentum=held.new_weight, unbiased_running_var=held.unbiased), described
 
 
 def measure_running(subject: Subject, recipe: Recipe, shape: tuple[int, ...]) -> tuple[float, float, int] | None:
@@ -347,16 +267,67 @@ def measure_running(subject: Subject, recipe: Recipe, shape: tuple[int, ...]) ->
     return float(weight.mean()), float(factor.mean()), count
 
 
-def _expected(
-    declared: float | None, measured: tuple[float, float, int] | None, home: str, dialect: str
-) -> tuple[float, bool, str]:
-    """Weight of the new batch, unbiased or not, and whose convention that is."""
+@dataclass(frozen=True)
+class Held:
+    """The update that a layer is held to: weight of the new batch, kind of variance, and whose convention that is."""
+
+    new_weight: float
+    unbiased: bool
+    speaks: str
+    free: bool = False
+
+
+def _expected(subject: Subject, measured: tuple[float, float, int] | None, home: str, dialect: str) -> Held:
+    """What the running statistics ought to do: as the dialect says, else as the layer's own words promise.
+
+    A declared momentum of at most 0.5 weighs the new batch, a larger one the old, whoever writes it. The variance is
+    torch's where the layer calls its statistics as torch does, and the course's in an assignment's pair; a layer
+    under other names may store either.
+    """
     convention = DIALECTS[home]
-    if dialect == "auto" and declared is not None and home == "torch" and declared > 0.5:
-        # a torch Module that declares 0.9 or 0.99 writes momentum on the old value, as everybody but torch does
-        name = "keras" if declared >= 0.985 else "onnx"
-        return 1 - declared, DIALECTS[name].unbiased, f"{name} (momentum {declared:g} on the old)"
-    if declared is None and measured is not None and dialect == "auto" and 0 < measured[0] <= 0.5:
-        return measured[0], convention.unbiased, home
-    momentum = convention.momentum if declared is None else declared
-    return (momentum if convention.weighs_new else 1 - momentum), convention.unbiased, home
+    declared = subject.declared.get("momentum")
+    if dialect != "auto":
+        momentum = convention.momentum if declared is None else declared
+        return Held(momentum if convention.weighs_new else 1 - momentum, convention.unbiased, home)
+    weight, speaks = _weight(subject, declared, measured, convention, home)
+    promised = _promised_variance(subject, declared, home)
+    if promised is not None or measured is None:
+        return Held(weight, convention.unbiased if promised is None else promised, speaks)
+    _, factor, count = measured
+    unbiased = abs(factor - count / max(count - 1, 1)) < 1e-3 * factor
+    return Held(weight, unbiased, speaks, free=True)
+
+
+def _weight(
+    subject: Subject, declared: float | None, measured: tuple[float, float, int] | None, convention: Dialect, home: str
+) -> tuple[float, str]:
+    """The weight of the new batch, and whose reading of momentum that is."""
+    if declared is None:
+        plausible = measured is not None and 0 < measured[0] <= 0.5
+        usual = convention.momentum if convention.weighs_new else 1 - convention.momentum
+        return (measured[0] if plausible and measured is not None else usual), home
+    if subject.free_momentum and measured is not None and abs(measured[0] - (1 - declared)) < 1e-6:
+        return 1 - declared, f"{home} (momentum on the old, as its callers hand it)"
+    if declared <= 0.5:
+        return declared, "torch" if home == "torch" else f"{home}, momentum as torch writes it"
+    if home == "torch":
+        return 1 - declared, f"{'keras' if declared >= 0.985 else 'onnx'} (momentum {declared:g} on the old)"
+    return 1 - declared, home
+
+
+def _promised_variance(subject: Subject, declared: float | None, home: str) -> bool | None:
+    """Whether the running variance must be unbiased; None where nothing that the layer says promises either."""
+    if home in ("keras", "flax", "onnx"):
+        return DIALECTS[home].unbiased
+    if subject.form == "NumPy forward/backward pair":
+        return False if "config" in getattr(subject, "roles", {}) else None
+    as_torch = declared is not None and declared <= 0.5
+    if subject.form == "torch Module":
+        names = [n.rpartition(".")[2] for n in getattr(subject, "running_names", [])]
+        return True if as_torch and set(names) == {"running_mean", "running_var"} else None
+    if subject.form == "function" and home == "torch":
+        names = [subject.roles.get(r) for r in ("running_mean", "running_var")]  # type: ignore[attr-defined]
+        return True if as_torch and names == ["running_mean", "running_var"] else None
+    if subject.form == "NumPy layer object" and declared is not None and declared > 0.5:
+        return False
+    return None

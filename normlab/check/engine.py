@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from normlab.check.dialect import Setup, prepare
 from normlab.check.probe import CHECKS
-from normlab.check.report import GROUPS, Finding, Report
+from normlab.check.report import FAULT_OF_THE_CHECK, GROUPS, Finding, Report
 from normlab.check.subjects import Subject, TargetFailure, Unsupported
 from normlab.errors import UsageError
 
@@ -26,18 +28,20 @@ def examine(
     only: Iterable[str] | None = None,
     first_bug: bool = False,
     elements: int | None = None,
+    strict: bool = False,
     starting: Told = lambda name: None,
     found: Callable[[Finding], None] = lambda finding: None,
 ) -> Report:
     """Probe the subject's dialect, then run every check.
 
-    `only` names groups or checks; `first_bug` ends at the first bug; `elements` asks for one huge input;
-    `starting` hears each check's name before it runs, `found` each finding after.
+    `only` names groups or checks; `first_bug` ends at the first bug; `elements` asks for one huge input; `strict`
+    demands engineering and numerics too, and of functions and NumPy layers as well as of modules; `starting` is
+    called with each check's name before it runs, `found` with each finding after.
     """
     from normlab.check import checks  # noqa: F401  (importing enrols the checks)
 
     began = time.perf_counter()
-    report = Report(subject.name, subject.form)
+    report = Report(subject.name, subject.form, strict=strict)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         starting("target.probe")
@@ -45,22 +49,26 @@ def examine(
         for finding in report.findings:
             found(finding)
         if setup is not None:
-            setup.elements = elements
+            setup.elements, setup.strict = elements, strict
             report.form = setup.subject.form
             for name, (run, slow) in sorted(CHECKS.items(), key=_order):
                 if (slow and quick) or (only is not None and not _chosen(name, only)):
                     continue
                 starting(name)
                 spoiled = _spoiled(name, report)
-                report.findings.append(
+                finding = (
                     Finding(name, "skip", f"{spoiled} is wrong already") if spoiled else _guarded(name, run, setup)
                 )
+                report.findings.append(_asked_for(finding, setup))
                 found(report.findings[-1])
                 if first_bug and report.bugs:
                     break
     report.seconds = time.perf_counter() - began
     return report
 
+
+# layers of a framework, which people copy, save, move and compile
+FORMS_THAT_PROMISE = ("torch Module", "Keras layer", "Flax layer")
 
 # what a check builds on: where that is wrong, its own answer would only repeat it
 BUILDS_ON = {
@@ -91,6 +99,14 @@ def _chosen(name: str, only: Iterable[str]) -> bool:
     return any(name == o or name.startswith(o + ".") for o in only)
 
 
+def _asked_for(finding: Finding, setup: Setup) -> Finding:
+    """A course's function or NumPy layer is asked for its mathematics alone: other faults are notes."""
+    promises = setup.strict or setup.subject.form in FORMS_THAT_PROMISE
+    if finding.status == "bug" and finding.part != "mathematics" and not promises:
+        finding.status = "note"
+    return finding
+
+
 def _probe(report: Report, subject: Subject, kind: str | None, dialect: str, quick: bool) -> Setup | None:
     try:
         setup = prepare(subject, kind, dialect, quick)
@@ -98,6 +114,9 @@ def _probe(report: Report, subject: Subject, kind: str | None, dialect: str, qui
         raise
     except (TargetFailure, Unsupported) as e:
         report.findings.append(failure("target.probe", e))
+        return None
+    except Exception as e:
+        report.findings.append(fault_of_the_check("target.probe", e))
         return None
     report.dialect = setup.described
     return setup
@@ -110,8 +129,23 @@ def _guarded(name: str, run: Callable[[Setup], Finding], setup: Setup) -> Findin
         return failure(name, e)
     except Unsupported as e:
         return Finding(name, "skip", str(e))
+    except UsageError:
+        raise
+    except Exception as e:
+        return fault_of_the_check(name, e)
     finding.check = name
     return finding
+
+
+def fault_of_the_check(name: str, e: Exception) -> Finding:
+    """The finding for an error of ours: nothing is said of the layer."""
+    line = traceback.extract_tb(e.__traceback__)[-1]
+    where = f"{Path(line.filename).name}, line {line.lineno}"
+    said = (str(e).splitlines() or ["(no message)"])[0]
+    return Finding(
+        name, "skip", f"this is a fault of the check, not of the layer: {type(e).__name__}: {said} ({where})",
+        FAULT_OF_THE_CHECK,
+    )  # fmt: skip
 
 
 def failure(name: str, e: Exception) -> Finding:

@@ -101,6 +101,13 @@ def small(recipe: Recipe) -> float:
     return 0.3 * float(np.sqrt(max(recipe.eps, 1e-16)))
 
 
+def fresh(setup: Setup, shape: tuple[int, ...], **changes: Any) -> Subject:
+    """A new layer for inputs of this shape: some are built for one rank."""
+    if "rank" in setup.subject.settable:
+        changes["rank"] = len(shape)
+    return setup.subject.fresh(**changes)
+
+
 def shapes(setup: Setup) -> list[tuple[int, ...]]:
     """The main shape first, then the other ranks."""
     return [setup.shape, *(s for s in setup.shapes.values() if s != setup.shape)]
@@ -128,9 +135,9 @@ def smallest(setup: Setup, training: bool) -> str | None:
             changes = {} if channels == setup.recipe.channels else {"channels": channels}
             if setup.recipe.kind == "group" and groups != setup.recipe.groups:
                 changes["groups"] = groups
-            layer = setup.subject.fresh(**changes)
             recipe = _resized(setup.recipe, channels, groups)
             for shape in small_shapes(setup, channels):
+                layer = fresh(setup, shape, **changes)
                 for plain in (True, False):
                     for scale in (1.0, 0.01):
                         text = _shows(setup, layer, recipe, shape, scale, plain, training)

@@ -7,6 +7,27 @@ from typing import Any
 
 GROUPS = ("target", "values", "gradients", "numerics", "layouts", "state", "speed")
 SIGNS = {"pass": "ok", "bug": "BUG", "note": "note", "skip": "skip"}
+PARTS = ("mathematics", "engineering", "numerics")
+FAULT_OF_THE_CHECK = "fault-of-the-check"
+# a group belongs to one part; these checks belong to another than their group
+_PART_OF_GROUP = {"target": "mathematics", "values": "mathematics", "gradients": "mathematics", "numerics": "numerics"}
+_PART_OF_CHECK = {
+    "gradients.repeat": "engineering",
+    "gradients.running-detached": "engineering",
+    "gradients.degenerate": "numerics",
+    "layouts.channels-last-mean": "numerics",
+    "layouts.one-sample": "mathematics",
+    "layouts.one-position": "mathematics",
+    "layouts.other-sizes": "mathematics",
+    "state.eval-leaves-state": "mathematics",
+    "state.history": "mathematics",
+    "target.side-effects": "engineering",
+}
+
+
+def part_of(check: str) -> str:
+    """The part of a report that a check belongs to: mathematics, engineering or numerics."""
+    return _PART_OF_CHECK.get(check) or _PART_OF_GROUP.get(check.split(".")[0], "engineering")
 
 
 @dataclass
@@ -26,40 +47,69 @@ class Finding:
     example: str | None = None
     measured: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def part(self) -> str:
+        """mathematics, engineering or numerics."""
+        return part_of(self.check)
+
 
 @dataclass
 class Report:
-    """All findings about one target, and the dialect it was found to speak."""
+    """All findings about one target, in three parts, and the dialect it was found to speak.
+
+    The mathematics decides whether the target conforms; with `strict` the engineering and the numerics do, too.
+    """
 
     target: str
     form: str = ""
     dialect: dict[str, Any] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
+    strict: bool = False
 
     @property
     def bugs(self) -> list[Finding]:
         return [f for f in self.findings if f.status == "bug"]
 
+    def of_part(self, part: str) -> list[Finding]:
+        """The findings of mathematics, engineering or numerics."""
+        return [f for f in self.findings if f.part == part]
+
+    @property
+    def mathematics_ok(self) -> bool:
+        """Whether formula, gradients and running statistics are right: something was checked, and no bug was found."""
+        found = self.of_part("mathematics")
+        return any(f.status == "pass" for f in found) and not any(f.status == "bug" for f in found)
+
     @property
     def ok(self) -> bool:
-        """True when at least one check ran and none found a bug."""
-        return not self.bugs and any(f.status == "pass" for f in self.findings)
+        """Whether the target conforms: in its mathematics, and with `strict` in everything that was checked."""
+        return self.mathematics_ok and not (self.strict and self.bugs)
 
     @property
     def cause(self) -> str | None:
-        """The first bug's diagnosis: checks run from the simplest to the most remote, so the first is the root."""
-        return next((f.cause for f in self.bugs if f.cause), None)
+        """The first bug's diagnosis, the mathematics first: what is simplest is checked first, so that is the root."""
+        ordered = sorted(self.bugs, key=lambda f: PARTS.index(f.part))
+        return next((f.cause.split(" + ")[0] for f in ordered if f.cause), None)
+
+    @property
+    def causes(self) -> list[str]:
+        """The diagnoses of all bugs, each once; two slips in one formula are two."""
+        named = (c for f in self.bugs for c in (f.cause or "").split(" + ") if c)
+        return list(dict.fromkeys(named))
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "target": self.target,
             "form": self.form,
             "ok": self.ok,
+            "strict": self.strict,
+            "parts": {part: self._verdict(part) for part in PARTS},
             "cause": self.cause,
+            "causes": self.causes,
             "dialect": self.dialect,
             "seconds": round(self.seconds, 3),
-            "findings": [asdict(f) for f in self.findings],
+            "findings": [asdict(f) | {"part": f.part} for f in self.findings],
         }
 
     @classmethod
@@ -68,29 +118,48 @@ class Report:
             data["target"],
             data["form"],
             data["dialect"],
-            [Finding(**f) for f in data["findings"]],
+            [Finding(**{k: v for k, v in f.items() if k != "part"}) for f in data["findings"]],
             data["seconds"],
+            data.get("strict", False),
         )
 
+    def _verdict(self, part: str) -> str:
+        """right, wrong, or not checked."""
+        statuses = {f.status for f in self.of_part(part)}
+        return "wrong" if "bug" in statuses else "right" if "pass" in statuses else "not checked"
+
     def text(self, verbose: bool = False) -> str:
-        """The report for people: the dialect, every bug in full, a line per note, counts of the rest."""
+        """The report for people: the dialect, then each part with its bugs in full and a line per note."""
         lines = [f"{self.target}  ({self.form})" if self.form else self.target]
         lines += [f"  {key}: {value}" for key, value in self.dialect.items()]
-        for f in self.findings:
-            if f.status == "pass" and not verbose:
-                continue
-            if f.status == "skip" and not verbose:
-                continue
-            lines += ["", f"{SIGNS[f.status]:5}{f.check}: {f.message}"]
-            lines += [f"     right:    {f.formula}"] if f.formula else []
-            if f.example:
-                first, *rest = f.example.splitlines()
-                lines += [f"     smallest: {first}", *(f"               {line}" for line in rest)]
-        count = {s: sum(f.status == s for f in self.findings) for s in SIGNS}
+        for part in PARTS:
+            found = self.of_part(part)
+            if found:
+                lines += ["", f"{part}: {self._verdict(part)}{self._counts(found)}"]
+            for f in found:
+                quiet = f.status == "pass" or (f.status == "skip" and f.cause != FAULT_OF_THE_CHECK)
+                if verbose or not quiet:
+                    lines += self._lines(f)
         verdict = "conforms" if self.ok else "does not conform"
-        lines += [
-            "",
-            f"{verdict}: {count['pass']} checks passed, {count['bug']} bugs, {count['note']} notes, "
-            f"{count['skip']} skipped, {self.seconds:.1f} s",
-        ]
+        lines += ["", f"{verdict}: {self._why()}{self._counts(self.findings)}, {self.seconds:.1f} s"]
         return "\n".join(lines)
+
+    def _why(self) -> str:
+        """What the verdict rests on, in a few words."""
+        parts = [f"{part} {self._verdict(part)}" for part in PARTS if self.of_part(part)]
+        return ", ".join(parts)
+
+    @staticmethod
+    def _counts(found: list[Finding]) -> str:
+        count = {s: sum(f.status == s for f in found) for s in SIGNS}
+        said = [f"{count['pass']} checks passed", f"{count['bug']} bugs", f"{count['note']} notes"]
+        return f" ({', '.join(said)}, {count['skip']} skipped)"
+
+    @staticmethod
+    def _lines(f: Finding) -> list[str]:
+        lines = ["", f"{SIGNS[f.status]:5}{f.check}: {f.message}"]
+        lines += [f"     right:    {f.formula}"] if f.formula else []
+        if f.example:
+            first, *rest = f.example.splitlines()
+            lines += [f"     smallest: {first}", *(f"               {line}" for line in rest)]
+        return lines

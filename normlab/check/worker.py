@@ -44,6 +44,7 @@ def main(job: dict[str, Any], events: TextIO) -> None:
             job["dialect"],
             job["quick"],
             elements=job["elements"],
+            strict=job["strict"],
             starting=lambda name: tell(starting=name),
             found=lambda finding: tell(finding=asdict(finding)),
         )

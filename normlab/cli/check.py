@@ -23,6 +23,9 @@ def check(
     quick: Annotated[
         bool, typer.Option("--quick", help="Leave out what takes seconds: compile, export, speed.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Demand the engineering and the numerics too, not the mathematics alone.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show passed and skipped checks too.")] = False,
     limit: Annotated[float, typer.Option(min=1.0, help="Seconds that one check may take.")] = 60.0,
     elements: Annotated[
@@ -32,14 +35,17 @@ def check(
         Path | None, typer.Option(help="Write the error surface: .html, .svg, .png, .md or .csv.")
     ] = None,
 ) -> None:
-    """Find the bug in a normalization layer and name its cause. Exit codes: 0 conforms, 1 bugs, 2 wrong usage."""
+    """Find the bug in a normalization layer and name its cause.
+
+    Exit codes: 0 the mathematics is right (with --strict: everything), 1 it is not, 2 wrong usage.
+    """
     from normlab.check.contain import check_contained
 
     if elements is not None and quick:
         raise UsageError("--elements with --quick: a huge input is not quick; leave one of them out")
     if certificate is not None and certificate.suffix not in (".md", ".csv"):
         require("--certificate as a chart", "report", "altair", "vl_convert")
-    report = check_contained(target, kind, dialect, quick, elements, limit)
+    report = check_contained(target, kind, dialect, quick, elements, limit, strict)
     if certificate is not None:
         from normlab.check.certificate import write_certificate
 

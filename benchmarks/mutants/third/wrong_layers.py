@@ -36,7 +36,9 @@ class Wrong:
 
 
 def wrong(name: str, of: str, causes: str, *edits: str) -> Wrong:
-    return Wrong(name, of, tuple(c.strip() for c in causes.split(";")), tuple(zip(edits[::2], edits[1::2], strict=True)))
+    return Wrong(
+        name, of, tuple(c.strip() for c in causes.split(";")), tuple(zip(edits[::2], edits[1::2], strict=True))
+    )
 
 
 D2L_F, D2L_M = "grad_enabled:batch_norm", "grad_enabled:BatchNorm"
@@ -46,15 +48,28 @@ LN = "assignment:layernorm_forward,layernorm_backward"
 SBN = "assignment:spatial_batchnorm_forward,spatial_batchnorm_backward"
 SGN = "assignment:spatial_groupnorm_forward,spatial_groupnorm_backward"
 BOOK, BN2D = "from_scratch:BatchNormalization", "from_scratch:BatchNorm2D"
-OBJ_IN, OBJ_LN, OBJ_BN = "from_scratch:InstanceNormLayer", "from_scratch:LayerNormDict", "from_scratch:BatchNormTorchMomentum"
+OBJ_IN, OBJ_LN, OBJ_BN = (
+    "from_scratch:InstanceNormLayer",
+    "from_scratch:LayerNormDict",
+    "from_scratch:BatchNormTorchMomentum",
+)
 AB, ALPHA, SHAPE, SEQ = (f"modules:{n}" for n in ("LayerNormAB", "LayerNormAlpha", "LayerNormShape", "SequenceNorm"))
 RMS, ONE, GN, IN = (f"modules:{n}" for n in ("RMSNorm", "OnePlusRMSNorm", "GroupNorm", "InstanceNorm"))
 STATS, EXP, CHANNEL, BIN = (
     f"modules:{n}" for n in ("BatchNormParameterStats", "BatchNormExp", "ChannelLayerNorm", "BatchInstanceNorm")
 )
 NHWC_BN, NHWC_IN, NHWC_GN = (f"channels_last:{n}_norm_nhwc" for n in ("batch", "instance", "group"))
-LN_F, RMS_F, RMS_PAIR = "channels_last:layer_norm", "channels_last:rms_norm", "channels_last:rmsnorm_forward,rmsnorm_backward"
-LN_PAIR, BN_F, GN_F, IN_F = "functions:layernorm_fwd,layernorm_bwd", "functions:batch_norm", "functions:GroupNorm", "functions:instance_norm"
+LN_F, RMS_F, RMS_PAIR = (
+    "channels_last:layer_norm",
+    "channels_last:rms_norm",
+    "channels_last:rmsnorm_forward,rmsnorm_backward",
+)
+LN_PAIR, BN_F, GN_F, IN_F = (
+    "functions:layernorm_fwd,layernorm_bwd",
+    "functions:batch_norm",
+    "functions:GroupNorm",
+    "functions:instance_norm",
+)
 BN_PAIR, CALLED, STATIC = "functions:bn_forward,bn_backward", "functions:BatchNorm1d", "functions:LayerNorm"
 FLAT, NORM2, LN2D = "permuted:BatchNormFlat", "permuted:RootMeanSquare", "permuted:LayerNorm2d"
 

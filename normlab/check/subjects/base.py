@@ -6,28 +6,39 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-# the roles that a parameter or argument can play, and the names that people give them
+# the roles that a parameter or argument can play, and the names that tell them; other names are told by their effect
 ROLES = {
     "weight": ("weight", "gamma", "scale", "g", "w", "gain"),
     "bias": ("bias", "beta", "shift", "offset", "b"),
-    "gate": ("rho", "gate", "mix", "alpha"),
-    "running_mean": ("running_mean", "moving_mean", "mean", "input_mean", "run_mean", "mean_running"),
-    "running_var": ("running_var", "moving_variance", "moving_var", "var", "input_var", "run_var", "running_variance"),
+    "gate": ("rho", "gate", "mix"),
+    "running_mean": ("mean", "input_mean"),
+    "running_var": ("var", "input_var"),
     "channels": (
         *("num_features", "num_channels", "channels", "normalized_shape", "dim", "features", "n_features"),
-        *("in_channels", "hidden_size", "c", "d", "size", "n_channels", "feature_dim"),
+        *("in_channels", "hidden_size", "c", "d", "size", "n_channels", "feature_dim", "d_model", "ndim"),
+        *("embed_dim", "n_embd", "input_dim", "input_size", "input_shape", "shape", "in_features"),
     ),
     "groups": ("num_groups", "groups", "n_groups", "ngroups", "group"),
     "eps": ("eps", "epsilon", "variance_epsilon", "e"),
     "momentum": ("momentum", "decay", "mom"),
     "affine": ("affine", "elementwise_affine"),
-    "training": ("training", "train", "is_training", "training_mode", "mode", "use_input_stats"),
+    "rank": ("num_dims", "n_dims", "dims", "ndims", "rank"),
+    "training": (
+        *("training", "train", "is_training", "training_mode", "mode", "use_input_stats"),
+        *("train_flg", "train_flag", "is_train", "train_mode"),
+    ),
+}
+_KEPT = r"(running|moving|run|mov|exp|ema|avg|average|global|pop|population|tracked|estimated)"
+_MEAN, _VAR = r"(mean|mu|avg|average)s?", r"(var|variance|sigma2|sigma_sq)s?"
+RUNNING_PATTERNS = {
+    "running_mean": re.compile(rf"{_KEPT}_?{_MEAN}|{_MEAN}_?{_KEPT}"),
+    "running_var": re.compile(rf"{_KEPT}_?{_VAR}|{_VAR}_?{_KEPT}"),
 }
 KIND_PATTERNS = (
     ("batch-instance", r"batch_?instance|(^|[^a-z])bin([^a-z]|$)"),
@@ -41,7 +52,13 @@ KIND_PATTERNS = (
 
 def role_of(name: str) -> str | None:
     """The role that a name plays, or None."""
-    short = name.lower().rsplit(".", 1)[-1].strip("_")
+    last = name.rsplit(".", 1)[-1]
+    if last == "G":
+        return "groups"
+    short = last.lower().strip("_")
+    for role, pattern in RUNNING_PATTERNS.items():
+        if pattern.fullmatch(short):
+            return role
     return next((role for role, names in ROLES.items() if short in names), None)
 
 
@@ -65,7 +82,10 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """How to build a layer: sizes, and what to ask for where the target takes it (None: its own default)."""
+    """How to build a layer: sizes, and what to ask for where the target takes it (None: its own default).
+
+    `rank` is the inputs' number of axes, for layers that are built for one; `tail` a shape to normalize over.
+    """
 
     channels: int = 6
     groups: int = 3
@@ -73,6 +93,25 @@ class Options:
     eps: float | None = None
     momentum: float | None = None
     affine: bool = True
+    rank: int | None = None
+    tail: tuple[int, ...] | None = None
+
+
+@dataclass
+class Habits:
+    """What only probing can tell of a target; shared by all its subjects once found.
+
+    `roles` are those of parameters and statistics whose names do not tell them, `unknown` parameters that play no
+    role at all; `eval_without_grad` layers switch to evaluation where torch records no gradients; `weight_offset` is
+    added to the stored weight by layers that start it from zero; `full_ranks` take parameters of the input's rank.
+    """
+
+    roles: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    eval_without_grad: bool = False
+    weight_offset: float = 0.0
+    framework: str | None = None
+    full_ranks: set[int] = field(default_factory=set)
 
 
 class Subject(ABC):
@@ -91,6 +130,8 @@ class Subject(ABC):
     dtypes: tuple[str, ...] = ("float64", "float32")
     channel_axis: int = 1
     rounding: float = 0.0  # relative error in eps and momentum as the target stores them
+    habits: Habits = Habits()  # subjects that are probed make their own
+    free_momentum: bool = False  # handed by the caller, so that either reading of it is right
 
     @abstractmethod
     def fresh(self, **changes: Any) -> Subject:
@@ -123,6 +164,23 @@ class Subject(ABC):
         """Overwrite the running statistics."""
 
     @property
+    def tracks(self) -> bool:
+        """Whether the layer keeps running statistics, perhaps only from the first batch on."""
+        return self.running is not None
+
+    def learnable(self) -> dict[str, NDArray]:
+        """Every tensor that training could change, by its name."""
+        return {}
+
+    def kept(self) -> dict[str, NDArray]:
+        """Every other tensor that a new layer holds, by its name: perhaps running statistics."""
+        return {}
+
+    def set_tensor(self, name: str, value: NDArray) -> None:
+        """Overwrite one of `learnable`."""
+        raise Unsupported("the target's tensors cannot be set by name")
+
+    @property
     def tape(self) -> Any:
         """What the last forward pass left for its backward pass; assign it to go back to an earlier pass."""
         raise Unsupported("the target keeps its forward pass to itself")
@@ -135,6 +193,11 @@ class Subject(ABC):
     def declared(self) -> dict[str, float]:
         """What the target says of itself: eps, momentum."""
         return {}
+
+
+def size_of(value: Any) -> int:
+    """The number of elements of an array or a tensor."""
+    return int(np.prod(tuple(getattr(value, "shape", ()))))
 
 
 def answered(what: Any, shape: tuple[int, ...], dtype: Any = None) -> NDArray:
@@ -161,11 +224,16 @@ def guarded(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def call_by_roles(
-    target: Callable[..., Any], options: Options, like: Callable[..., Any] | None = None, given: tuple[str, ...] = ()
+    target: Callable[..., Any],
+    options: Options,
+    like: Callable[..., Any] | None = None,
+    given: tuple[str, ...] = (),
+    arrays: bool = False,
 ) -> tuple[Any, frozenset[str]]:
-    """Call a class or factory with arguments found by their names; answer the layer and the options it takes.
+    """Call a class or factory with arguments found by their names; returns the layer and the options it takes.
 
-    `like` has the signature to read where `target` wraps it; `given` names arguments that `target` fills in.
+    `like` has the signature to read where `target` wraps it; `given` names arguments that `target` fills in;
+    `arrays` says that required arguments named as parameters want NumPy arrays of one value per channel.
     """
     try:
         signature = inspect.signature(like or target)
@@ -178,6 +246,16 @@ def call_by_roles(
         "momentum": options.momentum,
         "affine": options.affine,
     }
+    made = {
+        "eps": 1e-5,
+        "momentum": 0.1,
+        "rank": options.rank or 4,
+        "weight": np.ones(options.channels) if arrays else True,
+        "bias": np.zeros(options.channels) if arrays else True,
+        "running_mean": np.zeros(options.channels),
+        "running_var": np.ones(options.channels),
+        "training": True,
+    }
     positional: list[Any] = []
     named: dict[str, Any] = {}
     settable: set[str] = set()
@@ -188,16 +266,25 @@ def call_by_roles(
         required = p.default is p.empty
         if role in wanted and role is not None:
             settable.add(role)
-            value = wanted[role]
+            value: Any = wanted[role]
+            if role == "channels" and p.name in ("normalized_shape", "shape"):
+                settable.add("tail")
+                value = options.tail or value
+            if value is None and required:
+                value = made[role]
             if value is not None:
                 named[p.name] = value
+        elif required and role in made and (arrays or role not in ("weight", "bias") or "channels" in settable):
+            named[p.name] = made[role]
+            settable |= {"rank"} if role == "rank" else {"channels"} if arrays else set()
         elif required and "channels" not in settable:
             settable.add("channels")
             named[p.name] = options.channels
         elif required:
+            name = getattr(like or target, "__name__", "Layer")
             raise TargetFailure(
-                f"cannot be built: it requires the argument {p.name!r}, which no norm has; "
-                "give a function without arguments that builds the layer"
+                f"cannot be built: it requires the argument {p.name!r}, which no norm has; give a function without "
+                f"arguments that builds the layer, such as `def make(): return {name}({p.name}=...)`, and check that"
             )
         if p.name in named and p.kind is p.POSITIONAL_ONLY:
             positional.append(named.pop(p.name))

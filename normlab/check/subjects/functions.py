@@ -6,25 +6,29 @@ with mode, eps, momentum, running_mean and running_var; plain functions take the
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from normlab.check.subjects.base import Options, Subject, TargetFailure, Unsupported, answered, guarded, role_of
+from normlab.check.subjects.base import (
+    Habits,
+    Options,
+    Subject,
+    TargetFailure,
+    Unsupported,
+    answered,
+    guarded,
+    role_of,
+    size_of,
+)
 
 LEARNED = ("weight", "bias", "gate")
-
-
-@dataclass
-class Style:
-    """What only a call can tell of a function, shared by all its subjects once found."""
-
-    framework: str | None = None
-    parameter_ndim: int = 1
+HANDED_MOMENTUM = 0.1
 
 
 class FunctionSubject(Subject):
@@ -37,7 +41,7 @@ class FunctionSubject(Subject):
         backward: Callable[..., Any] | None,
         options: Options,
         kind: str | None,
-        style: Style | None = None,
+        habits: Habits | None = None,
     ) -> None:
         self.name, self.function, self.backward_function, self.options = name, function, backward, options
         self.kind = kind
@@ -53,7 +57,7 @@ class FunctionSubject(Subject):
             "config" in self.roles and kind in ("batch", None, "batch-instance")
         )
         self._running: tuple[NDArray, NDArray] | None = (np.zeros(c), np.ones(c)) if keeps else None
-        self.style = style or Style("numpy" if backward else None)
+        self.habits = habits or Habits()
         self._last: dict[str, Any] = {}
         self.overwrote_gradient = False
         self.config: dict[str, Any] = {}
@@ -62,15 +66,15 @@ class FunctionSubject(Subject):
     @property
     def home(self) -> str:  # type: ignore[override]
         told = getattr(self.function, "dialect", None)
-        return told or ("torch" if self.style.framework == "torch" else "teaching")
+        return told or ("torch" if self.habits.framework == "torch" else "teaching")
 
     @property
     def has_backward(self) -> bool:  # type: ignore[override]
-        return self.backward_function is not None or self.style.framework == "torch"
+        return self.backward_function is not None or self.habits.framework == "torch"
 
     @property
     def dtypes(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("float64", "float32", "float16") + (("bfloat16",) if self.style.framework == "torch" else ())
+        return ("float64", "float32", "float16") + (("bfloat16",) if self.habits.framework == "torch" else ())
 
     def fresh(self, **changes: Any) -> FunctionSubject:
         missing = {k for k in changes if k != "dtype" and changes[k] is not None} - self.settable
@@ -84,7 +88,7 @@ class FunctionSubject(Subject):
             self.backward_function,
             replace(self.options, **changes),
             self.kind,
-            style=self.style,
+            habits=self.habits,
         )
         made.channel_axis = self.channel_axis
         return made
@@ -96,10 +100,7 @@ class FunctionSubject(Subject):
         roles = self.roles
         args: dict[str, Any] = {}
         for role, value in self._parameters.items():
-            shaped = value.astype(dtype)
-            if self.style.parameter_ndim > 1:
-                shaped = shaped.reshape(1, -1, *[1] * (self.style.parameter_ndim - 2))
-            args[roles[role]] = shaped
+            args[roles[role]] = self._shaped(value.astype(dtype), x.ndim)
         if "config" in roles:
             self.config = {"mode": "train" if training else "test"}
             self.config["eps"] = 1e-5 if self.options.eps is None else self.options.eps
@@ -111,9 +112,11 @@ class FunctionSubject(Subject):
         for role in ("eps", "momentum"):
             value = getattr(self.options, role)
             if role in roles and (value is not None or _required(self.function, roles[role])):
-                args[roles[role]] = {"eps": 1e-5, "momentum": 0.1}[role] if value is None else value
+                args[roles[role]] = {"eps": 1e-5, "momentum": HANDED_MOMENTUM}[role] if value is None else value
         if "running_mean" in roles and self._running is not None:
-            args[roles["running_mean"]], args[roles["running_var"]] = (r.astype(dtype) for r in self._running)
+            args[roles["running_mean"]], args[roles["running_var"]] = (
+                self._shaped(r.astype(dtype), x.ndim) for r in self._running
+            )
         if "training" in roles:
             name = roles["training"]
             args[name] = ("train" if training else "test") if name == "mode" else training
@@ -123,12 +126,19 @@ class FunctionSubject(Subject):
             args[roles["channels"]] = (self.options.channels,)
         return args
 
+    def _shaped(self, value: NDArray, ndim: int) -> NDArray:
+        """A parameter as the function wants it: one value per channel, or with the input's rank."""
+        if ndim not in self.habits.full_ranks:
+            return value
+        ones = [1] * (ndim - 2)
+        return value.reshape(1, -1, *ones) if self.channel_axis == 1 else value.reshape(1, *ones, -1)
+
     def forward(self, x: NDArray, training: bool) -> NDArray:
-        if self.style.framework is None:
+        if self.habits.framework is None:
             return self._find_library(x, training)
         args = self._arguments(x, training)
         first: Any = np.array(x) if x.flags.c_contiguous else x  # a strided input is handed on as it is
-        if self.style.framework == "torch":
+        if self.habits.framework == "torch":
             import torch
 
             def tensor(a: Any, grad: bool = False) -> Any:
@@ -137,25 +147,44 @@ class FunctionSubject(Subject):
             first = tensor(first, True)
             learned = {self.roles[r] for r in LEARNED if r in self.roles}
             args = {k: tensor(v, k in learned) for k, v in args.items()}
-        answer = guarded(self.function, first, **args)
-        y, cache, returned_running = _unpack(answer, self.options.channels)
-        self._last = {"x": first, "args": args, "y": y, "cache": cache}
+        with self._recording(training):
+            answer = guarded(self.function, first, **args)
+        y, cache, returned_running = _unpack(answer, self.options.channels, self._running is not None)
+        self._last = {"x": first, "args": args, "y": y, "cache": cache, "training": training}
         self._keep_running(args, returned_running)
         if hasattr(y, "detach"):
             y = y.detach().numpy()
         return answered(y, x.shape).copy()
 
+    @contextlib.contextmanager
+    def _recording(self, training: bool) -> Iterator[None]:
+        """torch's gradients on; off in evaluation where nothing else tells a function the mode."""
+        if self.habits.framework != "torch":
+            yield
+            return
+        import torch
+
+        silent = not training and self.evaluates_without_grad
+        with torch.set_grad_enabled(not silent):
+            yield
+
+    @property
+    def evaluates_without_grad(self) -> bool:
+        """Whether a function of tensors has running statistics and no argument for the mode."""
+        told = {"training", "config"} & set(self.roles)
+        return self.habits.framework == "torch" and "running_mean" in self.roles and not told
+
     def _find_library(self, x: NDArray, training: bool) -> NDArray:
         failures = []
         for library in ("numpy", "torch"):
-            self.style.framework = library
+            self.habits.framework = library
             try:
                 y = self.forward(x, training)
             except TargetFailure as e:
                 failures.append(e)
                 continue
             return y
-        self.style.framework = None
+        self.habits.framework = None
         raise failures[0]
 
     def _keep_running(self, args: dict[str, Any], returned: tuple[Any, Any] | None) -> None:
@@ -176,27 +205,7 @@ class FunctionSubject(Subject):
 
     def backward(self, dy: NDArray) -> dict[str, NDArray]:
         learned = [r for r in LEARNED if r in self.roles]
-        if self.style.framework == "torch":
-            import torch
-
-            y = self._last["y"]
-            if not y.requires_grad:
-                raise TargetFailure("its output has no gradient: the graph is cut (detach or no_grad inside)")
-            of = [self._last["x"], *(self._last["args"][self.roles[r]] for r in learned)]
-            found = guarded(torch.autograd.grad, y, of, torch.from_numpy(dy), allow_unused=True, retain_graph=True)
-            grads = [None if g is None else g.numpy() for g in found]
-        else:
-            if self.backward_function is None:
-                raise Unsupported("the function has no backward pass")
-            given = np.array(dy)
-            answer = guarded(self.backward_function, given, self._last["cache"])
-            self.overwrote_gradient = not np.array_equal(given, dy)
-            if not isinstance(answer, tuple) or len(answer) < 1 + len(learned):
-                raise TargetFailure(
-                    f"backward returned {_describe(answer)}; expected a tuple "
-                    f"(dx, {', '.join('d' + r for r in learned)})"
-                )
-            grads = [None if g is None else np.asarray(g) for g in answer[: 1 + len(learned)]]
+        grads = self._differentiate(dy, learned) if self.backward_function is None else self._call_backward(dy, learned)
         out = {"x": np.zeros(dy.shape) if grads[0] is None else answered(grads[0], dy.shape)}
         for role, g in zip(learned, grads[1:], strict=True):
             size = self._parameters[role].size
@@ -204,6 +213,45 @@ class FunctionSubject(Subject):
                 raise TargetFailure(f"backward returned d{role} of shape {g.shape}; expected {size} values")
             out[role] = np.zeros(size) if g is None else g.astype(np.float64).reshape(-1)
         return out
+
+    def _differentiate(self, dy: NDArray, learned: list[str]) -> list[NDArray | None]:
+        """Gradients by autograd, for functions of tensors."""
+        if self.habits.framework != "torch":
+            raise Unsupported("the function has no backward pass")
+        import torch
+
+        y = self._last["y"]
+        if not self._last["training"] and self.evaluates_without_grad:
+            raise Unsupported("the function evaluates where torch records no gradients")
+        if not y.requires_grad:
+            raise TargetFailure("its output has no gradient: the graph is cut (detach or no_grad inside)")
+        of = [self._last["x"], *(self._last["args"][self.roles[r]] for r in learned)]
+        found = guarded(torch.autograd.grad, y, of, torch.from_numpy(dy), allow_unused=True, retain_graph=True)
+        return [None if g is None else g.numpy() for g in found]
+
+    def _call_backward(self, dy: NDArray, learned: list[str]) -> list[NDArray | None]:
+        """Gradients by the pair's own backward function."""
+        assert self.backward_function is not None
+        if self._last["cache"] is None and not self._last["training"]:
+            raise Unsupported("the forward function leaves no cache in evaluation: there is no backward pass")
+        given: Any = np.array(dy)
+        if self.habits.framework == "torch":
+            import torch
+
+            given = torch.from_numpy(given)
+            with torch.no_grad():
+                answer = guarded(self.backward_function, given, self._last["cache"])
+        else:
+            answer = guarded(self.backward_function, given, self._last["cache"])
+        self.overwrote_gradient = not np.array_equal(given, dy)
+        if not learned and not isinstance(answer, tuple):
+            answer = (answer,)
+        if not isinstance(answer, tuple) or len(answer) < 1 + len(learned):
+            raise TargetFailure(
+                f"backward returned {_describe(answer)}; expected a tuple (dx, {', '.join('d' + r for r in learned)})"
+            )
+        parts = [a.detach().numpy() if hasattr(a, "detach") else a for a in answer[: 1 + len(learned)]]
+        return [None if g is None else np.asarray(g) for g in parts]
 
     @property
     def tape(self) -> dict[str, Any]:
@@ -243,7 +291,13 @@ class FunctionSubject(Subject):
                 default = inspect.signature(self.function).parameters[self.roles[role]].default
                 if isinstance(default, (int, float)):
                     out[role] = float(default)
+                elif role == "momentum":
+                    out[role] = HANDED_MOMENTUM
         return out
+
+    @property
+    def free_momentum(self) -> bool:  # type: ignore[override]
+        return "momentum" in self.roles and _required(self.function, self.roles["momentum"])
 
 
 def _argument_roles(function: Callable[..., Any]) -> dict[str, str]:
@@ -270,14 +324,14 @@ def _required(function: Callable[..., Any], name: str) -> bool:
     return parameter.default is parameter.empty
 
 
-def _unpack(answer: Any, channels: int) -> tuple[Any, Any, tuple[Any, Any] | None]:
-    """(y, cache, running) of what a function answered: y, (y, cache), (y, mean, var) or (y, mean, var, ...)."""
+def _unpack(answer: Any, channels: int, tracks: bool) -> tuple[Any, Any, tuple[Any, Any] | None]:
+    """(y, cache, running) of what a function returned: y, (y, cache), (y, mean, var) or (y, mean, var, ...)."""
     if not isinstance(answer, (tuple, list)):
         return answer, None, None
     if len(answer) == 0:
         raise TargetFailure("returned an empty tuple; expected the output first")
-    if len(answer) >= 3 and all(np.ndim(a) == 1 and np.size(a) == channels for a in answer[1:3]):
-        return answer[0], None, (answer[1], answer[2])
+    if tracks and len(answer) >= 3 and all(hasattr(a, "shape") and size_of(a) == channels for a in answer[1:3]):
+        return answer[0], answer[3] if len(answer) > 3 else None, (answer[1], answer[2])
     return answer[0], (answer[1] if len(answer) > 1 else None), None
 
 

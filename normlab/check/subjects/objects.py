@@ -1,9 +1,12 @@
-"""Layer objects written in NumPy: a class with forward(x[, training]) and backward(dy), as courses build them."""
+"""Layer objects that are no torch Modules: a class with forward(x[, training]) and backward(dy), or one that is called.
+
+Parameters are attributes (gamma, beta, or other names), arrays or tensors, or entries of a dictionary of parameters.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normlab.check.subjects.base import (
+    Habits,
     Options,
     Subject,
     TargetFailure,
@@ -19,9 +23,12 @@ from normlab.check.subjects.base import (
     call_by_roles,
     guarded,
     role_of,
+    size_of,
 )
 
 LEARNED = ("weight", "bias", "gate")
+RUNNING = ("running_mean", "running_var")
+SWITCHES = ("training", "train_mode", "is_training", "train_flg", "train")
 
 
 class ObjectSubject(Subject):
@@ -29,87 +36,174 @@ class ObjectSubject(Subject):
 
     form = "NumPy layer object"
     home = "teaching"
-    dtypes = ("float64", "float32", "float16")
 
-    def __init__(self, name: str, cls: Callable[..., Any], options: Options) -> None:
+    def __init__(self, name: str, cls: Callable[..., Any], options: Options, habits: Habits | None = None) -> None:
         self.name, self.cls, self.options = name, cls, options
-        self.layer, self.settable = call_by_roles(cls, options)
-        self._role_names: dict[str, str] = {}
-        for attribute, value in vars(self.layer).items():
-            role = role_of(attribute)
-            if role in (*LEARNED, "running_mean", "running_var") and role and np.size(value) == options.channels:
-                self._role_names.setdefault(role, attribute)
-        arguments = list(inspect.signature(self.layer.forward).parameters)
+        self.habits = habits or Habits()
+        self.layer, self.settable = call_by_roles(cls, options, arrays=True)
+        self._call = getattr(self.layer, "forward", self.layer)
+        if not callable(self._call):
+            raise TargetFailure("has neither forward nor __call__")
+        self._torch = any(_is_tensor(v) for _, v in self._slots())
+        if "channels" not in self.settable:
+            sizes = [size_of(v) for n, v in self._slots() if role_of(n) in (*LEARNED, *RUNNING) and v is not None]
+            self.options = replace(options, channels=int(sizes[0])) if sizes else options
+        self._names: dict[str, str] = {}
+        for path, value in self._slots():
+            role = self.habits.roles.get(path) or role_of(path)
+            fits = value is None and role in RUNNING and not _bare(path)
+            if role in (*LEARNED, *RUNNING) and (fits or size_of(value) == self.options.channels):
+                self._names.setdefault(role, path)
+        if self._torch:
+            self._as_float(options.dtype)
+        arguments = list(inspect.signature(self._call).parameters)
         self._training = next((a for a in arguments if role_of(a) == "training"), None)
-        self._answer: Any = None
+        self._last: tuple[Any, Any] | None = None
+
+    @property
+    def has_backward(self) -> bool:  # type: ignore[override]
+        return self._torch or hasattr(self.layer, "backward")
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("float64", "float32") if self._torch else ("float64", "float32", "float16")
 
     def fresh(self, **changes: Any) -> ObjectSubject:
         missing = {k for k in changes if k != "dtype" and changes[k] is not None} - self.settable - {"groups"}
         if missing:
             raise Unsupported(f"the target takes no {', '.join(sorted(missing))}")
-        return ObjectSubject(self.name, self.cls, replace(self.options, **changes))
+        made = ObjectSubject(self.name, self.cls, replace(self.options, **changes), self.habits)
+        made.channel_axis = self.channel_axis
+        return made
+
+    # --- calls ---
+
+    def _set_mode(self, training: bool) -> dict[str, Any]:
+        """Put the object into a mode; returns the arguments that do it where forward takes one."""
+        if self._training == "mode":
+            return {"mode": "train" if training else "test"}
+        if self._training:
+            return {self._training: training}
+        for name in SWITCHES:
+            held = getattr(self.layer, name, None)
+            if isinstance(held, (bool, int)):
+                setattr(self.layer, name, training)
+                return {}
+        if isinstance(getattr(self.layer, "mode", None), str):
+            self.layer.mode = "train" if training else "test"
+        elif callable(switch := getattr(self.layer, "train" if training else "eval", None)):
+            guarded(switch)
+        return {}
 
     def forward(self, x: NDArray, training: bool) -> NDArray:
-        arguments: dict[str, Any] = {}
-        if self._training == "mode":
-            arguments["mode"] = "train" if training else "test"
-        elif self._training:
-            arguments[self._training] = training
-        else:
-            for name in ("training", "train_mode", "is_training"):
-                if hasattr(self.layer, name) and not callable(getattr(self.layer, name)):
-                    setattr(self.layer, name, training)
-        answer = guarded(self.layer.forward, np.array(x), **arguments)
-        return answered(answer[0] if isinstance(answer, tuple) else answer, x.shape).copy()
+        given: Any = np.array(x)
+        if self._torch:
+            import torch
+
+            given = torch.from_numpy(given).requires_grad_(True)
+            for role in LEARNED:
+                if role in self._names:
+                    _get(self.layer, self._names[role]).requires_grad_(True)
+        y = guarded(self._call, given, **self._set_mode(training))
+        y = y[0] if isinstance(y, tuple) else y
+        self._last = (given, y)
+        return answered(y.detach().numpy() if hasattr(y, "detach") else y, x.shape).copy()
 
     def backward(self, dy: NDArray) -> dict[str, NDArray]:
+        learned = [r for r in LEARNED if r in self._names]
+        if self._torch and not hasattr(self.layer, "backward"):
+            return self._differentiate(dy, learned)
         answer = guarded(self.layer.backward, np.array(dy))
         parts = answer if isinstance(answer, tuple) else (answer,)
         out = {"x": answered(parts[0], dy.shape).copy()}
-        learned = [r for r in LEARNED if r in self._role_names]
         for role, given in zip(learned, parts[1:], strict=False):
             out[role] = np.asarray(given, dtype=np.float64).reshape(-1)
         for role in learned:
             if role not in out:
-                out[role] = self._gradient(self._role_names[role])
+                out[role] = self._gradient(self._names[role])
         return out
 
-    def _gradient(self, attribute: str) -> NDArray:
-        spellings = (f"d{attribute}", f"d_{attribute}", f"{attribute}_grad", f"grad_{attribute}")
+    def _differentiate(self, dy: NDArray, learned: list[str]) -> dict[str, NDArray]:
+        import torch
+
+        assert self._last is not None
+        x, y = self._last
+        if not y.requires_grad:
+            raise TargetFailure("its output has no gradient: the graph is cut (detach, .data or no_grad inside)")
+        wanted = [x, *(_get(self.layer, self._names[r]) for r in learned)]
+        found = guarded(
+            torch.autograd.grad, y, wanted, torch.from_numpy(dy).to(y.dtype), retain_graph=True, allow_unused=True
+        )
+        grads = [np.zeros(tuple(w.shape)) if g is None else g.numpy() for w, g in zip(wanted, found, strict=True)]
+        return {"x": grads[0], **{r: g.reshape(-1) for r, g in zip(learned, grads[1:], strict=True)}}
+
+    def _gradient(self, path: str) -> NDArray:
+        holder, _, key = path.rpartition(".")
+        spellings = [f"d{key}", f"d_{key}", f"{key}_grad", f"grad_{key}", f"{key}_gradient"]
         for name in spellings:
             if getattr(self.layer, name, None) is not None:
                 return np.array(getattr(self.layer, name), dtype=np.float64).reshape(-1)
-        raise TargetFailure(
-            f"backward left no gradient of {attribute}: expected it returned after dx or as {spellings[0]}"
-        )
+        for container in vars(self.layer).values():
+            if isinstance(container, dict) and container is not getattr(self.layer, holder or "_", None):
+                for name in (*spellings, key):
+                    held = container.get(name)
+                    if held is not None and held is not _get(self.layer, path):
+                        return np.array(held, dtype=np.float64).reshape(-1)
+        raise TargetFailure(f"backward left no gradient of {key}: expected it returned after dx or as {spellings[0]}")
+
+    # --- state ---
+
+    def _slots(self) -> Iterator[tuple[str, Any]]:
+        """Attributes, and entries of dictionaries, that hold an array, a tensor or nothing yet."""
+        for name, value in vars(self.layer).items():
+            if value is None or _is_array(value):
+                yield name, value
+            elif isinstance(value, dict) and "grad" not in name:
+                yield from ((f"{name}.{k}", v) for k, v in value.items() if _is_array(v))
+
+    def _as_float(self, dtype: str) -> None:
+        import torch
+
+        for path, value in list(self._slots()):
+            if _is_tensor(value) and value.is_floating_point():
+                _put(self.layer, path, value.detach().to(getattr(torch, dtype)))
+
+    def learnable(self) -> dict[str, NDArray]:
+        return {n: _numpy(v) for n, v in self._slots() if v is not None and size_of(v) == self.options.channels}
+
+    def kept(self) -> dict[str, NDArray]:
+        return self.learnable()
+
+    def set_tensor(self, name: str, value: NDArray) -> None:
+        _fill(self.layer, name, value)
 
     @property
     def parameters(self) -> dict[str, NDArray]:
-        return {r: np.array(getattr(self.layer, a)) for r, a in self._role_names.items() if r in LEARNED}
-
-    def _set(self, role: str, value: NDArray) -> None:
-        if role in self._role_names:
-            name = self._role_names[role]
-            old = np.asarray(getattr(self.layer, name))
-            setattr(self.layer, name, np.array(value, dtype=old.dtype).reshape(old.shape))
+        return {r: _numpy(_get(self.layer, a)) for r, a in self._names.items() if r in LEARNED}
 
     def set_parameters(self, values: dict[str, NDArray]) -> None:
         for role, value in values.items():
-            self._set(role, value)
+            if role in self._names:
+                _fill(self.layer, self._names[role], value)
+
+    @property
+    def tracks(self) -> bool:
+        return set(RUNNING) <= set(self._names)
 
     @property
     def running(self) -> tuple[NDArray, NDArray] | None:
-        if not {"running_mean", "running_var"} <= set(self._role_names):
+        if not self.tracks:
             return None
-        mean, var = (
-            np.array(getattr(self.layer, self._role_names[r]), dtype=np.float64).reshape(-1)
-            for r in ("running_mean", "running_var")
-        )
+        found = [_get(self.layer, self._names[r]) for r in RUNNING]
+        if any(v is None for v in found):
+            return None
+        mean, var = (np.array(_numpy(v), dtype=np.float64).reshape(-1) for v in found)
         return mean, var
 
     def set_running(self, mean: NDArray, var: NDArray) -> None:
-        self._set("running_mean", mean)
-        self._set("running_var", var)
+        for role, value in zip(RUNNING, (mean, var), strict=True):
+            if role in self._names:
+                _fill(self.layer, self._names[role], value)
 
     @property
     def declared(self) -> dict[str, float]:
@@ -118,3 +212,46 @@ class ObjectSubject(Subject):
             for name, value in vars(self.layer).items()
             if (role := role_of(name)) in ("eps", "momentum") and isinstance(value, (int, float))
         }
+
+
+def _bare(path: str) -> bool:
+    """Whether a name is only "mean" or "var": a layer may keep the batch's under it."""
+    return path.rpartition(".")[2].strip("_") in ("mean", "var")
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "detach") and hasattr(value, "requires_grad_")
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or _is_tensor(value)
+
+
+def _numpy(value: Any) -> NDArray:
+    return np.array(value.detach().numpy() if _is_tensor(value) else value)
+
+
+def _get(layer: Any, path: str) -> Any:
+    holder, _, key = path.rpartition(".")
+    return getattr(layer, holder)[key] if holder else getattr(layer, key)
+
+
+def _put(layer: Any, path: str, value: Any) -> None:
+    holder, _, key = path.rpartition(".")
+    if holder:
+        getattr(layer, holder)[key] = value
+    else:
+        setattr(layer, key, value)
+
+
+def _fill(layer: Any, path: str, value: NDArray) -> None:
+    """Set an array or a tensor to these values, in its own shape and precision."""
+    old = _get(layer, path)
+    if _is_tensor(old):
+        import torch
+
+        _put(layer, path, torch.from_numpy(np.array(value)).to(old.dtype).reshape(old.shape))
+    elif old is None:
+        _put(layer, path, np.array(value, dtype=np.float64).reshape(-1))
+    else:
+        _put(layer, path, np.array(value, dtype=np.asarray(old).dtype).reshape(np.shape(old)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,10 @@ def subject_of(
         )
         return made
     if isinstance(thing, type):
-        if not (hasattr(thing, "forward") and hasattr(thing, "backward")):
+        pair = _static_pair(thing)
+        if pair is not None:
+            return subject_of(pair, name, None, kind, options)
+        if not hasattr(thing, "forward") and "__call__" not in vars(thing):
             raise UsageError(
                 f"{name} is a class without forward and backward; expected a torch Module, a Keras or Flax layer, "
                 "or functions"
@@ -111,13 +115,41 @@ def subject_of(
         return ObjectSubject(name, thing, options)
     if not callable(thing):
         raise UsageError(f"{name} is a {type(thing).__name__}; expected a layer class, a layer or a function")
+    if backward is None and _builds_module(thing):
+        return _built(name, thing, options)
     from normlab.check.subjects.functions import FunctionSubject
 
-    if backward is None and _builds_module(thing):
-        from normlab.check.subjects.torch_module import TorchSubject
-
-        return TorchSubject.from_callable(name, thing, options)
     return FunctionSubject(name, thing, backward, options, kind)
+
+
+def _static_pair(cls: type) -> tuple[Any, Any] | None:
+    """forward and backward of a class that is only a namespace for them."""
+    methods = [inspect.getattr_static(cls, name, None) for name in ("forward", "backward")]
+    if not all(isinstance(m, staticmethod) for m in methods):
+        return None
+    return cls.forward, cls.backward  # type: ignore[attr-defined]
+
+
+def _built(name: str, factory: Any, options: Options) -> Subject:
+    """The subject of what a factory builds: a Module, or any other kind of layer."""
+    from normlab.check.subjects.base import call_by_roles
+    from normlab.check.subjects.torch_module import TorchSubject
+
+    made, _ = call_by_roles(factory, options)
+    family = {base.__module__.split(".")[0] for base in _bases(made)}
+    if "torch" in family:
+        return TorchSubject.from_callable(name, factory, options)
+    if family & {"keras", "flax"} or isinstance(made, tuple):
+        return subject_of(made, name, None, None, options)
+    if inspect.isfunction(made):
+        return subject_of(made, name, None, None, options)
+    if isinstance(made, type):
+        return subject_of(made, name, None, None, options)
+    if not (hasattr(made, "forward") or callable(made)):
+        raise TargetFailure(f"built a {type(made).__name__}; expected a torch.nn.Module or another layer")
+    from normlab.check.subjects.objects import ObjectSubject
+
+    return ObjectSubject(name, factory, options)
 
 
 def _bases(thing: Any) -> tuple[type, ...]:
@@ -126,8 +158,6 @@ def _bases(thing: Any) -> tuple[type, ...]:
 
 def _builds_module(function: Any) -> bool:
     """Whether a function builds a layer, by its annotation or its arguments: a builder takes no input."""
-    import inspect
-
     from normlab.check.subjects.base import role_of
 
     signature = inspect.signature(function)

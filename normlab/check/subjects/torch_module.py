@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from normlab.check.subjects.base import (
+    Habits,
     Options,
     Subject,
     TargetFailure,
@@ -22,6 +24,7 @@ from normlab.check.subjects.base import (
     role_of,
 )
 
+LEARNED = ("weight", "bias", "gate")
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -47,17 +50,26 @@ class TorchSubject(Subject):
     home = "torch"
     dtypes = ("float64", "float32", "float16", "bfloat16")
 
-    def __init__(self, name: str, build: Callable[[Options], tuple[Any, frozenset[str]]], options: Options) -> None:
+    def __init__(
+        self,
+        name: str,
+        build: Callable[[Options], tuple[Any, frozenset[str]]],
+        options: Options,
+        habits: Habits | None = None,
+    ) -> None:
         self.name, self.build, self.options = name, build, options
+        self.habits = habits or Habits()
         module, self.settable = build(options)
         if not isinstance(module, torch.nn.Module):
             raise TargetFailure(f"built a {type(module).__name__}; expected a torch.nn.Module")
         self.module = module.to(DTYPES[options.dtype])
         found = self.parameters.get("weight", self.parameters.get("bias"))
         if "channels" not in self.settable:  # an instance or a factory without arguments has its own sizes
-            channels = _channels(self.module, found)
-            groups = getattr(self.module, "num_groups", getattr(self.module, "groups", options.groups))
-            self.options = replace(options, channels=channels, groups=int(groups))
+            self.options = replace(options, channels=_channels(self.module, found))
+        groups = _groups(self.module)
+        self.told_groups = groups is not None or "groups" in self.settable
+        if groups is not None and "groups" not in self.settable:
+            self.options = replace(self.options, groups=groups)
         self._graph: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
@@ -82,7 +94,7 @@ class TorchSubject(Subject):
         missing = asked - self.settable - ({"groups", "channels"} if not asked & {"groups", "channels"} else set())
         if missing:
             raise Unsupported(f"the target takes no {', '.join(sorted(missing))}")
-        made = TorchSubject(self.name, self.build, replace(self.options, **changes))
+        made = TorchSubject(self.name, self.build, replace(self.options, **changes), self.habits)
         made.channel_axis = self.channel_axis
         return made
 
@@ -91,7 +103,10 @@ class TorchSubject(Subject):
     def run(self, x: torch.Tensor, training: bool) -> torch.Tensor:
         """Call the module on a tensor as it is, layout and all."""
         self.module.train(training)
-        y = guarded(self.module, x)
+        with torch.no_grad() if self.habits.eval_without_grad and not training else contextlib.nullcontext():
+            y = guarded(self.module, x)
+        if isinstance(y, (tuple, list)) and len(y) > 1 and isinstance(y[0], torch.Tensor):
+            y = y[0]  # the output, then the statistics
         if not isinstance(y, torch.Tensor):
             raise TargetFailure(f"returned {type(y).__name__}; expected a tensor")
         if y.shape != x.shape:
@@ -102,7 +117,8 @@ class TorchSubject(Subject):
 
     def forward(self, x: NDArray, training: bool) -> NDArray:
         tensor = to_torch(x, self.options.dtype).requires_grad_(True)
-        y = self.run(tensor, training)
+        with torch.enable_grad():
+            y = self.run(tensor, training)
         self._graph = (tensor, y)
         return answered(from_torch(y), x.shape)
 
@@ -111,6 +127,8 @@ class TorchSubject(Subject):
         x, y = self._graph
         named = self._tensors()
         wanted = {role: p for role, p in named.items() if p.requires_grad}
+        if not y.requires_grad and self.habits.eval_without_grad and not self.module.training:
+            raise Unsupported("the layer evaluates where torch records no gradients: there is no backward pass")
         if not y.requires_grad:
             raise TargetFailure("its output has no gradient: the graph is cut (detach, .data or no_grad inside)")
         grads = guarded(
@@ -136,36 +154,61 @@ class TorchSubject(Subject):
 
     # --- state ---
 
+    def role(self, name: str) -> str | None:
+        return self.habits.roles.get(name) or role_of(name)
+
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Learnable tensors by role: registered parameters first, then tensors that were never registered."""
         out: dict[str, torch.Tensor] = {}
-        for name, p in [*self.module.named_parameters(), *_plain_tensors(self.module)]:
-            role = role_of(name)
-            if role in ("weight", "bias", "gate"):
+        for name, p in self._named():
+            role = self.role(name)
+            if role in LEARNED:
                 out.setdefault(role, p)
         return out
 
+    def _named(self) -> list[tuple[str, torch.Tensor]]:
+        return [*self.module.named_parameters(), *_plain_tensors(self.module)]
+
     @property
     def parameters(self) -> dict[str, NDArray]:
-        return {role: from_torch(t) for role, t in self._tensors().items()}
+        found = {role: from_torch(t) for role, t in self._tensors().items()}
+        if "weight" in found:
+            found["weight"] = found["weight"] + self.habits.weight_offset
+        return found
 
     def set_parameters(self, values: dict[str, NDArray]) -> None:
         with torch.no_grad():
             for role, t in self._tensors().items():
                 if role in values:
-                    t.copy_(to_torch(values[role]).to(t.dtype).reshape(t.shape))
+                    stored = values[role] - (self.habits.weight_offset if role == "weight" else 0.0)
+                    t.copy_(to_torch(stored).to(t.dtype).reshape(t.shape))
+
+    def learnable(self) -> dict[str, NDArray]:
+        return {n: from_torch(p) for n, p in self.module.named_parameters() if p.requires_grad}
+
+    def kept(self) -> dict[str, NDArray]:
+        learned = self.learnable()
+        every = [*self.module.named_buffers(), *self._named()]
+        return {n: from_torch(t) for n, t in every if n not in learned and t.is_floating_point()}
+
+    def set_tensor(self, name: str, value: NDArray) -> None:
+        with torch.no_grad():
+            t = dict(self.module.named_parameters())[name]
+            t.copy_(to_torch(value).to(t.dtype).reshape(t.shape))
 
     def running_tensors(self) -> dict[str, torch.Tensor]:
         out: dict[str, torch.Tensor] = {}
-        for name, t in [
-            *self.module.named_buffers(),
-            *self.module.named_parameters(),
-            *_plain_tensors(self.module),
-        ]:
-            role = role_of(name)
+        for name, t in [*self.module.named_buffers(), *self._named()]:
+            role = self.role(name)
             if role in ("running_mean", "running_var"):
                 out.setdefault(role, t)
         return out
+
+    @property
+    def running_names(self) -> list[str]:
+        """The names of the tensors that hold the running statistics."""
+        every = [*self.module.named_buffers(), *self._named()]
+        return [n for n, _ in every if self.role(n) in ("running_mean", "running_var")]
 
     @property
     def stores_float32(self) -> bool:
@@ -184,7 +227,7 @@ class TorchSubject(Subject):
         found = self.running_tensors()
         with torch.no_grad():
             for role, value in (("running_mean", mean), ("running_var", var)):
-                t = found[role].detach()
+                t = found[role].data
                 t.copy_(to_torch(value).to(t.dtype).reshape(t.shape))
 
     @property
@@ -204,6 +247,12 @@ def _plain_tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
         for name, value in holder.items()
         if isinstance(value, torch.Tensor)
     ]
+
+
+def _groups(module: torch.nn.Module) -> int | None:
+    """The number of groups that a module says it has."""
+    told = (v for n, v in vars(module).items() if role_of(n) == "groups" and isinstance(v, int))
+    return next(told, None)
 
 
 def _channels(module: torch.nn.Module, parameter: NDArray | None) -> int:

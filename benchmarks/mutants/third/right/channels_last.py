@@ -1,3 +1,4 @@
+# ruff: noqa
 # mypy: ignore-errors
 """NumPy and torch over channels that come last, in functions and pairs."""
 

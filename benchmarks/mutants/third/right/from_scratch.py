@@ -1,3 +1,4 @@
+# ruff: noqa
 # mypy: ignore-errors
 """Layer objects of NumPy books and courses: train_flg, dictionaries of parameters, momentum written either way."""
 
@@ -110,9 +111,7 @@ class LayerNormDict:
         self.grads["beta"] = dout.sum(axis=0, keepdims=True)
         dz = dout * self.params["gamma"]
         d = dout.shape[-1]
-        return self.inv_std / d * (
-            d * dz - dz.sum(-1, keepdims=True) - self.z * (dz * self.z).sum(-1, keepdims=True)
-        )
+        return self.inv_std / d * (d * dz - dz.sum(-1, keepdims=True) - self.z * (dz * self.z).sum(-1, keepdims=True))
 
 
 class BatchNorm2D:

@@ -1,3 +1,4 @@
+# ruff: noqa
 # mypy: ignore-errors
 """Functions that return more than the output, and pairs without a dictionary."""
 

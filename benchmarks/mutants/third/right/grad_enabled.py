@@ -1,3 +1,4 @@
+# ruff: noqa
 # mypy: ignore-errors
 """Batch norm as a textbook writes it: a function that asks torch whether gradients are on, and a layer around it."""
 

@@ -1,3 +1,4 @@
+# ruff: noqa
 # mypy: ignore-errors
 """Modules as people write them for a model of their own."""
 

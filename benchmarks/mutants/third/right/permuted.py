@@ -1,3 +1,4 @@
+# ruff: noqa
 # mypy: ignore-errors
 """Modules that move the channels and back, and that compute through torch's own functions."""
 

@@ -1,3 +1,4 @@
+# ruff: noqa
 # mypy: ignore-errors
 """Axes moved by einops, by permute and by flatten."""
 
