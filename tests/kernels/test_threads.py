@@ -57,7 +57,7 @@ def test_the_same_twice() -> None:
 OWN = """
 import torch
 from normlab.layers import ChannelNorm, LayerNorm
-from normlab.planes import _team
+from normlab.kernels.runtime import team as _team
 from tests.kernels.test_threads import SHAPES_SHARED, answer
 
 def position(layer):

@@ -146,7 +146,7 @@ WRITER = """
 import json, sys
 from pathlib import Path
 from normlab.study.locks import CellLocks
-from normlab.study.store import Store
+from normlab.study.keeping.store import Store
 
 directory = Path(sys.argv[1])
 claimed = []

@@ -13,7 +13,7 @@ STEPS = """
 import resource, sys
 import torch
 torch.set_num_threads(1)
-from normlab.study.cell import Training, shuffled, split_batches
+from normlab.study.training.cell import Training, shuffled, split_batches
 from normlab.study.source import open_data
 from normlab.study.spec import make_spec
 
