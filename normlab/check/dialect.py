@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from normlab.check.oracle import KINDS, Recipe
 from normlab.check.pools import PER_SAMPLE, Reach, computes_in_float64, inputs_of, kind_of, over_of, reach, tail_of
-from normlab.check.subjects import Subject
+from normlab.check.subjects import Subject, TargetFailure, Unsupported
 from normlab.errors import UsageError
 
 
@@ -139,13 +139,21 @@ def _grouped(layout: Recipe, found: Reach, subject: Subject) -> Recipe:
 
 
 def _meant(subject: Subject, recipe: Recipe, shapes: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
-    """A NumPy layer norm of (N, D) takes more axes without an error and means nothing by it: keep what is right."""
-    from normlab.check.diagnose import error
-    from normlab.check.oracle import Case, forward
+    """A layer norm of (N, D) takes more axes without an error and means nothing by it: keep what is right."""
+    from normlab.check.diagnose import error, relative_error
+    from normlab.check.oracle import Case, forward, input_gradient
 
     def right(shape: tuple[int, ...]) -> bool:
-        x = np.random.default_rng(9).normal(1, 2, shape)
-        return error(subject.fresh().forward(x, True), forward(Case(recipe, x))) < 1e-4
+        layer, rng = subject.fresh(), np.random.default_rng(9)
+        case, dy = Case(recipe, rng.normal(1, 2, shape)), rng.normal(0, 1, shape)
+        if error(layer.forward(case.x, True), forward(case)) > 1e-4:
+            return False
+        if not subject.has_backward or subject.form == "function":
+            return True
+        try:
+            return relative_error(layer.backward(dy)["x"], input_gradient(case, dy)) < 1e-4
+        except (TargetFailure, Unsupported):
+            return False
 
     return {rank: s for rank, s in shapes.items() if rank == min(shapes) or right(s)}
 

@@ -121,6 +121,11 @@ class ObjectSubject(Subject):
         for role in learned:
             if role not in out:
                 out[role] = self._gradient(self._names[role])
+            if out[role].size != self.options.channels:
+                raise TargetFailure(
+                    f"backward gives {out[role].size} values as the gradient of {self._names[role]}; expected "
+                    f"{self.options.channels}"
+                )
         return out
 
     def _differentiate(self, dy: NDArray, learned: list[str]) -> dict[str, NDArray]:
