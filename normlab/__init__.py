@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from normlab._registration import register_with_torch
+
 __version__ = "0.1.0"
 
 
@@ -46,3 +48,6 @@ def _member(home: str, name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_PUBLIC})
+
+
+register_with_torch()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from normlab.kernels import stages
 from normlab.kernels.activations import Activation
-from normlab.layers import operators
+from normlab.layers import operators, plain
 from normlab.layers.call import Call
 
 
@@ -45,11 +45,12 @@ def normalize(
     if residual is not None and residual.dtype != x.dtype:
         residual = residual.to(x.dtype)
     held: Any = running if update or not use_batch else None
-    if not (compiling or operators.watched(x)):
+    looked_at = compiling or operators.watched(x)
+    if not looked_at or plain.is_wanted(x):
         recipe = stages.recipe(norm, options, tuple(params), use_batch, not use_batch)
         counted: Any = (*held, momentum, seen) if update else None
         call = Call(recipe, params, None if use_batch else held, eps, act, counted)
-        return operators.normalize(x, residual, call)
+        return plain.normalize(x, residual, call) if looked_at else operators.normalize(x, residual, call)
     y, _, mean, var = operators.OPERATOR(
         x, residual, [*params.values()], [] if held is None else [*held], seen if update else None,
         norm, " ".join(params), repr(options), use_batch, eps, "" if act is None else str(act), momentum,

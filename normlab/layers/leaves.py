@@ -1,4 +1,4 @@
-"""How a layer stays one node where torch.fx writes a model down: a leaf, as torch's own layers are.
+"""What a layer is to torch's tools that read a program: a leaf of a graph, and nothing that TorchScript compiles.
 
 A tracer takes modules of `torch.nn` for leaves and goes into all others. It hands such a module a `Proxy` for its
 input. A layer that is given one puts itself down as a `call_module` node, which is all that a leaf is: so every tracer
@@ -27,3 +27,11 @@ def as_leaf(layer: nn.Module, *inputs: Any) -> Any:
         given.pop()
     tracer: Any = given[0].tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(layer), tuple(given), {})
+
+
+def refuse_script(layer: nn.Module) -> Any:
+    """Raise RuntimeError: TorchScript compiles Python, and finds kernels where it expects torch's functions."""
+    raise RuntimeError(
+        f"{type(layer).__name__}: TorchScript cannot compile normlab's layers; compile a copy that has torch's own: "
+        "torch.jit.script(normlab.restore_norms(copy.deepcopy(model)))"
+    )

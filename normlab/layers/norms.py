@@ -9,19 +9,19 @@ outputs keep their memory format: channels-last stays channels-last. The gradien
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, ClassVar, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normlab.errors import InputError, UsageError
 from normlab.kernels.activations import Activation, activation
-from normlab.layers import checks, functional, guards
-from normlab.layers.leaves import as_leaf, traces
+from normlab.layers import bounds, checks, functional, guards
+from normlab.layers._torch import BatchNormBase, InstanceNormBase
+from normlab.layers.leaves import as_leaf, refuse_script, traces
 from normlab.layers.positions import ChannelNorm, LayerNorm, RMSNorm
 from normlab.norms import family as norms
 
@@ -102,6 +102,7 @@ class Norm(nn.Module):
         count = torch.tensor(0, dtype=torch.long, device=device) if self.track_running_stats else None
         self.register_buffer("num_batches_tracked", count)
         self.reset_parameters()
+        self._keep_in_bounds()
 
     @classmethod
     def for_channels(cls, norm: str, channels: int, **options: Any) -> Norm:
@@ -112,6 +113,18 @@ class Norm(nn.Module):
     def entry(self) -> norms.NormEntry:
         """The norm's entry in the family."""
         return norms.describe(self.norm)
+
+    def bounded(self) -> dict[str, tuple[float, float]]:
+        """The bounds of the parameters that have some."""
+        return {k: v.bounds for k, v in self.entry.parameters.items() if v.bounds is not None}
+
+    def _keep_in_bounds(self) -> None:
+        if self.bounded():
+            bounds.keep(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy, or out of a file
+        super().__setstate__(state)
+        self._keep_in_bounds()
 
     def reset_running_stats(self) -> None:
         """Forget the batches seen: mean 0, variance 1."""
@@ -134,17 +147,19 @@ class Norm(nn.Module):
             return as_leaf(self, input, residual, act)
         self._check_input(input)
         mean, var = self.running_mean, self.running_var
-        checks.both_running(mean, var, self.training and self.track_running_stats)
+        if self.track_running_stats or not self.training:  # otherwise the statistics are left alone
+            checks.both_running(mean, var, self.training)
         running = None if mean is None or var is None else (mean, var)
         use_batch = self.training or running is None
+        eps = self._eps()
         if self.entry.running:
-            checks.positive(self.eps, use_batch)
+            checks.positive(eps, use_batch)
         if use_batch and not (self.training and self.track_running_stats):
             running = None
         count, momentum = self.num_batches_tracked, self.momentum
         if momentum is None and count is None:
             momentum = 0.0  # an average over nothing counted: torch leaves the statistics alone
-        return self._normalize(input, residual, act, self.norm, use_batch, running, momentum, count)
+        return self._normalize(input, residual, act, self.norm, use_batch, running, momentum, count, eps)
 
     def _check_input(self, x: Tensor) -> None:
         checks.rank(self._title(), x, self.most_dimensions)
@@ -179,6 +194,7 @@ class Norm(nn.Module):
         running: tuple[Tensor, Tensor] | None,
         momentum: float | None,
         count: Tensor | None,
+        eps: float,
     ) -> Tensor:
         """act(norm(x) + residual); `running` is updated with the batch's statistics, or stands in for them."""
         params: dict[str, Tensor] = {k: v for k in self.learned if (v := getattr(self, k)) is not None}
@@ -195,13 +211,31 @@ class Norm(nn.Module):
             update=use_batch and running is not None,
             seen=count,
             momentum=momentum,
-            eps=self.eps if type(self.eps) is float else checks.number(self._title(), self.eps),
+            eps=eps,
             act=self.act if act is None else act,
             residual=residual,
         )
 
+    def _eps(self) -> float:
+        return self.eps if type(self.eps) is float else checks.number(self._title(), self.eps)
+
     def _title(self) -> str:
         return type(self).__name__ if not self._is_by_name() else f"{type(self).__name__}({self.entry.name!r})"
+
+    def apply(self, fn: Callable[[nn.Module], Any]) -> Norm:
+        """As `torch.nn.Module.apply`; warns where an attribution method of captum looks for activation modules."""
+        if self.act is not None and type(getattr(fn, "__self__", None)).__module__.startswith("captum."):
+            warnings.warn(
+                f"{self._title()} applies act={str(self.act)!r} itself, which {type(fn.__self__).__name__} does not "  # type: ignore[attr-defined]
+                "find: it would give plain gradients; put modules of their own back with "
+                "normlab.restore_norms(model) first",
+                stacklevel=3,
+            )
+        super().apply(fn)
+        return self
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return refuse_script(self)
 
     def _is_by_name(self) -> bool:
         """Whether the class says less than the norm's name."""
@@ -217,7 +251,7 @@ class Norm(nn.Module):
         return ", ".join([repr(self.norm), *parts] if self._is_by_name() else parts)
 
 
-class RunningNorm(Norm, _BatchNorm):
+class RunningNorm(Norm, BatchNormBase):
     """A norm of the family that pools over the samples and keeps running statistics for evaluation.
 
     Whoever looks for such layers by torch's class, as `swa_utils.update_bn` does, finds it. Arguments as `Norm`.
@@ -297,7 +331,7 @@ class BatchInstanceNorm(_BatchStatistics):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class InstanceNorm(Norm, _InstanceNorm):
+class InstanceNorm(Norm, InstanceNormBase):
     """Instance normalization over the positions of each sample and channel.
 
         y = weight * (x - mean) / sqrt(var + eps) + bias
@@ -335,7 +369,7 @@ class InstanceNorm(Norm, _InstanceNorm):
         if traces(input):
             return as_leaf(self, input, residual, act)
         self._check_input(input)
-        mean, var = self.running_mean, self.running_var
+        mean, var, eps = self.running_mean, self.running_var, self._eps()
         use_instances = self.training or not self.track_running_stats
         if not use_instances and (mean is None or var is None):
             raise InputError("Expected running_mean and running_var to be defined when use_input_stats is false")
@@ -344,7 +378,7 @@ class InstanceNorm(Norm, _InstanceNorm):
         # torch's instance norm has the counter and leaves it at zero; without a momentum it leaves the statistics too
         momentum = 0.0 if self.momentum is None else self.momentum
         norm = self.norm if use_instances else self.entry.in_evaluation or self.norm
-        return self._normalize(input, residual, act, norm, use_instances, running, momentum, None)
+        return self._normalize(input, residual, act, norm, use_instances, running, momentum, None, eps)
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
@@ -490,15 +524,15 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> 
     ]
 
 
-@torch.no_grad()
 def constrain(model: nn.Module) -> None:
-    """Clamp every bounded norm parameter into its bounds; call it after each optimizer step."""
+    """Clamp every bounded norm parameter into its bounds.
+
+    The step of a torch optimizer does so by itself, for the parameters that it holds; this is for those that somebody
+    changes in another way.
+    """
     for module in model.modules():
         if isinstance(module, Norm):
-            for name, learned in module.entry.parameters.items():
-                parameter = getattr(module, name)
-                if learned.bounds is not None and parameter is not None:
-                    parameter.clamp_(*learned.bounds)
+            bounds.clamp(module)
 
 
 def _not_readable(layer: Any) -> str | None:

@@ -20,17 +20,18 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, library
-from torch.autograd import forward_ad
 
 from normlab.errors import UsageError
-from normlab.kernels import serving, stages
+from normlab.kernels import serving, stages, use_backend
 from normlab.kernels.activations import Activation, activation
 from normlab.kernels.layout import Layout, empty_like
+from normlab.layers import _torch
 from normlab.layers import derivatives as differentiable
 from normlab.layers.call import Call
 from normlab.layers.recomputing import is_recording, remember
@@ -40,16 +41,12 @@ from normlab.norms.grid import update_running
 
 def is_transformed() -> bool:
     """Whether a transform of `torch.func` is under way, or forward-mode differentiation."""
-    return _transforms() or forward_ad._current_level >= 0
+    return _torch.transforms_active() or _torch.forward_mode()
 
 
 def is_followed(dy: Tensor) -> bool:
     """Whether a gradient is to be differentiated itself (create_graph=True), or is a batch of them (vectorized)."""
-    return torch.is_grad_enabled() or _transforms() or _is_batch(dy)
-
-
-_transforms = torch._C._are_functorch_transforms_active
-_is_batch = torch._C._functorch.is_legacy_batchedtensor  # what torch.autograd.grad makes for is_grads_batched
+    return torch.is_grad_enabled() or _torch.transforms_active() or _torch.is_batch_of_gradients(dy)
 
 
 def seen_through(x: Tensor) -> bool:
@@ -59,14 +56,12 @@ def seen_through(x: Tensor) -> bool:
 
 def watched(x: Tensor) -> bool:
     """`seen_through`, by others than the compiler."""
-    return type(x) not in _PLAIN or _dispatch_modes() > 0 or _tracing() is not None
+    if type(x) not in _PLAIN or x.is_meta:
+        return True
+    return _torch.dispatch_modes() > 0 or _torch.tracing_state() is not None
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_tell_of_change = torch._C._increment_version
-_dispatch_modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
-
-_current_graph_task = torch._C._current_graph_task_id
 
 
 def is_recomputation() -> bool:
@@ -74,7 +69,7 @@ def is_recomputation() -> bool:
 
     No statistics are to be updated then: the batch has been counted. Not to be asked while compiling.
     """
-    return _current_graph_task() != -1
+    return _torch.graph_task() != -1
 
 
 def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
@@ -96,13 +91,13 @@ class Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, call: Call, *parameters: Tensor) -> Tensor:
         y, kept = _run(x, residual, call)
-        # x travels as a saved tensor, so that a change in place is noticed and checkpointing can drop it; as it was
-        # given, not as a dense copy that has no history
-        if residual is None or call.act is None:
-            ctx.save_for_backward(x, *parameters)
-        else:
-            ctx.save_for_backward(x, residual, *parameters)
+        # All that the backward pass uses travels as saved tensors: a change in place is noticed, checkpointing can drop
+        # it, and what is computed a second time comes back together. x goes as it was given, not as a dense copy.
+        saved = [x] if residual is None or call.act is None else [x, residual]
+        ctx.memory = None if kept.saved is None else torch.as_tensor(kept.saved.memory)
+        ctx.save_for_backward(*saved, *parameters, *([] if ctx.memory is None else [ctx.memory]))
         kept.x = kept.residual = None
+        kept.params = {}
         ctx.cache, ctx.call, ctx.has_residual = kept, call, residual is not None
         ctx.versions = _versions(call.running)
         return y
@@ -110,11 +105,12 @@ class Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         kept: stages.Cache = ctx.cache
+        call: Call = ctx.call
         x, *others = ctx.saved_tensors
+        memory = None if ctx.memory is None else others.pop()
         # without an activation nothing is asked of the residual but that it was there
         residual = None if not ctx.has_residual or kept.act is None else others.pop(0)
         if is_followed(dy):
-            call: Call = ctx.call
             if _versions(call.running) != ctx.versions:  # the kernels have kept what they need of them
                 raise RuntimeError(
                     "running statistics that a second derivative needs were changed after the forward pass, by a "
@@ -127,17 +123,20 @@ class Normalize(torch.autograd.Function):
         x = kept.layout.dense(x)
         if ctx.has_residual:
             residual = x if residual is None else kept.layout.dense(residual)
-        cache = stages.Cache(x, kept.layout, kept.backend, kept.params, kept.act, residual, kept.saved)
+        params, saved = dict(zip(call.recipe.names, others, strict=True)), kept.saved
+        if memory is not None and memory.data_ptr() != ctx.memory.data_ptr():  # computed again, or brought back
+            saved = kept.backend.restored(call.recipe, kept.layout, x, params, call.running, call.eps, kept.act, memory)
+        cache = stages.Cache(x, kept.layout, kept.backend, params, kept.act, residual, saved)
         dx, by_name = stages.backward(dy, cache)
         return (dx, cache.to_residual, None, *by_name.values())
 
 
-# what `Normalize.apply` comes to outside of torch.func's transforms; what it does before takes longer than a small norm
-_apply: Any = super(torch.autograd.Function, Normalize).apply
+_apply = _torch.apply_of(Normalize)
 
 
 def _versions(running: tuple[Tensor, Tensor] | None) -> tuple[int, ...]:
-    return () if running is None else (running[0]._version, running[1]._version)
+    """How often each was changed in place; tensors made in inference mode do not count."""
+    return () if running is None else tuple(0 if v.is_inference() else v._version for v in running)
 
 
 def _run(x: Tensor, residual: Tensor | None, call: Call) -> tuple[Tensor, stages.Cache]:
@@ -149,7 +148,8 @@ def _run(x: Tensor, residual: Tensor | None, call: Call) -> tuple[Tensor, stages
         update=None if averaged else update,
     )  # fmt: skip
     if update is not None:
-        _tell_of_change(update[:2])  # kernels write where torch does not see it
+        # kernels write where torch does not see it; tensors of inference mode have no count
+        _torch.count_change([v for v in update[:2] if not v.is_inference()])
     if averaged and update is not None and kept.planes is not None:  # the instances' statistics, averaged
         mean, var, count = kept.planes
         _update_averaged(update, torch.as_tensor(mean), torch.as_tensor(var), count)
@@ -328,7 +328,8 @@ def _options(norm: str, text: str) -> tuple[tuple[str, Any], ...]:
 def _memory(recipe: Recipe, x: Tensor, layout: Layout) -> Tensor:
     """As much memory as the backend keeps for the backward pass."""
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
-    return torch.empty(serving(x).numbers(recipe, layout.sizes(x)), dtype=dtype, device=x.device)
+    with use_backend("reference") if x.is_meta else nullcontext():  # which serves anything
+        return torch.empty(serving(x).numbers(recipe, layout.sizes(x)), dtype=dtype, device=x.device)
 
 
 def _dense_like(x: Tensor, layout: Layout) -> Tensor:

@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, library
 
-from normlab.kernels import positions
+from normlab.kernels import positions, use_backend
 from normlab.layers import derivatives as differentiable
 from normlab.layers.operators import is_followed, is_transformed, seen_through
 
@@ -37,20 +38,23 @@ class Normalize(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, centred: bool
     ) -> Tensor:
         arranged = _arrange(x, size)
-        y, ctx.cache = positions.forward(arranged, weight, bias, eps=eps, centred=centred)
-        # x travels as a saved tensor: a change in place is noticed, and checkpointing can drop it
-        ctx.save_for_backward(x, weight, bias)
-        ctx.how = size, eps, centred
+        y, cache = positions.forward(arranged, weight, bias, eps=eps, centred=centred)
+        # all that the backward pass uses travels as saved tensors: see `normlab.layers.operators.Normalize`
+        ctx.kept = None if cache.saved is None else torch.as_tensor(cache.saved.kept)
+        ctx.save_for_backward(x, weight, bias, ctx.kept)
+        ctx.cache, ctx.how = cache, (size, eps, centred)
         return y.resize_(x.shape)  # not a view, which nobody could change in place
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias = ctx.saved_tensors
+        x, weight, bias, kept = ctx.saved_tensors
         if is_followed(dy):
             return *_pull_back_in_torch(dy, x, weight, bias, *ctx.how), None, None, None
-        learns, size = ctx.needs_input_grad[1:3], ctx.how[0]
+        learns, (size, _, centred), cache = ctx.needs_input_grad[1:3], ctx.how, ctx.cache
         g, x = _arrange(dy, size), _arrange(x, size)
-        dx, d_weight, d_bias = positions.backward(g, x, weight, ctx.cache, learns)
+        if kept is not None and kept.data_ptr() != ctx.kept.data_ptr():  # computed again, or brought back
+            cache = positions.Cache(cache.backend, cache.dtype, cache.backend.restored(x, kept, centred))
+        dx, d_weight, d_bias = positions.backward(g, x, weight, cache, learns)
         return dx.view(dy.shape), _formed(d_weight, _form(weight)), _formed(d_bias, _form(bias)), None, None, None
 
 
@@ -116,14 +120,16 @@ def _normalize_backward(
 def _shapes_backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, kept: Tensor, size: int, centred: bool, learns: list[bool]
 ) -> list[Tensor]:
-    dtype = positions.numbers(x)[1]
+    with use_backend("reference") if x.is_meta else nullcontext():
+        dtype = positions.numbers(x)[1]
     parameters = [x.new_empty(size or x.shape[1], dtype=dtype) for wanted in learns if wanted]
     return [x.new_empty(x.shape), *parameters]
 
 
 def _kept(x: Tensor, size: int) -> Tensor:
     """As much memory as the backend keeps for the backward pass."""
-    each, _, dtype = positions.numbers(x)
+    with use_backend("reference") if x.is_meta else nullcontext():  # which serves anything
+        each, _, dtype = positions.numbers(x)
     return x.new_empty(each * (x.numel() // size if size else x.numel() // x.shape[1]), dtype=dtype)
 
 

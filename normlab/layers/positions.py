@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from normlab.errors import InputError
-from normlab.layers import checks
-from normlab.layers.leaves import as_leaf, traces
+from normlab.layers import checks, plain
+from normlab.layers.leaves import as_leaf, refuse_script, traces
+from normlab.layers.operators import seen_through
 from normlab.layers.position_operators import normalize
 
 __all__ = ["ChannelNorm", "LayerNorm", "RMSNorm"]
@@ -34,9 +35,14 @@ class LayerNorm(nn.LayerNorm):
     arXiv:1607.06450.
     """
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        return refuse_script(self)
+
     def forward(self, input: Tensor) -> Tensor:
         if traces(input):
             return as_leaf(self, input)
+        if seen_through(input) and plain.is_wanted(input):
+            return super().forward(input)
         weight: Tensor | None = self.weight
         bias: Tensor | None = self.bias
         shape = _check(self, input, weight, bias)
@@ -57,9 +63,14 @@ class RMSNorm(nn.RMSNorm):
     Raises ValueError for an input of another shape, or not of floats. Zhang & Sennrich 2019, arXiv:1910.07467.
     """
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        return refuse_script(self)
+
     def forward(self, input: Tensor) -> Tensor:
         if traces(input):
             return as_leaf(self, input)
+        if seen_through(input) and plain.is_wanted(input):
+            return super().forward(input)
         weight: Tensor | None = self.weight
         shape = _check(self, input, weight, None)
         # torch's guide says that of x's dtype; but it computes from halves in float32, and takes the epsilon of that
@@ -94,6 +105,8 @@ class ChannelNorm(LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         if traces(input):
             return as_leaf(self, input)
+        if seen_through(input) and plain.is_wanted(input):
+            return super().forward(input.movedim(1, -1)).movedim(-1, 1)
         checks.floats(type(self).__name__, input)
         weight: Tensor | None = self.weight
         bias: Tensor | None = self.bias

@@ -37,7 +37,8 @@ class Recipe:
 class Application:
     """The `Affine` map that a recipe answers for some moments.
 
-    `measure() -> (mean, var)`, grids (N, C); `params` and `running` are grids (1, C) or (N, C); `size` is S.
+    `measure() -> (mean, var)`, grids (N, C); `params` and `running` are grids (1, C), or (1, 1) for a
+    parameter of the layer; `size` is S.
     """
 
     def __init__(

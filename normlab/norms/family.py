@@ -55,6 +55,7 @@ class NormEntry:
     - `layer`: the class that wears it, "package.module:name", or None for a general one;
     - `stock`: the layer that computes the same, "package.module:name", to time it beside; `{d}` stands for the number
       of spatial dimensions;
+    - `plain`: the function of torch's operators that computes it, "package.module:name";
     - `hue` and `dash`: the colour and the dash of its curves, by number; None for the next that is free;
     - `compared`: whether a study takes it where no norms are named.
     """
@@ -73,6 +74,7 @@ class NormEntry:
     eps: float = 1e-5
     layer: str | None = None
     stock: str | None = None
+    plain: str | None = None
     hue: int | None = None
     dash: int | None = None
     compared: bool = False
@@ -196,6 +198,7 @@ def _options(function: Callable[..., Any]) -> dict[str, Any]:
     per_channel=True,
     layer="normlab.layers.norms:BatchNorm",
     stock="torch.nn:BatchNorm{d}d",
+    plain="normlab.layers.plain:batch_norm",
     hue=0,
     dash=0,
     compared=True,
@@ -213,6 +216,7 @@ def batch(m: Moments, p: SimpleNamespace) -> Affine:
     in_evaluation="bn",
     layer="normlab.layers.norms:InstanceNorm",
     stock="torch.nn:InstanceNorm{d}d",
+    plain="normlab.layers.plain:instance_norm",
     hue=1,
     dash=1,
     compared=True,
@@ -246,6 +250,7 @@ def batch_instance(m: Moments, p: SimpleNamespace) -> Affine:
     formula="y = weight * (x - mean_cs) / sqrt(var_cs + eps) + bias",
     paper="Ba, Kiros & Hinton 2016, arXiv:1607.06450",
     stock="torch.nn:GroupNorm",
+    plain="normlab.layers.plain:group_norm",
     hue=3,
     dash=3,
     compared=True,
@@ -262,6 +267,7 @@ def layer(m: Moments, p: SimpleNamespace) -> Affine:
     paper="Wu & He 2018, arXiv:1803.08494",
     layer="normlab.layers.norms:GroupNorm",
     stock="torch.nn:GroupNorm",
+    plain="normlab.layers.plain:group_norm",
     hue=4,
     dash=5,
     compared=True,

@@ -26,7 +26,7 @@ import numpy as np
 
 Array = Any  # a NumPy array or a torch tensor; the two share the arithmetic used here
 Value = Any  # an Array, a Grid or a number
-_LIBRARIES = ("torch", "torch.nn.parameter", "normlab.norms.program")
+_SYMBOLS = "normlab.norms.program"
 
 
 class Grid:
@@ -123,9 +123,11 @@ def stop_gradient(v: Value) -> Any:
 def average(v: Value, over: str, groups: int = 1) -> Any:
     """Mean of a grid over the samples ("n", shape (1, C)) or over the channels of each group ("c").
 
-    Over the channels of one group the shape is (N, 1); of several, (N, C) with the group's mean repeated.
+    Over the channels of one group the shape is (N, 1); of several, (N, C) with the group's mean repeated. Raises
+    ValueError for other words, for groups of samples, and for groups that do not divide the channels.
     """
     a = raw(v)
+    _check_pooling("average", over, groups, a.shape[1])
     if a.shape[0 if over == "n" else 1] == 1:
         return v
     if over == "n":
@@ -212,13 +214,7 @@ class Moments:
         it answers those. There is one set of them, so a norm that keeps them may pool over the samples in one way
         only (`normlab.norms.application` sees to it).
         """
-        if over not in ("n", "c"):
-            raise ValueError(f"pool: over={over!r}; expected 'n' (samples) or 'c' (channels)")
-        if over == "c" and self.shape[1] % groups:
-            raise ValueError(
-                f"pool: {self.shape[1]} channels do not divide into groups={groups}; "
-                "choose a divisor of the number of channels"
-            )
+        _check_pooling("pool", over, groups, self.shape[1])
         if over == "n" and not self.training and self.running is not None:
             mean, var = self.running
             return Moments(lambda: (mean, var), self.shape, self.count)
@@ -244,6 +240,21 @@ class Moments:
         if self._measured is None:
             self._measured = self._measure()
         return self._measured
+
+
+def _check_pooling(name: str, over: str, groups: int, channels: int) -> None:
+    """Raise ValueError for a pooling that there is not; a grid that is the same for all channels has any groups."""
+    if over not in ("n", "c"):
+        raise ValueError(f"{name}: over={over!r}; expected 'n' (samples) or 'c' (channels)")
+    if over == "n" and groups != 1:
+        raise ValueError(f"{name}: groups={groups} of samples; only channels have groups: leave them out, or use 'c'")
+    if over == "c" and not (isinstance(groups, int) and groups >= 1):
+        raise ValueError(f"{name}: groups={groups!r}; expected a number of groups, 1 or more")
+    if over == "c" and channels > 1 and channels % groups:
+        raise ValueError(
+            f"{name}: {channels} channels do not divide into groups={groups}; "
+            "choose a divisor of the number of channels"
+        )
 
 
 def standardize(m: Moments, p: SimpleNamespace) -> Affine:
@@ -307,7 +318,10 @@ def _record(result: Array, *inputs: tuple[Value, Callable[[Array], Array]]) -> A
 def library(a: Array) -> Any:
     """The array library that a belongs to: numpy, torch, or the symbols of `normlab.norms.program`."""
     home = type(a).__module__
-    return sys.modules["torch" if home.startswith("torch") else home] if home in _LIBRARIES else np
+    if home == _SYMBOLS:
+        return sys.modules[home]
+    is_tensor = home == "torch" or home.startswith("torch.") or hasattr(a, "requires_grad")  # or somebody's subclass
+    return sys.modules["torch"] if is_tensor else np
 
 
 def _broadcast(a: Array, shape: tuple[int, ...]) -> Array:

@@ -10,6 +10,7 @@ Because a program is data, one compiled kernel serves the whole family, and ever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -179,7 +180,7 @@ def _forward_outputs(t: _Trace, a: Application) -> list[Symbol]:
     batch = a.moments.batch
     extra = batch[:2] if batch is not None else ()
     values = [v.value if hasattr(v, "value") else v for v in (a.map.scale, a.map.center, a.map.shift)]
-    return [*(v if isinstance(v, Symbol) else t.constant(float(v)) for v in values), *extra]
+    return [*(v if isinstance(v, Symbol) else t.constant(_number(v)) for v in values), *extra]
 
 
 def _traced(
@@ -193,6 +194,16 @@ def _traced(
         recipe, lambda: (i["mean"], i["var"]), (samples, channels), i["size"], params, running, i["eps"]
     )
     return t.program(outputs(t, application)), application
+
+
+def _number(v: Any) -> float:
+    """A constant of a grid function; raises TypeError for an array of several numbers."""
+    if math.prod(getattr(v, "shape", ())) != 1:
+        raise TypeError(
+            f"a grid function computes with grids and single numbers, got an array of shape {tuple(v.shape)}; make it "
+            "a parameter of the norm, one number per channel: register_norm(..., parameters={'name': Learned(...)})"
+        )
+    return float(v.reshape(()) if hasattr(v, "reshape") else v)
 
 
 class _Trace:
@@ -219,8 +230,8 @@ class _Trace:
     def record(self, op: str, a: Any, b: Any, axis: int | None = None, argument: int = 0) -> Symbol:
         if isinstance(a, Grid | Affine) or isinstance(b, Grid | Affine):
             return NotImplemented  # their reflected operators know how
-        a = a if isinstance(a, Symbol) else self.constant(float(a))
-        b = a if b is None else b if isinstance(b, Symbol) else self.constant(float(b))
+        a = a if isinstance(a, Symbol) else self.constant(_number(a))
+        b = a if b is None else b if isinstance(b, Symbol) else self.constant(_number(b))
         key = (op, a.register, b.register, argument, a.shape, b.shape)
         if key not in self.known:
             n, c = (max(p, q) for p, q in zip(a.shape, b.shape, strict=True))

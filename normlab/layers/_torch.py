@@ -1,0 +1,69 @@
+"""The private names of torch that the layers use, each with what happens where a version of torch lacks it.
+
+- `_C._are_functorch_transforms_active`: a transform of `torch.func` is under way. Else transforms raise torch's error.
+- `_C._functorch.is_legacy_batchedtensor`: a gradient is a batch of them. Else vectorized gradients raise an error.
+- `autograd.forward_ad._current_level`: forward-mode differentiation is under way. Else it raises torch's error.
+- `_C._increment_version`: counts a change that torch does not see. Else zero is added to the tensor, which it sees.
+- `_C._len_torch_dispatch_stack`: somebody looks at the operators that are called. Else they are called always: slower.
+- `_C._get_tracing_state`: `torch.jit.trace` is under way. Else `torch.jit.is_tracing` says so.
+- `_C._current_graph_task_id`: a backward pass is under way. Else statistics count twice under activation checkpointing.
+- `nn.modules.batchnorm._BatchNorm`, `nn.modules.instancenorm._InstanceNorm`: torch's base classes. Else they are found
+  as the bases of the public classes.
+- `_C._FunctionBase.apply`: `autograd.Function.apply` without its preparations. Else those are made: slower.
+
+Nothing else in normlab uses a private name of torch to compute.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+_MISSING = object()
+
+
+def _name(path: str, otherwise: Any) -> Any:
+    """What torch has under this dotted path, or `otherwise`."""
+    found: Any = torch
+    for part in path.split("."):
+        found = getattr(found, part, _MISSING)
+        if found is _MISSING:
+            return otherwise
+    return found
+
+
+def _add_zero(tensors: Any) -> None:
+    for tensor in [tensors] if isinstance(tensors, Tensor) else tensors:
+        with torch.no_grad():
+            tensor.add_(0)
+
+
+transforms_active = _name("_C._are_functorch_transforms_active", lambda: False)
+is_batch_of_gradients = _name("_C._functorch.is_legacy_batchedtensor", lambda tensor: False)
+count_change = _name("_C._increment_version", _add_zero)
+dispatch_modes = _name("_C._len_torch_dispatch_stack", lambda: 1)
+tracing_state = _name("_C._get_tracing_state", lambda: True if torch.jit.is_tracing() else None)
+graph_task = _name("_C._current_graph_task_id", lambda: -1)
+
+_bases = nn.BatchNorm1d.__mro__[1], nn.InstanceNorm1d.__mro__[1]
+BatchNormBase: Any = _name("nn.modules.batchnorm._BatchNorm", _bases[0])
+InstanceNormBase: Any = _name("nn.modules.instancenorm._InstanceNorm", _bases[1])
+
+
+def forward_mode() -> bool:
+    """Whether forward-mode differentiation is under way."""
+    return getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def apply_of(function: type[torch.autograd.Function]) -> Any:
+    """The function's `apply`; what torch prepares for its transforms before it takes longer than a small norm.
+
+    It is needed where we cannot see that a transform is under way: then it raises torch's error.
+    """
+    base = _name("_C._FunctionBase", None)
+    sees_transforms = _name("_C._are_functorch_transforms_active", None) is not None
+    short: Any = super(torch.autograd.Function, function)
+    return short.apply if base is not None and sees_transforms else function.apply

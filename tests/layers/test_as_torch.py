@@ -1,0 +1,379 @@
+"""Our layers beside torch's of the same name: the same results and the same errors, whatever is done to their state."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
+
+import normlab
+from normlab import layers
+from normlab.norms import Affine, standardize
+from normlab.norms.grid import average
+
+PAIRS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module], tuple[Any, ...], tuple[int, ...]]] = {
+    "bn1": (layers.BatchNorm1d, nn.BatchNorm1d, (4,), (5, 4)),
+    "bn2": (layers.BatchNorm2d, nn.BatchNorm2d, (4,), (3, 4, 2, 3)),
+    "bn3": (layers.BatchNorm3d, nn.BatchNorm3d, (4,), (2, 4, 2, 3, 2)),
+    "in1": (layers.InstanceNorm1d, nn.InstanceNorm1d, (4, 1e-5, 0.1, True, True), (3, 4, 5)),
+    "in2": (layers.InstanceNorm2d, nn.InstanceNorm2d, (4, 1e-5, 0.1, True, True), (3, 4, 2, 3)),
+    "in3": (layers.InstanceNorm3d, nn.InstanceNorm3d, (4, 1e-5, 0.1, True, True), (2, 4, 2, 3, 2)),
+    "in2-plain": (layers.InstanceNorm2d, nn.InstanceNorm2d, (4,), (3, 4, 2, 3)),
+    "gn": (layers.GroupNorm, nn.GroupNorm, (2, 4), (3, 4, 2, 3)),
+    "ln": (layers.LayerNorm, nn.LayerNorm, (4,), (3, 2, 4)),
+    "ln2": (layers.LayerNorm, nn.LayerNorm, ((2, 4),), (3, 2, 4)),
+    "rms": (layers.RMSNorm, nn.RMSNorm, (4,), (3, 2, 4)),
+}
+STATE = ("weight", "bias", "running_mean", "running_var")
+
+
+def outcome(layer: nn.Module, x: Tensor) -> Any:
+    """What a forward pass gives: its output and the state after it, or the error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            y = layer(x)
+        except Exception as error:
+            return error
+    return y, {k: v for k in STATE if (v := getattr(layer, k, None)) is not None}
+
+
+def same(ours: nn.Module, stock: nn.Module, x: Tensor) -> None:
+    got, want = outcome(ours, x), outcome(stock, x)
+    if isinstance(want, Exception):
+        assert isinstance(got, type(want)), f"torch raises {want!r}, ours {got!r}"
+    else:
+        assert not isinstance(got, Exception), f"torch computes, ours raises {got!r}"
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def pair(name: str, training: bool = True) -> tuple[nn.Module, nn.Module, Tensor]:
+    ours, stock, arguments, shape = PAIRS[name]
+    pair = ours(*arguments).train(training), stock(*arguments).train(training)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 1
+    return *pair, x
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", PAIRS)
+def test_length_of_every_parameter_and_buffer(name: str, training: bool) -> None:
+    """Bug: the kernels read as many numbers as x has channels, whatever was there: out of bounds, or broadcast."""
+    for part in STATE:
+        for length in (0, 1, 3, 8, 4096):
+            ours, stock, x = pair(name, training)
+            if getattr(stock, part, None) is None:
+                continue
+            for layer in (ours, stock):
+                v = torch.ones(length)
+                setattr(layer, part, nn.Parameter(v) if part in ("weight", "bias") else v)
+            with pytest.raises(RuntimeError) as caught:
+                stock(x)
+            with pytest.raises(RuntimeError) as ours_caught:
+                ours(x)
+            if part != "bias":  # torch's group norm says the shape of the weight there
+                assert str(ours_caught.value).startswith(str(caught.value))
+
+
+def test_length_in_channel_norm() -> None:
+    layer = layers.ChannelNorm(4)
+    for length in (0, 1, 3, 8):
+        layer.weight = nn.Parameter(torch.ones(length))
+        with pytest.raises(RuntimeError):
+            layer(torch.randn(2, 4, 3))
+
+
+EDITS = {
+    "eps": [1e-3, 1.0, 0.0, -1e-3, 1, "a", None],
+    "momentum": [None, 0.0, 1.0, 0.5],
+    "track_running_stats": [True, False],
+    "training": [True, False],
+    "affine": [True, False],
+    "running_mean": [None],
+    "running_var": [None],
+    "num_batches_tracked": [None],
+    "weight": [None, "plain"],
+    "bias": [None],
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_edits(name: str, data: st.DataObject) -> None:
+    """Attributes are read when they are needed: whatever was assigned, the outcome is torch's."""
+    ours, stock, x = pair(name)
+    for _ in range(data.draw(st.integers(1, 3))):
+        what = data.draw(st.sampled_from(sorted(EDITS)))
+        value = data.draw(st.sampled_from(EDITS[what]))
+        for layer in (ours, stock):
+            if not hasattr(layer, what):
+                continue
+            if value == "plain":
+                layer._parameters.pop("weight", None)
+                layer.weight = torch.full(tuple(getattr(layer, "normalized_shape", (4,))), 0.5)
+            else:
+                setattr(layer, what, value)
+        same(ours, stock, x)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.lists(st.sampled_from([1, 2, 4]), min_size=1, max_size=6),
+    training=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.int64, torch.bool]),
+)
+def test_inputs(name: str, shape: list[int], training: bool, dtype: torch.dtype) -> None:
+    ours, stock, _ = pair(name, training)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    want = outcome(copy.deepcopy(stock), x)
+    if dtype == torch.float32 or isinstance(want, Exception):
+        same(ours, stock, x)
+
+
+@pytest.mark.parametrize("kind", [1, 2, 3])
+def test_a_sample_without_a_batch(kind: int) -> None:
+    """Bug: (C, H, W) with H == C was normalized over the wrong axis without an error."""
+    ours, stock = getattr(layers, f"InstanceNorm{kind}d")(4), getattr(nn, f"InstanceNorm{kind}d")(4)
+    x = torch.randn(4, *[4] * kind)
+    torch.testing.assert_close(ours(x), stock(x))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_is_an_instance_of_torchs_class(name: str) -> None:
+    """Bug: freezing by class froze nothing, weight decay by class took the wrong parameters."""
+    ours, kind = PAIRS[name][0](*PAIRS[name][2]), PAIRS[name][1]
+    assert isinstance(ours, kind)
+    swapped = normlab.swap_norms(nn.Sequential(kind(*PAIRS[name][2])))[0]
+    assert isinstance(swapped, kind)
+    assert type(swapped).__module__.startswith("normlab")
+
+
+def test_update_bn_finds_every_norm_with_running_statistics() -> None:
+    """Bug: it left those of batch-instance norm at zero."""
+    for layer in (layers.BatchInstanceNorm(3), layers.BatchNorm(3)):
+        torch.optim.swa_utils.update_bn([torch.randn(8, 3, 4, 4) + 5], layer)
+        torch.testing.assert_close(layer.running_mean, torch.full((3,), 5.0), atol=0.5, rtol=0)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pruned(name: str) -> None:
+    """Bug: KeyError, since the weight was looked for among the parameters."""
+    for layer in pair(name)[:2]:
+        if layer.weight is None:
+            return
+        prune.l1_unstructured(layer, "weight", 0.5)
+    ours, stock, x = pair(name)
+    for layer in (ours, stock):
+        prune.ln_structured(layer, "weight", 0.5, n=1, dim=0) if layer.weight.dim() > 1 else prune.l1_unstructured(
+            layer, "weight", 0.5
+        )
+    same(ours, stock, x)
+    ours(x).sum().backward()
+    assert ours.weight_orig.grad is not None
+
+
+def all_layers() -> dict[str, nn.Module]:
+    return {
+        **{k: ours(*arguments) for k, (ours, _, arguments, _) in PAIRS.items() if k in ("bn2", "in2", "gn")},
+        "bin": layers.BatchInstanceNorm(4),
+        "norm": layers.Norm("ln", 4),
+        "rms-planes": layers.Norm("rms", 4),
+        "frn": layers.Norm("frn", 4),
+        "act": layers.BatchNorm(4, act="silu"),
+        "ln": layers.LayerNorm(6),
+        "ln-sample": layers.LayerNorm((4, 6, 6)),
+        "rms": layers.RMSNorm(6),
+        "channel": layers.ChannelNorm(4),
+    }
+
+
+LAYERS = list(all_layers())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", LAYERS)
+def test_changed_in_place_by_who_comes_next(name: str, layout: torch.memory_format) -> None:
+    """Bug: "Output 0 of Normalize is a view and is being modified inplace", of layer, RMS and channel norm."""
+    layer = all_layers()[name]
+    x = torch.randn(2, 4, 6, 6).to(memory_format=layout)
+    found = []
+    for consumer in (lambda y: y.add_(1).relu_(), lambda y: torch.relu(y + 1)):
+        given = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        y = consumer(layer(given))
+        found.append((y, torch.autograd.grad(y.sum(), [given, *layer.parameters()])))
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("backend", ["numba_cpu", "reference"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_checkpointing_what_changes_between_its_two_runs(name: str, backend: str, recomputed: bool) -> None:
+    """Bug: statistics of the first run met the input of the second: gradients were wrong by a tenth."""
+    layer = all_layers()[name]
+
+    def gradients(again: bool) -> Any:
+        torch.manual_seed(0)
+        conv = spectral_norm(nn.Conv2d(3, 4, 3, padding=1))  # each run in training turns its vectors
+        x = torch.randn(2, 3, 6, 6, requires_grad=True)
+        if again:  # what the second run of checkpointing computes
+            conv(x)
+        body = lambda v: layer(conv(v)) * 1.5  # noqa: E731
+        context = normlab.recomputed_outputs() if recomputed and not again else normlab.use_backend(backend)
+        with normlab.use_backend(backend), context:
+            y = body(x) if again else checkpoint(body, x, use_reentrant=False)
+            fixed = y.detach() if again else None
+            del fixed
+            loss = (y * torch.linspace(-1, 1, 6)).sum()
+            return torch.autograd.grad(loss, [x, *layer.parameters()])
+
+    torch.testing.assert_close(gradients(False), gradients(True), rtol=1e-3, atol=1e-5)
+
+
+def test_offloaded() -> None:
+    """Saved tensors that come back as other tensors are the ones that are used."""
+    for name, layer in all_layers().items():
+        x = torch.randn(2, 4, 6, 6, requires_grad=True)
+        want = torch.autograd.grad(layer(x).square().sum(), x)
+        with torch.autograd.graph.saved_tensors_hooks(lambda v: v.detach().clone(), lambda v: v):
+            got = torch.autograd.grad(layer(x).square().sum(), x)
+        torch.testing.assert_close(got, want, msg=name)
+
+
+def test_attributes_read_like_attributes() -> None:
+    """Bug: reading `qconfig` of a layer with an activation raised, and it could not be deleted."""
+    import inspect
+
+    layer = layers.BatchNorm(4, act="relu")
+    inspect.getmembers(layer)
+    assert not hasattr(layer, "qconfig")
+    layer.qconfig = "any"
+    del layer.qconfig
+
+
+def test_folding_keeps_the_activation_or_refuses() -> None:
+    """Bug: `fuse_conv_bn_eval` dropped it."""
+    conv = nn.Conv2d(3, 4, 1).eval()
+    x = torch.randn(2, 3, 5, 5)
+    plain = layers.BatchNorm2d(4).eval()
+    torch.testing.assert_close(fuse_conv_bn_eval(conv, plain)(x), plain(conv(x)))
+    for layer in (layers.BatchNorm2d(4, act="relu"), layers.BatchInstanceNorm(4)):
+        with pytest.raises(RuntimeError, match="restore_norms"):
+            fuse_conv_bn_eval(conv, layer.eval())
+    for layer in (layers.BatchNorm2d(4, act="relu"), layers.BatchInstanceNorm(4)):
+        with pytest.raises(RuntimeError, match="synchronize"):
+            nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(layer))
+
+
+@pytest.mark.filterwarnings("ignore:Setting backward hooks")
+def test_attribution_that_looks_for_activations_is_warned() -> None:
+    """Bug: captum's guided backpropagation found no ReLU and gave plain gradients."""
+    attr = pytest.importorskip("captum.attr")
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), layers.BatchNorm2d(4, act="relu"), nn.Flatten(), nn.Linear(100, 2)).eval()
+    with pytest.warns(UserWarning, match="restore_norms"):
+        attr.GuidedBackprop(model).attribute(torch.randn(1, 3, 5, 5, requires_grad=True), target=0)
+
+
+def test_input_by_its_name() -> None:
+    """Bug: TypeError, as the argument was called x."""
+    x = torch.randn(2, 4, 6, 6)
+    for layer in all_layers().values():
+        torch.testing.assert_close(layer.eval()(input=x), layer(x))
+
+
+def test_group_norm_of_any_rank() -> None:
+    """Bug: refused beyond 5 dimensions."""
+    x = torch.randn(2, 4, 2, 1, 3, 2, 2, requires_grad=True)
+    ours, stock = layers.GroupNorm(2, 4), nn.GroupNorm(2, 4)
+    torch.testing.assert_close(ours(x), stock(x))
+    dy = torch.randn_like(x)
+    torch.testing.assert_close(torch.autograd.grad(ours(x), x, dy), torch.autograd.grad(stock(x), x, dy))
+    ours.num_groups = stock.num_groups = 4  # live, as every attribute
+    torch.testing.assert_close(ours(x), stock(x))
+
+
+@pytest.mark.parametrize("copied", [lambda v: v, copy.deepcopy], ids=["itself", "copy"])
+def test_bounds_need_no_call(copied: Callable[[nn.Module], nn.Module]) -> None:
+    """Bug: without `constrain(model)` after each step the gate left [0, 1] in silence."""
+    layer = copied(nn.Sequential(layers.BatchInstanceNorm(3)))
+    other = layers.BatchInstanceNorm(3)
+    with torch.no_grad():
+        other.rho.fill_(2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=100.0)
+    layer(torch.randn(4, 3, 5, 5)).pow(3).sum().backward()
+    optimizer.step()
+    assert layer[0].rho.min() >= 0
+    assert layer[0].rho.max() <= 1
+    assert other.rho.tolist() == [2, 2, 2], "the optimizer of one model changed another"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_script_says_what_to_do() -> None:
+    for layer in (layers.BatchNorm2d(4), layers.LayerNorm(4), layers.ChannelNorm(4)):
+        with pytest.raises(RuntimeError, match="restore_norms"):
+            torch.jit.script(nn.Sequential(layer))
+
+
+def test_meta_device_is_silent() -> None:
+    """Bug: BackendWarning about the device "meta"."""
+    for name, layer in all_layers().items():
+        assert layer.to("meta")(torch.empty(2, 4, 6, 6, device="meta")).shape == (2, 4, 6, 6), name
+
+
+@pytest.mark.parametrize("imports", ["import torch, normlab", "import normlab, torch"])
+def test_a_saved_program_loads_in_a_fresh_process(imports: str, tmp_path: Path) -> None:
+    """Bug: cannot resolve normlab.normalize, until a layer had been imported."""
+    model = nn.Sequential(layers.BatchNorm2d(4, act="relu"), layers.LayerNorm(5)).eval()
+    x = torch.randn(2, 4, 5, 5)
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt2")
+    torch.save((x, model(x)), tmp_path / "pair")
+    code = (
+        f"{imports}; x, y = torch.load('pair'); model = torch.export.load('model.pt2').module(); "
+        "print(float((model(x) - y).abs().max()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "0.0\n", done.stderr
+
+
+# --- a norm of one's own says what it asks for -----------------------------------------------------------------------
+
+
+def own(monkeypatch: pytest.MonkeyPatch, grid: Any) -> nn.Module:
+    from normlab.norms import family
+
+    monkeypatch.setattr(family, "_REGISTRY", dict(family._REGISTRY))
+    normlab.kernels.stages.recipe.cache_clear()
+    family.register_norm("own-one")(grid)
+    return normlab.make_norm("own-one", 4)
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        (lambda m, p: standardize(m.pool("n", 4), p), "only channels have groups"),
+        (lambda m, p: Affine(p.weight, average(m.mean, "n", 2)), "only channels have groups"),
+        (lambda m, p: Affine(p.weight, average(m.mean, "c", 3)), "do not divide"),
+        (lambda m, p: Affine(p.weight, average(m.mean, "s")), "expected 'n' .samples. or 'c'"),
+        (lambda m, p: standardize(m.pool("c", 0), p), "1 or more"),
+        (lambda m, p: Affine(p.weight * np.arange(4.0), m.mean), "make it a parameter"),
+    ],
+)
+def test_arguments_that_were_dropped(grid: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: `m.pool("n", 4)` was plain batch norm; a constant per channel, "only 0-dimensional arrays"."""
+    with pytest.raises((ValueError, TypeError), match=said):
+        own(monkeypatch, grid)(torch.randn(2, 4, 3))
