@@ -146,14 +146,13 @@ class Norm(nn.Module):
         if traces(input):
             return as_leaf(self, input, residual, act)
         self._check_input(input)
-        mean, var = self.running_mean, self.running_var
+        mean, var, eps = self.running_mean, self.running_var, self._eps()
+        use_batch = self.training or (mean is None and var is None)
+        if self.entry.running:
+            checks.positive(eps, use_batch)
         if self.track_running_stats or not self.training:  # otherwise the statistics are left alone
             checks.both_running(mean, var, self.training)
         running = None if mean is None or var is None else (mean, var)
-        use_batch = self.training or running is None
-        eps = self._eps()
-        if self.entry.running:
-            checks.positive(eps, use_batch)
         if use_batch and not (self.training and self.track_running_stats):
             running = None
         count, momentum = self.num_batches_tracked, self.momentum

@@ -112,7 +112,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_edits(name: str, data: st.DataObject) -> None:
     """Attributes are read when they are needed: whatever was assigned, the outcome is torch's."""
@@ -132,7 +132,7 @@ def test_edits(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     shape=st.lists(st.sampled_from([1, 2, 4]), min_size=1, max_size=6),
     training=st.booleans(),
