@@ -211,7 +211,7 @@ def test_exported(norm: str, training: bool, strict: bool) -> None:
 def test_exported_and_loaded(tmp_path: Any) -> None:
     layer, (x,) = layer_of("gn:groups=4"), inputs(False)
     batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: batch}})
+    program = torch.export.export(layer, (x,), dynamic_shapes={"input": {0: batch}})
     torch.export.save(program, tmp_path / "layer.pt2")
     again = torch.export.load(tmp_path / "layer.pt2").module()
     for count in (2, 5):
