@@ -4,81 +4,66 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from normlab.errors import UsageError, require
+from normlab.study.axes import AXES, alternatives, switch
+from normlab.study.spec import StudySpec, make_spec, merge, plural, read_config
 
-# setting of a study -> (its flags, what is said about it, its default as shown, its type)
-_SETTINGS: dict[str, tuple[tuple[str, ...], str, str | bool, Any]] = {
-    "norms": (("--norms",), "Norms, as in bn,gn:groups=8.", "all seven", str),
-    "models": (
-        ("--model", "--models"),
-        "resnet14, resnet20:shortcut=zero-padding, or package.module:factory.",
-        "resnet14",
-        str,
-    ),
-    "epochs": (("--epochs",), "Epochs.", "10", str),
-    "batch_sizes": (("--batch-size", "--batch-sizes"), "Batch sizes.", "128; 32 for few images", str),
-    "optimizers": (("--optimizer", "--optimizers"), "sgd, adam, adamw, rmsprop.", "sgd", str),
-    "lrs": (("--lr", "--lrs"), "Learning rates.", "0.1", str),
-    "schedule": (("--schedule",), "constant, cosine, step:75,95 or step:75%,95%.", "step:75%,95%", str),
-    "momentum": (("--momentum",), "Momentum of SGD.", "0.9", float),
-    "weight_decays": (("--weight-decay", "--weight-decays"), "Weight decays.", "0.0001", str),
-    "dropout": (("--dropout",), "Probabilities of dropping a feature.", "0", str),
-    "augment": (
-        ("--augment",),
-        "crop,flip or none; repeat it to compare settings.",
-        "crop,flip; digits: crop",
-        list[str],
-    ),
-    "precision": (("--precision",), "float32, or bf16 for convolutions in bfloat16.", "float32", str),
-    "compile": (("--compile",), "Compile the training steps; on a GPU as CUDA graphs.", False, bool),
-    "tune": (("--tune",), "Choose lr, weight-decay, dropout for each norm by validation first.", False, str),
-    "trials": (("--trials",), "Trials of tuning for each norm.", "9 for lr, 12 for more", int),
-    "seeds": (("--seeds",), "How many seeds, or which (0,1,5).", "1", str),
-    "image_size": (("--image-size",), "Bring images to this size.", False, int),
-    "limit_train": (("--limit-train",), "Train on so many images only.", False, int),
-    "limit_eval": (("--limit-eval",), "Validate and test on so many images only.", False, int),
-    "skip_bad": (("--skip-bad",), "Go on without images that cannot be read.", False, bool),
-    "split_seed": (("--split-seed",), "Seed of the split, where the data has none.", "0", int),
-    "plugins": (("--plugin",), "Modules to import first, for norms of your own.", False, str),
-}
+# of the settings that are no axes: flags and defaults that do not follow from their fields
+_FLAGS = {"plugins": "--plugin"}
+_SHOWN: dict[str, str | bool] = {"trials": "9 for lr, 12 for more"}
 
 Directory = Annotated[Path, typer.Argument(help="The --out of a comparison.")]
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the data argument and a flag for every setting; it gets the study's spec and directory."""
+    settings = {parameter.name: parameter for parameter in _settings()}
 
     @functools.wraps(command)
     def run(data: str | None, config: Path | None, out: Path | None, **rest: Any) -> None:
-        flags = {name: rest.pop(name) for name in _SETTINGS}
+        flags = {name: rest.pop(name) for name in settings}
         spec = _read_spec(data, config, flags)
         command(spec, out or Path("runs") / (Path(spec.data).stem or "data"), **rest)
-
-    def option(name: str, kind: Any, *flags: str, help: str, shown: str | bool) -> inspect.Parameter:
-        annotation = Annotated[kind | None, typer.Option(*flags, help=help, show_default=shown)]
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
     source = Annotated[
         str | None, typer.Argument(help="Images: 'digits', a folder, CIFAR, .npz or Parquet.", show_default="digits")
     ]
     parameters = [
         inspect.Parameter("data", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=source),
-        *(option(n, kind, *flags, help=text, shown=shown) for n, (flags, text, shown, kind) in _SETTINGS.items()),
-        option("config", Path, "--config", help="Settings in a TOML or YAML file.", shown=False),
+        *settings.values(),
+        _option("config", Path, "--config", help="Settings in a TOML or YAML file.", shown=False),
         *(p for n, p in inspect.signature(command, eval_str=True).parameters.items() if n not in ("spec", "directory")),
-        option("out", Path, "--out", help="Directory of the study.", shown="runs/<data>"),
+        _option("out", Path, "--out", help="Directory of the study.", shown="runs/<data>"),
     ]
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) if i else p for i, p in enumerate(parameters)]
     )
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
+
+
+def _settings() -> Iterator[inspect.Parameter]:
+    """An option for every setting of a study: the axes as their table has them, then the others."""
+    for axis in AXES:
+        kind: Any = bool if axis.parse is switch else list[str] if axis.split is alternatives else str
+        yield _option(axis.setting, kind, *axis.flags, help=axis.help, shown=axis.shown)
+    for name, field in StudySpec.model_fields.items():
+        if field.description and name not in {axis.setting for axis in AXES}:
+            kind = bool if field.annotation is bool else int if field.annotation in (int, int | None) else str
+            flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+            shown = _SHOWN.get(name, str(field.default) if kind is int and field.default is not None else False)
+            yield _option(name, kind, flag, help=field.description, shown=shown)
+
+
+def _option(name: str, kind: Any, *flags: str, help: str, shown: str | bool) -> inspect.Parameter:
+    annotation = Annotated[kind | None, typer.Option(*flags, help=help, show_default=shown)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 @_with_settings
@@ -213,8 +198,6 @@ def export(
 
 def _read_spec(data: str | None, config: Path | None, flags: dict[str, Any]) -> Any:
     """The spec that the file and the flags describe together."""
-    from normlab.study.spec import make_spec, merge, plural, read_config
-
     given = {name: value for name, value in {"data": data, **flags}.items() if value not in (None, [])}
     return make_spec(given if config is None else merge(plural(read_config(config)), given, config))
 

@@ -13,7 +13,7 @@ from normlab.errors import DataError
 if TYPE_CHECKING:
     from torch import nn
 
-    from normlab.study.spec import Cell
+    from normlab.study.axes import Cell
 
 _ABOUT_DATA = ("data", "split_seed", "image_size", "skip_bad", "limit_train", "limit_eval")
 
@@ -90,7 +90,7 @@ def at_best_settings(networks: list[Network], settings: Mapping[str, Mapping[str
     """Each norm's networks at the setting that was best for it, by seed; `settings` as a study's verdict has them."""
 
     def fits(network: Network, axes: Mapping[str, Any]) -> bool:
-        facts = {**vars(network.cell), "planned_epochs": network.cell.epochs}
+        facts = network.cell.columns()
         return all(facts.get(axis) == value for axis, value in axes.items())
 
     chosen = {norm: [n for n in networks if n.norm == norm and fits(n, axes)] for norm, axes in settings.items()}

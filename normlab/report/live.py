@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +158,7 @@ def _cells(store: Store) -> list[StoredCell]:
 
 
 def _axes(stored: StoredCell) -> dict[str, Any]:
-    return {**asdict(stored.cell), "planned_epochs": stored.cell.epochs}
+    return stored.cell.columns()
 
 
 def _name(stored: StoredCell) -> str:

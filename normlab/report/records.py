@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from normlab.errors import DataError, UsageError
+from normlab.study.axes import AXES, GROUPING
 from normlab.study.verdict import Verdict as Judgement
 from normlab.study.verdict import judge
 
 EXPLAINED = "explain.json"  # written by `normlab explain`
-AXES = ("batch_size", "optimizer", "lr", "model", "planned_epochs", "weight_decay", "dropout", "augment")
-_AXIS_NAMES = {"batch_size": "batch", "weight_decay": "weight decay", "planned_epochs": "epochs"}
+# what a setting is called by, the axes that name it first
+_SHOWN = sorted((axis for axis in AXES if axis.groups), key=lambda axis: not axis.named)
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Study:
 
 def setting_of(axes: Mapping[str, Any]) -> tuple[str, ...]:
     """The axes other than norm and seed as text, e.g. ("batch 128", "optimizer sgd", "lr 0.1")."""
-    return tuple(f"{_AXIS_NAMES.get(axis, axis)} {axes[axis]}" for axis in AXES if axes.get(axis) is not None)
+    return tuple(f"{axis.label} {axes[axis.column]}" for axis in _SHOWN if axes.get(axis.column) is not None)
 
 
 def number(value: Any) -> float:
@@ -174,11 +175,11 @@ def _cell(position: int, record: Mapping[str, Any]) -> Cell:
         raise DataError(f"{where}: test must be an object, got {type(test).__name__}")
     if record["status"] == "done" and not (epochs and "val_accuracy" in epochs[-1] and "accuracy" in test):
         raise DataError(f"{where} is done; expected epochs with val_accuracy, and test.accuracy")
-    known = {"norm", "seed", "status", "reason", "epochs", "test", *AXES}
+    known = {"norm", "seed", "status", "reason", "epochs", "test", *GROUPING}
     return Cell(
         norm=record["norm"],
         seed=record["seed"],
-        axes={axis: record[axis] for axis in AXES if record.get(axis) is not None},
+        axes={axis: record[axis] for axis in GROUPING if record.get(axis) is not None},
         status=record["status"],
         reason=str(record.get("reason") or ""),
         epochs=epochs,

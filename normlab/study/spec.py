@@ -2,68 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from normlab.errors import UsageError, require
-from normlab.norms.family import describe, norm_names
-from normlab.study.schedule import check_schedule
+from normlab.study.axes import AXES, TUNABLE, Axis, Cell, listed, one_of
 
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
-AUGMENTATIONS = ("crop", "flip")
-PRECISIONS = ("float32", "bf16")
-TUNABLE = ("lr", "weight_decay", "dropout")
-DEFAULT_NORMS = tuple(name for name in norm_names() if describe(name).compared)
-_SINGULAR = {
-    "norm": "norms",
-    "model": "models",
-    "batch_size": "batch_sizes",
-    "optimizer": "optimizers",
-    "lr": "lrs",
-    "weight_decay": "weight_decays",
-    "seed": "seeds",
-    "plugin": "plugins",
-}
-# by precision; raise it when a change to the training code changes what a cell learns
-TRAINING_CODE = {"float32": 2, "bf16": 3}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training: everything that decides what is learned, except the data."""
-
-    norm: str
-    model: str
-    seed: int
-    epochs: int
-    batch_size: int
-    optimizer: str
-    lr: float
-    schedule: str
-    momentum: float
-    weight_decay: float
-    dropout: float
-    augment: str
-    precision: str = "float32"
-    compiled: bool = False
-
-    def key(self, data_hash: str) -> str:
-        """Identity of this training on that data: the same configuration, however written, has the same key."""
-        facts = {**asdict(self), "data": data_hash, "code": TRAINING_CODE[self.precision]}
-        if not self.compiled:  # nor was there a choice when the first cells were named
-            del facts["compiled"]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
-
-    def label(self) -> str:
-        """Short name for people."""
-        return f"{self.norm} b{self.batch_size} {self.optimizer} lr={self.lr:g} seed {self.seed}"
+# settings by the names that they have for one value
+_SINGULAR = {axis.name: axis.setting for axis in AXES if axis.name != axis.setting} | {"plugin": "plugins"}
 
 
 @dataclass(frozen=True)
@@ -78,37 +37,34 @@ class DataChoice:
     limit_eval: int | None = None
 
 
-def _as_tuple(value: Any) -> Any:
-    if isinstance(value, str):
-        return tuple(item.strip() for item in value.split(",") if item.strip())
-    return tuple(value) if isinstance(value, list | tuple | range) else (value,)
+class _Images(BaseModel):
+    """Which images, and the code to import first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str = "digits"
+    split_seed: int = Field(0, ge=0, description="Seed of the split, where the data has none.")
+    image_size: int | None = Field(None, gt=0, description="Bring images to this size.")
+    skip_bad: bool = Field(False, description="Go on without images that cannot be read.")
+    limit_train: int | None = Field(None, gt=1, description="Train on this many images only.")
+    limit_eval: int | None = Field(None, gt=0, description="Validate and test on this many images only.")
+    plugins: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
+        (), description="Modules or files to import first, for norms of your own."
+    )
 
 
-def _as_seeds(value: Any) -> Any:
-    """`3` means seeds 0, 1, 2; a list names them."""
-    if isinstance(value, str) and value.strip().isdigit():
-        value = int(value)
-    return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else _as_tuple(value)
+_OnAxes: Any = create_model(
+    "_OnAxes",
+    __base__=_Images,
+    **{  # type: ignore[call-overload]
+        axis.setting: (Annotated[Any, BeforeValidator(axis.read)], Field(axis.default, description=axis.help))
+        for axis in AXES
+    },
+)
 
 
-def _as_augmentations(value: Any) -> Any:
-    """One setting ("crop,flip") or several (a list of such settings)."""
-    return (value,) if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-Counts = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-Rates = Annotated[
-    tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...],
-    BeforeValidator(_as_tuple),
-    Field(min_length=1),
-]
-Shares = Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_as_seeds), Field(min_length=1)]
-
-
-class StudySpec(BaseModel):
-    """A comparison: the data, and the axes whose product are the cells.
+class StudySpec(_OnAxes):
+    """A comparison: the data, and the axes (`normlab.study.axes`) whose product are the cells.
 
     `None` where the choice depends on the data: `batch_sizes` is 128, or 32 with fewer than 8,192 training
     images; `augment` is "crop,flip", or "crop" for the embedded digits, whose mirror images are no digits.
@@ -116,61 +72,15 @@ class StudySpec(BaseModel):
     (`normlab.study.running.tuning`).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    data: str = "digits"
-    split_seed: int = Field(0, ge=0)
-    image_size: int | None = Field(None, gt=0)
-    skip_bad: bool = False
-    limit_train: int | None = Field(None, gt=1)
-    limit_eval: int | None = Field(None, gt=0)
-    plugins: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
-
-    norms: Names = DEFAULT_NORMS
-    models: Names = ("resnet14",)
-    batch_sizes: Counts | None = None
-    optimizers: Names = ("sgd",)
-    lrs: Rates = (0.1,)
-    epochs: Counts = (10,)
-    dropout: Shares = (0.0,)
-    weight_decays: Annotated[
-        tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...],
-        BeforeValidator(_as_tuple),
-        Field(min_length=1),
-    ] = (1e-4,)
-    augment: Annotated[tuple[str, ...], BeforeValidator(_as_augmentations), Field(min_length=1)] | None = None
-    seeds: Seeds = (0,)
-    schedule: str = "step:75%,95%"
-    momentum: float = Field(0.9, ge=0, lt=1)
-    precision: str = "float32"
-    compile: bool = False
-    tune: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
-    trials: int | None = Field(None, gt=1)
-
-    @field_validator("optimizers")
-    @classmethod
-    def _known_optimizers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _all_known(names, OPTIMIZERS)
-
-    @field_validator("augment")
-    @classmethod
-    def _known_augmentations(cls, settings: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return settings and tuple(_augmentation(setting) for setting in settings)
+    tune: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
+        (), description=f"Choose {', '.join(TUNABLE).replace('_', '-')} for each norm by validation first."
+    )
+    trials: int | None = Field(None, gt=1, description="Trials of tuning for each norm.")
 
     @field_validator("tune")
     @classmethod
     def _known_axes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _all_known((name.replace("-", "_") for name in names), TUNABLE)
-
-    @field_validator("precision")
-    @classmethod
-    def _known_precision(cls, name: str) -> str:
-        return _all_known((name,), PRECISIONS)[0]
-
-    @field_validator("schedule")
-    @classmethod
-    def _known_schedule(cls, schedule: str) -> str:
-        return check_schedule(schedule)
+        return tuple(map(one_of(tuple(TUNABLE)), (name.replace("-", "_") for name in names)))
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> StudySpec:
@@ -187,21 +97,19 @@ class StudySpec(BaseModel):
 
     def cells(self, train_images: int) -> list[Cell]:
         """All cells, each once; the seeds outermost, so that a study cut short has whole rounds of norms."""
-        batch_sizes = self.batch_sizes or (128 if train_images >= 64 * 128 else 32,)
-        augment = self.augment or ("crop" if self.data == "digits" else "crop,flip",)
-        axes = itertools.product(
-            self.seeds, self.models, batch_sizes, self.optimizers, self.lrs, self.epochs, self.weight_decays,
-            self.dropout, augment, self.norms,
-        )  # fmt: skip
-        cells = (
-            Cell(
-                norm, model, seed, epochs, batch_size, optimizer, lr, self.schedule,
-                self.momentum if optimizer == "sgd" else 0.0, decay, dropout, setting, self.precision,
-                self.compile,
-            )
-            for seed, model, batch_size, optimizer, lr, epochs, decay, dropout, setting, norm in axes
-        )  # fmt: skip
-        return list(dict.fromkeys(cells))
+        by_data = {
+            "batch_size": (128 if train_images >= 64 * 128 else 32,),
+            "augment": ("crop" if self.data == "digits" else "crop,flip",),
+        }
+        chosen = {axis.name: self._values(axis) or by_data[axis.name] for axis in AXES}
+        order = ("seed", *(name for name in chosen if name not in ("seed", "norm")), "norm")
+        found = (dict(zip(order, values, strict=True)) for values in product(*(chosen[name] for name in order)))
+        return list(dict.fromkeys(Cell(**(f if f["optimizer"] == "sgd" else {**f, "momentum": 0.0})) for f in found))
+
+    def _values(self, axis: Axis) -> tuple[Any, ...] | None:
+        """What the spec has for an axis, as a tuple; None where the data decides."""
+        value = getattr(self, axis.setting)
+        return value if axis.several else (value,)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -266,17 +174,3 @@ def _parse_config(text: str, suffix: str) -> Any:
         except yaml.YAMLError as e:
             raise ValueError(str(e).replace("\n", " ")) from None
     raise ValueError(f"expected a name that ends in .toml, .yaml or .yml, got {suffix!r}")
-
-
-def _all_known(names: Iterable[str], known: tuple[str, ...]) -> tuple[str, ...]:
-    names = tuple(names)
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{name!r} is not known; expected one of: {', '.join(known)}")
-    return names
-
-
-def _augmentation(setting: str) -> str:
-    """The setting in its one spelling: operations sorted, "none" for nothing."""
-    names = {name.strip() for name in setting.replace("+", ",").split(",")} - {"none", ""}
-    return ",".join(sorted(_all_known(names, AUGMENTATIONS))) or "none"

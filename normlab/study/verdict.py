@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from normlab.study.axes import GROUPING
 from normlab.study.statistics import Comparison, Interval, compare_all, interval, settle
 
 Record = Mapping[str, Any]  # a cell as in results.json
-_AXES = ("model", "batch_size", "optimizer", "lr", "planned_epochs", "weight_decay", "dropout", "augment")
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ def _best_settings(cells: Sequence[Record]) -> dict[str, tuple[dict[str, Any], l
     grouped: dict[str, dict[tuple[Any, ...], list[Record]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         if cell["status"] in ("done", "diverged"):
-            grouped[cell["norm"]][tuple(cell.get(axis) for axis in _AXES)].append(cell)
+            grouped[cell["norm"]][tuple(cell.get(axis) for axis in GROUPING)].append(cell)
     result = {}
     for norm, settings in grouped.items():
         finished = {s: cs for s, cs in settings.items() if any(c["status"] == "done" for c in cs)}
         if finished:
             setting = max(finished, key=lambda s: (_share_done(finished[s]), _validation(finished[s])))
-            result[norm] = (dict(zip(_AXES, setting, strict=True)), finished[setting])
+            result[norm] = (dict(zip(GROUPING, setting, strict=True)), finished[setting])
     return result
 
 

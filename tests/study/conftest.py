@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from normlab.data import Dataset, Split
-from normlab.study.spec import Cell
+from normlab.study.axes import Cell
 from tests.study.processes import STARTED
 
 torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import fields, replace
 
@@ -10,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normlab.errors import UsageError
-from normlab.study import spec
-from normlab.study.spec import Cell, make_spec
+from normlab.study import axes
+from normlab.study.axes import AXES, Axis, Cell
+from normlab.study.spec import StudySpec, make_spec
 from tests.study.conftest import make_cell
 
 
@@ -64,7 +66,7 @@ def test_other_data_and_other_training_code_are_other_cells(monkeypatch: pytest.
     cell = make_cell()
     before = cell.key("d")
     assert cell.key("e") != before
-    monkeypatch.setitem(spec.TRAINING_CODE, "float32", 10_000)
+    monkeypatch.setitem(axes.TRAINING_CODE, "float32", 10_000)
     assert cell.key("d") != before
 
 
@@ -88,3 +90,39 @@ def test_one_message_names_every_mistake(values: dict, words: list[str]) -> None
         make_spec(values)
     for word in words:
         assert re.search(re.escape(word), str(caught.value)), (word, str(caught.value))
+
+
+@pytest.mark.parametrize("axis", AXES, ids=lambda axis: axis.name)
+def test_an_axis_is_a_setting_a_flag_a_column_and_part_of_a_label(axis: Axis) -> None:
+    from inspect import signature
+
+    from normlab.cli.study import compare, plan
+    from normlab.report.records import setting_of
+    from normlab.study.keeping.records import COLUMNS
+
+    assert axis.setting in StudySpec.model_fields
+    assert axis.column in COLUMNS
+    for command in (compare, plan):
+        option = signature(command).parameters[axis.setting].annotation.__metadata__[0]
+        assert (option.default, *option.param_decls) == axis.flags
+    shown = setting_of(make_cell().columns())
+    assert any(part.startswith(f"{axis.label} ") for part in shown) == axis.groups
+
+
+def test_labels_are_smoothed_as_the_spec_says() -> None:
+    cells = make_spec({"norms": "bn", "label_smoothing": "0,0.1"}).cells(10)
+    assert [cell.label_smoothing for cell in cells] == [0.0, 0.1]
+    assert cells[0].key("d") != cells[1].key("d")
+    assert [("label smoothing" in cell.label()) for cell in cells] == [False, True]
+    with pytest.raises(UsageError, match=r"label_smoothing.*less than 1"):
+        make_spec({"label_smoothing": 1})
+
+
+@given(st.floats(allow_nan=True), st.booleans())
+def test_numbers_are_read_alike_from_text_and_files(value: float, as_text: bool) -> None:
+    given = repr(value) if as_text else value
+    if math.isfinite(value) and value > 0:
+        assert make_spec({"lrs": given}).lrs == (value,)
+    else:
+        with pytest.raises(UsageError, match=r"lrs.*greater than 0"):
+            make_spec({"lrs": given})

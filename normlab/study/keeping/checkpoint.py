@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from normlab.study.axes import TRAINING_CODE, Cell
 from normlab.study.keeping.storage import open_storage
-from normlab.study.spec import TRAINING_CODE
 from normlab.study.training.cell import Progress, Training
 
 FINAL = "final.safetensors"
@@ -107,7 +107,7 @@ def state_of(training: Training) -> State:
 
 def apply_state(training: Training, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Bring a training to a state. Raises Damaged if it is that of another training."""
-    if facts["cell"] != asdict(training.cell) or facts["code"] != TRAINING_CODE[training.cell.precision]:
+    if facts["code"] != TRAINING_CODE[training.cell.precision] or not _is_of(training.cell, facts["cell"]):
         raise Damaged("it belongs to another training")
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     try:
@@ -128,6 +128,14 @@ def apply_state(training: Training, tensors: dict[str, Tensor], facts: dict[str,
     training.records = facts["records"]
     predictions = [tensors["predictions"].to(training.device)] if "predictions" in tensors else []
     training.progress = Progress(**facts["progress"], predictions=predictions)
+
+
+def _is_of(cell: Cell, facts: dict[str, Any]) -> bool:
+    """Whether a state's facts describe this cell; an axis that is newer than the state had its default."""
+    try:
+        return Cell(**facts) == cell
+    except TypeError:  # an axis of a newer version
+        return False
 
 
 def _lay_out(optimizer: torch.optim.Optimizer) -> None:

@@ -7,21 +7,17 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from normlab.study.axes import AXES
 from normlab.study.keeping.store import NothingSelected, Store
 from normlab.study.verdict import edge_warnings, judge
 
 JSON, CSV = "results.json", "results.csv"
 METRICS = ("loss", "accuracy", "micro_f1", "macro_f1")
-SETTINGS = (
-    "norm", "model", "seed", "epochs", "batch_size", "optimizer", "lr", "schedule", "momentum", "weight_decay",
-    "dropout", "augment", "precision", "compiled",
-)  # fmt: skip
 COLUMNS = (
-    *(name if name != "epochs" else "planned_epochs" for name in SETTINGS),
+    *(axis.column for axis in AXES),
     "status", "reason", "parameters", "backend", "epoch",
     *(f"{split}_{metric}" for split in ("train", "val") for metric in METRICS),
     "learning_rate", "seconds", "images_per_second",
@@ -38,12 +34,9 @@ def collect(store: Store) -> dict[str, Any]:
     spec, facts, ids = study
     cells = []
     for stored in store.cells(ids):
-        config = asdict(stored.cell)
-        planned = config.pop("epochs")
         cells.append(
             {
-                **config,
-                "planned_epochs": planned,
+                **stored.cell.columns(),
                 "key": stored.key,
                 "status": stored.status,
                 "reason": stored.reason,

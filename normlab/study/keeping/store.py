@@ -14,22 +14,23 @@ import os
 import socket
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from normlab.errors import DataError, NormlabError
-from normlab.study.spec import Cell
+from normlab.study.axes import SCHEMA as AXES_VERSION
+from normlab.study.axes import Cell
 
 FILE = "study.db"
 LOCKS = "study.lock"
 BUSY_SECONDS = 60.0
 FINISHED = ("done", "diverged")
 
-# one entry per schema version: what turns the one before into it
-MIGRATIONS = (
-    """
+# what turns the schema of the version before into that of a version; where none stands, only the records' content grew
+MIGRATIONS = {
+    1: """
     CREATE TABLE cells (
         id INTEGER PRIMARY KEY,
         key TEXT NOT NULL UNIQUE,
@@ -68,7 +69,9 @@ MIGRATIONS = (
         cells TEXT NOT NULL
     );
     """,
-)
+}
+# a new axis is a new version as well: older programs do not know what to make of its cells
+VERSION = max(*MIGRATIONS, AXES_VERSION)
 
 
 class StoreBusy(NormlabError):
@@ -98,7 +101,15 @@ class StoredCell:
 
     @property
     def cell(self) -> Cell:
-        return Cell(**self.config)
+        try:
+            return Cell(**self.config)
+        except TypeError:
+            known = {field.name for field in fields(Cell)}
+            differ = ", ".join(sorted(self.config.keys() ^ known)) or "their values"
+            raise StoreBusy(
+                f"cell {self.key} was written by another version of normlab, whose cells differ in: {differ}; "
+                "update normlab, or choose another --out"
+            ) from None
 
 
 class Store:
@@ -120,13 +131,13 @@ class Store:
             )
             self._db.execute("PRAGMA foreign_keys = ON")
             version = self._version()
-            if version > len(MIGRATIONS):
+            if version > VERSION:
                 self._db.close()
                 raise StoreBusy(
-                    f"{self.path} was written by a newer normlab (schema {version}, this one knows "
-                    f"{len(MIGRATIONS)}); update normlab, or choose another --out"
+                    f"{self.path} was written by a newer normlab (schema {version}, this one reads "
+                    f"up to {VERSION}); update normlab, or choose another --out"
                 )
-            if readonly and version < len(MIGRATIONS):
+            if readonly and version < max(MIGRATIONS):
                 self._db.close()
                 raise DataError(
                     f"{self.path} holds no study yet, or an older one; `normlab compare` brings it up to date"
@@ -135,7 +146,7 @@ class Store:
                 self._db.execute("PRAGMA journal_mode = WAL")
                 # A power cut may lose the last commits, never the file; checkpoints bring the epochs back.
                 self._db.execute("PRAGMA synchronous = NORMAL")
-                if version < len(MIGRATIONS):
+                if version < VERSION:
                     self._migrate()
 
     def begin_study(self, spec: dict[str, Any], facts: dict[str, Any], cells: list[Cell], data_hash: str) -> list[int]:
@@ -279,10 +290,10 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             # another process may have done it while this one waited
-            for step in MIGRATIONS[self._version() :]:
-                for statement in filter(str.strip, step.split(";")):
+            for version in range(self._version() + 1, VERSION + 1):
+                for statement in filter(str.strip, MIGRATIONS.get(version, "").split(";")):
                     self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
             self._db.execute("COMMIT")
         except BaseException:
             self._rollback()

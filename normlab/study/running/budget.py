@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from normlab.errors import UsageError
+from normlab.study.axes import Cell
 from normlab.study.running.driver import Study
-from normlab.study.spec import Cell
 
 RUNGS = (4, 2, 1)  # a quarter, half and all of the epochs
 FEWEST = 2  # finalists: a comparison takes two

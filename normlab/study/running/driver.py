@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from normlab.errors import DataError
+from normlab.study.axes import Cell
 from normlab.study.keeping.locks import CellLocks
 from normlab.study.keeping.store import FINISHED, Store, StoredCell
 from normlab.study.running.jobs import Event, Executor, Job
-from normlab.study.spec import Cell
 
 POLL_SECONDS = 0.5
 MOST_FAILURES = 3  # of a cell, over all runs, before it is left alone

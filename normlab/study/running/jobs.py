@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from normlab.data import Dataset
 from normlab.errors import NormlabError
+from normlab.study.axes import Cell
 from normlab.study.keeping.environment import describe_torch
-from normlab.study.spec import Cell, DataChoice
+from normlab.study.spec import DataChoice
 
 Event = dict[str, Any]  # {"event": name, ...}; the names are those of `run_job`
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # torch, on GPU and CPU

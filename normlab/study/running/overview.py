@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from normlab.study.axes import Cell
 from normlab.study.keeping.locks import CellLocks
 from normlab.study.keeping.store import FILE, FINISHED, LOCKS, NothingSelected, Store, StoredCell
 from normlab.study.running.local import plan_layout
-from normlab.study.spec import Cell, StudySpec
+from normlab.study.spec import StudySpec
 
 if TYPE_CHECKING:
     from normlab.data import Dataset

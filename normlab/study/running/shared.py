@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,7 +18,7 @@ from normlab.data import Dataset
 from normlab.errors import UsageError
 from normlab.layers.distributed import pools_samples, synchronize
 from normlab.layers.norms import Norm
-from normlab.study.spec import Cell
+from normlab.study.axes import Cell
 from normlab.study.training.cell import Training, derive
 
 
@@ -41,7 +40,7 @@ class SharedTraining(Training):
         torch.manual_seed(derive(self.cell.seed, "dropout", len(self.records) + 1, self.progress.step, rank))
         own = torch.arange(count, device=self.device).tensor_split(world)[rank]  # of few images some have none
         logits = self.logits(self._parallel, images[own])
-        loss = functional.cross_entropy(logits, labels[own], reduction="sum") / count
+        loss = self.loss(logits, labels[own], reduction="sum") / count
         mean = loss.detach().clone()
         dist.all_reduce(mean)
         predictions = torch.zeros(count, dtype=torch.long, device=self.device)

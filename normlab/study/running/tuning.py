@@ -12,16 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from normlab.errors import require
+from normlab.study.axes import TUNABLE, Cell
 from normlab.study.running.driver import Study
-from normlab.study.spec import Cell, StudySpec
+from normlab.study.spec import StudySpec
 
-# where to look, unless the spec names values; a step is a factor of about three
-GRIDS: dict[str, tuple[float, ...]] = {
-    "lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
-    "weight_decay": (0.0, 1e-5, 1e-4, 5e-4, 1e-3, 5e-3),
-    "dropout": (0.0, 0.1, 0.2, 0.3, 0.5),
-}
-_SETTING = {"lr": "lrs", "weight_decay": "weight_decays", "dropout": "dropout"}
 TRIALS = 12  # if there are more combinations than that
 
 
@@ -116,8 +110,9 @@ class _Search:
 
 
 def _grid(axis: str, spec: StudySpec) -> tuple[float, ...]:
-    given = getattr(spec, _SETTING[axis])
-    return tuple(sorted(set(given))) if len(given) > 1 else GRIDS[axis]
+    """Where to look: the values that the spec names, if several, else the axis's own."""
+    given = getattr(spec, TUNABLE[axis].setting)
+    return tuple(sorted(set(given))) if len(given) > 1 else TUNABLE[axis].grid
 
 
 def _edges(axis: str, grid: tuple[float, ...]) -> tuple[float, ...]:

@@ -23,8 +23,8 @@ from normlab.data import Dataset, Split, Standardizer, augment
 from normlab.errors import DataError
 from normlab.layers.norms import constrain, parameter_groups
 from normlab.models.residual import ResNet, build_model
+from normlab.study.axes import Cell
 from normlab.study.schedule import learning_rate_factor
-from normlab.study.spec import Cell
 from normlab.study.training import precision
 from normlab.study.training.compiling import begin_step, compiled
 from normlab.study.training.features import Watch
@@ -235,8 +235,13 @@ class Training:
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What to differentiate, the mean loss over the batch, and the predicted classes."""
         logits = self.logits(self.in_steps, images)
-        loss = functional.cross_entropy(logits, labels)
+        loss = self.loss(logits, labels)
         return loss, loss.detach(), logits.detach().argmax(1)
+
+    def loss(self, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+        """Cross-entropy of logits (N, classes) with labels (N,), smoothed as the cell says."""
+        smoothing = self.cell.label_smoothing
+        return functional.cross_entropy(logits, labels, reduction=reduction, label_smoothing=smoothing)
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """A model's answer to images, uint8 (N, C, H, W), in the cell's precision: float32 (N, classes)."""

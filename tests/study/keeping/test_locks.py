@@ -12,7 +12,7 @@ from tests.study.processes import kill, wait_until
 HOLD = """
 import sys, time
 from pathlib import Path
-from normlab.study.locks import CellLocks
+from normlab.study.keeping.locks import CellLocks
 locks = CellLocks(Path(sys.argv[1]))
 assert locks.acquire(7)
 print("held", flush=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from normlab.errors import DataError
-from normlab.study.keeping.store import FILE, MIGRATIONS, Store, StoreBusy
+from normlab.study.keeping.store import FILE, MIGRATIONS, VERSION, Store, StoreBusy
 from tests.study.conftest import make_cell
 
 CELLS = [make_cell(seed=seed) for seed in range(3)]
@@ -109,7 +109,7 @@ def test_a_store_that_stays_busy_is_told(store: Store, tmp_path: Path, monkeypat
 def test_a_newer_store_is_left_alone(tmp_path: Path) -> None:
     Store(tmp_path).close()
     raw = sqlite3.connect(tmp_path / FILE)
-    raw.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    raw.execute(f"PRAGMA user_version = {VERSION + 1}")
     raw.close()
     with pytest.raises(StoreBusy, match="newer") as caught:
         Store(tmp_path)
@@ -121,13 +121,14 @@ def test_an_older_store_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytes
         old.begin_study({}, {}, CELLS, "data")
     monkeypatch.setattr(
         "normlab.study.keeping.store.MIGRATIONS",
-        (*MIGRATIONS, "ALTER TABLE cells ADD COLUMN colour TEXT DEFAULT 'red';"),
+        {**MIGRATIONS, VERSION + 1: "ALTER TABLE cells ADD COLUMN colour TEXT DEFAULT 'red';"},
     )
+    monkeypatch.setattr("normlab.study.keeping.store.VERSION", VERSION + 1)
     with Store(tmp_path) as new:
         assert len(new.cells()) == 3
     raw = sqlite3.connect(tmp_path / FILE)
     assert raw.execute("SELECT DISTINCT colour FROM cells").fetchall() == [("red",)]
-    assert raw.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 1,)
+    assert raw.execute("PRAGMA user_version").fetchone() == (VERSION + 1,)
     raw.close()
 
 
@@ -145,7 +146,7 @@ def test_a_directory_without_a_study_is_told(tmp_path: Path) -> None:
 WRITER = """
 import json, sys
 from pathlib import Path
-from normlab.study.locks import CellLocks
+from normlab.study.keeping.locks import CellLocks
 from normlab.study.keeping.store import Store
 
 directory = Path(sys.argv[1])

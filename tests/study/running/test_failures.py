@@ -11,6 +11,7 @@ import pytest
 
 from normlab.data import Dataset
 from normlab.errors import DataError
+from normlab.study.axes import Cell
 from normlab.study.keeping import store
 from normlab.study.keeping.locks import CellLocks
 from normlab.study.keeping.store import Store
@@ -18,7 +19,7 @@ from normlab.study.running import jobs
 from normlab.study.running.driver import MOST_FAILURES, MOST_LOSSES, Driver
 from normlab.study.running.inline import InlineExecutor
 from normlab.study.running.jobs import Event, Job, failure, run_job
-from normlab.study.spec import Cell, DataChoice
+from normlab.study.spec import DataChoice
 from tests.study.conftest import make_cell
 from tests.study.fakes import Scripted, Silent
 from tests.study.processes import SMALL, children, epochs_recorded, kill, run, start, wait_until

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from normlab.errors import UsageError
+from normlab.study.axes import TUNABLE
 from normlab.study.keeping.locks import CellLocks
 from normlab.study.keeping.records import collect
 from normlab.study.keeping.store import LOCKS, Store
 from normlab.study.running.budget import parse_budget, run_within_budget
 from normlab.study.running.driver import Driver, Study
 from normlab.study.running.jobs import Event, Job
-from normlab.study.running.tuning import GRIDS, tuned
+from normlab.study.running.tuning import tuned
 from normlab.study.spec import DataChoice, make_spec
 from normlab.study.verdict import edge_warnings
 from tests.study.fakes import Scripted, Silent
@@ -64,9 +65,9 @@ def test_each_norm_gets_its_own_learning_rate_after_equally_many_trials(tmp_path
     assert sorted({c.seed for c in cells}) == [0, 1]
     assert len(cells) == 6
     assert {t.cell.seed for t in tried} == {2}, "the study's own seeds are fresh evidence"
-    assert Counter(t.cell.norm for t in tried) == dict.fromkeys(BEST_LR, len(GRIDS["lr"]))
+    assert Counter(t.cell.norm for t in tried) == dict.fromkeys(BEST_LR, len(TUNABLE["lr"].grid))
     assert len(executor.jobs) == len(tried)
-    assert all(len(found["trials"]) == len(GRIDS["lr"]) for found in tuning)
+    assert all(len(found["trials"]) == len(TUNABLE["lr"].grid) for found in tuning)
     assert [found["at_edge"] for found in tuning] == [[], [], ["lr"]]
     assert edge_warnings(tuning) == ["in: the best lr found, 1, lies at the edge of what was tried"]
 
@@ -103,7 +104,7 @@ def test_a_tuning_that_was_interrupted_goes_on(tmp_path: Path) -> None:
         tuned(under_way, spec.cells(100), spec)
     with study(tmp_path) as (under_way, second):
         tuned(under_way, spec.cells(100), spec)
-    assert sorted([*first.jobs, *second.jobs]) == sorted([*range(1, 2 * len(GRIDS["lr"]) + 1), 7])
+    assert sorted([*first.jobs, *second.jobs]) == sorted([*range(1, 2 * len(TUNABLE["lr"].grid) + 1), 7])
 
 
 def test_a_training_that_failed_or_diverged_is_no_best_value(tmp_path: Path) -> None:

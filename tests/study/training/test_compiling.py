@@ -14,8 +14,9 @@ import torch
 
 from normlab.data import Dataset
 from normlab.errors import UsageError
+from normlab.study.axes import TRAINING_CODE
 from normlab.study.keeping.checkpoint import CheckpointDirectory
-from normlab.study.spec import TRAINING_CODE, make_spec
+from normlab.study.spec import make_spec
 from normlab.study.training.cell import Training, train_cell
 from tests.study.conftest import make_cell
 
