@@ -74,7 +74,7 @@ def test_divided_by_a_root_mean_square(name: str, over: tuple[int, ...], eps: fl
 
 
 def test_a_study_that_names_no_norms_does_not_grow() -> None:
-    from normlab.study.spec import DEFAULT_NORMS
+    from normlab.study.axes import DEFAULT_NORMS
 
     assert DEFAULT_NORMS == ("bn", "in", "bin", "ln", "gn", "none", "torch-bn")
 
