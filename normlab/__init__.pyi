@@ -19,7 +19,10 @@ from normlab.layers import distributed as distributed
 from normlab.layers import fuse_norms as fuse_norms
 from normlab.layers import make_norm as make_norm
 from normlab.layers import recomputed_outputs as recomputed_outputs
+from normlab.layers import register_adapter as register_adapter
+from normlab.layers import restore_norms as restore_norms
 from normlab.layers import swap_norms as swap_norms
+from normlab.layers import swap_report as swap_report
 from normlab.norms import Affine as Affine
 from normlab.norms import Moments as Moments
 from normlab.norms import average as average

@@ -17,8 +17,9 @@ from normlab.bench.sides import arrange, arrange_model, compiled, stock
 from normlab.bench.timing import in_turns
 from normlab.bench.work import LAYOUTS
 from normlab.errors import UsageError
+from normlab.layers.fuse import fuse_norms
 from normlab.layers.recomputing import recomputed_outputs
-from normlab.layers.swap import fuse_norms, swap_norms
+from normlab.layers.swap import swap_norms
 from normlab.models.residual import build_model
 from normlab.study.training.compiling import forget_compiled
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from normlab.layers.fuse import fuse_norms
 from normlab.layers.norms import (
     BatchInstanceNorm,
     BatchNorm,
@@ -24,7 +25,8 @@ from normlab.layers.ranked import (
     InstanceNorm3d,
 )
 from normlab.layers.recomputing import recomputed_outputs
-from normlab.layers.swap import fuse_norms, swap_norms
+from normlab.layers.restore import restore_norms
+from normlab.layers.swap import SwapReport, register_adapter, swap_norms, swap_report
 
 __all__ = [
     "BatchInstanceNorm",
@@ -42,11 +44,15 @@ __all__ = [
     "Norm",
     "RMSNorm",
     "RunningNorm",
+    "SwapReport",
     "constrain",
     "fuse_norms",
     "make_norm",
     "parameter_groups",
     "recomputed_outputs",
+    "register_adapter",
+    "restore_norms",
     "swap_norms",
+    "swap_report",
     "takes_act",
 ]

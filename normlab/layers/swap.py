@@ -1,100 +1,168 @@
-"""Normlab's layers in the place of torch's, in a model that somebody else wrote.
+"""Normlab's layers in the place of others, in a model that somebody else wrote.
 
 `swap_norms` changes the layers and nothing else: whoever holds one of them, its parameters or its buffers, holds the
-same objects afterwards. `fuse_norms` goes on: it follows the model with torch.fx, and where a norm's output is only
-added to something and put through an activation, the layer does that too, in its own pass over memory.
+same objects afterwards. What it does not take it leaves alone, and `swap_report` says why. `normlab.layers.fuse` goes
+on from here, `normlab.layers.restore` goes back.
 """
 
 from __future__ import annotations
 
-import copy
-import operator
+import logging
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
-from torch.nn import functional
-from torch.utils._pytree import tree_leaves
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
 
 from normlab.errors import UsageError
-from normlab.kernels.activations import SLOPE, Activation
-from normlab.layers import ranked
-from normlab.layers.norms import GroupNorm, LayerNorm, Norm, RMSNorm, takes_act
+from normlab.kernels.activations import Activation
+from normlab.layers import adapters, ranked
+from normlab.layers.norms import BatchNorm, ChannelNorm, GroupNorm, LayerNorm, Norm, RMSNorm
+from normlab.layers.recasting import recast, undo
 
 Model = TypeVar("Model", bound=nn.Module)
+Adapter = Callable[[Any], nn.Module | None]
+
+_log = logging.getLogger(__name__)
 
 
 def swap_norms(model: Model) -> Model:
-    """Turn torch's normalization layers in a model into normlab's, in place; answers the model.
+    """Turn the normalization layers of a model into normlab's, in place; returns the model.
 
-    Batch and instance norm of one to three dimensions, group, layer and RMS norm. They keep what they have: parameters
-    and buffers (the same objects, so an optimizer made before goes on), options, mode, hooks, `state_dict`. A layer of
-    a class of its own (synchronized, lazy, parametrized, somebody's subclass) is left alone. What
-    follows a norm stays where it is; `fuse_norms` takes it in.
+    Taken are torch's batch, instance, group, layer and RMS norms; those of other libraries and of your own that compute
+    the same as one of ours, with an activation behind it or not (timm, torchvision, transformers, detectron2), found
+    by running a copy of each; and classes given to `register_adapter`. They keep what they have: parameters and
+    buffers (the same objects, so an optimizer made before goes on), attributes, mode, hooks, `state_dict`, and their
+    class: they are objects of a subclass of it. A layer that cannot be taken is left alone: synchronized, lazy,
+    parametrized, a subclass of torch's that may do more than its base, a formula of its own. `swap_report(model)` lists
+    what was taken and what was left, and why; `restore_norms(model)` is the way back. What follows a norm stays where
+    it is; `fuse_norms` takes it in.
+
+    Warns if no layer was taken.
     """
-    for module in model.modules():
-        _swap(module)
+    for module in list(model.modules()):
+        take(module)
+    report = swap_report(model)
+    _log.info("swap_norms: %s", report)
+    if not report.taken:
+        warnings.warn(f"swap_norms: no layer was taken. {report}", stacklevel=2)
     return model
 
 
-def fuse_norms(model: nn.Module, *example: Any) -> fx.GraphModule:
-    """A model with its norms swapped, and the additions and activations that follow them inside: a module to train.
+def register_adapter(their_class: type[nn.Module], to: type[nn.Module] | Adapter | None) -> None:
+    """Have `swap_norms` and `fuse_norms` take the layers of a class.
 
-        fused = normlab.fuse_norms(model, torch.randn(2, 3, 224, 224))
-        fused(images)  # what model(images) answers
+        normlab.register_adapter(TheirBatchNorm, nn.BatchNorm2d)  # computes what torch's does, from its attributes
+        normlab.register_adapter(TheirGroupNorm, lambda layer: normlab.layers.GroupNorm(layer.groups, layer.channels))
+        normlab.register_adapter(TheirNorm, None)  # is left alone
 
-    Where nobody else sees what lies between, y = act(norm(x) + residual) becomes one layer; act is one of
-    `normlab.kernels.activations`, and the residual has the output's shape. The answer is a `torch.fx.GraphModule`:
-    the model's forward pass as torch.fx follows it, on the model's own parameters, with its `state_dict` keys, in its
-    place. The model still computes what it did. `example` are inputs such as it gets; both are run on them in
-    evaluation mode, and must agree.
+    `to` is a class of torch's or of `normlab.layers` whose arguments are attributes of the layer, or a function of the
+    layer that returns one of ours, or None to leave that one alone. Parameters and buffers of the layer take the place
+    of those that ours was built with, by their names, which must be the same. Subclasses are not included; a later call
+    for the same class replaces the earlier one.
 
-    Raises UsageError if torch.fx cannot follow the model (its forward pass depends on values), if it takes another path
-    in training than in evaluation, if the example does not fit, or if the two do not agree.
+    Raises UsageError if `their_class` is not a class of modules, or `to` is nothing of these.
     """
-    expected = _evaluated(model, example)
-    fused = fx.GraphModule(model, _followed(model), type(model).__name__)
-    fused.training = model.training
-    _swap_copies(fused)
-    with _evaluating(fused):
-        ShapeProp(fused).propagate(*_copied(example))
-    for node in list(fused.graph.nodes):
-        _pass_by(fused, node)
-    for node in list(fused.graph.nodes):
-        _fuse(fused, node)
-    fused.delete_all_unused_submodules()
-    _arrange(fused, model)
-    fused.graph.lint()
-    fused.recompile()
-    _compare(_evaluated(fused, example), expected)
-    return fused
+    if not (isinstance(their_class, type) and issubclass(their_class, nn.Module)):
+        raise UsageError(f"register_adapter: expected a subclass of torch.nn.Module, got {their_class!r}")
+    if isinstance(to, type):
+        made = next((made for base, made in _LIKE.items() if issubclass(to, base)), None)
+        if made is None:
+            raise UsageError(
+                f"register_adapter: to={to.__name__} is no normalization layer of torch's or normlab's; "
+                "give a function that builds one from the layer"
+            )
+        kind = to
+        _ADAPTERS[their_class] = lambda layer: made(layer, kind)
+    elif to is None or callable(to):
+        _ADAPTERS[their_class] = to or (lambda layer: None)
+    else:
+        raise UsageError(f"register_adapter: expected a class, a function or None for `to`, got {to!r}")
 
 
-# --- swapping --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class SwapReport:
+    """What `swap_norms` and `fuse_norms` made of a model's normalization layers, by their names in it."""
+
+    taken: tuple[str, ...] = ()  # computed by normlab
+    fused: dict[str, str] = field(default_factory=dict)  # those of them that take in what follows: what that is
+    left: dict[str, str] = field(default_factory=dict)  # left alone: why
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.taken)} taken, {len(self.fused)} of them fused with what follows, {len(self.left)} left"]
+        lines += [f"  left: {name}: {why}" for name, why in self.left.items()]
+        return "\n".join(lines)
 
 
-def _batch(stock: Any) -> Norm:
-    return _RANKED[type(stock)](
-        stock.num_features, stock.eps, stock.momentum, stock.affine, stock.track_running_stats, device="meta"
-    )
+def swap_report(model: nn.Module) -> SwapReport:
+    """Which normalization layers of a model are normlab's, which take in what follows them, which were left and why."""
+    taken: list[str] = []
+    fused: dict[str, str] = {}
+    left: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if is_ours(module):
+            taken.append(name)
+            act = adapters.act_inside(module) or getattr(module, "act", None)
+            if isinstance(act, Activation):
+                fused[name] = str(act)
+        elif (why := why_left(module)) is not None:
+            left[name] = why
+        for spot, what in vars(module).get("_fused_spots", {}).items():
+            fused[f"{name}.{spot}" if name else spot] = what
+    return SwapReport(tuple(taken), fused, left)
 
 
-def _group(stock: Any) -> Norm:
+def is_ours(module: nn.Module) -> bool:
+    """Whether a module is a normalization layer that normlab computes."""
+    return isinstance(module, (Norm, LayerNorm, RMSNorm, adapters.Taken))
+
+
+def why_left(module: nn.Module) -> str | None:
+    """Why `swap_norms` does not take a normalization layer; None for other modules, and for layers that it takes."""
+    return None if is_ours(module) or not _is_norm(module) else _found(module)[1]
+
+
+def take(module: nn.Module) -> None:
+    """Turn one layer into ours, if it can be, in place."""
+    if is_ours(module) or not _is_norm(module):
+        return
+    how, _ = _found(module)
+    if isinstance(how, adapters.Plan):
+        recast(module, adapters.Taken)
+        vars(module)["_plan"] = how
+    elif how is not None:
+        _become(module, how)
+
+
+# --- which are taken, and as what ------------------------------------------------------------------------------------
+
+
+def _running(stock: Any, kind: type) -> nn.Module:
+    made = _RANKED.get(kind, kind if issubclass(kind, Norm) else BatchNorm)
+    return made(stock.num_features, stock.eps, stock.momentum, stock.affine, stock.track_running_stats, device="meta")
+
+
+def _group(stock: Any, kind: type) -> nn.Module:
     return GroupNorm(stock.num_groups, stock.num_channels, stock.eps, stock.affine, device="meta")
 
 
-def _layer(stock: Any) -> nn.Module:
+def _channels(stock: Any, kind: type) -> nn.Module:
+    return ChannelNorm(stock.normalized_shape[0], stock.eps, stock.elementwise_affine, device="meta")
+
+
+def _layer(stock: Any, kind: type) -> nn.Module:
     return LayerNorm(stock.normalized_shape, stock.eps, stock.elementwise_affine, device="meta")
 
 
-def _rms(stock: Any) -> nn.Module:
+def _rms(stock: Any, kind: type) -> nn.Module:
     return RMSNorm(stock.normalized_shape, stock.eps, stock.elementwise_affine, device="meta")
 
 
-_RANKED: dict[type, Callable[..., Norm]] = {
+_RANKED: dict[type, Callable[..., nn.Module]] = {
     nn.BatchNorm1d: ranked.BatchNorm1d,
     nn.BatchNorm2d: ranked.BatchNorm2d,
     nn.BatchNorm3d: ranked.BatchNorm3d,
@@ -102,234 +170,112 @@ _RANKED: dict[type, Callable[..., Norm]] = {
     nn.InstanceNorm2d: ranked.InstanceNorm2d,
     nn.InstanceNorm3d: ranked.InstanceNorm3d,
 }
-_OURS: dict[type, Callable[[Any], nn.Module]] = {
-    **dict.fromkeys(_RANKED, _batch),
+_LIKE: dict[type, Callable[[Any, type], nn.Module]] = {
+    _BatchNorm: _running,
+    nn.modules.instancenorm._InstanceNorm: _running,
     nn.GroupNorm: _group,
+    ChannelNorm: _channels,
     nn.LayerNorm: _layer,
     nn.RMSNorm: _rms,
 }
+_STOCK = (*_RANKED, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_ADAPTERS: dict[type, Adapter] = {}
+for _class in _STOCK:
+    register_adapter(_class, _class)
+
+_BASES: dict[type, str] = {_BatchNorm: "batch", nn.GroupNorm: "group", nn.LayerNorm: "layer", nn.RMSNorm: "rms"}
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_LIBRARIES = {"timm", "torchvision", "transformers", "diffusers", "detectron2", "fvcore", "mmcv", "mmengine", "mmdet"}
 
 
-def _swap(module: nn.Module) -> None:
-    if type(module) in _OURS:
-        ours = _OURS[type(module)](module)
-        # what the layer has, its parameters and buffers among it, comes before what ours was made with
-        vars(module).update({k: v for k, v in vars(ours).items() if k not in vars(module)})
-        for name, buffer in ours._buffers.items():
-            module._buffers.setdefault(name, buffer)
-        module.__class__ = type(ours)
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalization layer by its class, or by its name and having no parts that learn."""
+    kind = type(module)
+    if kind in _ADAPTERS or isinstance(module, _NORMS):
+        return True
+    name = kind.__name__.lower()
+    if kind.__module__.startswith("torch.") or not ("norm" in name or name.endswith("grn")):
+        return name in ("localresponsenorm", "crossmaplrn2d")
+    return not any(True for part in module.children() for _ in (*part.parameters(), *part.buffers()))
 
 
-def _swap_copies(fused: fx.GraphModule) -> None:
-    """Swap norms in copies that share parameters and buffers, so that the model's own layers stay what they are."""
-    copies: dict[int, nn.Module] = {}
-    for node in fused.graph.nodes:
-        if node.op == "call_module":
-            module = fused.get_submodule(node.target)
-            if isinstance(module, _NORMS):
-                own = copies.setdefault(id(module), copy.copy(module))
-                _swap(own)
-                fused.set_submodule(node.target, own)
-
-
-def _arrange(fused: nn.Module, model: nn.Module) -> None:
-    """The model's order of parts, by which an optimizer's `state_dict` knows them, and which buffers are not saved.
-
-    torch.fx has the order of use, and saves all of them.
-    """
-    for kind in ("_modules", "_parameters", "_buffers"):
-        parts = vars(fused)[kind]
-        for name in vars(model)[kind]:
-            if name in parts:
-                parts[name] = parts.pop(name)
-    fused._non_persistent_buffers_set.update(model._non_persistent_buffers_set & fused._buffers.keys())
-    for name, part in fused.named_children():
-        if type(part) is nn.Module:  # a container, made by torch.fx
-            _arrange(part, model.get_submodule(name))
-
-
-# --- following -------------------------------------------------------------------------------------------------------
-
-_NORMS = (Norm, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-
-
-class _Tracer(fx.Tracer):
-    """Follows a model down to torch's layers, and to norms of whatever class."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _NORMS) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _followed(model: nn.Module) -> fx.Graph:
-    """The forward pass, the same in training and in evaluation."""
-    graphs = []
-    for training in (True, False):
-        with _evaluating(model, training):
-            try:
-                graphs.append(_Tracer().trace(model))
-            except Exception as error:
-                raise UsageError(
-                    f"fuse_norms: torch.fx cannot follow the forward pass of {type(model).__name__} ({_told(error)}); "
-                    "fuse the parts of it that it can follow, or use swap_norms"
-                ) from error
-    first, second = (graph.python_code("self").src for graph in graphs)
-    if first != second:
-        raise UsageError(
-            f"fuse_norms: the forward pass of {type(model).__name__} is another one in training than in evaluation "
-            "(it asks for self.training, as functional dropout does); make that a module of its own, or use swap_norms"
+def _found(module: nn.Module) -> tuple[adapters.Plan | nn.Module | None, str | None]:
+    """(how to take a layer, None), or (None, why not)."""
+    kind = type(module)
+    if kind in _ADAPTERS:
+        return _adapted(module)
+    why = _special(module)
+    if why is not None:
+        return None, why
+    plan = adapters.probed(module)
+    if isinstance(plan, str):
+        return None, plan
+    base = next((base for base in _BASES if isinstance(module, base)), None)
+    is_known = kind.__module__.split(".")[0] in _LIBRARIES
+    if base is not None and not is_known and plan.kind == _BASES[base] and not plan.behind and not plan.one_plus:
+        return None, (
+            f"a subclass of {base.__name__.lstrip('_')}, which may do more than its base; "
+            f"normlab.register_adapter({kind.__name__}, ...) takes it"
         )
-    return graphs[0]
+    return plan, None
 
 
-@contextmanager
-def _evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Evaluation mode, or training mode throughout, without gradients; afterwards every module is in its own again."""
-    modes = {module: module.training for module in model.modules()}
-    model.train(training)
+def _adapted(module: nn.Module) -> tuple[nn.Module | None, str | None]:
     try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+        ours = _ADAPTERS[type(module)](module)
+    except AttributeError as error:
+        return None, f"its adapter failed: {error}"
+    if ours is None:
+        return None, "its adapter leaves it alone"
+    for kind in ("_parameters", "_buffers"):
+        theirs, made = ({k for k, v in vars(layer)[kind].items() if v is not None} for layer in (module, ours))
+        if kind == "_parameters" and not theirs <= vars(ours)[kind].keys():
+            return None, f"its parameters are {', '.join(sorted(theirs))}, those of ours {', '.join(sorted(made))}"
+    return ours, None
 
 
-def _evaluated(model: nn.Module, example: tuple[Any, ...]) -> list[Tensor]:
-    """The tensors that a model answers in evaluation mode."""
-    with _evaluating(model):
-        try:
-            answer = model(*_copied(example))
-        except Exception as error:
-            raise UsageError(
-                f"fuse_norms: {type(model).__name__} does not take the example ({_told(error)})"
-            ) from error
-    return [v for v in tree_leaves(answer) if isinstance(v, Tensor)]
+def _special(module: nn.Module) -> str | None:
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        return "it is lazy: run the model once, then swap"
+    if parametrize.is_parametrized(module):
+        return "its parameters are parametrized"
+    if type(module) is nn.SyncBatchNorm:
+        return "its statistics are pooled over processes: normlab.layers.distributed.synchronize does that for ours"
+    return None
 
 
-def _copied(example: tuple[Any, ...]) -> list[Any]:
-    """Inputs that a model may change."""
-    return [v.clone() if isinstance(v, Tensor) else copy.copy(v) for v in example]
+def _become(module: nn.Module, ours: nn.Module) -> None:
+    """Turn a layer into one of the class of ours, with everything that it has."""
+    added = {k: v for k, v in vars(ours).items() if k not in vars(module)}
+    buffers = [name for name in ours._buffers if name not in module._buffers]
+    was = (type(module), tuple(added), tuple(buffers))
+    # what the layer has, its parameters and buffers among it, comes before what ours was made with
+    vars(module).update(added, _was=was)
+    for name in buffers:
+        module._buffers[name] = ours._buffers[name]
+    module.__class__ = type(ours)
 
 
-def _compare(got: list[Tensor], expected: list[Tensor]) -> None:
-    for ours, theirs in zip(got, expected, strict=True):
-        error = float((ours.double() - theirs.double()).abs().max()) if theirs.numel() else 0.0
-        bound = float(torch.finfo(theirs.dtype).eps) ** 0.5 if theirs.is_floating_point() else 0.0
-        if not error <= bound * (1 + float(theirs.abs().max()) if theirs.numel() else 1):
-            raise UsageError(
-                f"fuse_norms: on the example the fused model is off by {error:.2g}; a layer's input or output may be "
-                "changed in place by somebody else, or depend on chance: use swap_norms"
-            )
+def turn_back(module: nn.Module) -> bool:
+    """Give a layer that was taken its own class back, in place; whether it was one."""
+    if isinstance(module, adapters.Taken):
+        undo(module)
+        vars(module).pop("_plan", None)
+        return True
+    was = vars(module).pop("_was", None)
+    if was is None:
+        return False
+    kind, added, buffers = was
+    for name in added:
+        vars(module).pop(name, None)
+    for name in buffers:
+        module._buffers.pop(name, None)
+    module.__class__ = kind
+    return True
 
 
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-
-
-# --- fusing ----------------------------------------------------------------------------------------------------------
-
-_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
-_IN_PLACE = (operator.iadd, "add_")
-_FUNCTIONS: dict[Any, str] = {
-    functional.relu: "relu",
-    torch.relu: "relu",
-    torch.relu_: "relu",
-    "relu": "relu",
-    "relu_": "relu",
-    functional.leaky_relu: "leaky_relu",
-    functional.silu: "silu",
-    functional.gelu: "gelu",
-}
-
-
-def _pass_by(fused: fx.GraphModule, node: fx.Node) -> None:
-    """Leave out an identity, which stands for something that was switched off and may stand behind a norm."""
-    if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
-        module = fused.get_submodule(str(node.target))
-        if type(module) is nn.Identity and not _is_watched(module):
-            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-            fused.graph.erase_node(node)
-
-
-def _fuse(fused: fx.GraphModule, node: fx.Node) -> None:
-    """Take the addition and the activation behind a norm into it."""
-    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
-        return
-    layer = fused.get_submodule(str(node.target))
-    calls = [n for n in fused.graph.nodes if n.op == "call_module" and fused.get_submodule(n.target) is layer]
-    if not takes_act(layer) or len(calls) > 1 or _is_watched(layer):
-        return
-    addition = _addition_behind(node)
-    residual = [] if addition is None else [v for v in addition.args if v is not node]
-    act_node, act = _activation_behind(fused, addition or node)
-    last = act_node or addition
-    if last is None:
-        return
-    layer.act = act
-    with fused.graph.inserting_before(last):
-        call = fused.graph.call_module(str(node.target), (*node.args, *residual))
-    call.meta = dict(last.meta)
-    last.replace_all_uses_with(call)
-    for gone in (act_node, addition, node):
-        if gone is not None:
-            fused.graph.erase_node(gone)
-
-
-def _addition_behind(node: fx.Node) -> fx.Node | None:
-    """The addition of something of the same form, if nothing else becomes of a node."""
-    user = _only_user(node)
-    if user is None or user.target not in _ADDITIONS or user.kwargs or len(user.args) != 2:
-        return None
-    others = [v for v in user.args if v is not node]
-    if len(others) != 1 or not isinstance(others[0], fx.Node):
-        return None
-    if user.target in _IN_PLACE and user.args[0] is not node:  # somebody else's tensor changes
-        return None
-    return user if _form(others[0]) == _form(node) else None
-
-
-def _activation_behind(fused: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, Activation | None]:
-    """The activation, if nothing else becomes of a node, and what it is."""
-    user = _only_user(node)
-    if user is None or user.args[:1] != (node,):
-        return None, None
-    if user.op == "call_module":
-        act = _activation_of(fused.get_submodule(str(user.target)))
-    else:
-        act = _activation_called(user)
-    return (None, None) if act is None else (user, act)
-
-
-def _activation_of(module: nn.Module) -> Activation | None:
-    if type(module) is nn.LeakyReLU:
-        return Activation("leaky_relu", module.negative_slope)
-    if type(module) is nn.GELU and module.approximate != "none":
-        return None
-    name = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu"}.get(type(module))
-    return None if name is None or _is_watched(module) else Activation(name)
-
-
-def _activation_called(node: fx.Node) -> Activation | None:
-    name = _FUNCTIONS.get(node.target)
-    kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
-    if name == "leaky_relu":
-        slope = kwargs.pop("negative_slope", node.args[1] if len(node.args) > 1 else SLOPE)
-        return Activation(name, slope) if isinstance(slope, float | int) and not kwargs else None
-    if name == "gelu" and kwargs.pop("approximate", "none") != "none":
-        return None
-    return None if name is None or kwargs else Activation(name)
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _form(node: fx.Node) -> Any:
-    """Shape and dtype of a node's tensor."""
-    meta = node.meta.get("tensor_meta")
-    return (meta.shape, meta.dtype) if isinstance(meta, TensorMetadata) else node
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether somebody hooked into a module, and would see something else."""
-    return any(held for name, held in vars(module).items() if name.endswith("_hooks"))
+def norms_in(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The normalization layers of a model, ours and others, by name."""
+    for name, module in model.named_modules():
+        if is_ours(module) or _is_norm(module):
+            yield name, module

@@ -1,0 +1,386 @@
+"""Norms of other libraries: which of ours computes the same, found by what they do and not by what they are called.
+
+`probed` runs a copy of an unknown layer on random inputs with random weights and compares its outputs, gradients and
+dtypes with a few formulas. A layer that agrees with one can be *taken*: it becomes an object of a subclass of its own
+class (`normlab.layers.recasting`) whose forward pass is ours. Its attributes are read at each call, and a call
+that the formula was not compared for (other arguments, another rank, another mixture of dtypes) goes to the layer's own
+forward pass. No library is imported here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from normlab.kernels.activations import Activation
+from normlab.layers import functional
+from normlab.layers.acting import activation_of, is_passive
+from normlab.layers.position_operators import normalize as normalize_positions
+from normlab.layers.recasting import Recast
+
+
+class Plan(NamedTuple):
+    """How to compute what a layer computes."""
+
+    kind: str  # of _KINDS
+    eps: str | float | None = "eps"  # its attribute, or a constant; None: the machine epsilon
+    one_plus: bool = False  # the factor is 1 + weight
+    result: str = "input"  # dtype of the output: of "input" or "weight", "promoted" from both, "float32"; or "equal":
+    # the same as both, which must not differ
+    rank: int | None = None  # of the inputs that were compared, where others may be read in another way
+    behind: tuple[str, ...] = ()  # its submodules that come after, in order
+    evaluation: bool = False  # compared in evaluation mode only
+
+
+class Taken(Recast):
+    """Somebody's norm, computed by us."""
+
+    _plan: Plan
+    training: bool
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        layer: Any = self
+        if not _serves(layer, args, kwargs):
+            y: Tensor = super().forward(*args, **kwargs)  # type: ignore[misc]
+            return y
+        return _applied(layer, *args, **kwargs)
+
+
+def takes_act_too(layer: nn.Module) -> bool:
+    """Whether a taken layer can be told to apply an activation, and a residual before it."""
+    return (
+        isinstance(layer, Taken)
+        and layer._plan.kind in _FUSING
+        and all(is_passive(getattr(layer, name)) for name in layer._plan.behind)
+    )
+
+
+def act_inside(layer: nn.Module) -> Activation | None:
+    """The activation that a taken layer applies in its own pass over memory."""
+    if not isinstance(layer, Taken) or layer._plan.kind not in _FUSING:
+        return None
+    behind = _behind(layer)
+    return activation_of(behind[0]) if len(behind) == 1 else None
+
+
+def _serves(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    plan: Plan = layer._plan
+    if len(args) != 1 or kwargs.keys() - {"residual", "act"} or not isinstance(args[0], Tensor):
+        return False
+    x = args[0]
+    if not x.is_floating_point() or x.dim() < 2 or (plan.rank is not None and x.dim() != plan.rank):
+        return False
+    weight, eps = getattr(layer, "weight", None), _eps(layer, plan, x)
+    size = x.shape[-1 if plan.kind in _LAST else 1]
+    held = (weight, *(getattr(layer, name, None) for name in ("bias", "running_mean", "running_var")))
+    if not eps > 0 or any(v is not None and (v.dim() != 1 or v.shape[0] != size) for v in held):
+        return False
+    if plan.kind in _FUSING and (x.numel() <= size or size % getattr(layer, "num_groups", 1)):
+        return False
+    if plan.result == "equal" and weight is not None and weight.dtype != x.dtype:
+        return False
+    return (_size(layer) or size) == size and not (plan.evaluation and layer.training)
+
+
+def _eps(layer: Any, plan: Plan, x: Tensor) -> float:
+    eps: float | None = getattr(layer, plan.eps) if isinstance(plan.eps, str) else plan.eps
+    return torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps if eps is None else eps
+
+
+def _applied(layer: Any, x: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
+    plan: Plan = layer._plan
+    behind = _behind(layer)
+    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    dtype = _result(plan.result, x, weight)
+    if plan.one_plus and weight is not None:
+        weight = 1.0 + (weight.float() if weight.element_size() < 4 else weight)
+    if dtype.itemsize > x.element_size():
+        x = x.to(dtype)
+    eps = _eps(layer, plan, x)
+    if plan.kind in _FUSING:
+        if act is None and len(behind) == 1 and residual is None:
+            act = activation_of(behind[0])
+            behind = [] if act is not None else behind
+        y = _KINDS[plan.kind](layer, x, weight, bias, eps, residual, act)
+    else:
+        y = _KINDS[plan.kind](x, weight, bias, eps)
+    y = y.to(dtype)
+    for module in behind:
+        y = module(y)
+    return y
+
+
+def _behind(layer: Any) -> list[nn.Module]:
+    return [m for m in (getattr(layer, name) for name in layer._plan.behind) if not is_passive(m)]
+
+
+def _result(rule: str, x: Tensor, weight: Tensor | None) -> torch.dtype:
+    if rule == "float32":
+        return torch.promote_types(torch.float32, x.dtype)
+    if weight is None or rule in ("input", "equal"):
+        return x.dtype
+    return weight.dtype if rule == "weight" else torch.promote_types(x.dtype, weight.dtype)
+
+
+# --- the formulas ----------------------------------------------------------------------------------------------------
+
+
+def _named(weight: Tensor | None, bias: Tensor | None) -> dict[str, Tensor]:
+    return {k: v for k, v in (("weight", weight), ("bias", bias)) if v is not None}
+
+
+def _batch(
+    layer: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None, act: Activation | None
+) -> Tensor:
+    layer._check_input_dim(x)
+    tracked = layer.running_mean is not None
+    update = layer.training and tracked and layer.track_running_stats
+    use_batch, seen = layer.training or not tracked, layer.num_batches_tracked
+    momentum = 0.0 if layer.momentum is None is seen else layer.momentum  # an average over nothing counted
+    return functional.normalize(
+        "bn", x, _named(weight, bias), running=(layer.running_mean, layer.running_var) if tracked else None,
+        use_batch=use_batch, update=update, seen=seen, momentum=momentum, eps=eps,
+        act=act, residual=residual,
+    )  # fmt: skip
+
+
+def _frozen(
+    layer: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None, act: Activation | None
+) -> Tensor:
+    return functional.normalize(
+        "bn", x, _named(weight, bias), running=(layer.running_mean, layer.running_var), use_batch=False, eps=eps,
+        act=act, residual=residual,
+    )  # fmt: skip
+
+
+def _group(
+    layer: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None, act: Activation | None
+) -> Tensor:
+    return functional.normalize(
+        "gn", x, _named(weight, bias), options=(("groups", layer.num_groups),), eps=eps, act=act, residual=residual
+    )
+
+
+def _last(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool) -> Tensor:
+    return normalize_positions(x, weight, bias, x.shape[-1], eps, centred)
+
+
+def _first(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool) -> Tensor:
+    """Over the channels, dimension 1, as they lie in memory."""
+    if not x.is_contiguous() and (last := x.movedim(1, -1)).is_contiguous():
+        return _last(last, weight, bias, eps, centred).movedim(-1, 1)
+    return normalize_positions(x, weight, bias, 0, eps, centred)
+
+
+_FUSING: dict[str, Callable[..., Tensor]] = {"batch": _batch, "frozen": _frozen, "group": _group}
+_LAST, _FIRST = ("layer", "rms"), ("channels", "rms over channels")
+_KINDS: dict[str, Callable[..., Tensor]] = {
+    **_FUSING,
+    "layer": partial(_last, centred=True),
+    "rms": partial(_last, centred=False),
+    "channels": partial(_first, centred=True),
+    "rms over channels": partial(_first, centred=False),
+}
+
+
+# --- which of them a layer is ----------------------------------------------------------------------------------------
+
+_EPS = ("eps", "variance_epsilon", "epsilon", "norm_eps", "layer_norm_eps", "layernorm_epsilon", "rms_norm_eps")
+_SIZES = ("normalized_shape", "num_features", "num_channels", "hidden_size", "dim", "channels")
+_STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+_found: dict[Any, Plan | str] = {}
+
+
+def probed(layer: nn.Module) -> Plan | str:
+    """How to compute what a layer computes, or why that cannot be told.
+
+    The answer holds for every layer of the class with the same attributes and forms of parameters, and is kept.
+    """
+    key = _key(layer)
+    if key not in _found:
+        try:
+            with torch.random.fork_rng(devices=[]), _plain():
+                torch.manual_seed(0)
+                _found[key] = _probed(layer)
+        except Exception as error:
+            _found[key] = f"it could not be run by itself ({type(error).__name__}: {str(error).splitlines()[:1]})"
+    return _found[key]
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    """Gradients, no autocast, whatever is around."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        yield
+
+
+def _key(layer: nn.Module) -> Any:
+    scalars = {k: v for k, v in vars(layer).items() if isinstance(v, bool | int | float | str | tuple | type(None))}
+    held = {k: v if v is None else tuple(v.shape) for k, v in (*layer._parameters.items(), *layer._buffers.items())}
+    parts = {k: (type(v), str(v)) for k, v in layer._modules.items()}
+    return type(layer), repr(scalars), repr(held), repr(parts)
+
+
+def _probed(layer: nn.Module) -> Plan | str:
+    own = {name for name, _ in (*layer.named_parameters(), *layer.named_buffers())}
+    if own - _STATE:
+        return f"it has parameters or buffers that no norm of ours has: {', '.join(sorted(own - _STATE))}"
+    size = _size(layer)
+    if size is None:
+        if own:
+            return "its weight is not one number per feature"
+        size = 8  # whatever comes
+    behind = tuple(name for name, part in layer.named_children() if part is not None)
+    copied = _copied(layer)
+    failures: list[str] = []
+    for plan in _candidates(copied, behind):
+        found = _compared(copied, plan, size)
+        if isinstance(found, Plan):
+            return found
+        failures.append(found)
+    return max(set(failures), key=failures.count) if failures else "it is like no norm of ours"
+
+
+def _size(layer: Any) -> int | None:
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, Tensor):
+        return weight.numel() if weight.dim() == 1 else None
+    for name in _SIZES:
+        value = getattr(layer, name, None)
+        value = value[0] if isinstance(value, tuple | list) and len(value) == 1 else value
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _copied(layer: nn.Module) -> nn.Module:
+    """A layer of the same class on the CPU, in float32, with random parameters and no hooks."""
+    fresh: nn.Module = copy.copy(layer)
+    for name, held in vars(layer).items():
+        if isinstance(held, dict) and (name.endswith("_hooks") or name in ("_parameters", "_buffers", "_modules")):
+            vars(fresh)[name] = type(held)()
+    for name, p in layer._parameters.items():
+        drawn = None if p is None else nn.Parameter(torch.empty(p.shape).uniform_(0.5, 1.5), p.requires_grad)
+        fresh._parameters[name] = drawn
+    for name, b in layer._buffers.items():
+        zeros = None if b is None else torch.zeros(b.shape, dtype=torch.float32 if b.is_floating_point() else b.dtype)
+        fresh._buffers[name] = zeros if zeros is None or not zeros.is_floating_point() else zeros.uniform_(0.5, 1.5)
+    for name, part in layer._modules.items():
+        fresh._modules[name] = copy.deepcopy(part)
+    return fresh
+
+
+def _candidates(layer: Any, behind: tuple[str, ...]) -> Iterator[Plan]:
+    names: list[str | float | None] = [n for n in _EPS if isinstance(getattr(layer, n, None), float)]
+    for eps in names or [None, 1e-5, 1e-6, 1e-8, 1e-12]:
+        if isinstance(layer, nn.SyncBatchNorm):
+            yield Plan("batch", eps, rank=4, behind=behind, evaluation=True)
+        elif isinstance(layer, _BatchNorm):
+            yield Plan("batch", eps, rank=4, behind=behind)
+        elif getattr(layer, "running_mean", None) is not None:
+            yield Plan("frozen", eps, rank=4, behind=behind)
+        elif isinstance(getattr(layer, "num_groups", None), int):
+            yield Plan("group", eps, rank=4, behind=behind)
+        elif not isinstance(layer, _NormBase):
+            for kind in ("rms", "layer"):
+                yield Plan(kind, eps, behind=behind)
+                yield Plan(kind, eps, one_plus=True, behind=behind)
+            for kind in _FIRST:
+                yield Plan(kind, eps, rank=4, behind=behind)
+
+
+def _compared(layer: Any, plan: Plan, size: int) -> Plan | str:
+    """The plan with its rule for dtypes, or where it and the layer differ."""
+    if plan.one_plus and getattr(layer, "weight", None) is None:
+        return _DIFFERS
+    small = _eps(layer, plan, torch.empty(0)) ** 0.5  # where eps counts
+    shapes = [(2, size, 3, 4)] if plan.rank == 4 else [(2, 5, size), (3, size), (2, 3, 4, size)]
+    for training in (False,) if plan.evaluation else (False, True):
+        layer.train(training)
+        for shape in shapes:
+            for scale in (1.0, small):
+                x = torch.randn(shape) * scale + 0.3 * scale
+                if not _agree(layer, plan, x):
+                    return _DIFFERS
+    layer.eval()
+    result = _rule(layer, size, plan)
+    return "the dtype of its output follows no rule of ours" if result is None else plan._replace(result=result)
+
+
+_DIFFERS = "on random inputs it computes something else than the norms known here"
+
+
+def _agree(layer: Any, plan: Plan, x: Tensor) -> bool:
+    theirs, ours = (_state(layer, x, run) for run in (_own, lambda one, v: _with(one, plan, v)))
+    return (
+        isinstance(theirs, list)
+        and isinstance(ours, list)
+        and len(theirs) == len(ours)
+        and all(
+            a.shape == b.shape and torch.allclose(a, b, rtol=2e-4, atol=2e-5 * (1 + float(b.abs().max())))
+            for a, b in zip(ours, theirs, strict=True)
+        )
+    )
+
+
+def _own(layer: Any, x: Tensor) -> Any:
+    return layer.forward(x)
+
+
+def _with(layer: Any, plan: Plan, x: Tensor) -> Tensor:
+    vars(layer)["_plan"] = plan
+    try:
+        return _applied(layer, x)
+    finally:
+        del vars(layer)["_plan"]
+
+
+def _state(layer: Any, x: Tensor, run: Callable[[Any, Tensor], Any]) -> Any:
+    """Output, gradients and buffers afterwards, of a layer that is left as it was; a reason if it has none."""
+    buffers = {k: None if v is None else v.clone() for k, v in layer._buffers.items()}
+    plain = {k: v for k, v in vars(layer).items() if not k.startswith("_")}
+    x = x.clone().requires_grad_()
+    try:
+        torch.manual_seed(1)
+        y = run(layer, x)
+        if not isinstance(y, Tensor) or not y.requires_grad or y.shape != x.shape:
+            return _DIFFERS
+        learned = [p for p in layer._parameters.values() if p is not None and p.requires_grad]
+        grads = torch.autograd.grad(y, [x, *learned], torch.randn_like(y), allow_unused=True)
+        if any(g is None for g in grads) or {k: v for k, v in vars(layer).items() if not k.startswith("_")} != plain:
+            return _DIFFERS
+        return [y.detach(), *grads, *(v.clone().float() for v in layer._buffers.values() if v is not None)]
+    finally:
+        layer._buffers.update(buffers)
+
+
+def _rule(layer: nn.Module, size: int, plan: Plan) -> str | None:
+    """The dtype of a layer's output, by those of its input and weight."""
+    shape = (2, size, 3, 4) if plan.rank == 4 else (2, 5, size)
+    seen: dict[tuple[torch.dtype, torch.dtype], torch.dtype] = {}
+    for held in (torch.float32, torch.bfloat16):
+        cast = copy.deepcopy(layer).to(held)
+        for given in (torch.float32, torch.bfloat16):
+            try:
+                with torch.no_grad():
+                    seen[given, held] = cast.forward(torch.randn(shape).to(given)).dtype
+            except (RuntimeError, ValueError, TypeError):
+                continue
+    mixed = any(given != held for given, held in seen)
+    rules: dict[str, Callable[[torch.dtype, torch.dtype], torch.dtype]] = {
+        "input": lambda x, w: x,
+        "promoted": torch.promote_types,
+        "weight": lambda x, w: w,
+        "float32": lambda x, w: torch.float32,
+    }
+    for name, rule in rules.items():
+        if seen and all(rule(*dtypes) == got for dtypes, got in seen.items()):
+            return name if mixed or name == "float32" else "equal"
+    return None

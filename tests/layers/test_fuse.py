@@ -1,0 +1,243 @@
+"""What follows a norm, taken into it, in models that somebody else wrote."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import normlab
+from normlab.errors import UsageError
+from tests.layers.test_swap import MODELS, OURS, STOCK, Residual, images, made, norms_of, same, trained
+
+
+def acts_of(model: nn.Module) -> list[str]:
+    return list(normlab.swap_report(model).fused.values())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", MODELS)
+def test_fused_computes_the_same(name: str, layout: torch.memory_format) -> None:
+    stock = made(name).to(memory_format=layout)
+    x = images(layout=layout)
+    fused = normlab.fuse_norms(copy.deepcopy(stock), x)
+    assert list(fused.state_dict()) == list(stock.state_dict())
+    same(trained(fused, x), trained(stock, x))
+
+
+def test_what_is_taken_in() -> None:
+    fused = normlab.fuse_norms(made("residual"), images())
+    assert acts_of(fused) == ["relu", "relu", "addition + relu", "relu", "addition + relu"]
+    dense = acts_of(normlab.fuse_norms(made("dense"), images()))
+    assert dense == ["relu", "leaky_relu:slope=0.3", "silu", "gelu", "leaky_relu:slope=0.2"]
+    instances = acts_of(normlab.fuse_norms(made("instances"), images()))
+    assert instances == ["leaky_relu:slope=0.2", "silu", "gelu"]
+    unfusable = normlab.swap_report(normlab.fuse_norms(made("unfusable"), images()))
+    assert unfusable.fused == {"twice": "addition"}  # one layer, two places: ReLU in the one, this in the other
+
+
+def test_the_model_itself_stays_what_it_was() -> None:
+    model = made("residual").train()
+    model.stem[1].eval()  # frozen
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    fused = normlab.fuse_norms(model, images())
+    assert all(isinstance(m, STOCK) and not isinstance(m, OURS) for m in norms_of(model))
+    assert {k: torch.equal(v, state[k]) for k, v in model.state_dict().items()} == dict.fromkeys(state, True)
+    assert (model.training, model.stem[1].training, model.layer1[0].bn1.training) == (True, False, True)
+    frozen, trains = fused.get_submodule("stem.1"), fused.get_submodule("layer1.0.bn1")
+    assert (fused.training, frozen.training, trains.training) == (True, False, True)
+    assert fused.get_submodule("stem.1").weight is model.stem[1].weight
+    torch.testing.assert_close(fused.eval()(images()), model.eval()(images()))
+
+
+def test_the_example_stays_what_it_was() -> None:
+    """Bug: a model that changes its input in place was given a changed one the second time."""
+    example = images()
+    before = example.clone()
+    model = nn.Sequential(nn.Hardtanh(-1, 1, inplace=True), made("residual"))
+    assert len(acts_of(normlab.fuse_norms(model, example))) == 5
+    assert torch.equal(example, before)
+
+
+def test_a_layer_that_is_watched_stays_as_it_is() -> None:
+    model = made("instances")
+    model.net[4].register_forward_hook(lambda *_: None)
+    model.net[8].register_forward_hook(lambda *_: None)  # the GELU
+    assert acts_of(normlab.fuse_norms(model, images())) == ["leaky_relu:slope=0.2"]
+
+
+def test_compiles_and_fuses_once_more() -> None:
+    fused = normlab.fuse_norms(made("residual", torch.float32), images(torch.float32))
+    again = normlab.fuse_norms(fused, images(torch.float32))
+    assert acts_of(again) == acts_of(fused)
+    want = fused.eval()(images(torch.float32))
+    got = torch.compile(fused, backend="aot_eager", fullgraph=True)(images(torch.float32))
+    torch.testing.assert_close(got, want)
+
+
+class Changing(nn.Module):
+    """Changes a norm's input after the norm, so that the norm may not be moved behind that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1
+        y = self.norm(x)
+        return F.relu(y + x.mul_(2))
+
+
+def test_an_input_that_is_changed_behind_the_norm() -> None:
+    fused = normlab.fuse_norms(Changing(), torch.randn(2, 3, 4, 4))
+    assert acts_of(fused) == []
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(fused(x.clone()), Changing()(x.clone()))
+
+
+@pytest.mark.parametrize("example", [(torch.randn(2, 4, 8, 8),), ()], ids=["shape", "none"])
+def test_an_example_that_does_not_fit_is_refused(example: tuple[Any, ...]) -> None:
+    model = Residual()
+    modes = [m.training for m in model.modules()]
+    with pytest.raises(UsageError, match="Residual does not take the example"):
+        normlab.fuse_norms(model, *example)
+    assert [m.training for m in model.modules()] == modes
+
+
+# --- where the whole cannot be followed ------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """A block whose training path differs, with a method of its own."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+        self.act = nn.SiLU()
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.features(x) + x, 0.5, self.training)
+
+
+class Chance(nn.Module):
+    """Drops whole samples, as stochastic depth does: control flow and chance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or float(torch.rand(())) < 0.5:
+            return x
+        return x * (torch.rand(len(x), 1, 1, 1) < 0.5)
+
+
+class Branching(nn.Module):
+    """Control flow, a part that is never used, a keyword, and attributes that others read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.drop, self.unused = Block(), Chance(), nn.BatchNorm2d(7)
+        self.num_classes = 5
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.drop(self.block(x))
+
+    def forward(self, x: Tensor, scale: float = 1.0, *, mask: Tensor | None = None) -> dict[str, Any]:
+        x = x if x.sum() > 0 else -x
+        y = self.forward_features(x) * scale
+        return {"y": y if mask is None else y * mask}
+
+
+def test_module_by_module() -> None:
+    """Bug: control flow, functional dropout, chance or keywords anywhere, and nothing of the model was fused."""
+    torch.manual_seed(0)
+    model, x, mask = Branching(), torch.randn(2, 3, 6, 6), torch.rand(2, 1, 6, 6)
+    keys = list(model.state_dict())
+    fused = normlab.fuse_norms(model, x, mask=mask)
+    report = normlab.swap_report(fused)
+    assert report.taken == ("block.norm", "unused")
+    assert report.fused == {"block.norm": "silu"}
+    assert list(fused.state_dict()) == keys
+    assert isinstance(fused, Branching)
+    assert fused.num_classes == 5
+    fused.eval(), model.eval()
+    torch.testing.assert_close(fused.forward_features(x), model.forward_features(x))
+    torch.testing.assert_close(fused.block.features(x), model.block.features(x))
+    for training in (False, True):
+        torch.manual_seed(1)
+        want = copy.deepcopy(model).train(training)(x, 2.0, mask=mask)["y"]
+        torch.manual_seed(1)
+        torch.testing.assert_close(fused.train(training)(x, 2.0, mask=mask)["y"], want)
+
+
+def test_what_is_shared_with_the_model() -> None:
+    """Bug: copies of layers shared the tables of parameters, buffers and hooks with the model's own."""
+    model = made("residual", torch.float32)
+    fused = normlab.fuse_norms(model, images(torch.float32))
+    for (name, ours), (_, theirs) in zip(fused.named_parameters(), model.named_parameters(), strict=True):
+        assert ours is theirs, name
+    norm, own = fused.stem[1], model.stem[1]
+    norm.register_forward_hook(lambda *_: None)
+    norm.register_buffer("mine", torch.zeros(1))
+    norm.note = "mine"
+    assert not own._forward_hooks
+    assert "mine" not in own._buffers
+    assert not hasattr(own, "note")
+    before = own.running_mean.clone()
+    fused.train()(images(torch.float32))
+    assert torch.equal(own.running_mean, before)
+
+
+def test_one_who_comes_to_watch_sees_what_was_there() -> None:
+    """Bug: attribution that hooks activations found none in a fused model, without a word."""
+    model, x = made("instances", torch.float32).eval(), images(torch.float32)
+    fused = normlab.fuse_norms(model, x)
+    seen: list[list[Tensor]] = [[], []]
+    for one, outputs in zip((model, fused), seen, strict=True):
+        for place in (1, 2, 5):
+            one.net[place].register_forward_hook(lambda _m, _x, y, outputs=outputs: outputs.append(y))
+    torch.testing.assert_close(fused(x), model(x))
+    assert len(seen[1]) == 3
+    torch.testing.assert_close(seen[1], seen[0])
+
+
+class Switched(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.doubles = nn.BatchNorm2d(3), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm(x))
+        return 2 * y if self.doubles else y
+
+
+def test_attributes_and_parts_that_change_later_count() -> None:
+    model = Switched().eval()
+    x = torch.randn(2, 3, 4, 4)
+    fused = normlab.fuse_norms(model, x)
+    assert acts_of(fused) == ["relu"]
+    for one in (model, fused):
+        one.doubles = True
+    torch.testing.assert_close(fused(x), model(x))
+    for one in (model, fused):
+        one.norm = nn.GroupNorm(3, 3)
+    torch.testing.assert_close(fused(x), model(x))
+    assert torch.equal(model(x), 2 * F.relu(model.norm(x)))
+
+
+def test_copies_and_pickles_stay_fused() -> None:
+    fused = normlab.fuse_norms(made("residual", torch.float32), images(torch.float32)).eval()
+    want = fused(images(torch.float32))
+    for again in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert acts_of(again) == acts_of(fused)
+        assert torch.equal(again(images(torch.float32)), want)
+
+
+def test_a_model_without_norms_is_told_of() -> None:
+    with pytest.warns(UserWarning, match="fuse_norms: no layer was taken"):
+        normlab.fuse_norms(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), torch.randn(2, 3))

@@ -1,0 +1,84 @@
+"""The way back to the layers that a model had, and to torch's own."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import normlab
+from normlab.layers import norms as layers
+from tests.layers.test_swap import MODELS, OURS, images, made, same, trained
+
+
+@pytest.mark.parametrize("way", ["swapped", "fused"])
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back(name: str, way: str) -> None:
+    stock, x = made(name), images()
+    model = copy.deepcopy(stock)
+    model = normlab.swap_norms(model) if way == "swapped" else normlab.fuse_norms(model, x)
+    hooked: list[str] = []
+    for key, module in model.named_modules():
+        if isinstance(module, OURS):
+            module.register_forward_hook(lambda *_, key=key: hooked.append(key))
+    modules = dict(model.named_modules())
+    held = dict(model.named_parameters())
+    assert normlab.restore_norms(model) is model
+    assert {k: type(m) for k, m in model.named_modules()} == {k: type(m) for k, m in stock.named_modules()}
+    assert all(m is modules[k] for k, m in model.named_modules())
+    assert all(p is held[k] for k, p in model.named_parameters())
+    assert list(model.state_dict()) == list(stock.state_dict())
+    theirs = dict(stock.named_modules())
+    for key, module in model.named_modules():
+        assert vars(module).keys() == vars(theirs[key]).keys(), key
+    same(trained(model, x), trained(stock, x))
+    assert hooked
+
+
+class Ours(nn.Module):
+    """Written with our layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = layers.BatchNorm(6, act="relu")
+        self.second = layers.GroupNorm(3, 6, act="leaky_relu:slope=0.2")
+        self.third = layers.InstanceNorm(6, affine=True, track_running_stats=True)
+        self.fourth = normlab.make_norm("ln", 6)
+        self.fifth, self.sixth = layers.ChannelNorm(6), layers.LayerNorm(5, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.first(x), x)
+        return self.sixth(self.fifth(self.fourth(self.third(y))))
+
+
+def test_our_layers_become_torchs() -> None:
+    torch.manual_seed(0)
+    model, x = Ours().double(), torch.randn(4, 6, 5, 5, dtype=torch.float64)
+    back = normlab.restore_norms(copy.deepcopy(model))
+    assert not [m for m in back.modules() if isinstance(m, OURS)]
+    assert list(back.state_dict()) == list(model.state_dict())
+    same(trained(back, x), trained(model, x))
+    again = copy.deepcopy(back)
+    torch.testing.assert_close(again(x), back(x))
+
+
+def test_what_torch_does_not_have_stays() -> None:
+    model = nn.Sequential(layers.BatchInstanceNorm(3), layers.BatchNorm(3))
+    with pytest.warns(UserWarning, match=r"torch has no such layer, so it stays: 0 \(BatchInstanceNorm"):
+        normlab.restore_norms(model)
+    assert isinstance(model[0], layers.BatchInstanceNorm)
+    assert not isinstance(model[1], layers.Norm)
+
+
+def test_a_restored_model_is_exported() -> None:
+    """torch's tools that know torch's layers only."""
+    model = normlab.restore_norms(normlab.fuse_norms(made("residual", torch.float32), images(torch.float32))).eval()
+    x: Any = images(torch.float32)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+    with pytest.warns(DeprecationWarning):
+        scripted = torch.jit.script(normlab.restore_norms(normlab.swap_norms(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))))
+    assert torch.equal(scripted.eval()(x), F.relu(scripted[0](x)))
