@@ -55,7 +55,7 @@ class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
     """torch's instance norm for batches of any rank."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._apply_instance_norm(input)  # type: ignore[no-any-return, no-untyped-call]
+        return self._apply_instance_norm(input)
 
 
 class ChannelNorm(nn.LayerNorm):
