@@ -78,15 +78,18 @@ def derivative(act: Activation, z: Array) -> Array:
 
 
 def _sigmoid(z: Array) -> Array:
+    """1 / (1 + exp(-z)), from the exponential of a number that is not positive, which cannot overflow."""
     if not isinstance(z, np.ndarray):
         return z.sigmoid()
-    e = np.exp(-abs(z))
-    return np.where(z < 0, e, 1) / (1 + e)
+    small = np.exp(-np.abs(z))
+    return np.where(z < 0, small, 1.0) / (1 + small)
 
 
 def _normal(z: Array) -> Any:
+    """The distribution function of the normal distribution, (1 + erf(z / sqrt(2))) / 2, with all digits on the left."""
     if not isinstance(z, np.ndarray):
         return 0.5 * (1 + (z * math.sqrt(0.5)).erf())
-    import torch
+    return 0.5 * np.asarray(_erfc(z * -math.sqrt(0.5)), np.float64)
 
-    return torch.special.ndtr(torch.as_tensor(z)).numpy()
+
+_erfc = np.frompyfunc(math.erfc, 1, 1)  # of each number: NumPy has no error function

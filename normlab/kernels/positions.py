@@ -7,46 +7,47 @@ normalizes it and writes it. In memory a position is a row, or, where the channe
     x (R, D)      D elements one after the other: the last dimensions of anything, or channels-last
     x (N, C, S)   C elements, S apart: channels-first, normalized as it lies, without being permuted
 
-`normlab.kernels.cpu.positions` serves CPU tensors and NumPy arrays, float32 and float64 as they are, and halves, which
-it computes with in float32; `normlab.kernels.reference.positions` everything else, and everything when asked to.
+Which backend serves is decided as for planes (`normlab.kernels.registry`).
 """
 
 from __future__ import annotations
 
-import warnings
+import math
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from normlab import kernels as planes
+from normlab.kernels.contract import Positions
 from normlab.kernels.layout import ones
-from normlab.norms.grid import Array, library
+from normlab.kernels.registry import positions_for
+from normlab.norms.grid import Array
 
 
 @dataclass(slots=True)
 class Cache:
     """What the backward pass needs beside x and weight."""
 
-    backend: Any
-    dtype: Any  # what the backend takes and gives parameters in
+    backend: Positions
+    dtype: Any  # of parameters and their gradients, for this backend
     saved: Any
 
 
 def forward(
     x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5, centred: bool = True
 ) -> tuple[Array, Cache]:
-    """Normalize x (R, D) over D, or x (N, C, S) over C; answers (y, cache), y contiguous and of x's dtype.
+    """Normalize x (R, D) over D, or x (N, C, S) over C; returns (y, cache), y contiguous and of x's dtype.
 
         centred:      y = weight * (x - mean) / sqrt(var + eps) + bias
         not centred:  y = weight * x / sqrt(mean(x^2) + eps) + bias
 
     weight and bias are (D,) or (C,), or None. x is a NumPy array or a torch tensor without an autograd history (for
-    others see `normlab.layers.positions`), float, contiguous along its last dimension.
+    others see `normlab.layers.positions`), float, contiguous along its last dimension. Raises ValueError if weight or
+    bias is of another length.
     """
-    backend, dtype = _serving(x)
+    _check_lengths(x, weight, bias)
+    backend = positions_for(x)
+    dtype = backend.parameter_dtype(x)
     y = _empty(x, x.shape, x.dtype)
     saved = None
     if 0 not in x.shape:
@@ -57,7 +58,15 @@ def forward(
 def backward(
     g: Array, x: Array, weight: Array | None, cache: Cache, learns: tuple[bool, bool] = (True, True)
 ) -> tuple[Array, Array | None, Array | None]:
-    """Gradients of sum(g * y): (dx, d_weight, d_bias); of weight and bias if it `learns` them, or None."""
+    """Gradients of sum(g * y): (dx, d_weight, d_bias); of weight and bias where `learns` says so, or None.
+
+    Raises ValueError if g's shape or dtype is not x's, or weight is of another length.
+    """
+    if g.shape != x.shape or g.dtype != x.dtype:
+        raise ValueError(
+            f"g: expected the output's shape {tuple(x.shape)} and {x.dtype}, got shape {tuple(g.shape)} and {g.dtype}"
+        )
+    _check_lengths(x, weight, None)
     dtype = cache.dtype
     dx = _empty(x, x.shape, x.dtype)
     d_weight, d_bias = (_empty(x, x.shape[1], dtype) if wanted else None for wanted in learns)
@@ -71,8 +80,9 @@ def backward(
 
 
 def restored(x: Array, kept: Array, centred: bool) -> Cache:
-    """The cache that `forward` answered for the same x, from its `saved.kept`."""
-    backend, dtype = _serving(x)
+    """The cache that `forward` returned for the same x, from its `saved.kept`."""
+    backend = positions_for(x)
+    dtype = backend.parameter_dtype(x)
     expected = backend.KEPT_NUMBERS * x.shape[0] * (x.shape[2] if len(x.shape) == 3 else 1)
     if len(kept) != expected:
         raise RuntimeError(
@@ -84,7 +94,8 @@ def restored(x: Array, kept: Array, centred: bool) -> Cache:
 
 def numbers(x: Array) -> tuple[int, Any, Any]:
     """How many numbers the backend keeps of a position, the dtype of parameters for it, and that of what it keeps."""
-    backend, dtype = _serving(x)
+    backend = positions_for(x)
+    dtype = backend.parameter_dtype(x)
     return backend.KEPT_NUMBERS, dtype, backend.kept_dtype(x, dtype)
 
 
@@ -96,28 +107,19 @@ def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
         backward(x, x, row, kept)
 
 
-def _serving(x: Array) -> tuple[Any, Any]:
-    """The backend of x, and the dtype that it takes parameters in; says once if that is a slow one for its device."""
-    name = planes.backend_for(x)
-    if name in ("numba_cpu", "reference"):
-        planes.serving(x)  # raises if it cannot serve what it was asked to, says so if only a slower one can
-    else:
-        _tell(name)
-    if name != "numba_cpu":
-        return _backend("reference"), x.dtype
-    narrow = (np if isinstance(x, np.ndarray) else library(x)).float32 if x.itemsize < 4 else x.dtype
-    return _backend("cpu"), narrow
+def _check_lengths(x: Array, weight: Array | None, bias: Array | None) -> None:
+    """Raise ValueError for a weight or bias of another length: kernels read a number for each element of a position."""
+    size = x.shape[1]
+    if weight is not None and math.prod(weight.shape) != size:
+        raise _wrong_length("weight", weight, size)
+    if bias is not None and math.prod(bias.shape) != size:
+        raise _wrong_length("bias", bias, size)
 
 
-@cache
-def _tell(name: str) -> None:
-    message = f"normlab: statistics per position have no kernels in {name!r}; the slower 'reference' backend serves"
-    warnings.warn(message, planes.BackendWarning, 6)
-
-
-@cache
-def _backend(name: str) -> Any:
-    return import_module(f"normlab.kernels.{name}.positions")
+def _wrong_length(name: str, v: Array, size: int) -> ValueError:
+    return ValueError(
+        f"{name}: expected {size} numbers, as many as a position has elements, got shape {tuple(v.shape)}"
+    )
 
 
 def _plain(parameter: Array | None, dtype: Any) -> Array | None:

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from normlab.kernels import Backend, positions, serving
+from normlab.kernels import positions
 from normlab.kernels.activations import Activation, activation
+from normlab.kernels.contract import Planes
 from normlab.kernels.layout import Layout, empty_like, ones
+from normlab.kernels.registry import planes_for
 from normlab.norms.application import Recipe
 from normlab.norms.family import describe, resolve_options
 from normlab.norms.grid import Array, library
@@ -34,7 +36,7 @@ class Cache:
 
     x: Array
     layout: Layout
-    backend: Backend
+    backend: Planes
     params: Mapping[str, Array]
     act: Activation | None = None
     residual: Array | None = None
@@ -77,7 +79,7 @@ def forward(
     residual: Array | None = None,
     update: tuple[Array, Array, float] | None = None,
 ) -> tuple[Array, Cache]:
-    """Normalize x (N, C, *), of 2 to 5 dimensions; answers (y, cache), y of x's shape, dtype and memory order.
+    """Normalize x (N, C, *), of 2 to 5 dimensions; returns (y, cache), y of x's shape, dtype and memory order.
 
         y = act(norm(x) + residual)
 
@@ -88,11 +90,12 @@ def forward(
     before it. `update` = (mean (C,), var (C,), momentum) are running statistics, updated in place with the batch's:
     (1 - momentum) * running + momentum * batch, the variance unbiased.
 
-    Raises ValueError if the residual's shape or dtype is not x's.
+    Raises ValueError if the residual's shape or dtype is not x's, or a parameter or running statistic is not (C,).
     """
     if isinstance(norm, str):
         chosen = resolve_options(describe(norm), x.shape[1], options or {})
         norm = recipe(norm, tuple(chosen.items()), tuple(params), training, running is not None)
+    _check_lengths(norm, x.shape[1], params, running, update)
     act = activation(act)
     layout, x = Layout.dense_of(x, norm.entry.per_channel)
     if residual is not None:
@@ -103,7 +106,7 @@ def forward(
             )
         residual = layout.dense(residual)
     y = empty_like(x)
-    cache = Cache(x, layout, serving(x), params, act, residual)
+    cache = Cache(x, layout, planes_for(x, norm.entry), params, act, residual)
     if 0 not in x.shape:
         cache.saved = cache.backend.forward(norm, layout, x, params, running, eps, y, act, residual, update)
     return y, cache
@@ -120,9 +123,12 @@ def restored(
     residual: Array | None,
     memory: Array,
 ) -> Cache:
-    """The cache that `forward` answered for the same arguments, from its `saved.memory`."""
+    """The cache that `forward` returned for the same arguments, from its `saved.memory`."""
+    _check_lengths(norm, x.shape[1], params, running, None)
     layout, x = Layout.dense_of(x, norm.entry.per_channel)
-    cache = Cache(x, layout, serving(x), params, act, None if residual is None else layout.dense(residual))
+    cache = Cache(
+        x, layout, planes_for(x, norm.entry), params, act, None if residual is None else layout.dense(residual)
+    )
     if 0 not in x.shape:
         expected = cache.backend.numbers(norm, layout.sizes(x))
         if len(memory) != expected:
@@ -146,6 +152,10 @@ def backward(dy: Array, cache: Cache) -> tuple[Array, dict[str, Array]]:
             f"dy: expected the output's shape {tuple(x.shape)} and {x.dtype}, "
             f"got shape {tuple(dy.shape)} and {dy.dtype}"
         )
+    channels = (x.shape[1],)
+    for name, v in cache.params.items():
+        if v.shape != channels and v.shape != _ONE:
+            raise _wrong_length(name, v, channels)
     dy = layout.dense(dy)
     dx = empty_like(x)
     if cache.residual is not None:
@@ -156,6 +166,31 @@ def backward(dy: Array, cache: Cache) -> tuple[Array, dict[str, Array]]:
     params = cache.params
     grads = cache.backend.backward(cache.saved, layout, x, dy, dx, params.values(), residual, to_residual)
     return dx, {name: _like(grad, v) for grad, (name, v) in zip(grads, params.items(), strict=True)}
+
+
+def _check_lengths(
+    norm: Recipe, channels: int, params: Mapping[str, Array], running: Any, update: Any
+) -> None:  # fmt: skip
+    """Raise ValueError for numbers per channel of another length: kernels read as many as there are channels."""
+    learned, shape = norm.entry.parameters, (channels,)
+    for name, v in params.items():
+        expected = shape if name not in learned or learned[name].per_channel else _ONE
+        if v.shape != expected:
+            raise _wrong_length(name, v, expected)
+    for pair in (running, update):
+        if pair is not None:
+            if pair[0].shape != shape:
+                raise _wrong_length("running_mean", pair[0], shape)
+            if pair[1].shape != shape:
+                raise _wrong_length("running_var", pair[1], shape)
+
+
+def _wrong_length(name: str, v: Array, expected: tuple[int]) -> ValueError:
+    what = "one for each channel of the input" if expected != _ONE else "one for all channels"
+    return ValueError(f"{name}: expected shape {expected}, {what}, got {tuple(v.shape)}")
+
+
+_ONE = (1,)
 
 
 def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:

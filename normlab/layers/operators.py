@@ -28,9 +28,10 @@ import torch
 from torch import Tensor, library
 
 from normlab.errors import UsageError
-from normlab.kernels import serving, stages, use_backend
+from normlab.kernels import stages, use_backend
 from normlab.kernels.activations import Activation, activation
 from normlab.kernels.layout import Layout, empty_like
+from normlab.kernels.registry import planes_for
 from normlab.layers import _torch
 from normlab.layers import derivatives as differentiable
 from normlab.layers.call import Call
@@ -329,7 +330,7 @@ def _memory(recipe: Recipe, x: Tensor, layout: Layout) -> Tensor:
     """As much memory as the backend keeps for the backward pass."""
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
     with use_backend("reference") if x.is_meta else nullcontext():  # which serves anything
-        return torch.empty(serving(x).numbers(recipe, layout.sizes(x)), dtype=dtype, device=x.device)
+        return torch.empty(planes_for(x, recipe.entry).numbers(recipe, layout.sizes(x)), dtype=dtype, device=x.device)
 
 
 def _dense_like(x: Tensor, layout: Layout) -> Tensor:

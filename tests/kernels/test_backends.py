@@ -9,17 +9,21 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import normlab
-from normlab import kernels as planes
 from normlab.errors import UsageError
-from normlab.kernels import stages
+from normlab.kernels import BackendWarning, positions, registry, stages
+from normlab.kernels.contract import POSITIONS
+from normlab.kernels.gpu import backend as gpu
 from tests.layers.parity import (
     ACTS,
     BACKENDS,
@@ -40,9 +44,9 @@ from tests.layers.parity import (
 
 
 @pytest.fixture
-def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_warned(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a new process: no warning has been given."""
-    monkeypatch.setattr(planes, "_told", set())
+    monkeypatch.setattr(registry, "_warned", set())
 
 
 @pytest.mark.parametrize(
@@ -73,10 +77,10 @@ def on_cuda(dtype: torch.dtype = torch.float32) -> SimpleNamespace:
 @pytest.fixture
 def triton_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """As where triton is installed; nothing is remembered of it."""
-    monkeypatch.setattr(planes, "_no_triton", lambda: None)
-    planes._choice.cache_clear()
+    monkeypatch.setattr(gpu, "triton_missing", lambda: None)
+    registry._chosen.clear()
     yield monkeypatch
-    planes._choice.cache_clear()
+    registry._chosen.clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -86,36 +90,97 @@ def test_cuda_is_served_by_triton(dtype: torch.dtype, triton_there: pytest.Monke
         assert normlab.backend_for(on_cuda(dtype)) == "reference"
 
 
-def test_cuda_without_triton_says_so_once(triton_there: pytest.MonkeyPatch, nothing_told: None) -> None:
-    triton_there.setattr(planes, "_no_triton", lambda: "triton is not installed")
+def test_cuda_without_triton_says_so_once(triton_there: pytest.MonkeyPatch, nothing_warned: None) -> None:
+    triton_there.setattr(gpu, "triton_missing", lambda: "triton is not installed")
     assert normlab.backend_for(on_cuda()) == "reference"
-    with pytest.warns(planes.BackendWarning, match="'cuda:0', as triton is not installed, is served by the slower"):
-        planes.serving(on_cuda())
+    with pytest.warns(BackendWarning, match="'cuda:0' .triton is not installed. is served by the slower"):
+        registry.planes_for(on_cuda())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert planes.serving(on_cuda()).__name__ == "normlab.kernels.reference.planes"
+        assert registry.planes_for(on_cuda()).__name__ == "normlab.kernels.reference.planes"
     with (
-        pytest.raises(UsageError, match="'triton_gpu' cannot serve anything, as triton is not installed; install it"),
+        pytest.raises(
+            UsageError,
+            match=r"cannot serve a tensor on device 'cuda:0' \(triton is not installed\); install triton",
+        ),
         normlab.use_backend("triton_gpu"),
     ):
-        planes.serving(on_cuda())
+        registry.planes_for(on_cuda())
+
+
+def test_positions_on_cuda_say_that_they_have_no_kernels(
+    triton_there: pytest.MonkeyPatch, nothing_warned: None
+) -> None:
+    assert normlab.backend_for(on_cuda(), POSITIONS) == "reference"
+    with pytest.warns(BackendWarning, match=r"statistics per position on device 'cuda:0' \(no Triton kernels"):
+        assert registry.positions_for(on_cuda()).__name__ == "normlab.kernels.reference.positions"
+    with (
+        pytest.raises(UsageError, match=r"\(no Triton kernels yet\); use 'reference'"),
+        normlab.use_backend("triton_gpu"),
+    ):
+        registry.positions_for(on_cuda())
+
+
+# --- a backend of one's own ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(registry, "_BACKENDS", dict(registry._BACKENDS))
+    yield
+    registry._chosen.clear()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_third_backend_takes_one_line(asked: bool, table: None) -> None:
+    """It serves planes and positions alike, by `use_backend` or, with a device of its own, by itself."""
+    from normlab.kernels import reference
+
+    served: list[str] = []
+
+    def recording(module: ModuleType) -> SimpleNamespace:
+        def record(direction: str, *args: Any) -> Any:
+            served.append(f"{module.__name__.rpartition('.')[2]} {direction}")
+            return getattr(module, direction)(*args)
+
+        both = {name: partial(record, name) for name in ("forward", "backward")}
+        return SimpleNamespace(**{**vars(module), **both})
+
+    toy = SimpleNamespace(
+        serves=lambda x, entry: None, planes=recording(reference.planes), positions=recording(reference.positions)
+    )
+    normlab.kernels.register("toy", toy, devices=() if asked else ("cpu",))
+    x = torch.randn(2, 8, 3, requires_grad=True)
+    for module in (normlab.make_norm("gn", 8), normlab.layers.ChannelNorm(8)):
+        with normlab.use_backend("reference"):
+            want = module(x)
+        with normlab.use_backend("toy") if asked else nullcontext():
+            assert normlab.backend_for(x) == "toy"
+            got = module(x)
+            got.sum().backward()
+        assert torch.equal(got, want)
+    assert served == ["planes forward", "planes backward", "positions forward", "positions backward"]
 
 
 def test_why_triton_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert planes._no_triton.__wrapped__() == "triton is not installed"
+    assert gpu.triton_missing.__wrapped__() == "triton is not installed"
 
 
 @pytest.mark.parametrize(
     ("x", "why"),
     [
         (np.zeros(1, np.float32), "a NumPy array; use 'numba_cpu' or 'reference'"),
-        (on_cuda(torch.float8_e5m2), "dtype float8_e5m2; expected one of: float32, float64, float16, bfloat16"),
+        (
+            on_cuda(torch.float8_e5m2),
+            "dtype float8_e5m2 on device 'cuda:0'; expected one of: float32, float64, float16, bfloat16",
+        ),
     ],
 )
 def test_what_triton_cannot_serve(x: object, why: str) -> None:
     with pytest.raises(UsageError, match=f"'triton_gpu' cannot serve {why}"), normlab.use_backend("triton_gpu"):
-        planes.serving(x)
+        registry.planes_for(x)
 
 
 @pytest.mark.parametrize("interpreted", ["0", "1"])
@@ -183,9 +248,9 @@ def test_layers_run_on_the_chosen_backend(norm: str, monkeypatch: pytest.MonkeyP
 LONG = np.dtype(np.longdouble).name
 
 
-def test_the_slower_backend_says_so_once(nothing_told: None) -> None:
+def test_the_slower_backend_says_so_once(nothing_warned: None) -> None:
     x = np.ones((4, 8, 3), np.longdouble)
-    with pytest.warns(planes.BackendWarning, match=f"dtype {LONG} is served by the slower 'reference' backend"):
+    with pytest.warns(BackendWarning, match=f"dtype {LONG} is served by the slower 'reference' backend"):
         stages.forward("gn", x, {})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -193,7 +258,7 @@ def test_the_slower_backend_says_so_once(nothing_told: None) -> None:
         stages.forward("bn", x, {})
 
 
-def test_no_warning_where_the_reference_was_asked_for(nothing_told: None) -> None:
+def test_no_warning_where_the_reference_was_asked_for(nothing_warned: None) -> None:
     with normlab.use_backend("reference"):
         stages.forward("gn", np.ones((4, 8, 3), np.longdouble), {})
 
@@ -204,6 +269,36 @@ def test_numba_cannot_be_forced_on_what_it_does_not_take() -> None:
         backend("numba_cpu"),
     ):
         stages.forward("gn", np.ones((4, 8, 3), np.longdouble), {})
+
+
+# --- lengths ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend_name", BACKENDS)
+@pytest.mark.parametrize("length", [0, 1, 7, 9])
+def test_no_kernel_is_called_with_another_length(length: int, backend_name: str) -> None:
+    """Bug: a weight that was replaced after construction was read, and its gradient written, out of bounds."""
+    x, right, wrong = torch.randn(2, 8, 3), torch.ones(8), torch.ones(length)
+    with backend(backend_name):
+        for params in ({"weight": wrong, "bias": right}, {"weight": right, "bias": wrong}):
+            with pytest.raises(ValueError, match=rf"expected shape \(8,\), one for each channel .*, got \({length},\)"):
+                stages.forward("bn", x, params)
+        for pair in ((wrong, right), (right, wrong)):
+            with pytest.raises(ValueError, match=r"running_(mean|var): expected shape \(8,\)"):
+                stages.forward("bn", x, {}, update=(*pair, 0.1))
+            with pytest.raises(ValueError, match=r"running_(mean|var): expected shape \(8,\)"):
+                stages.forward("bn", x, {}, training=False, running=pair)
+        for given in ((wrong, None), (None, wrong)):
+            with pytest.raises(ValueError, match="expected 8 numbers, as many as a position has elements"):
+                positions.forward(x, *given)
+
+
+def test_a_parameter_cut_between_the_passes_is_refused() -> None:
+    x, weight = torch.randn(2, 8, 3), torch.ones(8)
+    y, cache = stages.forward("bn", x, {"weight": weight})
+    weight.data = torch.ones(20)
+    with pytest.raises(ValueError, match=r"weight: expected shape \(8,\)"):
+        stages.backward(y, cache)
 
 
 # --- half precision ------------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ from normlab.kernels.cpu._position_work import (
 from normlab.kernels.runtime.job import UNITS as TO_DO
 from normlab.kernels.runtime.job import WORK, bits
 from normlab.kernels.runtime.team import shared
+from normlab.norms.grid import library
 
 KEPT_NUMBERS = 3  # of every position: m, r and t (`normlab.kernels.cpu._position_rows`)
 _UNIT_BYTES = 1 << 17  # of x (and g) in a unit of work, at least
@@ -104,8 +105,15 @@ def restored(x: Any, kept: Any, centred: bool) -> Saved:
 
 
 def kept_dtype(x: Any, dtype: Any) -> Any:
-    """That of the elements."""
+    """The dtype of the elements, for halves float32."""
     return dtype
+
+
+def parameter_dtype(x: Any) -> Any:
+    """The dtype of the elements, for halves float32."""
+    if x.itemsize >= 4:
+        return x.dtype
+    return np.float32 if isinstance(x, np.ndarray) else library(x).float32
 
 
 @lru_cache(maxsize=1024)

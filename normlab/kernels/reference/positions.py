@@ -63,6 +63,11 @@ def kept_dtype(x: Array, dtype: Any) -> Any:
     return wide(x[:0]).dtype
 
 
+def parameter_dtype(x: Any) -> Any:
+    """The dtype of the elements."""
+    return x.dtype
+
+
 def _along(parameter: Array | None, x: Array, otherwise: float) -> Array | float:
     """(D,) so that it broadcasts over axis 1 of x."""
     return otherwise if parameter is None else wide(parameter).reshape((1, -1, 1)[: len(x.shape)])
