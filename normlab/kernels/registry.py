@@ -30,7 +30,7 @@ class _Entry:
 
     @cached_property
     def backend(self) -> Backend:
-        return import_module(f"{self.folder}.backend") if isinstance(self.folder, str) else self.folder  # type: ignore[return-value]
+        return import_module(f"{self.folder}.backend") if isinstance(self.folder, str) else self.folder
 
     @cached_property
     def planes(self) -> Planes:
