@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "check": ("normlab.cli.check:app", "Find the bug in a normalization layer."),
     "lint": ("normlab.cli.check:lint", "Find what goes wrong with normalization in a model."),
     "bench": ("normlab.cli.bench:bench", "Time the layers beside the stock ones."),
+    "scratch": ("normlab.cli.scratch:app", "Run a course's notebooks on the NumPy engine."),
 }
 
 EXIT_CODES = """Exit codes: 0 all done; 1 some cells failed; 2 wrong usage; 3 internal error; 4 the study is busy,

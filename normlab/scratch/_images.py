@@ -107,7 +107,7 @@ def conv_arguments(
     b = check.like("b", b, x, (len(w),))
     stride = check.integer("conv_param['stride']", conv_param.get("stride", 1), 1)
     pad = check.integer("conv_param['pad']", conv_param.get("pad", 0), 0)
-    return x, w, b, _window(x, w.shape[2], w.shape[3], stride, pad)
+    return x, w, b, window(x.shape, w.shape[2], w.shape[3], stride, pad)
 
 
 def pool_arguments(x: np.ndarray, pool_param: Mapping[str, Any]) -> tuple[np.ndarray, Window]:
@@ -117,14 +117,15 @@ def pool_arguments(x: np.ndarray, pool_param: Mapping[str, Any]) -> tuple[np.nda
         check.integer(f"pool_param[{key!r}]", check.required("pool_param", pool_param, key), 1)
         for key in ("pool_height", "pool_width", "stride")
     )
-    return x, _window(x, height, width, stride, 0)
+    return x, window(x.shape, height, width, stride, 0)
 
 
-def _window(x: np.ndarray, height: int, width: int, stride: int, pad: int) -> Window:
-    rows, columns = (size + 2 * pad for size in x.shape[2:])
+def window(shape: tuple[int, ...], height: int, width: int, stride: int, pad: int) -> Window:
+    """Returns how a window of `height` x `width` moves over images of `shape`. Raises UsageError if it does not fit."""
+    rows, columns = (size + 2 * pad for size in shape[2:])
     if not (0 < height <= rows and 0 < width <= columns):
         raise UsageError(
-            f"a window of {height} x {width} does not fit into x of shape {x.shape} with pad {pad}; "
+            f"a window of {height} x {width} does not fit into x of shape {shape} with pad {pad}; "
             f"expected at least 1 x 1 and at most {rows} x {columns}"
         )
     return Window(height, width, stride, pad, 1 + (rows - height) // stride, 1 + (columns - width) // stride)

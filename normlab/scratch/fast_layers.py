@@ -2,23 +2,28 @@
 
 This is the one module of the engine that uses more than NumPy: the compiled code lives in
 `normlab.kernels.convolution`, needs Numba, and is imported by the first call. Without Numba every function here raises
-UsageError; `normlab.scratch.im2col_layers` has the same functions in NumPy alone.
+UsageError; `normlab.scratch.im2col_layers` has the same functions in NumPy alone, and `image_layers` chooses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from normlab.errors import UsageError
 from normlab.scratch import _checks as check
+from normlab.scratch import im2col_layers
 from normlab.scratch._images import conv_arguments, pool_arguments
 
 Cache = Any
+Pair = tuple[Callable[..., Any], Callable[..., Any]]  # forward, backward
 
 
+@cache
 def available() -> bool:
     """Whether the functions of this module can be used: whether Numba can be imported."""
     try:
@@ -26,6 +31,21 @@ def available() -> bool:
     except UsageError:
         return False
     return True
+
+
+def image_layers() -> tuple[Pair, Pair]:
+    """Returns the (forward, backward) pairs of convolution and max pooling: compiled, or NumPy's after a warning."""
+    if available():
+        return (conv_forward_fast, conv_backward_fast), (max_pool_forward_fast, max_pool_backward_fast)
+    warnings.warn(
+        "Numba cannot be imported: convolutions run as matrix products in NumPy, several times slower "
+        "(pip install numba)",
+        stacklevel=3,
+    )
+    return (
+        (im2col_layers.conv_forward_im2col, im2col_layers.conv_backward_im2col),
+        (im2col_layers.max_pool_forward_im2col, im2col_layers.max_pool_backward_im2col),
+    )
 
 
 def conv_forward_fast(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ import numpy as np
 
 from normlab.errors import UsageError
 from normlab.scratch import _checks as check
-from normlab.scratch import fast_layers, im2col_layers, layers
+from normlab.scratch import layers
+from normlab.scratch.fast_layers import image_layers
 
 POOL = {"pool_height": 2, "pool_width": 2, "stride": 2}
 
@@ -248,7 +248,7 @@ class ConvNet(Network):
             raise UsageError(f"filter_size must be odd, so that the image keeps its size, got {filter_size}")
         channels, height, width = sizes
         conv_param = {"stride": 1, "pad": filter_size // 2}
-        conv, pool = _image_layers()
+        conv, pool = image_layers()
         for number, count in enumerate(filters, 1):
             names = (
                 self._learn(f"W{number}", (count, channels, filter_size, filter_size)),
@@ -272,24 +272,6 @@ class ConvNet(Network):
             inputs = wanted
         self.num_layers = number + 1
         self._affine(self.num_layers, inputs, self.num_classes)
-
-
-def _image_layers() -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """The (forward, backward) pairs of convolution and max pooling: compiled ones, or NumPy's with a warning."""
-    if fast_layers.available():
-        return (
-            (fast_layers.conv_forward_fast, fast_layers.conv_backward_fast),
-            (fast_layers.max_pool_forward_fast, fast_layers.max_pool_backward_fast),
-        )
-    warnings.warn(
-        "Numba cannot be imported: ConvNet runs its convolutions as matrix products in NumPy, which is several times "
-        "slower (pip install numba)",
-        stacklevel=3,
-    )
-    return (
-        (im2col_layers.conv_forward_im2col, im2col_layers.conv_backward_im2col),
-        (im2col_layers.max_pool_forward_im2col, im2col_layers.max_pool_backward_im2col),
-    )
 
 
 def _rectify(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

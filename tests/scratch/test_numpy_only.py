@@ -81,7 +81,7 @@ def test_networks_are_trained_with_every_rule() -> None:
     """)
     count, message = printed.split(" ", 1)
     assert count == "3"
-    assert "Numba cannot be imported: ConvNet runs its convolutions as matrix products in NumPy" in message
+    assert "Numba cannot be imported: convolutions run as matrix products in NumPy" in message
     assert message.strip().endswith("<string>"), "the warning points at the caller"
 
 
@@ -105,3 +105,25 @@ def test_fast_layers_say_in_one_line_what_is_missing(call: str) -> None:
     assert printed.count("\n") == 1
     assert "normlab.scratch.fast_layers needs Numba, which cannot be imported" in printed
     assert "pip install numba, or use normlab.scratch.im2col_layers" in printed
+
+
+def test_the_notebooks_of_a_course_run() -> None:
+    printed = _run("""
+        import pkgutil, warnings
+        from importlib import import_module
+        import numpy as np
+        from normlab.scratch import course
+        for module in pkgutil.walk_packages(course.__path__, course.__name__ + "."):
+            import_module(module.name)
+        from normlab.scratch.course.classifiers.cnn import ThreeLayerConvNet
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model = ThreeLayerConvNet((1, 4, 4), 2, 3, 5, 3)
+            out, cache = import_module("normlab.scratch.course.layer_utils").conv_relu_pool_forward(
+                np.ones((2, 1, 4, 4)), np.ones((2, 1, 3, 3)), np.ones(2), {"stride": 1, "pad": 1},
+                {"pool_height": 2, "pool_width": 2, "stride": 2},
+            )
+        loss, grads = model.loss(np.ones((2, 1, 4, 4)), np.arange(2))
+        print(sorted(grads), out.shape, {str(w.category.__name__) for w in caught})
+    """)
+    assert printed == "['W1', 'W2', 'W3', 'b1', 'b2', 'b3'] (2, 2, 2, 2) {'UserWarning'}\n"

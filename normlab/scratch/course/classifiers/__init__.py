@@ -1,0 +1,1 @@
+"""Networks: `fc_net` of affine layers, `cnn` of convolutions."""

@@ -1,0 +1,5 @@
+"""The training loop of `normlab.scratch.solver`."""
+
+from normlab.scratch.solver import Solver
+
+__all__ = ["Solver"]
