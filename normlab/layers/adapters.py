@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from normlab.kernels.activations import Activation
 from normlab.layers import functional
-from normlab.layers.acting import activation_of, is_passive
+from normlab.layers.acting import activation_of, in_torch, is_passive
 from normlab.layers.position_operators import normalize as normalize_positions
 from normlab.layers.recasting import Recast
 
@@ -45,12 +45,18 @@ class Taken(Recast):
     _plan: Plan
     training: bool
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        layer: Any = self
-        if not _serves(layer, args, kwargs):
-            y: Tensor = super().forward(*args, **kwargs)  # type: ignore[misc]
-            return y
-        return _applied(layer, *args, **kwargs)
+    def forward(
+        self, *args: Any, residual: Tensor | None = None, act: Activation | None = None, **kwargs: Any
+    ) -> Tensor:
+        inside = takes_act_too(self)  # type: ignore[arg-type]
+        if not kwargs and _serves(self, args):
+            y = _applied(self, args[0], residual if inside else None, act if inside else None)
+            if inside:
+                return y
+        else:
+            y = super().forward(*args, **kwargs)  # type: ignore[misc]
+        y = y if residual is None else y + residual
+        return y if act is None else in_torch(act)(y)
 
 
 def takes_act_too(layer: nn.Module) -> bool:
@@ -70,9 +76,9 @@ def act_inside(layer: nn.Module) -> Activation | None:
     return activation_of(behind[0]) if len(behind) == 1 else None
 
 
-def _serves(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _serves(layer: Any, args: tuple[Any, ...]) -> bool:
     plan: Plan = layer._plan
-    if len(args) != 1 or kwargs.keys() - {"residual", "act"} or not isinstance(args[0], Tensor):
+    if len(args) != 1 or not isinstance(args[0], Tensor):
         return False
     x = args[0]
     if not x.is_floating_point() or x.dim() < 2 or (plan.rank is not None and x.dim() != plan.rank):
@@ -210,7 +216,7 @@ def probed(layer: nn.Module) -> Plan | str:
                 torch.manual_seed(0)
                 _found[key] = _probed(layer)
         except Exception as error:
-            _found[key] = f"it could not be run by itself ({type(error).__name__}: {str(error).splitlines()[:1]})"
+            _found[key] = f"it could not be run by itself ({type(error).__name__})"
     return _found[key]
 
 
@@ -241,11 +247,15 @@ def _probed(layer: nn.Module) -> Plan | str:
     copied = _copied(layer)
     failures: list[str] = []
     for plan in _candidates(copied, behind):
-        found = _compared(copied, plan, size)
+        try:
+            found = _compared(copied, plan, size)
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            found = f"it could not be run by itself ({type(error).__name__}: {str(error).split(chr(10))[0]})"
         if isinstance(found, Plan):
             return found
         failures.append(found)
-    return max(set(failures), key=failures.count) if failures else "it is like no norm of ours"
+    differs = [f for f in failures if f == _DIFFERS] or failures
+    return differs[0] if differs else "it is like no norm of ours"
 
 
 def _size(layer: Any) -> int | None:
@@ -353,7 +363,7 @@ def _state(layer: Any, x: Tensor, run: Callable[[Any, Tensor], Any]) -> Any:
         if not isinstance(y, Tensor) or not y.requires_grad or y.shape != x.shape:
             return _DIFFERS
         learned = [p for p in layer._parameters.values() if p is not None and p.requires_grad]
-        grads = torch.autograd.grad(y, [x, *learned], torch.randn_like(y), allow_unused=True)
+        grads = torch.autograd.grad(y, [x, *learned], torch.randn(y.shape).to(y.dtype), allow_unused=True)
         if any(g is None for g in grads) or {k: v for k, v in vars(layer).items() if not k.startswith("_")} != plain:
             return _DIFFERS
         return [y.detach(), *grads, *(v.clone().float() for v in layer._buffers.values() if v is not None)]

@@ -181,7 +181,7 @@ def _through(layer: Any, x: Tensor, residual: Any, act: Activation | None, in_pl
     if residual is None:
         return layer(x, act=act)
     if isinstance(residual, Tensor) and residual.shape == x.shape and residual.dtype == x.dtype:
-        return layer(x, residual, act=act)
+        return layer(x, residual=residual, act=act)
     y = layer(x)
     y = y.add_(residual) if in_place else y + residual
     return y if act is None else in_torch(act)(y)
@@ -339,7 +339,7 @@ def _fuse(module: nn.Module, graph: fx.Graph, node: fx.Node) -> Spot | None:
     residual = None if addition is None else next(v for v in addition.args if v is not node)
     act_node, act = _activation_behind(module, addition or node)
     last = act_node or addition
-    if last is None or _may_change(node.args[0], node, last):
+    if last is None or _may_change(node.args[0], node, last, addition):
         return None
     in_place = addition is not None and addition.target in _IN_PLACE
     with graph.inserting_before(last):
@@ -353,14 +353,14 @@ def _fuse(module: nn.Module, graph: fx.Graph, node: fx.Node) -> Spot | None:
     return Spot(str(node.target), act, act_module, addition is not None)
 
 
-def _may_change(x: fx.Node, norm: fx.Node, last: fx.Node) -> bool:
+def _may_change(x: fx.Node, norm: fx.Node, last: fx.Node, addition: fx.Node | None) -> bool:
     """Whether anything between a norm and what it takes in could change the norm's input."""
     between: set[fx.Node] = set()
     node = norm.next
     while node is not last:
         between.add(node)
         node = node.next
-    return bool(between & x.users.keys())
+    return bool((between - {addition}) & x.users.keys())
 
 
 def _addition_behind(node: fx.Node) -> fx.Node | None:

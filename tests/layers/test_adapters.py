@@ -1,0 +1,310 @@
+"""Norms as other libraries write them: taken by what they compute."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import normlab
+from normlab.errors import UsageError
+from normlab.kernels.activations import activation
+from normlab.layers import swap
+from normlab.layers.adapters import Taken
+from tests.layers.test_swap import same, trained
+
+# --- as their authors write them -------------------------------------------------------------------------------------
+
+
+class LlamaRMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        given = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.promote_types(given, torch.float32))
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon)).to(given)
+
+
+class GemmaRMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps, self.weight = eps, nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (wide * (1.0 + self.weight.to(wide.dtype))).type_as(x)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+class ChannelsFirstNorm(nn.Module):
+    """ConvNeXt's own, by its formula."""
+
+    def __init__(self, size: int, eps: float = 1e-6, data_format: str = "channels_first") -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size))
+        self.eps, self.data_format, self.normalized_shape = eps, data_format, (size,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.data_format == "channels_last":
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        mean = x.mean(1, keepdim=True)
+        var = (x - mean).pow(2).mean(1, keepdim=True)
+        return self.weight[:, None, None] * (x - mean) / torch.sqrt(var + self.eps) + self.bias[:, None, None]
+
+
+class FrozenBatchNorm2d(nn.Module):
+    def __init__(self, size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, value in (("weight", 1.5), ("bias", 0.1), ("running_mean", 0.3), ("running_var", 2.0)):
+            self.register_buffer(name, torch.full((size,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, b, var, mean = (
+            v.reshape(1, -1, 1, 1) for v in (self.weight, self.bias, self.running_var, self.running_mean)
+        )
+        scale = w * (var + self.eps).rsqrt()
+        return x * scale + (b - mean * scale)
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    def __init__(self, size: int, act: nn.Module, drop: nn.Module | None = None) -> None:
+        super().__init__(size)
+        self.drop, self.act = drop or nn.Identity(), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+class GroupNormAct(nn.GroupNorm):
+    def __init__(self, size: int, act: nn.Module) -> None:
+        super().__init__(2, size)
+        self.drop, self.act = nn.Identity(), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)))
+
+
+TOKENS, IMAGES = (2, 5, 8), (2, 8, 3, 4)
+TAKEN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "llama": (lambda: LlamaRMSNorm(8), TOKENS),
+    "gemma": (lambda: GemmaRMSNorm(8, 1e-5), TOKENS),
+    "layer2d": (lambda: LayerNorm2d(8, eps=1e-6), IMAGES),
+    "channels first": (lambda: ChannelsFirstNorm(8), IMAGES),
+    "channels last": (lambda: ChannelsFirstNorm(8, data_format="channels_last"), TOKENS),
+    "frozen": (lambda: FrozenBatchNorm2d(8), IMAGES),
+    "batch + silu": (lambda: BatchNormAct2d(8, nn.SiLU(inplace=True)), IMAGES),
+    "batch + hardswish": (lambda: BatchNormAct2d(8, nn.Hardswish()), IMAGES),
+    "batch + identity": (lambda: BatchNormAct2d(8, nn.Identity()), IMAGES),
+    "group + relu": (lambda: GroupNormAct(8, nn.ReLU()), IMAGES),
+}
+
+
+def built(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Sequential, Tensor]:
+    torch.manual_seed(3)
+    make, shape = TAKEN[name]
+    model = nn.Sequential(make()).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.3)
+    return model, torch.randn(shape).to(dtype)
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_taken_computes_the_same(name: str) -> None:
+    stock, x = built(name)
+    model = copy.deepcopy(stock)
+    layer, kind, keys = model[0], type(model[0]), list(model.state_dict())
+    normlab.swap_norms(model)
+    assert model[0] is layer
+    assert isinstance(layer, Taken)
+    assert isinstance(layer, kind)
+    assert list(model.state_dict()) == keys
+    assert normlab.swap_report(model).left == {}
+    again = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    if any(p.requires_grad for p in stock.parameters()):
+        same(trained(again, x), trained(copy.deepcopy(stock), x))
+        same(trained(model, x), trained(copy.deepcopy(stock), x))
+    torch.testing.assert_close(model.eval()(x), model[0].forward(x))
+    back = normlab.restore_norms(model)
+    assert type(back[0]) is kind
+    assert vars(back[0]).keys() == vars(stock[0]).keys()
+
+
+@pytest.mark.parametrize("held", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_dtypes_are_theirs(name: str, given: torch.dtype, held: torch.dtype) -> None:
+    """A float32 weight on a bfloat16 input returns float32 in the one, bfloat16 in the other."""
+    stock, x = built(name, held)
+    want = stock(x.to(given))
+    got = normlab.swap_norms(stock)(x.to(given))
+    assert got.dtype == want.dtype
+    torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
+
+
+def test_attributes_stay_live_and_errors_theirs() -> None:
+    stock, x = built("llama")
+    model = normlab.swap_norms(copy.deepcopy(stock))
+    for one in (stock, model):
+        one[0].variance_epsilon = 0.5
+        one[0].weight = nn.Parameter(torch.full((8,), 2.0, dtype=torch.float64))
+    torch.testing.assert_close(model(x), stock(x))
+    for one in (stock, model):
+        one[0].weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        with pytest.raises(RuntimeError, match="must match the size"):
+            one(x)
+
+
+def test_an_activation_that_is_watched_is_called() -> None:
+    model, x = built("batch + silu")
+    normlab.swap_norms(model)
+    assert normlab.swap_report(model).fused == {"0": "silu"}
+    seen: list[Any] = []
+    model[0].act.register_forward_hook(lambda *_: seen.append(1))
+    model(x)
+    assert seen == [1]
+
+
+def test_fused_takes_what_follows() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.act = BatchNormAct2d(8, nn.Identity()), nn.SiLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.norm(x) + x)
+
+    x = torch.randn(IMAGES)
+    model = Block()
+    fused = normlab.fuse_norms(model, x)
+    assert normlab.swap_report(fused).fused == {"norm": "addition + silu"}
+    torch.testing.assert_close(fused(x), copy.deepcopy(model)(x))
+
+
+# --- what is left ----------------------------------------------------------------------------------------------------
+
+
+class Louder(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Counting(nn.LayerNorm):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+class GatedRMSNorm(LlamaRMSNorm):
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x * F.silu(gate))
+
+
+class ScaledRMSNorm(LlamaRMSNorm):
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (Louder(4), "computes something else"),
+        (Counting(4), "computes something else"),
+        (GatedRMSNorm(4), "could not be run by itself"),
+        (ScaledRMSNorm(), "no norm of ours has: scale"),
+        (nn.LocalResponseNorm(2), "computes something else|dtype|run by itself"),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
+)
+def test_what_is_left_is_listed(layer: nn.Module, why: str) -> None:
+    kind, before = type(layer), dict(vars(layer))
+    model = nn.Sequential(layer, nn.LayerNorm(4))
+    normlab.swap_norms(model)
+    assert type(model[0]) is kind
+    assert vars(layer) == before
+    report = normlab.swap_report(model)
+    assert report.taken == ("1",)
+    assert list(report.left) == ["0"]
+    assert re.search(why, report.left["0"])
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    before = dict(swap._ADAPTERS)
+    yield
+    swap._ADAPTERS.clear()
+    swap._ADAPTERS.update(before)
+
+
+class Mine(nn.BatchNorm2d):
+    pass
+
+
+class Theirs(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, 2, self.weight, self.bias)
+
+
+@pytest.mark.usefixtures("registry")
+def test_registered_adapters() -> None:
+    normlab.register_adapter(Mine, nn.BatchNorm2d)
+    normlab.register_adapter(Theirs, lambda layer: normlab.layers.GroupNorm(2, layer.channels))
+    normlab.register_adapter(nn.LayerNorm, None)
+    stock = nn.Sequential(Mine(4), Theirs(4), nn.LayerNorm(5))
+    model = normlab.swap_norms(copy.deepcopy(stock))
+    report = normlab.swap_report(model)
+    assert report.taken == ("0", "1")
+    assert report.left == {"2": "its adapter leaves it alone"}
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(model(x), stock(x))
+    assert [type(m) for m in normlab.restore_norms(model)] == [Mine, Theirs, nn.LayerNorm]
+
+
+@pytest.mark.parametrize(("theirs", "to"), [("Mine", nn.BatchNorm2d), (Mine, nn.Linear), (Mine, "bn")])
+def test_adapters_that_are_refused(theirs: Any, to: Any) -> None:
+    with pytest.raises(UsageError, match="register_adapter"):
+        normlab.register_adapter(theirs, to)
+
+
+def test_a_call_that_is_not_compared_goes_to_the_layer_itself() -> None:
+    x = torch.randn(IMAGES)
+    model = nn.Sequential(LayerNorm2d(8), nn.Identity())
+    normalized = normlab.swap_norms(model)[0]
+    assert isinstance(normalized, Taken)
+    with pytest.raises(RuntimeError, match="permute"):
+        normalized(torch.randn(2, 8))
+    want = F.relu(LayerNorm2d(8)(x) + x)
+    torch.testing.assert_close(normalized(x, residual=x, act=activation("relu")), want)
+    frozen = normlab.swap_norms(nn.Sequential(FrozenBatchNorm2d(8)))[0]
+    small = torch.randn(1, 8, 1, 1)  # one value per channel
+    torch.testing.assert_close(
+        frozen(small, residual=small, act=activation("relu")), F.relu(FrozenBatchNorm2d(8)(small) + small)
+    )
