@@ -23,7 +23,7 @@ $(DEMO): $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(TEST): $(VENV)/.torch pyproject.toml
-	$(PIP) --editable '.[all,test]'
+	$(PIP) --editable '.[study,report,parquet,serve,test]'
 	touch $(DEMO) $@
 
 $(DOCS): $(VENV)/.torch pyproject.toml

@@ -38,7 +38,7 @@ class Exits(torch.nn.BatchNorm2d):
 
 class ExitsForGood(torch.nn.BatchNorm2d):
     def forward(self, x: torch.Tensor) -> Any:
-        if not self.training:
+        if not x.numel():
             os._exit(7)
         return super().forward(x)
 
@@ -50,7 +50,7 @@ class Crashes(torch.nn.BatchNorm2d):
 
 class Hangs(torch.nn.BatchNorm2d):
     def forward(self, x: torch.Tensor) -> Any:
-        if not self.training:
+        if not x.numel():
             Path(os.environ["HANGS_NOW"]).touch()
             time.sleep(1000)
         return super().forward(x)

@@ -30,18 +30,16 @@ HERE = Path(__file__).parent / "hostile.py"
 )
 def test_a_hostile_target_is_reported(name: str, cause: str, words: str) -> None:
     report = check_contained(f"{HERE}:{name}", "batch", quick=True)
-    assert not report.ok
+    assert report.bugs
     assert report.bugs[0].cause == cause
     assert words in report.bugs[0].message
 
 
 def test_an_exit_names_the_check_and_keeps_what_was_found_before() -> None:
     report = check_contained(f"{HERE}:ExitsForGood", "batch", quick=True)
-    assert [(f.check, f.status) for f in report.findings] == [
-        ("values.initial", "pass"),
-        ("values.train", "pass"),
-        ("values.eval", "bug"),
-    ]
+    found = [(f.check, f.status) for f in report.findings]
+    assert found[:3] == [("values.initial", "pass"), ("values.train", "pass"), ("values.eval", "pass")]
+    assert found[-1] == ("layouts.empty", "bug")
 
 
 # a fixed limit of 4 s ended the load of a busy machine in place of the hang: here the clock stands until it hangs
@@ -50,7 +48,7 @@ def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setenv("HANGS_NOW", str(hanging))
     monkeypatch.setattr(contain, "_now", lambda: 3.0 * next(ticks) if hanging.exists() else 0.0)
     report = check_contained(f"{HERE}:Hangs", "batch", quick=True, limit=4)
-    assert (report.bugs[0].check, report.bugs[0].cause) == ("values.eval", "hangs")
+    assert (report.bugs[0].check, report.bugs[0].cause) == ("layouts.empty", "hangs")
     assert "no answer within 4 s" in report.bugs[0].message
 
 
