@@ -50,6 +50,9 @@ format: $(TEST)  ## bring the code into the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(DOCS)  ## build the site in site/; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(TEST)  ## ours beside torch's, milliseconds and ratios, losses included
 	$(BIN)/python -m benchmarks
 
