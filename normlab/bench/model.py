@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from normlab.bench.sides import arrange, arrange_model
 from normlab.bench.work import ACTIVATIONS, NORMS, Work
 from normlab.errors import UsageError
+from normlab.layers._torch import BatchNormBase, InstanceNormBase
 from normlab.layers.norms import ChannelNorm, Norm
 from normlab.models.names import own_factory
 from normlab.models.residual import NormConstructor, build_model
@@ -120,9 +119,9 @@ def _norm_of(module: nn.Module, x: Tensor) -> str | None:
     if isinstance(module, Norm) and module.norm in NORMS:
         groups = module.options.get("groups")
         return module.norm if groups is None else f"{module.norm}:groups={groups}"
-    if isinstance(module, _BatchNorm):
+    if isinstance(module, BatchNormBase):
         return "bn"
-    if isinstance(module, _InstanceNorm):
+    if isinstance(module, InstanceNormBase):
         return "in" if x.dim() > 2 and channels == module.num_features else None
     if isinstance(module, nn.GroupNorm):
         return "ln" if module.num_groups == 1 else f"gn:groups={module.num_groups}"

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normlab.bench.work import POSITION_NORMS, Work
 from normlab.errors import UsageError
+from normlab.layers._torch import InstanceNormBase
 from normlab.layers.norms import ChannelNorm, LayerNorm, RMSNorm, make_norm
 from normlab.norms.family import parse, resolve_options
 
@@ -76,7 +76,7 @@ def stock(norm: str, channels: int, rank: int = 4) -> nn.Module:
     layer: Callable[..., nn.Module] = getattr(import_module(module), name)
     if layer is nn.GroupNorm:
         return layer(resolve_options(entry, channels, given).get("groups", 1), channels)
-    return layer(channels, affine=True) if issubclass(layer, _InstanceNorm) else layer(channels)  # type: ignore[arg-type]
+    return layer(channels, affine=True) if issubclass(layer, InstanceNormBase) else layer(channels)  # type: ignore[arg-type]
 
 
 def our_layer(work: Work) -> nn.Module:

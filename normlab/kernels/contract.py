@@ -19,8 +19,6 @@ Four kernels carry the family. x, g and y are planes (N, C, S); the rest are gri
 
 Fused with them are z = y + residual and act(z) (`normlab.kernels.activations`): the kernels of the backward pass then
 work on dz = g * act'(z), which with a residual is also its gradient and is written to `to_residual`.
-
-Whatever is finite in exact arithmetic is finite and right, also where squares leave the range of the elements' dtype.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The private names of torch that the layers use, each with what happens where a version of torch lacks it.
+"""The private names of torch that normlab uses, each with what happens where a version of torch lacks it.
 
 - `_C._are_functorch_transforms_active`: a transform of `torch.func` is under way. Else transforms raise torch's error.
 - `_C._functorch.is_legacy_batchedtensor`: a gradient is a batch of them. Else vectorized gradients raise an error.
@@ -7,8 +7,8 @@
 - `_C._len_torch_dispatch_stack`: somebody looks at the operators that are called. Else they are called always: slower.
 - `_C._get_tracing_state`: `torch.jit.trace` is under way. Else `torch.jit.is_tracing` says so.
 - `_C._current_graph_task_id`: a backward pass is under way. Else statistics count twice under activation checkpointing.
-- `nn.modules.batchnorm._BatchNorm`, `nn.modules.instancenorm._InstanceNorm`: torch's base classes. Else they are found
-  as the bases of the public classes.
+- `nn.modules.batchnorm._BatchNorm`, `nn.modules.instancenorm._InstanceNorm`, `nn.modules.batchnorm._NormBase`: torch's
+  base classes. Else they are found as the bases of the public classes.
 - `_C._FunctionBase.apply`: `autograd.Function.apply` without its preparations. Else those are made: slower.
 
 Nothing else in normlab uses a private name of torch to compute.
@@ -51,6 +51,7 @@ graph_task = _name("_C._current_graph_task_id", lambda: -1)
 _bases = nn.BatchNorm1d.__mro__[1], nn.InstanceNorm1d.__mro__[1]
 BatchNormBase: Any = _name("nn.modules.batchnorm._BatchNorm", _bases[0])
 InstanceNormBase: Any = _name("nn.modules.instancenorm._InstanceNorm", _bases[1])
+NormBase: Any = _name("nn.modules.batchnorm._NormBase", BatchNormBase.__mro__[1])  # of both
 
 
 def forward_mode() -> bool:

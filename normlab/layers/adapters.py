@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from normlab.kernels.activations import Activation
 from normlab.layers import functional
+from normlab.layers._torch import BatchNormBase, NormBase
 from normlab.layers.acting import activation_of, in_torch, is_passive
 from normlab.layers.position_operators import normalize as normalize_positions
 from normlab.layers.recasting import Recast
@@ -292,13 +292,13 @@ def _candidates(layer: Any, behind: tuple[str, ...]) -> Iterator[Plan]:
     for eps in names or [None, 1e-5, 1e-6, 1e-8, 1e-12]:
         if isinstance(layer, nn.SyncBatchNorm):
             yield Plan("batch", eps, rank=4, behind=behind, evaluation=True)
-        elif isinstance(layer, _BatchNorm):
+        elif isinstance(layer, BatchNormBase):
             yield Plan("batch", eps, rank=4, behind=behind)
         elif getattr(layer, "running_mean", None) is not None:
             yield Plan("frozen", eps, rank=4, behind=behind)
         elif isinstance(getattr(layer, "num_groups", None), int):
             yield Plan("group", eps, rank=4, behind=behind)
-        elif not isinstance(layer, _NormBase):
+        elif not isinstance(layer, NormBase):
             for kind in ("rms", "layer"):
                 yield Plan(kind, eps, behind=behind)
                 yield Plan(kind, eps, one_plus=True, behind=behind)

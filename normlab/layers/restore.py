@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from normlab.kernels.activations import Activation
 from normlab.layers import norms, positions
+from normlab.layers._torch import BatchNormBase, InstanceNormBase
 from normlab.layers.acting import in_torch
 from normlab.layers.fuse import straighten
 from normlab.layers.recasting import Recast, recast
@@ -43,7 +44,7 @@ def restore_norms(model: Model) -> Model:
     return model
 
 
-class BatchNorm(nn.modules.batchnorm._BatchNorm):
+class BatchNorm(BatchNormBase):
     """torch's batch norm for an input of any rank."""
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -51,7 +52,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
 
 
-class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
+class InstanceNorm(InstanceNormBase):
     """torch's instance norm for batches of any rank."""
 
     def forward(self, input: Tensor) -> Tensor:

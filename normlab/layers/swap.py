@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from normlab.errors import UsageError
 from normlab.kernels.activations import Activation
 from normlab.layers import adapters, ranked
+from normlab.layers._torch import BatchNormBase, InstanceNormBase, NormBase
 from normlab.layers.norms import BatchNorm, ChannelNorm, GroupNorm, LayerNorm, Norm, RMSNorm
 from normlab.layers.recasting import recast, undo
 
@@ -171,8 +171,8 @@ _RANKED: dict[type, Callable[..., nn.Module]] = {
     nn.InstanceNorm3d: ranked.InstanceNorm3d,
 }
 _LIKE: dict[type, Callable[[Any, type], nn.Module]] = {
-    _BatchNorm: _running,
-    nn.modules.instancenorm._InstanceNorm: _running,
+    BatchNormBase: _running,
+    InstanceNormBase: _running,
     nn.GroupNorm: _group,
     ChannelNorm: _channels,
     nn.LayerNorm: _layer,
@@ -183,8 +183,8 @@ _ADAPTERS: dict[type, Adapter] = {}
 for _class in _STOCK:
     register_adapter(_class, _class)
 
-_BASES: dict[type, str] = {_BatchNorm: "batch", nn.GroupNorm: "group", nn.LayerNorm: "layer", nn.RMSNorm: "rms"}
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_BASES: dict[type, str] = {BatchNormBase: "batch", nn.GroupNorm: "group", nn.LayerNorm: "layer", nn.RMSNorm: "rms"}
+_NORMS = (NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _LIBRARIES = {"timm", "torchvision", "transformers", "diffusers", "detectron2", "fvcore", "mmcv", "mmengine", "mmdet"}
 
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from normlab.kernels.convolution._tiles import (
     ACROSS,
@@ -35,11 +34,10 @@ from normlab.kernels.convolution._tiles import (
     sum_shifts,
     sum_shifts_rest,
 )
+from normlab.kernels.runtime.compiling import compiled
 from normlab.kernels.runtime.threads import next_unit, unit_done
 
 LANES = 32  # a multiple of the elements of two vectors, whatever they are
-# sums may be reordered, so that they vectorize; NaN and infinity keep their meaning
-_compile = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
 
 
 class Window(NamedTuple):
@@ -130,7 +128,7 @@ def _padded(weights: list[np.ndarray], shifts: list[np.ndarray], zeros: int) -> 
     return Taps(all_weights, all_shifts, starts)
 
 
-@_compile
+@compiled
 def convolve(counters, units, x, taps, bias, geo, out):
     """out[n] for the samples n that are units of this job."""
     planes = x.shape[1] * geo.down * geo.across
@@ -153,7 +151,7 @@ def convolve(counters, units, x, taps, bias, geo, out):
         n = next_unit(counters)
 
 
-@_compile
+@compiled
 def convolve_backward(counters, units, x, dout, forward, backward, geo, per_group, dw, db, dx):
     """dx[n] and the group's shares dw[g] and db[g] for the groups g that are units of this job.
 
@@ -199,7 +197,7 @@ def convolve_backward(counters, units, x, dout, forward, backward, geo, per_grou
         g = next_unit(counters)
 
 
-@_compile
+@compiled
 def _cut(x, phases, geo):
     """Copies the image x (C, H, W) into its phases; what is padding there stays zero."""
     channels, height, width = x.shape
@@ -221,7 +219,7 @@ def _cut(x, phases, geo):
                             row[j] = source[j * s]
 
 
-@_compile
+@compiled
 def _paste(phase, a, b, geo, x):
     """Copies a phase (a, b) back to its place in the image x (H, W)."""
     s = geo.stride
@@ -234,14 +232,14 @@ def _paste(phase, a, b, geo, x):
             target[j * s] = row[j]
 
 
-@_compile
+@compiled
 def _inside(a, s, pad, size, count):
     """The range of i in [0, count) whose i * s + a - pad lies in [0, size)."""
     low = max(0, (pad - a + s - 1) // s)
     return low, max(low, min(count, (size - 1 + pad - a) // s + 1))
 
 
-@_compile
+@compiled
 def _accumulate(image, shifts, first, last, weights, out):
     """out[f, p] += sum over k in [first, last) of weights[k, f] * image[shifts[k] + p]."""
     filters, span = out.shape
@@ -258,7 +256,7 @@ def _accumulate(image, shifts, first, last, weights, out):
         p += REST * lanes
 
 
-@_compile
+@compiled
 def _correlate(rows, length, image, shifts, span, out):
     """out[f, k] += sum over p < span of rows[f * length + p] * image[shifts[k] + p]."""
     filters, taps = out.shape

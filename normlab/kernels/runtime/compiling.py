@@ -21,31 +21,31 @@ compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"},
 def discard_stale(place: Path, sources: Iterable[Path]) -> None:
     """Remove the compiled code of the sources in the folder `place` if it was made from other sources than these."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
-    folder = _cache_folder()
-    folder = place / "__pycache__" if folder.name == "__pycache__" else folder
-    stamp = folder / f"normlab-{place.name}.sources"
+    folder = cache_folder(place)
+    stamp = folder / "normlab.sources"
     with suppress(OSError):  # a read-only or vanished cache only costs time
         if stamp.is_file() and stamp.read_text() == digest:
             return
         for index in folder.glob("*.nbi"):
             index.unlink(missing_ok=True)
-        stamp.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         stamp.write_text(digest)
 
 
-@njit(cache=True)
-def _nothing() -> None:
-    pass
-
-
-def _cache_folder() -> Path:
-    """Where Numba keeps what is compiled here: beside the sources, or in the user's cache if that is read-only."""
-    dispatcher: Any = _nothing
+def cache_folder(place: Path) -> Path:
+    """Where Numba keeps what is compiled of the sources in a folder: beside them, or wherever it was told to."""
+    names: dict[str, Any] = {}
+    exec(compile("def nothing(): pass", str(place / "__init__.py"), "exec"), names)  # a function of that folder
+    dispatcher: Any = njit(cache=True)(names["nothing"])
     return Path(dispatcher.stats.cache_path)
 
 
-_HERE = Path(__file__).parent
-_KERNELS = _HERE.parent
-_SOURCES = [*_HERE.glob("*.py"), *(_KERNELS / "cpu").glob("_*.py"), _KERNELS.parent / "norms" / "program.py"]
-for _place in (_HERE, _KERNELS / "cpu"):
-    discard_stale(_place, _SOURCES)
+def _sources(*folders: Path) -> list[Path]:
+    return [path for folder in folders for path in folder.glob("*.py") if path.name != "__init__.py"]
+
+
+_RUNTIME = Path(__file__).parent
+_KERNELS = _RUNTIME.parent
+_PROGRAM = _KERNELS.parent / "norms" / "program.py"
+for _place in (_RUNTIME, _KERNELS / "cpu", _KERNELS / "convolution"):
+    discard_stale(_place, {*_sources(_RUNTIME, _place), _PROGRAM})

@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from normlab.data import Dataset
 from normlab.errors import UsageError
+from normlab.layers._torch import BatchNormBase
 from normlab.layers.distributed import pools_samples, synchronize
 from normlab.layers.norms import Norm
 from normlab.study.axes import Cell
@@ -56,7 +56,7 @@ class SharedTraining(Training):
 def _synchronize_stock(module: nn.Module) -> None:
     """Pool the statistics of torch's own batch norms; the parameters stay the same objects."""
     for name, child in module.named_children():
-        if isinstance(child, _BatchNorm) and not isinstance(child, Norm):
+        if isinstance(child, BatchNormBase) and not isinstance(child, Norm):
             setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
         else:
             _synchronize_stock(child)
@@ -64,7 +64,7 @@ def _synchronize_stock(module: nn.Module) -> None:
 
 def check_synchronizable(model: nn.Module, device: str) -> None:
     """Raise UsageError if a model has batch statistics that cannot be pooled over processes on this device."""
-    stock = (isinstance(module, _BatchNorm) and not isinstance(module, Norm) for module in model.modules())
+    stock = (isinstance(module, BatchNormBase) and not isinstance(module, Norm) for module in model.modules())
     if device == "cpu" and any(stock):
         raise UsageError(
             "torch's own batch norm cannot pool its statistics over processes on a CPU (its SyncBatchNorm needs GPUs); "

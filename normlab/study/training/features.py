@@ -197,7 +197,8 @@ def _last_of_each_size(calls: Sequence[tuple[str, nn.Module, tuple[int, ...]]]) 
 
 def _is_norm(path: str, module: nn.Module) -> bool:
     """By kind, or by the name of the place, since "no norm" is an identity there."""
+    from normlab.layers._torch import NormBase
     from normlab.layers.norms import Norm
 
-    stock = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+    stock = (NormBase, nn.GroupNorm, nn.LayerNorm)
     return isinstance(module, (Norm, *stock)) or "norm" in path.rpartition(".")[2].lower()
