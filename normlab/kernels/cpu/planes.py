@@ -1,7 +1,7 @@
 """Compiled kernels for NumPy arrays and views of CPU tensors, in both memory orders.
 
 They compute in float32 and float64. Half precision is widened to float32 as it is loaded, and rounded once as it is
-stored (`_narrow`).
+stored (`normlab.kernels.runtime.narrow`).
 
 A norm that stays within samples is run a block of samples at a time: moments, grid program and affine map while the
 block is in cache, so that x is read from memory once (and g and x once in the backward pass). A norm that pools over
@@ -14,10 +14,9 @@ of an element near it is exact, and what the rounding lost goes into the shift.
 A call fills in the addresses in a list of numbers that is prepared once for a recipe, shape and layout (`Plan`), and
 hands it to a C function: on small tensors the way there counts more than the work.
 
-The code: `_rows` the four kernels on rows of elements, `_ahead` how they ask for memory before they need it,
-`_narrow` halves, `_activations` what is applied to their result, `_machine` the grid program, `_work` all three on a
-unit of work, `_counters` and `_team` the threads that share the units, `_job` the numbers that they share, `_passes` a
-whole direction.
+The code: `_rows` the four kernels on rows of elements, `_activations` what is applied to their result, `_machine` the
+grid program, `_work` all three on a unit of work, `_passes` a whole direction; in `normlab.kernels.runtime`, `team` the
+threads that share the units and `job` the numbers that they share.
 """
 
 from __future__ import annotations

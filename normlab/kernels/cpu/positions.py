@@ -4,8 +4,8 @@ x is read from memory once: a row, or a tile of columns, stays in cache until y 
 and g until dx is. The gradients of weight and bias are summed on the way. The work is cut into units that do not depend
 on the number of threads, so neither do the results.
 
-The code: `_positions` the kernels on one row or tile, `_unaliased` how their loops are written, `_position_work` a unit
-of work and a direction; `_ahead`, `_team`, `_counters` and `_compile` are those of `numba_cpu`.
+The code: `_position_rows` the kernels on one row or tile, `_position_work` a unit of work and a direction; what they
+share with the other kernels is in `normlab.kernels.runtime`.
 """
 
 from __future__ import annotations
