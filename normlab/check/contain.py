@@ -102,6 +102,7 @@ def _gather(target: str, lines: list[str], hung: bool, limit: float, code: int, 
         if "done" in event:
             report.form, report.dialect = event["done"]["form"], event["done"]["dialect"]
             done = True
+    report.complete = done and not hung
     if hung:
         report.findings.append(
             Finding(current, "bug", f"the layer hangs: no answer within {limit:g} s; it was ended", "hangs")

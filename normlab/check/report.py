@@ -57,7 +57,8 @@ class Finding:
 class Report:
     """All findings about one target, in three parts, and the dialect it was found to speak.
 
-    The mathematics decides whether the target conforms; with `strict` the engineering and the numerics do, too.
+    The mathematics decides whether the target conforms; with `strict` the engineering and the numerics do, too. A
+    report is `complete` unless the target ended the checks: what was not run is not right.
     """
 
     target: str
@@ -66,6 +67,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
     strict: bool = False
+    complete: bool = True
 
     @property
     def bugs(self) -> list[Finding]:
@@ -83,8 +85,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether the target conforms: in its mathematics, and with `strict` in everything that was checked."""
-        return self.mathematics_ok and not (self.strict and self.bugs)
+        """Whether the target conforms: all checks ran, and found its mathematics right; with `strict`, everything."""
+        return self.complete and self.mathematics_ok and not (self.strict and self.bugs)
 
     @property
     def cause(self) -> str | None:
@@ -104,6 +106,7 @@ class Report:
             "form": self.form,
             "ok": self.ok,
             "strict": self.strict,
+            "complete": self.complete,
             "parts": {part: self._verdict(part) for part in PARTS},
             "cause": self.cause,
             "causes": self.causes,
@@ -121,6 +124,7 @@ class Report:
             [Finding(**{k: v for k, v in f.items() if k != "part"}) for f in data["findings"]],
             data["seconds"],
             data.get("strict", False),
+            data.get("complete", True),
         )
 
     def _verdict(self, part: str) -> str:
@@ -147,7 +151,7 @@ class Report:
     def _why(self) -> str:
         """What the verdict rests on, in a few words."""
         parts = [f"{part} {self._verdict(part)}" for part in PARTS if self.of_part(part)]
-        return ", ".join(parts)
+        return ", ".join(parts if self.complete else [*parts, "the checks after the last one did not run"])
 
     @staticmethod
     def _counts(found: list[Finding]) -> str:

@@ -30,7 +30,7 @@ HERE = Path(__file__).parent / "hostile.py"
 )
 def test_a_hostile_target_is_reported(name: str, cause: str, words: str) -> None:
     report = check_contained(f"{HERE}:{name}", "batch", quick=True)
-    assert report.bugs
+    assert not report.ok
     assert report.bugs[0].cause == cause
     assert words in report.bugs[0].message
 
@@ -40,6 +40,8 @@ def test_an_exit_names_the_check_and_keeps_what_was_found_before() -> None:
     found = [(f.check, f.status) for f in report.findings]
     assert found[:3] == [("values.initial", "pass"), ("values.train", "pass"), ("values.eval", "pass")]
     assert found[-1] == ("layouts.empty", "bug")
+    assert not report.ok, "what did not run is not right"
+    assert "did not run" in report.text()
 
 
 # a fixed limit of 4 s ended the load of a busy machine in place of the hang: here the clock stands until it hangs

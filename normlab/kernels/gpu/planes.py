@@ -7,7 +7,7 @@ launches. Running statistics are updated on the way. The host only enqueues: it 
 
 Gradients of parameters come per sample from norms that stay within samples, and take one more launch to be summed up.
 
-The code: `_triton_kernels` the two directions, `_triton_programs` the grid program in them, `_triton_cut` how the work
+The code: `_kernels` the two directions, `_programs` the grid program in them, `_cut` how the work
 is cut into launches, here what is handed to them.
 
 With TRITON_INTERPRET=1 in the environment all of it runs on CPU tensors, slowly, to be tested.
