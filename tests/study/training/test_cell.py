@@ -219,3 +219,13 @@ def test_our_networks_are_channels_last_on_a_cpu_and_a_users_own_is_left_as_it_i
     ours.model.blocks[1].register_forward_hook(lambda _, __, output: seen.append(output))  # type: ignore[index, union-attr]
     ours.run_epoch()
     assert all(planes.is_contiguous(memory_format=torch.channels_last) for planes in seen)
+
+
+def test_a_share_of_each_label_is_spread_over_all_classes(dataset: Dataset) -> None:
+    training = Training(make_cell(label_smoothing=0.3), dataset)
+    logits, labels = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 4
+    log_p = logits.log_softmax(1)
+    expected = -(0.7 * log_p[torch.arange(6), labels] + 0.3 * log_p.mean(1)).mean()
+    torch.testing.assert_close(training.loss(logits, labels), expected)
+    plain, smoothed = (train_cell(make_cell(epochs=1, label_smoothing=v), dataset).epochs[0] for v in (0.0, 0.3))
+    assert plain["train_loss"] != smoothed["train_loss"], "the steps use it"
