@@ -72,14 +72,13 @@ def derivative(act: Activation, z: Array) -> Array:
         low = 0.0 if act.name == "relu" else act.slope
         return one.where(z > 0, one.ones_like(z), low * one.ones_like(z))
     if act.name == "silu":
-        s = _sigmoid(z)
-        return s * (1 + z * (1 - s))
+        return _sigmoid(z) * (1 + z * _sigmoid(-z))  # not 1 - sigmoid(z), which loses the digits of a small one
     return _normal(z) + z * one.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
 
 
 def _sigmoid(z: Array) -> Array:
     """1 / (1 + exp(-z)), from the exponential of a number that is not positive, which cannot overflow."""
-    if not isinstance(z, np.ndarray):
+    if not isinstance(z, np.ndarray | np.generic):
         return z.sigmoid()
     small = np.exp(-np.abs(z))
     return np.where(z < 0, small, 1.0) / (1 + small)

@@ -55,7 +55,7 @@ def main() -> None:
     knobs.compilation.always_compile = True
     triton_gpu._processors = lambda device: 132  # type: ignore[assignment]
     kernels.forward, kernels.backward = Compiling(kernels.forward), Compiling(kernels.backward)
-    stages.serving = lambda x: triton_gpu  # type: ignore[assignment,return-value]
+    stages.planes_for = lambda x, entry=None: triton_gpu  # type: ignore[assignment,return-value,misc]
     half, double = torch.bfloat16, torch.float64
     cases: list[tuple[str, tuple[int, ...], bool, torch.dtype, str | None]] = [
         ("bin", (32, 64, 56, 56), True, half, "relu"),

@@ -35,7 +35,7 @@ ULPS = 32
 @pytest.fixture(autouse=True)
 def served_by_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     interpret(monkeypatch)
-    monkeypatch.setattr(stages, "serving", lambda x: triton_gpu)
+    monkeypatch.setattr(stages, "planes_for", lambda x, entry=None: triton_gpu)
     stages.recipe.cache_clear()  # plans may have been made for another device
     yield
     stages.recipe.cache_clear()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from normlab import report
 from normlab.data import Dataset
 from normlab.study.plain import escaped
 from normlab.study.running.console import PlainLines
@@ -34,7 +35,7 @@ def test_notes_on_the_data_are_said_once_and_stay_with_the_study(
     assert results["environment"]["notes"] == [note, "all were resized"]
     assert stream.getvalue().count("files were ignored") == 1
     assert "\x1b" not in stream.getvalue()
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = report.write(tmp_path).read_text(encoding="utf-8")
     assert "3 files were ignored: &lt;img src=x" in page
     assert "; all were resized" in page
     assert "<img src=x" not in page
