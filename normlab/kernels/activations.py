@@ -78,7 +78,7 @@ def derivative(act: Activation, z: Array) -> Array:
 
 def _sigmoid(z: Array) -> Array:
     """1 / (1 + exp(-z)), from the exponential of a number that is not positive, which cannot overflow."""
-    if not isinstance(z, np.ndarray | np.generic):
+    if not isinstance(z, np.ndarray | np.floating):  # of an array of one number, arithmetic returns a scalar
         return z.sigmoid()
     small = np.exp(-np.abs(z))
     return np.where(z < 0, small, 1.0) / (1 + small)
