@@ -2,74 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.mutants.written import Right, by_name
 
 FOLDER = Path(__file__).parent / "right"
 
 
-@dataclass(frozen=True)
-class Right:
-    """A layer that is right: a file, the names in it, and the kind that a user would give with --as (or None)."""
-
-    file: str
-    target: str
-    kind: str | None
-    backward: str | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.file}:{self.target}" + (f",{self.backward}" if self.backward else "")
-
-    def source(self) -> str:
-        return (FOLDER / f"{self.file}.py").read_text()
+def right(file: str, target: str, kind: str | None = None, backward: str | None = None) -> Right:
+    return Right(file, target, kind, backward, FOLDER)
 
 
 RIGHT: tuple[Right, ...] = (
-    Right("grad_enabled", "batch_norm", None),
-    Right("grad_enabled", "BatchNorm", None),
-    Right("assignment", "batchnorm_forward", None, "batchnorm_backward"),
-    Right("assignment", "batchnorm_forward", "batch", "batchnorm_backward_alt"),
-    Right("assignment", "layernorm_forward", None, "layernorm_backward"),
-    Right("assignment", "spatial_batchnorm_forward", None, "spatial_batchnorm_backward"),
-    Right("assignment", "spatial_groupnorm_forward", None, "spatial_groupnorm_backward"),
-    Right("from_scratch", "BatchNormalization", None),
-    Right("from_scratch", "BatchNormTorchMomentum", None),
-    Right("from_scratch", "LayerNormDict", "layer"),
-    Right("from_scratch", "BatchNorm2D", None),
-    Right("from_scratch", "InstanceNormLayer", None),
-    Right("modules", "LayerNormAB", None),
-    Right("modules", "LayerNormAlpha", None),
-    Right("modules", "LayerNormShape", None),
-    Right("modules", "SequenceNorm", "layer"),
-    Right("modules", "RMSNorm", None),
-    Right("modules", "OnePlusRMSNorm", None),
-    Right("modules", "GroupNorm", None),
-    Right("modules", "InstanceNorm", None),
-    Right("modules", "BatchNormParameterStats", None),
-    Right("modules", "BatchNormExp", None),
-    Right("modules", "ChannelLayerNorm", None),
-    Right("modules", "BatchInstanceNorm", None),
-    Right("channels_last", "batch_norm_nhwc", None),
-    Right("channels_last", "instance_norm_nhwc", None),
-    Right("channels_last", "group_norm_nhwc", None),
-    Right("channels_last", "layer_norm", None),
-    Right("channels_last", "rms_norm", None),
-    Right("channels_last", "rmsnorm_forward", None, "rmsnorm_backward"),
-    Right("functions", "layernorm_fwd", None, "layernorm_bwd"),
-    Right("functions", "batch_norm", None),
-    Right("functions", "GroupNorm", None),
-    Right("functions", "instance_norm", None),
-    Right("functions", "bn_forward", None, "bn_backward"),
-    Right("functions", "BatchNorm1d", None),
-    Right("functions", "LayerNorm", None),
-    Right("rearranged", "EinopsGroupNorm", None),
-    Right("rearranged", "einops_instance_norm", None),
-    Right("permuted", "LayerNorm2d", None),
-    Right("permuted", "BatchNormFlat", None),
-    Right("permuted", "ScaleOnlyLayerNorm", None),
-    Right("permuted", "RootMeanSquare", None),
-    Right("permuted", "Normalize", "batch"),
-    Right("permuted", "build_group_norm", None),
+    right("grad_enabled", "batch_norm"),
+    right("grad_enabled", "BatchNorm"),
+    right("assignment", "batchnorm_forward", None, "batchnorm_backward"),
+    right("assignment", "batchnorm_forward", "batch", "batchnorm_backward_alt"),
+    right("assignment", "layernorm_forward", None, "layernorm_backward"),
+    right("assignment", "spatial_batchnorm_forward", None, "spatial_batchnorm_backward"),
+    right("assignment", "spatial_groupnorm_forward", None, "spatial_groupnorm_backward"),
+    right("from_scratch", "BatchNormalization"),
+    right("from_scratch", "BatchNormTorchMomentum"),
+    right("from_scratch", "LayerNormDict", "layer"),
+    right("from_scratch", "BatchNorm2D"),
+    right("from_scratch", "InstanceNormLayer"),
+    right("modules", "LayerNormAB"),
+    right("modules", "LayerNormAlpha"),
+    right("modules", "LayerNormShape"),
+    right("modules", "SequenceNorm", "layer"),
+    right("modules", "RMSNorm"),
+    right("modules", "OnePlusRMSNorm"),
+    right("modules", "GroupNorm"),
+    right("modules", "InstanceNorm"),
+    right("modules", "BatchNormParameterStats"),
+    right("modules", "BatchNormExp"),
+    right("modules", "ChannelLayerNorm"),
+    right("modules", "BatchInstanceNorm"),
+    right("channels_last", "batch_norm_nhwc"),
+    right("channels_last", "instance_norm_nhwc"),
+    right("channels_last", "group_norm_nhwc"),
+    right("channels_last", "layer_norm"),
+    right("channels_last", "rms_norm"),
+    right("channels_last", "rmsnorm_forward", None, "rmsnorm_backward"),
+    right("functions", "layernorm_fwd", None, "layernorm_bwd"),
+    right("functions", "batch_norm"),
+    right("functions", "GroupNorm"),
+    right("functions", "instance_norm"),
+    right("functions", "bn_forward", None, "bn_backward"),
+    right("functions", "BatchNorm1d"),
+    right("functions", "LayerNorm"),
+    right("rearranged", "EinopsGroupNorm"),
+    right("rearranged", "einops_instance_norm"),
+    right("permuted", "LayerNorm2d"),
+    right("permuted", "BatchNormFlat"),
+    right("permuted", "ScaleOnlyLayerNorm"),
+    right("permuted", "RootMeanSquare"),
+    right("permuted", "Normalize", "batch"),
+    right("permuted", "build_group_norm"),
 )
-BY_NAME = {r.name: r for r in RIGHT}
+BY_NAME = by_name(RIGHT)

@@ -7,39 +7,10 @@ of the causes are the writer's own, and `words.py` says which of the kit's diagn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from benchmarks.mutants.third.right_layers import BY_NAME
+from benchmarks.mutants.written import Wrong, wrong_of
 
-from benchmarks.mutants.third.right_layers import BY_NAME, Right
-
-
-@dataclass(frozen=True)
-class Wrong:
-    """A right layer with patches: `causes` in plain words, one for every fault."""
-
-    name: str
-    of: str
-    causes: tuple[str, ...]
-    edits: tuple[tuple[str, str], ...]
-
-    @property
-    def right(self) -> Right:
-        return BY_NAME[self.of]
-
-    def source(self) -> str:
-        """The patched source; raises ValueError where a patch does not fit exactly once."""
-        text = self.right.source()
-        for old, new in self.edits:
-            if text.count(old) != 1:
-                raise ValueError(f"{self.name}: {old!r} occurs {text.count(old)} times in {self.right.file}")
-            text = text.replace(old, new)
-        return text
-
-
-def wrong(name: str, of: str, causes: str, *edits: str) -> Wrong:
-    return Wrong(
-        name, of, tuple(c.strip() for c in causes.split(";")), tuple(zip(edits[::2], edits[1::2], strict=True))
-    )
-
+wrong = wrong_of(BY_NAME)
 
 D2L_F, D2L_M = "grad_enabled:batch_norm", "grad_enabled:BatchNorm"
 BN = "assignment:batchnorm_forward,batchnorm_backward"

@@ -1,0 +1,1 @@
+"""Right layers, as people write them."""
