@@ -1,4 +1,4 @@
-"""Layers as people write them, right ones and patches that make them wrong: what the third and fourth set consist of."""
+"""Layers as people write them, and patches that make them wrong: what the third and the fourth set consist of."""
 
 from __future__ import annotations
 
