@@ -25,7 +25,7 @@ _ADDITIONS = ("add", "add_", "__add__", "__iadd__", "__radd__")
 
 
 def load(spec: str, shape: tuple[int, ...], norm: str | NormConstructor = "bn") -> nn.Module:
-    """The model that "package.module:factory" makes, or a built-in one ("resnet14").
+    """The model that "package.module:factory" or "file.py:factory" makes, or a built-in one ("resnet14").
 
     The factory is called with nothing, or, if it needs arguments, as `normlab compare` calls it: with a norm
     constructor (of `norm`), the number of classes and of channels. Raises UsageError for anything that is not a model.

@@ -15,7 +15,7 @@ from typing import Any
 
 from normlab.check.dialect import known
 from normlab.check.report import Finding, Report
-from normlab.errors import UsageError
+from normlab.errors import NormlabError, UsageError
 
 # until the worker has imported what it checks with, a slow disk or a busy machine is no fault of the target
 STARTUP_SECONDS = 600.0
@@ -95,7 +95,8 @@ def _gather(target: str, lines: list[str], hung: bool, limit: float, code: int, 
         except ValueError:  # the process ended in the middle of a line
             continue
         if "usage" in event:
-            raise UsageError(event["usage"])
+            kind = UsageError if event["code"] == UsageError.exit_code else NormlabError
+            raise kind(event["usage"])
         current = event.get("starting", current)
         if "finding" in event:
             report.findings.append(Finding(**event["finding"]))

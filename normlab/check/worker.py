@@ -50,7 +50,7 @@ def main(job: dict[str, Any], events: TextIO) -> None:
         )
         tell(done={"form": report.form, "dialect": report.dialect, "seconds": report.seconds})
     except NormlabError as e:
-        tell(usage=str(e))
+        tell(usage=str(e), code=e.exit_code)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,10 @@ def bench(
         bool, typer.Option("--above-cache", help="Add a shape larger than the last-level cache.")
     ] = False,
     model: Annotated[
-        str | None, typer.Option(help="Shapes of this model: package.module:factory, or resnet14.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Shapes of this model: package.module:factory, file.py:factory, resnet14.", show_default=False
+        ),
     ] = None,
     model_input: Annotated[
         str | None, typer.Option("--input", help="The model's input, as in 32,3,224,224.", show_default=False)
@@ -61,9 +64,7 @@ def bench(
     wanted = [name for name, on in (("step", step), ("exactness", exactness), ("memory", memory)) if on]
     parts = ["layers", "step", "exactness", "memory"] if everything else wanted or ["layers"]
     if (model is None) != (model_input is None):
-        raise UsageError(
-            "--model and --input belong together, as in --model package.module:factory --input 32,3,224,224"
-        )
+        raise UsageError("--model and --input belong together, as in --model file.py:factory --input 32,3,224,224")
     if model is not None and (above_cache or any(option is not None for option in (norms, shapes, forms))):
         raise UsageError(
             "--model brings its own norms, shapes and forms; leave out --norms, --shapes, --forms and --above-cache"

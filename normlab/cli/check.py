@@ -60,7 +60,7 @@ app = check
 
 def lint(
     target: Annotated[
-        str, typer.Argument(help="package.module:factory or file.py:factory; it answers a model, or (model, optimizer)")
+        str, typer.Argument(help="package.module:factory or file.py:factory; it returns a model, or (model, optimizer)")
     ],
     batch_size: Annotated[int, typer.Option(help="Samples that one process puts through the model at once.")] = 32,
     last_batch: Annotated[int | None, typer.Option(help="Size of the last batch, where it is not dropped.")] = None,

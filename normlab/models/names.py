@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from normlab.errors import UsageError
+from normlab.errors import UsageError, targets
 
 SHORTCUTS = ("projection", "zero-padding")
 
 
 def check_model(spec: str) -> None:
-    """Raise UsageError if `normlab.models.build_model` would not know this name."""
+    """Raise UsageError if there is no network of this name."""
     if own_factory(spec) is None:
         parse_resnet(spec)
-
-
-def source_of(spec: str) -> Path | None:
-    """The file that a user's own model lives in, or None for the built-in ones."""
-    if own_factory(spec) is None:
-        return None
-    file = sys.modules[spec.partition(":")[0]].__file__
-    return None if file is None else Path(file)
-
-
-def import_from_here(module: str, what: str) -> Any:
-    """Import a module by name, the working directory included; raises UsageError saying what was asked for."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        return importlib.import_module(module)
-    except ImportError as e:
-        raise UsageError(f"{what}: cannot import {module!r} ({e}); is it installed, or in {here}?") from e
 
 
 def parse_resnet(spec: str) -> tuple[int, dict[str, Any]]:
@@ -45,7 +23,8 @@ def parse_resnet(spec: str) -> tuple[int, dict[str, Any]]:
     match = re.fullmatch(r"resnet(\d+)", name)
     if match is None:
         raise UsageError(
-            f"model {spec!r} is not known; expected resnet8, resnet14, resnet20, ... or package.module:factory"
+            f"model {spec!r} is not known; expected resnet8, resnet14, resnet20, ..., or a factory of your own: "
+            + targets.FORMS
         )
     depth = int(match[1])
     if depth < 8 or (depth - 2) % 6:
@@ -66,11 +45,21 @@ def parse_resnet(spec: str) -> tuple[int, dict[str, Any]]:
 
 
 def own_factory(spec: str) -> Callable[..., Any] | None:
-    """The factory that "package.module:factory" names, or None if the spec is of another form."""
-    module, colon, name = spec.partition(":")
-    if not colon or "=" in name or re.fullmatch(r"resnet\d+", module):
+    """The factory of the user's own that a name stands for, or None if it is of another form.
+
+    Raises UsageError where there is no such factory (`normlab.errors.targets`).
+    """
+    if own_place(spec) is None:
         return None
-    factory = getattr(import_from_here(module, f"model {spec!r}"), name, None)
+    factory = targets.load(spec, "model")
     if not callable(factory):
-        raise UsageError(f"model {spec!r}: module {module!r} has no function or class {name!r}")
+        raise UsageError(f"model {spec!r}: this is a {type(factory).__name__}; expected a function or a class")
     return factory
+
+
+def own_place(spec: str) -> str | None:
+    """The module or file of a model of the user's own, or None for the built-in ones."""
+    place, name = targets.split(spec)
+    if not name or "=" in name or re.fullmatch(r"resnet\d+", place):
+        return None
+    return place

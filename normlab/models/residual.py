@@ -160,10 +160,10 @@ def build_model(
 ) -> nn.Module:
     """The network that `spec` names, with `norm` (a name such as "gn:groups=8", or a constructor).
 
-    `spec` is "resnet20", "resnet14:shortcut=zero-padding:width=32", or "package.module:factory" for a factory
-    of the user's own, called `factory(norm, num_classes, in_channels)` and, if it takes them, with
-    `image_size=(H, W)` and `dropout=p`. With a `seed` the initial weights depend on it and on the network
-    alone: a norm gets the generator's state back after it is made, so that every norm meets the same
+    `spec` is "resnet20", "resnet14:shortcut=zero-padding:width=32", or a factory of the user's own,
+    "package.module:factory" or "file.py:factory". It is called `factory(norm, num_classes, in_channels)` and, if it
+    takes them, with `image_size=(H, W)` and `dropout=p`. With a `seed` the initial weights depend on it and on the
+    network alone: a norm gets the generator's state back after it is made, so that every norm meets the same
     convolutions. Raises UsageError for a name or an option that is not known.
     """
     constructor = norm if callable(norm) else _constructor(norm)

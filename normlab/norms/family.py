@@ -146,6 +146,11 @@ def describe(name: str) -> NormEntry:
         raise UsageError(f"norm {name!r} is not known; expected one of: {', '.join(_REGISTRY)}") from None
 
 
+def is_registered(target: Any) -> bool:
+    """Whether a function or class is the norm of an entry."""
+    return any(target in (entry.grid, entry.module) for entry in _REGISTRY.values())
+
+
 def parse(spec: str) -> tuple[NormEntry, dict[str, Any]]:
     """Split "gn:groups=8" into the entry of "gn" and {"groups": 8}; raises UsageError on anything else."""
     name, _, rest = spec.strip().partition(":")

@@ -179,7 +179,8 @@ class Cell:
         setting="norms",
     )  # fmt: skip
     model: str = _axis(
-        "--model", "--models", help="resnet14, resnet20:shortcut=zero-padding, or package.module:factory.",
+        "--model", "--models",
+        help="resnet14, resnet20:shortcut=zero-padding, or your own: file.py:factory, package.module:factory.",
         parse=text, default=("resnet14",), setting="models", groups=True,
     )  # fmt: skip
     seed: int = _axis(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 
 from normlab.data import Dataset, Split, load
 from normlab.data._dataset import channel_statistics
-from normlab.models.names import source_of
+from normlab.errors import targets
+from normlab.models.names import own_place
 from normlab.study.spec import DataChoice, StudySpec
 
 
@@ -48,11 +48,11 @@ def identity(dataset: Dataset, spec: StudySpec) -> str:
 
     The source files of plug-ins and of models from outside are part of it: other code is other cells.
     """
-    files = {path for model in spec.models if (path := source_of(model)) is not None}
-    files |= {Path(file) for name in spec.plugins if (file := sys.modules[name].__file__) is not None}
+    own = {*filter(None, map(own_place, spec.models)), *(targets.split(plugin)[0] for plugin in spec.plugins)}
+    files = {file for place in own if (file := targets.load_module(place, place).__file__) is not None}
     if not files:
         return dataset.hash
-    sources = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+    sources = sorted(hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files)
     return hashlib.sha256("".join([dataset.hash, *sources]).encode()).hexdigest()[:32]
 
 

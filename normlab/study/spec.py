@@ -49,7 +49,7 @@ class _Images(BaseModel):
     limit_train: int | None = Field(None, gt=1, description="Train on this many images only.")
     limit_eval: int | None = Field(None, gt=0, description="Validate and test on this many images only.")
     plugins: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
-        (), description="Modules to import first, for norms of your own."
+        (), description="Norms of your own: package.module or file.py, or one of these and :name."
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from normlab.data import load
 from normlab.errors import DataError
 from tests.data.makers import images
 
@@ -123,3 +125,13 @@ def test_damaged_files(tmp_path, load, save):
     path.write_bytes(data[:400] + b"\xff" + data[401:])
     with pytest.raises(DataError, match=r"cannot read .*x_train"):
         load(path)
+
+
+# a folder named digits and the embedded digits were told apart by nothing that anybody said
+def test_the_embedded_digits_are_meant_unless_a_path_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load("digits").notes == ()
+    (tmp_path / "digits").mkdir()
+    assert "./digits" in load("digits").notes[0]
+    with pytest.raises(DataError, match="digits"):
+        load("./digits")  # an empty folder

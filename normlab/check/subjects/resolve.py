@@ -2,76 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
-from pathlib import Path
 from typing import Any
 
-from normlab.check.subjects.base import Options, Subject, TargetFailure, guarded, kind_from_name
-from normlab.errors import UsageError
+from normlab.check.subjects.base import Options, Subject, TargetFailure, kind_from_name
+from normlab.errors import UsageError, targets
 
 
 def load(target: str) -> tuple[Any, Any, str]:
     """The object that TARGET names, its backward partner or None, and its name.
 
-    TARGET is `package.module:Name`, `file.py:Name`, `file.py:forward,backward` or `onnx:Operator`.
+    TARGET is `package.module:Name`, `file.py:Name`, `file.py:forward,backward` or `onnx:Operator`. Raises UsageError
+    where it names nothing, or where the file raises while it is imported.
     """
-    where, colon, names = target.partition(":") if not _drive(target) else target.rpartition(":")
-    if not colon or not names or not where:
-        raise UsageError(f"TARGET {target!r}: expected package.module:Class or file.py:function (a colon and a name)")
+    where, names = targets.split(target)
+    label = f"TARGET {target!r}"
+    if not where or not names:
+        raise UsageError(f"{label}: expected {targets.FORMS}, with a colon between the two")
     if where == "onnx":
         from normlab.check.subjects.onnx_reference import operator
 
         return operator(names), None, names
-    module = _import_file(Path(where), target) if where.endswith(".py") else _import_module(where, target)
-    forward, _, backward = names.partition(",")
-    found = _attribute(module, forward.strip(), target)
-    partner = _attribute(module, backward.strip(), target) if backward else None
+    module = targets.load_module(where, label)
+    forward, _, backward = (name.strip() for name in names.partition(","))
+    found = targets.find(module, forward, label)
+    partner = targets.find(module, backward, label) if backward else None
     if partner is None and "forward" in forward:
         partner = getattr(module, forward.replace("forward", "backward"), None)
-    return found, partner, forward.strip()
-
-
-def _drive(target: str) -> bool:
-    return len(target) > 2 and target[1] == ":" and target[2] in "\\/"
-
-
-def _import_file(path: Path, target: str) -> Any:
-    if not path.is_file():
-        raise UsageError(f"TARGET {target!r}: there is no file {path}")
-    name = f"_normlab_target_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.resolve().parent))
-    guarded(spec.loader.exec_module, module)
-    return module
-
-
-def _import_module(name: str, target: str) -> Any:
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        return guarded(importlib.import_module, name)
-    except TargetFailure as e:
-        missing = e.original
-        if isinstance(missing, ModuleNotFoundError) and missing.name and name.startswith(missing.name):
-            raise UsageError(f"TARGET {target!r}: there is no module {missing.name}") from e
-        raise
-
-
-def _attribute(module: Any, name: str, target: str) -> Any:
-    value = module
-    for part in name.split("."):
-        if not hasattr(value, part):
-            known = ", ".join(n for n in dir(module) if not n.startswith("_"))[:200]
-            raise UsageError(f"TARGET {target!r}: {module.__name__} has no {part!r}; it has {known}")
-        value = getattr(value, part)
-    return value
+    return found, partner, forward
 
 
 def subject_of(

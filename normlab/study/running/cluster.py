@@ -119,13 +119,13 @@ def _run(facts: dict[str, Any], threads: int, gpu: bool, plugins: Sequence[str],
     try:
         import torch
 
-        from normlab.models.names import import_from_here
+        from normlab.study.plugins import load_plugin
         from normlab.study.running.jobs import failure, run_job
         from normlab.study.source import open_data
 
         torch.set_num_threads(threads)
         for plugin in plugins:
-            import_from_here(plugin, f"--plugin {plugin}")
+            load_plugin(plugin)
         dataset = open_data(job.data)
     except Exception as e:
         emit(failure(job.cell, e))

@@ -105,12 +105,13 @@ def run_study(
 
 
 def check_names(spec: StudySpec, baseline: str | None = None) -> None:
-    """Import the spec's plug-ins and raise UsageError for a norm or model that nobody knows."""
-    from normlab.models.names import check_model, import_from_here
+    """Import the spec's plug-ins and raise UsageError for a norm or model that there is not."""
+    from normlab.models.names import check_model
     from normlab.norms.family import parse
+    from normlab.study.plugins import load_plugin
 
     for plugin in spec.plugins:
-        import_from_here(plugin, f"--plugin {plugin}")
+        load_plugin(plugin)
     for norm in spec.norms:
         parse(norm)
     for model in spec.models:

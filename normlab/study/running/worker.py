@@ -44,13 +44,13 @@ def work(jobs: queue.Queue[dict[str, Any]], emit: Any, threads: int, device: str
     """Train job after job, for ever."""
     import torch
 
-    from normlab.models.names import import_from_here
+    from normlab.study.plugins import load_plugin
     from normlab.study.running.jobs import Job, failure, run_job
     from normlab.study.source import open_data
 
     torch.set_num_threads(threads)
     for plugin in plugins:
-        import_from_here(plugin, f"--plugin {plugin}")
+        load_plugin(plugin)
     opened: dict[Any, Any] = {}
     while True:
         job = Job.from_dict(jobs.get())

@@ -1,0 +1,182 @@
+"""Code of the user's own, by name: `package.module:name`, `file.py:name`, `./file.py:name`, `/a/path/file.py:name`.
+
+Every command reads such names here. A file is imported under its own name, from its own folder or that of its package,
+so that it may import what lies beside it and is not run twice; modules are looked for in the working directory too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from normlab.errors import NormlabError, UsageError
+
+FORMS = "package.module:name or file.py:name"
+
+
+def split(text: str) -> tuple[str, str]:
+    """The module or file, and the name in it ("" where there is none), of a target as it is written."""
+    place, colon, name = text.rpartition(":")
+    if not colon or "/" in name or "\\" in name:  # C:\nets.py has a colon of its own
+        return text, ""
+    return place, name
+
+
+def is_file(place: str) -> bool:
+    """Whether the first part of a target names a file, not a module."""
+    return place.endswith(".py") or "/" in place or "\\" in place
+
+
+def load(text: str, what: str) -> Any:
+    """The object that a target names; `what` is the option that it was given to, for messages.
+
+    Raises UsageError for a target of another form, a file, module or name that is not there, and code that raises
+    while it is imported.
+    """
+    place, name = split(text)
+    if not place or not name:
+        raise UsageError(f"{what} {text!r}: expected {FORMS}, with a colon between the two")
+    return find(load_module(place, f"{what} {text!r}"), name, f"{what} {text!r}")
+
+
+def find(module: ModuleType, name: str, label: str) -> Any:
+    """The object of this name, perhaps a dotted one, in a module; raises UsageError with the names that are there."""
+    value: Any = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            known = ", ".join(n for n in dir(module) if not n.startswith("_"))[:200]
+            raise UsageError(f"{label}: {module.__name__} has no {part!r}; it has {known or 'no names at all'}")
+        value = getattr(value, part)
+    return value
+
+
+def load_module(place: str, label: str) -> ModuleType:
+    """Import a module by name or by file, once in a process; raises UsageError, whose message begins with `label`."""
+    if is_file(place):
+        return _from_file(place, label)
+    if not all(part.isidentifier() for part in place.split(".")):
+        raise UsageError(f"{label}: {place!r} is neither the name of a module nor that of a file; expected {FORMS}")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    return _imported(place, place, label)
+
+
+def _from_file(place: str, label: str) -> ModuleType:
+    path = Path(place).expanduser()
+    if path.suffix != ".py":
+        raise UsageError(f"{label}: {place!r} is not a Python file; expected {FORMS}")
+    if not path.is_file():
+        raise UsageError(f"{label}: there is no file {place} in {Path.cwd()}")
+    path = path.resolve()
+    root, own_name = _package(path)
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    importlib.invalidate_caches()
+    with _contained(place, label):
+        at_home = _is_at(own_name, path)
+    if at_home:
+        return _imported(own_name, place, label)
+    # the name belongs to another module, or is no name at all
+    name = f"_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        with _contained(place, label):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _package(path: Path) -> tuple[Path, str]:
+    """The folder to import a file from, and its name from there: packages are the folders with an `__init__.py`."""
+    root, name = path.parent, path.stem
+    while (root / "__init__.py").is_file() and root.name.isidentifier():
+        root, name = root.parent, f"{root.name}.{name}"
+    return root, name
+
+
+def _is_at(name: str, path: Path) -> bool:
+    """Whether importing this name is importing this file."""
+    if not name.rpartition(".")[2].isidentifier():
+        return False
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ValueError, ModuleNotFoundError):  # a module without a spec, as __main__; another package of this name
+        return False
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == path
+
+
+def _imported(name: str, place: str, label: str) -> ModuleType:
+    with _contained(place, label):
+        return importlib.import_module(name)
+
+
+@contextmanager
+def _contained(place: str, label: str) -> Iterator[None]:
+    """Turn whatever the user's code raises into one line that says where; an exit of the process is no success."""
+    owner, leave = os.getpid(), os._exit
+
+    def exit_at_once(status: int) -> NoReturn:
+        if os.getpid() != owner:  # a process that the code started
+            leave(status)
+        raise SystemExit(status)
+
+    os._exit = exit_at_once
+    try:
+        yield
+    except (KeyboardInterrupt, NormlabError):
+        raise
+    except SystemExit as e:
+        raise NormlabError(
+            f"{label}: {place} ended the process while it was imported (exit status {e.code}); "
+            'put what it runs behind `if __name__ == "__main__":`'
+        ) from e
+    except ModuleNotFoundError as e:
+        if e.name and f"{place}.".startswith(f"{e.name}."):
+            raise UsageError(
+                f"{label}: there is no module {e.name!r}; is it installed, or a file in {Path.cwd()}?"
+            ) from e
+        raise UsageError(_said(place, label, e)) from e
+    except BaseException as e:
+        raise UsageError(_said(place, label, e)) from e
+    finally:
+        os._exit = leave
+
+
+def _said(place: str, label: str, error: BaseException) -> str:
+    """What the user's code raised, and the line of it that did."""
+    text = " ".join(str(error).split()) or "(no message)"
+    where = ""
+    if not isinstance(error, SyntaxError):  # whose message names the line
+        own = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if _is_own(frame.filename)]
+        where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    return f"{label}: importing {place} raised {type(error).__name__}: {text}{where}"
+
+
+def _is_own(file: str) -> bool:
+    """Whether a file is the user's, not one of Python's, an installed package's, or of ours."""
+    path = Path(file)
+    return (
+        path.is_file()
+        and "site-packages" not in path.parts
+        and not path.is_relative_to(_OURS)
+        and (not path.is_relative_to(Path(os.__file__).parent))
+    )
+
+
+_OURS = Path(__file__).resolve().parents[1]
