@@ -21,6 +21,10 @@ _QUICK = (
 )
 
 
+def _memory(size: int | None) -> str:
+    return f", {size / 2**30:.0f} GiB" if size else ""
+
+
 def write(name: str, result: Result, setting: Setting, folder: Path, command: str, seconds: float) -> Path:
     """Writes index.html, result.json and each figure (SVG and PNG, or PNG) to `folder`; answers the page's path."""
     from normlab.study.keeping.environment import describe_machine
@@ -32,7 +36,7 @@ def write(name: str, result: Result, setting: Setting, folder: Path, command: st
         "scale": setting.scale,
         "command": command,
         "time": f"{seconds:.0f} s",
-        "hardware": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB",
+        "hardware": f"{machine['cpu']}, {machine['cores']} cores" + _memory(machine["memory_bytes"]),
         "versions": ", ".join(
             f"{key} {machine[key]}" for key in ("normlab", "python", "numpy", "numba", "torch") if key in machine
         ),

@@ -57,7 +57,7 @@ def test_the_same_twice() -> None:
 OWN = """
 import torch
 from normlab.layers import ChannelNorm, LayerNorm
-from normlab.kernels.runtime import team as _team
+from normlab.kernels.runtime import sharing
 from tests.kernels.test_threads import SHAPES_SHARED, answer
 
 def position(layer):
@@ -70,14 +70,14 @@ jobs += [lambda layer=layer: position(layer) for layer in (LayerNorm(16), Channe
 torch.set_num_threads(1)
 want = [job() for job in jobs]
 torch.set_num_threads(2)
-_team.parallel = lambda: (0, 0)
+sharing.parallel = lambda: (0, 0)
 found = [job() for _ in range(3) for job in jobs]
-print(_team._team is not None, all(torch.equal(a, b) for f, w in zip(found, 3 * want) for a, b in zip(f, w)))
+print(sharing._helpers.count > 0, all(torch.equal(a, b) for f, w in zip(found, 3 * want) for a, b in zip(f, w)))
 """
 
 
 def test_without_the_threads_of_torch() -> None:
-    """Bug: the counters of our own team stay, and statistics per position never took a unit of the second job."""
+    """Bug: the counters of our own helpers stayed, and statistics per position never took a unit of the second job."""
     done = subprocess.run(
         [sys.executable, "-c", OWN], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )

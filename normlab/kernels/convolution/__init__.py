@@ -25,7 +25,7 @@ from normlab.kernels.convolution._shifts import (
     taps_backward,
     taps_forward,
 )
-from normlab.kernels.runtime.threads import share
+from normlab.kernels.runtime.sharing import share
 
 __all__ = ["Window", "conv_backward", "conv_forward", "pool_backward", "pool_forward"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from normlab.kernels.runtime.threads import next_unit, unit_done
+from normlab.kernels.runtime.counters import next_unit, unit_done
 
 _compile = njit(nogil=True, cache=True, error_model="numpy")
 

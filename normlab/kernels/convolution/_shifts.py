@@ -35,7 +35,7 @@ from normlab.kernels.convolution._tiles import (
     sum_shifts_rest,
 )
 from normlab.kernels.runtime.compiling import compiled
-from normlab.kernels.runtime.threads import next_unit, unit_done
+from normlab.kernels.runtime.counters import next_unit, unit_done
 
 LANES = 32  # a multiple of the elements of two vectors, whatever they are
 

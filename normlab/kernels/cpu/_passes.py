@@ -56,7 +56,7 @@ from normlab.kernels.runtime.job import (
     TABLE,
     UNITS,
 )
-from normlab.kernels.runtime.team import share
+from normlab.kernels.runtime.sharing import do_part
 
 
 @cache
@@ -95,21 +95,21 @@ def _forward_passes(job: Any) -> None:
     samples, channels = job[SAMPLES], job[CHANNELS]
     if chunks == 0:
         _assign(job, FORWARD_BLOCKS, -(-samples // extent), job[MEMORY], grids.shape)
-        share(job)
+        do_part(job)
         return
     units = _units(job)
     pieces, length = _pieces(job)
     if job[FLAG] != 0 and pieces > 1:
         parts = np.empty((2, samples * pieces, channels))
         _assign(job, MOMENTS, units, parts.ctypes.data, parts.shape)
-        share(job)
+        do_part(job)
         _merge_moments(parts, length, pieces, size, grids)
     elif job[FLAG] != 0:
         _assign(job, MOMENTS, units, job[MEMORY], grids.shape)
-        share(job)
+        do_part(job)
     _forward_grid(job, grids)
     _assign(job, AFFINE, units, job[MEMORY], grids.shape)
-    share(job)
+    do_part(job)
 
 
 def _backward(address: int) -> None:
@@ -125,21 +125,21 @@ def _backward_passes(job: Any, sums: Any) -> None:
     extent, chunks, samples, channels = job[EXTENT], job[CHUNKS], job[SAMPLES], job[CHANNELS]
     if chunks == 0:
         _assign(job, BACKWARD_BLOCKS, -(-samples // extent), sums.ctypes.data, sums.shape)
-        share(job)
+        do_part(job)
         return
     units = _units(job)
     pieces, _ = _pieces(job)
     if pieces > 1:
         parts = np.empty((2, samples * pieces, channels))
         _assign(job, DOTS, units, parts.ctypes.data, parts.shape)
-        share(job)
+        do_part(job)
         _add_parts(parts, pieces, sums)
     else:
         _assign(job, DOTS, units, sums.ctypes.data, sums.shape)
-        share(job)
+        do_part(job)
     _backward_grid(job, grids_of(job), sums)
     _assign(job, COMBINE, units, sums.ctypes.data, sums.shape)
-    share(job)
+    do_part(job)
 
 
 @compiled

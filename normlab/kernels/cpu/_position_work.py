@@ -2,7 +2,7 @@
 
 Items are rows (D elements, one after the other), or tiles: some columns of a sample (C, S). A unit is a run of items,
 and has sums of its own for the gradients of weight and bias, so that neither who does it nor how many threads there are
-changes the result. A job's numbers are those of the protocol of threads (`normlab.kernels.runtime.team`), and these.
+changes the result. A job's numbers are those of the protocol of threads (`normlab.kernels.runtime.sharing`), and these.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from normlab.kernels.runtime.compiling import compiled
 from normlab.kernels.runtime.counters import next_of_shares, pointer, unit_done
 from normlab.kernels.runtime.job import TABLE, UNITS
 from normlab.kernels.runtime.narrow import BFLOAT16, FLOAT16
-from normlab.kernels.runtime.team import joined, share
+from normlab.kernels.runtime.sharing import do_part, joined
 from normlab.kernels.runtime.unaliased import elements_at, load, store
 
 (
@@ -91,7 +91,7 @@ def _work_float16(address: int) -> None:
 
 
 def _forward(address: int) -> None:
-    share(carray(pointer(address), (NUMBERS,), np.int64))
+    do_part(carray(pointer(address), (NUMBERS,), np.int64))
 
 
 def _backward_float32(address: int) -> None:
@@ -104,7 +104,7 @@ def _backward_float64(address: int) -> None:
 
 @compiled
 def _pull(job: Any, real: Any) -> None:
-    share(job)
+    do_part(job)
     if job[LEARNS] != 0:
         size, units = job[SIZE], job[UNITS]
         total = np.empty(size)

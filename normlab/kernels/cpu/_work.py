@@ -72,7 +72,7 @@ from normlab.kernels.runtime.job import (
     Y,
 )
 from normlab.kernels.runtime.narrow import BFLOAT16, FLOAT16, is_narrow, numbers_for, put
-from normlab.kernels.runtime.team import joined
+from normlab.kernels.runtime.sharing import joined
 
 FORWARD_BLOCKS, BACKWARD_BLOCKS, MOMENTS, AFFINE, DOTS, COMBINE = range(6)
 

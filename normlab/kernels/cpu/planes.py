@@ -15,8 +15,8 @@ A call fills in the addresses in a list of numbers that is prepared once for a r
 hands it to a C function: on small tensors the way there counts more than the work.
 
 The code: `_rows` the four kernels on rows of elements, `_activations` what is applied to their result, `_machine` the
-grid program, `_work` all three on a unit of work, `_passes` a whole direction; in `normlab.kernels.runtime`, `team` the
-threads that share the units and `job` the numbers that they share.
+grid program, `_work` all three on a unit of work, `_passes` a whole direction; in `normlab.kernels.runtime`, `sharing`
+the threads that share the units and `job` the numbers that they share.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ from normlab.kernels.runtime.job import (
     Y,
     bits,
 )
-from normlab.kernels.runtime.team import shared
+from normlab.kernels.runtime.sharing import run
 from normlab.norms.application import Recipe
 from normlab.norms.program import Program, Programs, trace
 
@@ -158,7 +158,7 @@ def forward(
         _list(job, running, channels, alive)
     _list(job, params.values(), channels, alive)
     buffers = None if update is None else _to_update(job, update, channels, alive)
-    shared(_passes.forward(), job, plan.elements, torchs=not isinstance(x, np.ndarray))
+    run(_passes.forward(), job, plan.elements, with_torch=not isinstance(x, np.ndarray))
     if buffers is not None:
         for old, new in zip(update, buffers, strict=False):  # type: ignore[arg-type]
             old[...] = new
@@ -185,7 +185,7 @@ def backward(
     for v in params:
         grads.append(empty_like(v) if _plain(v) else np.empty(tuple(v.shape)))
         job.extend(_place(grads[-1]))
-    shared(_passes.backward(), job, plan.elements, torchs=not isinstance(x, np.ndarray))
+    run(_passes.backward(), job, plan.elements, with_torch=not isinstance(x, np.ndarray))
     return grads
 
 

@@ -49,7 +49,7 @@ from normlab.kernels.cpu._position_work import (
 )
 from normlab.kernels.runtime.job import UNITS as TO_DO
 from normlab.kernels.runtime.job import WORK, bits
-from normlab.kernels.runtime.team import shared
+from normlab.kernels.runtime.sharing import run
 from normlab.norms.grid import library
 
 KEPT_NUMBERS = 3  # of every position: m, r and t (`normlab.kernels.cpu._position_rows`)
@@ -143,9 +143,9 @@ def _job(sizes: tuple[int, ...], dtype: Any, itemsize: int, centred: bool, backw
 
 def _share(direction: Callable[[int], None], job: array, x: Any) -> None:
     if isinstance(x, np.ndarray):
-        shared(direction, job, x.size, torchs=False)
+        run(direction, job, x.size, with_torch=False)
     else:
-        shared(direction, job, x.numel())
+        run(direction, job, x.numel())
 
 
 @lru_cache(maxsize=8)

@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LINE = 8  # numbers in a cache line
-UNITS, NEXT, DONE, ACTIVE, JOB, ARRIVED = range(0, 6 * LINE, LINE)
+UNITS, NEXT, DONE, ACTIVE, PART, ARRIVED = range(0, 6 * LINE, LINE)
 SIZE = 6 * LINE
 
 
@@ -19,7 +19,7 @@ SIZE = 6 * LINE
 
 @intrinsic
 def _fetch_add(typingctx: Any, counters: Any, index: Any, amount: Any) -> Any:
-    """Atomically add to a counter and answer what it was."""
+    """Atomically add to a counter and return what it was."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array_type = signature.args[0]

@@ -12,7 +12,7 @@ from struct import pack, unpack
 
 (
     WORK,  # address of `void work(job)`, which does units of this job, for the elements' dtype
-    CONTROL, SEMAPHORE, HELPERS, PARALLEL, NUMBER, SHARES,  # see `normlab.kernels.runtime.team`
+    CONTROL, HELPERS, PARALLEL, NUMBER, SHARES, PAUSE,  # see `normlab.kernels.runtime.sharing`
     KIND, UNITS,  # of the part of the job that is under way
     X, G, Y, RESIDUAL, TO_RESIDUAL,  # input, upstream gradient, output (y or dx), and z's other summand, or 0
     ITEMSIZE, SAMPLES, CHANNELS, SIZE, LAST, LANES,  # (N, C, S), whether channels-last, elements of a joined row

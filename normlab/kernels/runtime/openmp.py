@@ -11,9 +11,11 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+
+from normlab.kernels.runtime.system import address
 
 _NAMES = ("libgomp", "libiomp5")
+_PROCESS = os.getpid()
 _found: tuple[int, int] | None = None
 
 
@@ -24,6 +26,8 @@ def parallel() -> tuple[int, int]:
     would wait for them for ever.
     """
     global _found
+    if os.getpid() != _PROCESS:
+        return 0, 0
     if _found is None:
         if "torch" not in sys.modules:
             return 0, 0  # it may still come
@@ -44,18 +48,5 @@ def _find() -> tuple[int, int]:
         return 0, 0
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(chosen.pop(), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-        return _address(library.GOMP_parallel), _address(library.omp_get_thread_num)
+        return address(library.GOMP_parallel), address(library.omp_get_thread_num)
     return 0, 0
-
-
-def _address(function: Any) -> int:
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
-def _forget() -> None:
-    global _found
-    _found = 0, 0
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)

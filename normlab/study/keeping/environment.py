@@ -11,6 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from normlab.kernels.runtime.system import available_cores
+
+__all__ = ["available_cores", "command_line", "describe_machine", "describe_torch", "memory_bytes"]
+
 _PACKAGES = ("normlab", "torch", "numpy", "numba", "scipy", "triton")
 
 
@@ -23,7 +27,7 @@ def describe_machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "cores": available_cores(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": memory_bytes(),
     }
 
 
@@ -49,9 +53,12 @@ def command_line() -> str:
     return shlex.join([*name, *sys.argv[1:]])
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def memory_bytes(pages: str = "SC_PHYS_PAGES") -> int | None:
+    """Memory of this machine, or with "SC_AVPHYS_PAGES" what is free of it; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf(pages)
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _version(package: str) -> str | None:

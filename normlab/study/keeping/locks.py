@@ -2,17 +2,31 @@
 
 No clock and no lease decides whether a cell is being worked on: the kernel drops a lock when the last process
 that holds it is gone, however it went. On Linux these are open-file-description locks, so that a driver and the
-worker that inherited its file hold a cell *together*: it is free when both have let go.
+worker that inherited its file hold a cell *together*: it is free when both have let go. Windows locks bytes of a
+file by `msvcrt`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+from normlab.errors import UsageError
+
+
+def _module(name: str) -> Any:
+    """A module that some systems do not have, or None."""
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
+fcntl, msvcrt = _module("fcntl"), _module("msvcrt")
 _OPEN_FILE_DESCRIPTION = hasattr(fcntl, "F_OFD_SETLK")
 
 
@@ -20,11 +34,18 @@ class CellLocks:
     """Locks on cells, by number, in one file. `fileno` may be handed to a child, which then holds them too.
 
     Where the system has no open-file-description locks (not Linux), record locks stand in: they die with their
-    process as well, but a worker does not share them.
+    process as well, but a worker does not share them. Raises UsageError where the system has no locks at all.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if fcntl is None and msvcrt is None:
+            raise UsageError(
+                f"{path}: this system has neither fcntl nor msvcrt, and a study needs locks on its cells; "
+                "run it on Linux, macOS or Windows"
+            )
+        self._held: set[int] = set()
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+        self._file = os.open(path, flags, 0o644)
 
     def fileno(self) -> int:
         return self._file
@@ -32,23 +53,33 @@ class CellLocks:
     def acquire(self, number: int) -> bool:
         """Take the lock of a cell without waiting; False if somebody else holds it."""
         try:
-            self._set(fcntl.F_WRLCK, number)
+            self._set(True, number)
         except BlockingIOError:
             return False
-        except PermissionError:  # what some systems answer instead
+        except PermissionError:  # what some systems raise instead
             return False
+        self._held.add(number)
         return True
 
     def release(self, number: int) -> None:
         """Let go of a cell, for everybody who shares this file."""
-        self._set(fcntl.F_UNLCK, number)
+        if fcntl is not None or number in self._held:
+            self._set(False, number)
+        self._held.discard(number)
 
     def held_elsewhere(self, number: int) -> bool:
         """Whether somebody who does not share this file holds the cell."""
+        if fcntl is None:  # which cannot be asked, only tried
+            if number in self._held:
+                return False
+            free = self.acquire(number)
+            if free:
+                self.release(number)
+            return not free
         query = _flock(fcntl.F_WRLCK, number)
         command = fcntl.F_OFD_GETLK if _OPEN_FILE_DESCRIPTION else fcntl.F_GETLK
-        answer = fcntl.fcntl(self._file, command, query)
-        return struct.unpack_from("hh", answer)[0] != fcntl.F_UNLCK
+        found = fcntl.fcntl(self._file, command, query)
+        return bool(struct.unpack_from("hh", found)[0] != fcntl.F_UNLCK)
 
     def close(self) -> None:
         os.close(self._file)
@@ -61,11 +92,14 @@ class CellLocks:
     ) -> None:
         self.close()
 
-    def _set(self, kind: int, number: int) -> None:
-        if _OPEN_FILE_DESCRIPTION:
-            fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _flock(kind, number))
+    def _set(self, locked: bool, number: int) -> None:
+        if fcntl is None:
+            os.lseek(self._file, number, os.SEEK_SET)
+            msvcrt.locking(self._file, msvcrt.LK_NBLCK if locked else msvcrt.LK_UNLCK, 1)
+        elif _OPEN_FILE_DESCRIPTION:
+            fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK if locked else fcntl.F_UNLCK, number))
         else:
-            fcntl.lockf(self._file, kind | fcntl.LOCK_NB, 1, number)
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB if locked else fcntl.LOCK_UN, 1, number)
 
 
 def _flock(kind: int, number: int) -> bytes:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normlab.errors import UsageError
-from normlab.study.keeping.environment import available_cores
+from normlab.study.keeping.environment import available_cores, memory_bytes
 from normlab.study.running.jobs import Emit, Job
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -51,7 +51,7 @@ def plan_layout(
     each. Raises UsageError if what is asked for does not fit.
     """
     cores = cores or available_cores()
-    memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    memory = memory or memory_bytes("SC_AVPHYS_PAGES") or sys.maxsize
     on_gpu = devices[0] != "cpu"
     if jobs is None:
         room = len(devices) * per_gpu if on_gpu else min(cores // (threads or 1), memory // _BYTES_PER_WORKER)
