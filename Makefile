@@ -8,10 +8,10 @@ TEST   := $(VENV)/.test
 DOCS   := $(VENV)/.docs
 PIP     = $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-all lint format docs bench wheel clean
+.PHONY: help demo test test-all lint format docs bench bench-verdicts wheel clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -55,6 +55,9 @@ docs: $(DOCS)  ## build the site in site/; a dead link is an error
 
 bench: $(TEST)  ## ours beside torch's, milliseconds and ratios, losses included
 	$(BIN)/python -m benchmarks
+
+bench-verdicts: $(TEST)  ## ways of judging a study beside each other: errors, power, changes of mind
+	$(BIN)/python -m benchmarks.verdicts
 
 wheel: $(VENV)/.torch  ## build dist/normlab-*.whl
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

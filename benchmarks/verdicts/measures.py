@@ -1,0 +1,63 @@
+"""What is counted of a procedure in a world: wrong statements, coverage, power, looks, changes of mind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.verdicts.procedures import Judgement, Procedure, best_of_others
+from benchmarks.verdicts.worlds import GAP, SEEDS, World
+
+LOOKS = range(3, SEEDS + 1)
+AT = (3, 5)  # seeds at which error and coverage are told
+
+
+def wrong(said: Judgement, world: World) -> np.ndarray:
+    """(studies,) whether a norm is said to be behind that is as good as the best."""
+    return (said.behind & (world.mean == world.mean.max())).any(1)
+
+
+def covered(said: Judgement, world: World) -> np.ndarray:
+    """(studies,) whether all the printed intervals hold the truth together."""
+    if said.against == "chosen":
+        truth = world.mean - world.mean[said.chosen][:, None]
+        others = np.arange(len(world.mean)) != said.chosen[:, None]
+    else:
+        truth = np.broadcast_to(world.mean - best_of_others(world.mean), said.low.shape)
+        others = np.ones(said.low.shape, bool)
+    return ((said.low <= truth + 1e-9) & (truth <= said.high + 1e-9) | ~others).all(1)
+
+
+def errors(procedure: Procedure, world: World, test: np.ndarray, val: np.ndarray) -> dict[str, float]:
+    """Shares of studies: a wrong statement with 3 and with 5 seeds, at any look, and intervals that all hold."""
+    said = {n: procedure(test[:, :, :n], val[:, :, :n]) for n in LOOKS}
+    return {
+        **{f"wrong at {n}": float(wrong(said[n], world).mean()) for n in AT},
+        "wrong at any look": float(np.any([wrong(one, world) for one in said.values()], 0).mean()),
+        **{f"cover at {n}": float(covered(said[n], world).mean()) for n in AT},
+    }
+
+
+def power(procedure: Procedure, world: World, test: np.ndarray, val: np.ndarray, seeds: Sequence[int]) -> list[float]:
+    """The probability, for each number of seeds, that a norm which is behind is said to be."""
+    inferior = world.mean < world.mean.max() - GAP / 2
+    return [float(procedure(test[:, :, :n], val[:, :, :n]).behind[:, inferior].mean()) for n in seeds]
+
+
+def changes(procedure: Procedure, test: np.ndarray, val: np.ndarray, seeds: int = 3) -> dict[str, float]:
+    """Shares of studies whose statement changes for no reason.
+
+    "dropping": a norm that is far behind all the others is left out, and another norm gets behind or ceases to be.
+    "one more": with one more seed a norm that was behind no longer is.
+    """
+    far = test.mean(2).argmin(1)
+    keep = np.arange(test.shape[1]) != far[:, None]
+    rest = [x[keep].reshape(len(x), -1, x.shape[2]) for x in (test, val)]
+    all_of_them = procedure(test[:, :, :seeds], val[:, :, :seeds]).behind
+    without = procedure(rest[0][:, :, :seeds], rest[1][:, :, :seeds]).behind
+    more = procedure(test[:, :, : seeds + 1], val[:, :, : seeds + 1]).behind
+    return {
+        "dropping": float((all_of_them[keep].reshape(without.shape) != without).any(1).mean()),
+        "one more": float((all_of_them & ~more).any(1).mean()),
+    }

@@ -1,0 +1,51 @@
+"""Small studies drawn from large real ones: what would have been said, had only these seeds been run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.verdicts.cells import Table
+from benchmarks.verdicts.procedures import Procedure
+
+LIKE = 0.01  # norms whose means over all seeds are this near to the best's are called as good
+
+
+def draws(table: Table, count: int, seeds: int, *, fold: int = 0) -> np.ndarray:
+    """(count, seeds) different seeds of the table; two `fold`s of equal `count` share no seed of a draw."""
+    rng = np.random.default_rng(0)
+    order = np.array([rng.permutation(table.seeds) for _ in range(count)])
+    return order[:, fold * seeds : (fold + 1) * seeds]
+
+
+def of_draws(table: Table, chosen: np.ndarray, norms: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(draws, norms, seeds) test and validation accuracies after the last epoch."""
+    test = np.stack([table.test[norm][chosen] for norm in norms], 1)
+    return test, np.stack([table.val[norm][chosen, -1] for norm in norms], 1)
+
+
+def replayed(procedure: Procedure, table: Table, seeds: int, count: int) -> dict[str, float]:
+    """Shares of draws: a norm is named behind, the two last ones are, one is that is as good as the best.
+
+    "twice the same": two draws without a common seed recommend norms that are as good over all seeds.
+    """
+    means = np.array([table.test[norm].mean() for norm in table.norms])
+    good = means >= means.max() - LIKE
+    far = far_behind(table)
+    said = procedure(*of_draws(table, draws(table, count, seeds), table.norms))
+    found = {
+        "any": float(said.behind.any(1).mean()),
+        "far": float(said.behind[:, far].all(1).mean()),
+        "wrong": float((said.behind & good).any(1).mean()),
+    }
+    if 2 * seeds <= table.seeds:
+        again = procedure(*of_draws(table, draws(table, count, seeds, fold=1), table.norms))
+        found["twice the same"] = float((good[said.chosen] == good[again.chosen]).mean())
+    return found
+
+
+def far_behind(table: Table) -> np.ndarray:
+    """(norms,) the two that are last over all seeds."""
+    means = np.array([table.test[norm].mean() for norm in table.norms])
+    return means <= np.sort(means)[1]

@@ -1,0 +1,99 @@
+"""The benchmark of verdicts: the procedures are what textbooks say, the worlds are what they claim to be."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.verdicts import procedures, replay
+from benchmarks.verdicts.__main__ import main
+from benchmarks.verdicts.cells import table, tables
+from benchmarks.verdicts.measures import changes, covered, wrong
+from benchmarks.verdicts.worlds import WORLDS
+
+EQUAL, ONE_BEST = WORLDS[0], WORLDS[1]
+
+
+def test_the_old_rule_is_the_paired_t_test_corrected_by_holm():
+    test = np.random.default_rng(0).normal(0.8, 0.02, (1, 3, 6))
+    test[:, 0] += 0.2
+    said = procedures.paired_holm(test, test)
+    one, other = test[0, 0], test[0, 1]
+    found = stats.ttest_rel(one, other).confidence_interval()
+    assert said.chosen[0] == 0
+    np.testing.assert_allclose([said.low[0, 1], said.high[0, 1]], [-found.high, -found.low], rtol=1e-6)
+    assert said.behind.tolist() == [[False, True, True]]
+
+
+def test_tukey_and_dunnett_agree_with_scipy():
+    test = np.random.default_rng(1).normal(0.8, 0.02, (1, 4, 5))
+    first = test[0].mean(1).argmax()
+    found = stats.tukey_hsd(*test[0]).confidence_interval()
+    said = procedures.tukey(test, test)
+    np.testing.assert_allclose(said.low[0], found.low[:, first], atol=2e-4)
+    control = stats.dunnett(*np.delete(test[0], first, 0), control=test[0, first], random_state=0)
+    said = procedures.dunnett(test, test)
+    np.testing.assert_allclose(np.delete(said.low[0], first), control.confidence_interval().low, atol=2e-3)
+
+
+def test_like_variances_are_pooled_and_unlike_ones_are_not():
+    rng = np.random.default_rng(2)
+    like, freedom = procedures.moderated(rng.normal(0, 1, (200, 7, 3)))
+    assert np.median(freedom) > 20
+    unlike, freedom_of_unlike = procedures.moderated(rng.normal(0, 1, (200, 7, 3)) * np.geomspace(0.01, 1, 7)[:, None])
+    assert np.median(freedom_of_unlike) < 5
+    assert np.median(like.max(1) / like.min(1)) < 3 < np.median(unlike.max(1) / unlike.min(1))
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
+def test_a_world_has_the_means_it_claims(world):
+    test, val = world.draw(400, np.random.default_rng(3))
+    assert test.shape == val.shape == (400, 7, 12)
+    assert ((test >= 0) & (test <= 1)).all()
+    of_study = test.mean(2)
+    uncertain = of_study.std(0) / np.sqrt(len(of_study))
+    assert (np.abs(of_study.mean(0) - world.mean) < 5 * uncertain).all()
+
+
+def test_a_wrong_statement_and_an_interval_that_misses_are_counted():
+    low, high = np.full((1, 7), -0.02), np.full((1, 7), 0.02)
+    none = np.zeros((1, 7), bool)
+    said = procedures.Judgement(none, low, high, np.array([0]))
+    assert covered(said, EQUAL).all()
+    assert not wrong(said, EQUAL).any()
+    assert not covered(said, ONE_BEST).any()  # the others are 5 points behind
+    said = procedures.Judgement(~none, low, high, np.array([0]))
+    assert wrong(said, EQUAL).all()
+    assert wrong(said, ONE_BEST).all()
+
+
+def test_a_rule_that_looks_at_nothing_else_never_changes_its_mind():
+    def below_half(test, val):
+        behind = test.mean(2) < 0.5
+        zeros = np.zeros(behind.shape)
+        return procedures.Judgement(behind, zeros, zeros, test.mean(2).argmax(1))
+
+    test, val = ONE_BEST.draw(50, np.random.default_rng(4))
+    assert changes(below_half, test, val) == {"dropping": 0.0, "one more": 0.0}
+    assert changes(procedures.paired_holm, test, val, seeds=5)["one more"] > 0
+
+
+def test_two_folds_of_draws_share_no_seed():
+    one, other = (replay.draws(table("digits"), 30, 5, fold=fold) for fold in (0, 1))
+    assert not [seed for a, b in zip(one, other, strict=True) for seed in a if seed in b]
+
+
+def test_the_tables_of_real_cells_are_whole():
+    for found in tables():
+        assert found.seeds >= 6
+        assert found.epochs >= 4
+        assert found.about["command"].startswith("normlab compare")
+        records = found.records([0, 3])
+        assert len(records) == 2 * len(found.norms)
+        assert all(record["epochs"][-1]["epoch"] == found.epochs for record in records)
+
+
+def test_every_table_is_printed(capsys):
+    main(["--studies", "20", "--only", "pooled"])
+    printed = capsys.readouterr().out
+    assert "MCB, pooled" in printed
+    assert "digits, 7 norms x 20 seeds" in printed
