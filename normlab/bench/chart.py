@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from normlab.bench.summary import SIDES
-from normlab.errors import DataError, UsageError, require
+from normlab.errors import UsageError, files, require
 from normlab.report import theme
 
 _COLOURS = {"ours": theme.LIGHT["c0"], "eager": theme.LIGHT["c1"], "compiled": theme.LIGHT["c3"]}
@@ -30,13 +30,10 @@ def write(rows: Sequence[dict[str, Any]], copies: dict[str, dict[str, float]], c
     import vl_convert
 
     spec = _spec(rows, copies, caption)
-    try:
-        if path.suffix == ".svg":
-            path.write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
-        else:
-            path.write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
-    except OSError as error:
-        raise DataError(f"--chart {path}: cannot write it ({error.strerror})") from error
+    if path.suffix == ".svg":
+        files.write_text(path, vl_convert.vegalite_to_svg(spec))
+    else:
+        files.write_bytes(path, vl_convert.vegalite_to_png(spec, scale=2))
 
 
 def _spec(rows: Sequence[dict[str, Any]], copies: dict[str, dict[str, float]], caption: str) -> dict[str, Any]:

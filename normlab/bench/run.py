@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from normlab.bench.table import LEGEND, Table, per_step_lines, summary_lines
 from normlab.bench.timing import keep_memory
 from normlab.bench.work import FORMS, LAYOUTS, NORMS, POSITION_NORMS, SHAPES, Work, grid, shape_above
 from normlab.errors import UsageError
+from normlab.errors.files import to_json
 from normlab.study.keeping.environment import available_cores
 from normlab.study.training.compiling import check_compiler
 
@@ -83,7 +83,7 @@ def run(plan: Plan) -> dict[str, Any]:
             results[part] = [memory.measure(norm, device) for norm in images]
             _print(memory.lines(results[part]), out)
     if plan.as_json:
-        print(json.dumps(results, indent=1))
+        print(to_json(results, indent=1))
     return results
 
 

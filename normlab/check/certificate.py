@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from normlab.check.report import Report
-from normlab.errors import UsageError
+from normlab.errors import UsageError, files
 
 SUFFIXES = (".html", ".svg", ".png", ".md", ".csv")
 
@@ -24,9 +24,9 @@ def write_certificate(report: Report, path: Path) -> None:
     rows = [tuple(float(v) for v in p) for p in points]
     if path.suffix == ".csv":
         lines = ["mean,std,rounding_units,error", *(f"{m:g},{s:g},{u:.6g},{e:.6g}" for m, s, u, e in rows)]
-        path.write_text("\n".join(lines) + "\n")
+        files.write_text(path, "\n".join(lines) + "\n")
     elif path.suffix == ".md":
-        path.write_text(table(report.target, rows))
+        files.write_text(path, table(report.target, rows))
     else:
         _chart(report.target, rows, path)
 
@@ -77,7 +77,5 @@ def _chart(target: str, rows: list[tuple[float, ...]], path: Path) -> None:
             tooltip=["mean:O", "std:O", "units:N", "error:N"],
         )
     )
-    if path.suffix == ".html":
-        chart.save(str(path), inline=True)
-    else:
-        chart.save(str(path))
+    with files.whole(path) as part:
+        chart.save(str(part), format=path.suffix[1:], inline=path.suffix == ".html")

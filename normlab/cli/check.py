@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from normlab.errors import UsageError, require
+from normlab.errors.files import to_json
 
 
 def check(
@@ -50,7 +50,7 @@ def check(
         from normlab.check.certificate import write_certificate
 
         write_certificate(report, certificate)
-    typer.echo(json.dumps(report.to_dict(), indent=2, default=str) if as_json else report.text(verbose))
+    typer.echo(to_json(report.to_dict(), indent=2, default=str) if as_json else report.text(verbose))
     if not report.ok:
         raise typer.Exit(1)
 
@@ -85,7 +85,7 @@ def lint(
     model, optimizer = load_model(target)
     warnings = lint_model(model, plan, optimizer=optimizer, size=shape)
     if as_json:
-        typer.echo(json.dumps([w.to_dict() for w in warnings], indent=2))
+        typer.echo(to_json([w.to_dict() for w in warnings], indent=2))
     else:
         for w in warnings:
             typer.echo(w.text(case=not brief) + "\n")

@@ -1,13 +1,13 @@
-"""`normlab explain`: ask the trained networks of a study, and put the answers into its report."""
+"""`normlab explain`: what the trained networks of a study look at, added to its report."""
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from normlab.errors import files
 
 
 def explain(
@@ -28,8 +28,6 @@ def explain(
 
     found = ask(directory, Questions(classes or (), correct, incorrect, images), typer.echo)
     target = directory / EXPLAINED
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(found), encoding="utf-8")
-    os.replace(temporary, target)
-    typer.echo(f"answers: {target}")
+    files.write_text(target, files.to_json(found))
+    typer.echo(f"findings: {target}")
     typer.echo(f"report: {write(directory)}")

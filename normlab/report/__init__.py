@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from normlab.errors import UsageError
+from normlab.errors import UsageError, files
 
 FORMATS = ("html", "md", "svg")
 
@@ -30,7 +30,7 @@ def summary(directory: Path | str) -> str:
 
 
 def write(directory: Path | str, format: str = "html") -> Path:
-    """Write the report of a study into its directory and answer where.
+    """Write the report of a study into its directory and return where.
 
     "html" is one file, `report.html`; "md" the verdict and tables, `report.md`; "svg" a folder of charts,
     `report-svg/`. Raises UsageError where there is no study or no such format, DataError where the records
@@ -53,7 +53,7 @@ def write(directory: Path | str, format: str = "html") -> Path:
     parts.append(sections.provenance(study, left_out))
     target = directory / f"report.{format}"
     text = exports.markdown(study, parts) if format == "md" else _html(study, parts, packed)
-    target.write_text(text, encoding="utf-8")
+    files.write_text(target, text)
     return target
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from normlab.errors import files
 from normlab.report import theme
 from normlab.report.evidence import verdict, warnings
 from normlab.report.figures.parts import Figure, Table
@@ -33,7 +34,7 @@ def markdown(study: Study, sections: Sequence[Section]) -> str:
 
 
 def write_svg(sections: Sequence[Section], folder: Path) -> list[Path]:
-    """Every chart as an SVG file in the light colours, named after it; answers the files."""
+    """Every chart as an SVG file in the light colours, named after it; returns the files."""
     import vl_convert
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +42,7 @@ def write_svg(sections: Sequence[Section], folder: Path) -> list[Path]:
     for section in sections:
         for figure in section.figures:
             path = folder / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', figure.key)}.svg"
-            path.write_text(vl_convert.vegalite_to_svg(standalone(figure)), encoding="utf-8")
+            files.write_text(path, vl_convert.vegalite_to_svg(standalone(figure)))
             written.append(path)
     return written
 

@@ -14,8 +14,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from normlab.errors.files import to_json
 from normlab.report import theme
-from normlab.report.raw import pack, to_json
+from normlab.report.raw import pack
 
 
 def render(template: str, *, figures: dict[str, Any], raw: str = "", **context: Any) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import gzip
-import json
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from normlab.errors.files import to_json
 
 MOST_BYTES = 400_000  # of the packed records in the page
 _BULKY = ("features", "gradients")
@@ -16,11 +16,6 @@ _BULKY = ("features", "gradients")
 def pack(text: str) -> str:
     """Text as base64 of gzip, always the same bytes for the same text."""
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
-
-
-def to_json(value: Any) -> str:
-    """JSON without NaN and infinity, which browsers refuse: they become text."""
-    return json.dumps(_plain(value), allow_nan=False)
 
 
 def fitting(raw: Mapping[str, Any], most: int = MOST_BYTES) -> tuple[str, str]:
@@ -55,13 +50,3 @@ def _cut(raw: Mapping[str, Any], step: int) -> Mapping[str, Any]:
         kept = [{key: value for key, value in epoch.items() if key not in _BULKY} for epoch in epochs]
         cells.append({**cell, "epochs": kept})
     return {**raw, "cells": cells}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

@@ -202,6 +202,6 @@ def _whole(text: str) -> int:
 def _json(value: Any) -> Response:
     from starlette.responses import Response
 
-    from normlab.report.raw import to_json
+    from normlab.errors.files import to_json
 
     return Response(to_json(value), media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from normlab.errors import UsageError
+from normlab.errors import UsageError, files
 from normlab.report import page, theme
 from normlab.report.evidence import Verdict, contenders, estimate, verdict
 from normlab.report.figures import results
@@ -54,7 +54,7 @@ def write(first: Path, second: Path, target: Path | None = None) -> Path:
         sections=sections,
     )
     target = target or first / f"beside-{second.resolve().name}.html"
-    target.write_text(html, encoding="utf-8")
+    files.write_text(target, html)
     return target
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
-import math
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from normlab.errors import DataError
+from normlab.errors import DataError, files
 from normlab.reproduce import EXPERIMENTS
 from normlab.reproduce.charts import as_spec
 from normlab.reproduce.experiment import Finding, Result, Setting
@@ -26,7 +24,7 @@ def _memory(size: int | None) -> str:
 
 
 def write(name: str, result: Result, setting: Setting, folder: Path, command: str, seconds: float) -> Path:
-    """Writes index.html, result.json and each figure (SVG and PNG, or PNG) to `folder`; answers the page's path."""
+    """Write index.html, result.json and each figure (SVG and PNG, or PNG) to `folder`; return the page's path."""
     from normlab.study.keeping.environment import describe_machine
 
     machine = describe_machine()
@@ -54,7 +52,7 @@ def write(name: str, result: Result, setting: Setting, folder: Path, command: st
             "environment": machine,
             "records": result.records,
         }
-        (folder / "result.json").write_text(json.dumps(_plain(numbers), indent=1, allow_nan=False) + "\n")
+        files.write_text(folder / "result.json", files.to_json(numbers, indent=1) + "\n")
         page = _template().render(
             name=name,
             question=EXPERIMENTS[name],
@@ -65,7 +63,7 @@ def write(name: str, result: Result, setting: Setting, folder: Path, command: st
             classes={"holds": "holds", "does not hold": "fails", "cannot tell": "unknown"},
         )
         path = folder / "index.html"
-        path.write_text(page)
+        files.write_text(path, page)
     except OSError as error:
         raise DataError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
     return path
@@ -82,13 +80,13 @@ def _draw(folder: Path, key: str, chart: Any, caption: str) -> dict[str, str]:
     # room for the reader's font, which may be wider than the one that the text was measured in here
     spec = {**as_spec(chart), "padding": {"left": 24, "right": 12, "top": 5, "bottom": 5}}
     svg = vl_convert.vegalite_to_svg(spec)
-    (folder / f"{key}.svg").write_text(svg)
-    (folder / f"{key}.png").write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
+    files.write_text(folder / f"{key}.svg", svg)
+    files.write_bytes(folder / f"{key}.png", vl_convert.vegalite_to_png(spec, scale=2))
     return {"uri": _uri("image/svg+xml", svg.encode()), "caption": caption, "key": key}
 
 
 def _show(folder: Path, key: str, png: bytes, caption: str) -> dict[str, str]:
-    (folder / f"{key}.png").write_bytes(png)
+    files.write_bytes(folder / f"{key}.png", png)
     return {"uri": _uri("image/png", png), "caption": caption, "key": key}
 
 
@@ -102,15 +100,3 @@ def _template() -> Any:
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(resources.files("normlab.reproduce").joinpath("page.html").read_text("utf-8"))
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it; NaN and infinity become null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (str, bool, int)) or value is None:
-        return value
-    number = float(value)
-    return number if math.isfinite(number) else None

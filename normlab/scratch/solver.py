@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from normlab.errors import DataError, UsageError
+from normlab.errors import DataError, UsageError, files
 from normlab.scratch import _checks as check
 from normlab.scratch.optim import Config, rule
 
@@ -151,10 +151,8 @@ class Solver:
                 state[group][name] = {k: v for k, v in config.items() if not isinstance(v, np.ndarray)}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
+        with files.whole(path) as part, part.open("wb") as file:
             np.savez(file, allow_pickle=False, state=np.array(json.dumps(state, default=float)), **arrays)
-        part.replace(path)  # a checkpoint is whole or absent
 
     def resume(self, path: str | os.PathLike[str]) -> None:
         """Takes up a training where `save` left it: what follows is what would have followed, bit for bit.

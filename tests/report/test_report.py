@@ -91,12 +91,12 @@ def test_single_seed_shows_no_interval(tmp_path: Path) -> None:
     assert "±" not in body[1]
 
 
-def test_nan_survives_as_text(tmp_path: Path) -> None:
+def test_nan_is_null_as_in_the_study(tmp_path: Path) -> None:
     document = results(norms=["bn", "none"], seeds=2, epochs=6)
     document["cells"][3]["epochs"][5]["train_loss"] = float("nan")
     (tmp_path / "results.json").write_text(json.dumps(document))
     page = write(tmp_path).read_text(encoding="utf-8")
-    assert payload(page, "raw")["cells"][3]["epochs"][5]["train_loss"] == "nan"
+    assert payload(page, "raw")["cells"][3]["epochs"][5]["train_loss"] is None
 
 
 def test_long_studies_are_thinned(tmp_path: Path) -> None:

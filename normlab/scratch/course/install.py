@@ -7,7 +7,7 @@ import pkgutil
 from importlib import import_module
 from pathlib import Path
 
-from normlab.errors import UsageError
+from normlab.errors import UsageError, files
 from normlab.scratch import course
 
 __all__ = ["install_as"]
@@ -43,4 +43,4 @@ def _write(path: Path, module: str, *, names: bool) -> None:
     text = f'"""{MARK}: stands for `{module}`."""\n'
     if names:
         text += f"\nfrom {module} import *  # noqa: F403\n"
-    path.write_text(text, "utf-8")
+    files.write_text(path, text)

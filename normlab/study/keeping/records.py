@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from normlab.errors import files
 from normlab.study.axes import AXES
 from normlab.study.keeping.store import NothingSelected, Store
 from normlab.study.verdict import edge_warnings, judge
@@ -67,7 +65,7 @@ def _where(store: Store, ids: list[int]) -> dict[str, Any]:
 
 
 def write_results(store: Store, directory: Path) -> dict[str, Any]:
-    """Write results.json and results.csv for the study begun last, and answer what was written."""
+    """Write results.json and results.csv for the study begun last, and return what was written."""
     results = collect(store)
     write_json(results, directory / JSON)
     write_csv(results, directory / CSV)
@@ -76,17 +74,15 @@ def write_results(store: Store, directory: Path) -> dict[str, Any]:
 
 def write_json(results: dict[str, Any], path: Path) -> None:
     """Strict JSON: numbers that are not finite become null."""
-    _replace(path, json.dumps(_finite(results), indent=1, allow_nan=False))
+    files.write_text(path, files.to_json(results, indent=1))
 
 
 def write_csv(results: dict[str, Any], path: Path) -> None:
     """One row per cell and epoch, columns as in `COLUMNS`; numbers that are not finite are nan, inf, -inf."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with files.whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows(results))
-    os.replace(temporary, path)
 
 
 def write_parquet(results: dict[str, Any], path: Path) -> None:
@@ -95,9 +91,8 @@ def write_parquet(results: dict[str, Any], path: Path) -> None:
     from pyarrow import parquet
 
     table = pyarrow.Table.from_pylist([{c: row.get(c) for c in COLUMNS} for row in rows(results)])
-    temporary = path.with_name(path.name + ".part")
-    parquet.write_table(table, temporary)
-    os.replace(temporary, path)
+    with files.whole(path) as part:
+        parquet.write_table(table, part)
 
 
 WRITERS = {"csv": write_csv, "json": write_json, "parquet": write_parquet}
@@ -112,19 +107,3 @@ def rows(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for record in cell["epochs"] or [{}]:
             measured = {name: value for name, value in record.items() if name in COLUMNS}
             yield {**environment, **shared, **measured, **tested}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
-from normlab.errors import require
+from normlab.errors import files, require
 
 
 class Storage(Protocol):
@@ -21,12 +20,12 @@ class Storage(Protocol):
 
 
 def open_storage(where: Path | str) -> Storage:
-    """The storage at a path, or at a URL that fsspec knows ("s3://bucket/folder", "file:///mnt/shared")."""
+    """The storage at a path, or at a URL for fsspec ("s3://bucket/folder", "file:///mnt/shared")."""
     return SharedStorage(where) if isinstance(where, str) and "://" in where else LocalDirectory(Path(where))
 
 
 class LocalDirectory:
-    """A directory on disk. A write is a temporary file, synced, renamed, and the directory synced."""
+    """A directory on disk; every write is whole (`normlab.errors.files`)."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -39,19 +38,7 @@ class LocalDirectory:
 
     def write(self, name: str, data: bytes) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
-        path = self._directory / name
-        temporary = path.with_name(f"{name}.{os.getpid()}.part")
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync(self._directory)
+        files.write_bytes(self._directory / name, data)
 
     def delete(self, name: str) -> None:
         (self._directory / name).unlink(missing_ok=True)
@@ -86,11 +73,3 @@ class SharedStorage:
     def delete(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._files.rm_file(f"{self._folder}/{name}")
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

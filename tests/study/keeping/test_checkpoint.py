@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from normlab.data import Dataset
-from normlab.study.keeping import storage
 from normlab.study.keeping.checkpoint import FINAL, CheckpointDirectory, Damaged, read_state
 from normlab.study.keeping.storage import LocalDirectory, open_storage
 from normlab.study.training.cell import Training, train_cell
@@ -146,7 +145,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         disk.write("state", b"new")
     assert disk.read("state") == b"old"
@@ -163,8 +162,8 @@ def test_a_file_is_synced_before_it_gets_its_name_and_the_directory_after(
         calls.append("directory" if os.path.isdir(f"/proc/self/fd/{handle}") else "file")
         fsync(handle)
 
-    monkeypatch.setattr(storage.os, "fsync", note_fsync)
-    monkeypatch.setattr(storage.os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
     LocalDirectory(tmp_path).write("state", b"new")
     assert calls == ["file", "rename", "directory"]
 
