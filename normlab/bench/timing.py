@@ -22,7 +22,7 @@ def in_turns(
     device it is the mean of calls in a row between two events, so that the launches overlap with the work as they do
     in training. Every side is called twice before, to compile and to meet its memory.
     """
-    once = partial(_on_cuda, device) if device.startswith("cuda") else _on_cpu
+    once = partial(_on_cuda, device) if device.startswith("cuda") else milliseconds
     calls = []
     for side in sides:
         side()
@@ -35,7 +35,13 @@ def in_turns(
     return times
 
 
-def _on_cpu(side: Side, count: int) -> float:
+def shortest(repeats: int, *sides: Side) -> list[float]:
+    """Milliseconds of the shortest of `repeats` calls of each side, sides taking turns."""
+    return [min(figures) for figures in in_turns(sides, repeats, budget=0)]
+
+
+def milliseconds(side: Side, count: int = 1) -> float:
+    """The median milliseconds of `count` calls."""
     figures = []
     for _ in range(count):
         start = time.perf_counter()
@@ -57,7 +63,7 @@ def _on_cuda(device: str, side: Side, count: int) -> float:
 
 
 def keep_memory() -> bool:
-    """Ask the C library (glibc) not to hand freed memory back; answers whether it agreed.
+    """Ask the C library (glibc) not to hand freed memory back; return whether it agreed.
 
     A fresh 8 MB output costs page faults as long as a kernel, and which side meets them is a matter of luck: with this,
     both are timed on memory that the process already has, as in a training loop that has warmed up.

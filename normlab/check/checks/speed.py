@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import time
+import statistics
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+from normlab.bench.timing import in_turns
 from normlab.check.dialect import Setup
 from normlab.check.probe import check, note, skip, torch_layer
 from normlab.check.report import Finding
 from normlab.check.subjects import TargetFailure
 
 
-def milliseconds(module: Any, shape: tuple[int, ...], repeats: int = 7) -> float:
-    """Median milliseconds of one forward and backward pass in training, float32."""
+def step(module: Any, shape: tuple[int, ...]) -> Callable[[], object]:
+    """One forward and backward pass in training, float32."""
     import torch
 
     x = torch.randn(shape, requires_grad=True)
     dy = torch.randn(shape)
-    times = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        y = module(x)
-        torch.autograd.grad(y, x, dy)
-        times.append(time.perf_counter() - start)
-    return 1e3 * float(np.median(times[2:]))
+    module.train()
+    return lambda: torch.autograd.grad(module(x), x, dy)
 
 
 def rivals(setup: Setup, channels: int, groups: int) -> dict[str, Any]:
@@ -63,12 +58,14 @@ def beside(setup: Setup) -> Finding:
         shape: tuple[int, ...] = (2048, *setup.shape[1:])
     else:
         shape = {2: (4096, c), 3: (32, c, 4096), 4: (32, c, 64, 64), 5: (8, c, 16, 32, 32)}[len(setup.shape)]
-    layer.module.train()
+    sides = {"this layer": step(layer.module, shape)}
     try:
-        timed = {"this layer": milliseconds(layer.module, shape)}
+        sides["this layer"]()
     except Exception as e:
         raise TargetFailure(f"raised {type(e).__name__}: {e} (float32, shape {shape})", e) from e
-    timed |= {name: milliseconds(module.train(), shape) for name, module in rivals(setup, c, groups).items()}
+    sides |= {name: step(module, shape) for name, module in rivals(setup, c, groups).items()}
+    figures = in_turns(list(sides.values()), rounds=7, budget=0)
+    timed = {name: statistics.median(times) for name, times in zip(sides, figures, strict=True)}
     words = ", ".join(f"{name} {ms:.3g} ms" for name, ms in timed.items())
     measured: dict[str, Any] = {k.replace(" ", "_"): v for k, v in timed.items()}
     return note(f"forward and backward on {shape}, float32: {words}", **measured)

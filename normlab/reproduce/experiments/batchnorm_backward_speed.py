@@ -6,10 +6,10 @@ from functools import partial
 
 import numpy as np
 
+from normlab.bench.timing import shortest
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars
 from normlab.reproduce.experiment import Result, Setting
-from normlab.reproduce.timing import best_of
 from normlab.scratch.gradient_check import rel_error
 from normlab.scratch.layers import batchnorm_backward, batchnorm_backward_alt, batchnorm_forward
 
@@ -25,7 +25,7 @@ def run(setting: Setting) -> Result:
             rng = np.random.RandomState(seed)
             x, dout = 5 * rng.randn(*shape) + 12, rng.randn(*shape)
             _, cache = batchnorm_forward(x, rng.randn(shape[1]), rng.randn(shape[1]), {"mode": "train"})
-            vanilla, simplified = best_of(
+            vanilla, simplified = shortest(
                 repeats,
                 partial(batchnorm_backward, dout, cache),
                 partial(batchnorm_backward_alt, dout, cache),
@@ -33,8 +33,8 @@ def run(setting: Setting) -> Result:
             ratios.append(vanilla / simplified)
             differences.append(rel_error(batchnorm_backward(dout, cache)[0], batchnorm_backward_alt(dout, cache)[0]))
             records += [
-                {"pass": f"{name} {shape}", "seed": seed, "milliseconds": 1e3 * seconds}
-                for name, seconds in (("vanilla", vanilla), ("simplified", simplified))
+                {"pass": f"{name} {shape}", "seed": seed, "milliseconds": time}
+                for name, time in (("vanilla", vanilla), ("simplified", simplified))
             ]
         findings.append(
             verdicts.ratio(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from normlab.bench.timing import milliseconds, shortest
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars
 from normlab.reproduce.experiment import Result, Setting
-from normlab.reproduce.timing import best_of
 from normlab.scratch import fast_layers, layers
 
 REPORTED = 500
@@ -49,15 +48,13 @@ def run(setting: Setting) -> Result:
             ),
         }
         for direction, (naive, fast, stock) in calls.items():
-            fast_time, torch_time = best_of(repeats, fast, stock)
-            start = time.perf_counter()
-            naive()
-            naive_time = time.perf_counter() - start
+            fast_time, torch_time = shortest(repeats, fast, stock)
+            naive_time = milliseconds(naive)
             ratios.setdefault(f"{direction} naive", []).append(naive_time / fast_time)
             ratios.setdefault(f"{direction} torch", []).append(torch_time / fast_time)
             records += [
-                {"pass": f"{direction}, {name}", "seed": seed, "milliseconds": 1e3 * seconds}
-                for name, seconds in (("loops", naive_time), ("compiled", fast_time), ("torch", torch_time))
+                {"pass": f"{direction}, {name}", "seed": seed, "milliseconds": time}
+                for name, time in (("loops", naive_time), ("compiled", fast_time), ("torch", torch_time))
             ]
     findings = [
         verdicts.ratio(
