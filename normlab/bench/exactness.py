@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from normlab.bench.sides import arrange, stock
 from normlab.bench.work import LAYOUTS
 from normlab.layers.norms import make_norm
+from normlab.report import columns
 
 MEANS = (0.0, 1.0, 10.0, 100.0, 1000.0, 10000.0)
 SHAPE = (8, 32, 28, 28)
@@ -51,11 +52,11 @@ def lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     means = list(dict.fromkeys(r["mean"] for r in rows))
     yield "largest error of y against float64, for x ~ N(mean, 1), float32; behind it our error over the better of"
     yield "torch's two layouts, for the worst of y, dx and the parameters' gradients (below 1: ours is closer)"
-    yield f"{'norm':7}{'layout':15}" + "".join(f"{f'mean {mean:g}':>17}" for mean in means)
+    table = [["norm", "layout", *(f"mean {mean:g}" for mean in means)]]
     for norm, layout in dict.fromkeys((r["norm"], r["layout"]) for r in rows):
         here = [r for r in rows if (r["norm"], r["layout"]) == (norm, layout)]
-        cells = "".join(f"{r['errors']['y']['ours']:9.1e} ({r['ratio']:4.2f}x)" for r in here)
-        yield f"{norm:7}{layout:15}{cells}"
+        table.append([norm, layout, *(f"{r['errors']['y']['ours']:.1e} ({r['ratio']:4.2f}x)" for r in here)])
+    yield from columns.lines(table, left={0, 1})
     worst = max(rows, key=lambda r: r["ratio"])
     off = max((r for r in rows), key=lambda r: max(r["errors"]["y"]["torch"]))
     yield (

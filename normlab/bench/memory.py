@@ -17,6 +17,7 @@ from typing import Any
 from normlab.bench import step as training
 from normlab.bench.work import LAYOUTS
 from normlab.errors import DataError
+from normlab.report import columns
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -65,8 +66,8 @@ def lines(results: Sequence[dict[str, Any] | None]) -> Iterator[str]:
             continue
         setting = f"{r['model']}, {r['norm']}, batch {r['batch']}, {r['image_size']}x{r['image_size']}"
         yield f"peak memory of a training step of {setting}, over weights and optimizer"
-        for v in r["variants"]:
-            yield f"  {v['kind']:12}{v['layout']:15}{v['peak_bytes'] / 2**20:9.1f} MiB"
+        table = [[f"  {v['kind']}", v["layout"], f"{v['peak_bytes'] / 2**20:.1f} MiB"] for v in r["variants"]]
+        yield from columns.lines(table, left={0, 1})
         yield (
             f"  our smallest over torch's: {r['ratio']:.2f}x; with recomputed outputs (`normlab.recomputed_outputs`) "
             f"{r['recomputed_ratio']:.2f}x"

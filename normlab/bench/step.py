@@ -21,6 +21,7 @@ from normlab.layers.fuse import fuse_norms
 from normlab.layers.recomputing import recomputed_outputs
 from normlab.layers.swap import swap_norms
 from normlab.models.residual import build_model
+from normlab.report import columns
 from normlab.study.training.compiling import forget_compiled
 
 MODEL, BATCH, SIZE = "resnet14", 128, 32
@@ -165,8 +166,8 @@ def lines(results: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"training step of {r['setting']} (forward, {r['loss']}, backward, SGD), n = {r['rounds']} rounds"
         if r.get("not_fused"):
             yield f"  ours is swapped, not fused: {r['not_fused']}"
-        for variant in r["variants"]:
-            yield f"  {variant['kind']:12}{variant['layout']:15}{variant['ms']:9.2f} ms"
+        table = [[f"  {v['kind']}", v["layout"], f"{v['ms']:.2f} ms"] for v in r["variants"]]
+        yield from columns.lines(table, left={0, 1})
         best, ours = r["stock"], r["ours"]
         yield (
             f"  ours, {ours['layout']}, beside the best of torch's, {best['kind']} {best['layout']}: "

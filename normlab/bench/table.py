@@ -7,6 +7,7 @@ from typing import Any
 
 from normlab.bench.summary import SIDES
 from normlab.bench.work import Work, size
+from normlab.report import columns
 
 LEGEND = (
     "forward + backward of one layer; ms are medians of the rounds, in which the sides take turns; a ratio is torch's",
@@ -16,38 +17,34 @@ LEGEND = (
 
 
 class Table:
-    """Formats rows as wide as the longest of what is to come; the compiled side has columns only where it is timed."""
+    """Prints rows as they are measured, in columns as wide as the longest of what is to come.
+
+    The compiled side has columns only where it is timed, the count where a model has more than one of a kind.
+    """
 
     def __init__(self, works: Sequence[Work], with_compiled: bool) -> None:
         self.sides = SIDES if with_compiled else SIDES[:1]
         self.counted = any(work.count != 1 for work in works)
-        self.widths = [
-            max(map(len, column))
-            for column in (
-                ["norm", *(w.norm for w in works)],
-                ["form", *(w.form for w in works)],
-                ["shape", *(size(w.shape) for w in works)],
-            )
-        ]
+        words = [["norm", "form", "shape"], *([w.norm, w.form, size(w.shape)] for w in works)]
+        times, ratios = [11] * (2 + len(self.sides)), [14] * len(self.sides)
+        self._widths = [*columns.widths(words), 14, *([3] if self.counted else []), *times, *ratios, 9]
 
     def head(self) -> str:
         """Names of the columns."""
-        norm, form, shape = self.widths
-        times = "".join(f"{f'{name} ms':>13}" for name in ("ours", *self.sides, "floor"))
-        ratios = "".join(f"{f'{name}/ours':>16}" for name in self.sides)
-        count = "    x" if self.counted else ""
-        return (
-            f"{'norm':{norm}}  {'form':{form}}  {'shape':>{shape}}  {'layout':14}{count}{times}{ratios}{'of floor':>11}"
-        )
+        times = [f"{name} ms" for name in ("ours", *self.sides, "floor")]
+        ratios = [f"{name}/ours " for name in self.sides]
+        return self._line(["norm", "form", "shape", "layout"], ["x"], times, ratios, "of floor")
 
     def row(self, r: dict[str, Any]) -> str:
         """One row."""
-        norm, form, shape = self.widths
-        times = "".join(f"{r[f'{name}_ms']:13.3f}" for name in ("ours", *self.sides, "floor"))
-        ratios = "".join(_ratio(r[f"{name}_ratio"]) for name in self.sides)
-        count = f"{r['count']:5d}" if self.counted else ""
-        where = f"{r['norm']:{norm}}  {r['form']:{form}}  {size(r['shape']):>{shape}}  {r['layout']:14}{count}"
-        return f"{where}{times}{ratios}{100 * r['floor_share']:9.0f} %"
+        times = [f"{r[f'{name}_ms']:.3f}" for name in ("ours", *self.sides, "floor")]
+        ratios = [_ratio(r[f"{name}_ratio"]) for name in self.sides]
+        place = [r["norm"], r["form"], size(r["shape"]), r["layout"]]
+        return self._line(place, [str(r["count"])], times, ratios, f"{100 * r['floor_share']:.0f} %")
+
+    def _line(self, place: list[str], count: list[str], times: list[str], ratios: list[str], share: str) -> str:
+        cells = [*place, *(count if self.counted else []), *times, *ratios, share]
+        return columns.line(cells, self._widths, left={0, 1, 3})
 
 
 def summary_lines(summary: dict[str, Any]) -> Iterator[str]:
@@ -88,4 +85,4 @@ def per_step_lines(totals: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _ratio(value: float) -> str:
-    return f"{value:14.2f}x{'<' if value < 1 else ' '}"
+    return f"{value:.2f}x{'<' if value < 1 else columns.BLANK}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
+from normlab.report import columns
 from normlab.report.evidence import accuracies, contenders, estimate, verdict, warnings
 from normlab.report.figures.parts import Table, plus_minus
 from normlab.report.figures.results import speed
@@ -16,7 +17,8 @@ def summary(study: Study) -> str:
     """The verdict, a row for every norm at its best setting, and the warnings; the words are the report's."""
     blocks = [textwrap.fill(str(verdict(study)), WIDTH)]
     if contenders(study):
-        blocks.append(_aligned(_table(study)))
+        table = _table(study)
+        blocks.append("\n".join(columns.lines([table.columns, *table.rows], left={0, 5})))
     if said := warnings(study):
         wrapped = (textwrap.fill(f"warning: {text}", WIDTH, subsequent_indent="  ") for text in said)
         blocks.append("\n".join(wrapped))
@@ -34,19 +36,5 @@ def _table(study: Study) -> Table:
         at = [study.label(cells[0].setting)] if several else []
         rows.append([norm, str(len(cells)), *scores, plus_minus(estimate([speed(c) for c in cells]), 1, 0), *at])
     rows += [[norm, "0", *"–––", *(["–"] if several else [])] for norm in study.norms if norm not in field]
-    columns = ["norm", "seeds", "test accuracy (%)", "macro-F1 (%)", "images/s"]
-    return Table([*columns, *(["best setting"] if several else [])], rows)
-
-
-def _aligned(table: Table) -> str:
-    """Names to the left, figures to the right, and what is longer than a figure to the left again."""
-    lines = [table.columns, *table.rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
-    left = {0, 5}
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) if i in left else text.rjust(width)
-            for i, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    names = ["norm", "seeds", "test accuracy (%)", "macro-F1 (%)", "images/s"]
+    return Table([*names, *(["best setting"] if several else [])], rows)
