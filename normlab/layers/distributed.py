@@ -71,7 +71,7 @@ def pools_samples(layer: Norm) -> bool:
     applied = Application(
         _recipe(layer), lambda: (np.zeros(shape), np.ones(shape)), shape, 2, params, running=None, eps=layer.eps
     )
-    return bool(applied.moments.over_batch)
+    return any(pooled.parts == 1 for pooled in applied.moments.over_batch)
 
 
 def normalize(layer: Norm, x: Tensor, process_group: Any = None) -> Tensor:
@@ -131,15 +131,15 @@ class _SharedMoments(Moments):
     def __init__(self, local: Moments, ranks: _OverRanks) -> None:
         super().__init__(lambda: (local.mean, local.var), local.shape, local.count)
         self._local, self._ranks = local, ranks
-        self._shared: dict[tuple[str, int], Moments] = {}
+        self._shared: dict[tuple[str, int, int], Moments] = {}
 
-    def pool(self, over: str, groups: int = 1) -> Moments:
-        if (over, groups) not in self._shared:  # asking twice must not send twice
-            pooled = self._local.pool(over, groups)
-            self._shared[over, groups] = (
-                self._ranks.pool(pooled) if over == "n" else _SharedMoments(pooled, self._ranks)
-            )
-        return self._shared[over, groups]
+    def pool(self, over: str, groups: int = 1, *, parts: int = 1) -> Moments:
+        key = over, groups, parts
+        if key not in self._shared:  # asking twice must not send twice
+            pooled = self._local.pool(over, groups, parts=parts)
+            is_whole = over == "n" and parts == 1
+            self._shared[key] = self._ranks.pool(pooled) if is_whole else _SharedMoments(pooled, self._ranks)
+        return self._shared[key]
 
 
 def _merge(local: Moments, group: Any) -> tuple[Grid, Grid, int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from normlab.kernels import stages
 from normlab.kernels.activations import Activation
-from normlab.layers import operators, plain
+from normlab.layers import masked, operators, plain
 from normlab.layers.call import Call
 
 
@@ -31,12 +31,13 @@ def normalize(
     eps: float = 1e-5,
     act: Activation | None = None,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """y = act(norm(x) + residual) for x (N, C, *) of 2 to 5 dimensions; shape, dtype and memory format as x.
 
     `params` has the norm's learned parameters that are applied, (C,) each. `running` (mean (C,), variance (C,))
     normalizes unless `use_batch`; with `update` it moves by the batch's own, and `seen` counts that batch. A `momentum`
-    of None averages all batches seen. The second forward pass of activation checkpointing updates nothing.
+    of None averages all batches seen. A `mask` says which positions there are (`normlab.layers.masked`). The second forward pass of activation checkpointing updates nothing.
     """
     compiling = torch.compiler.is_compiling()
     update = update and (compiling or not operators.is_recomputation())
@@ -46,10 +47,12 @@ def normalize(
         residual = residual.to(x.dtype)
     held: Any = running if update or not use_batch else None
     looked_at = compiling or operators.watched(x)
-    if not looked_at or plain.is_wanted(x):
+    if mask is not None or not looked_at or plain.is_wanted(x):
         recipe = stages.recipe(norm, options, tuple(params), use_batch, not use_batch)
         counted: Any = (*held, momentum, seen) if update else None
         call = Call(recipe, params, None if use_batch else held, eps, act, counted)
+        if mask is not None:
+            return masked.normalize(x, residual, mask, call)
         return plain.normalize(x, residual, call) if looked_at else operators.normalize(x, residual, call)
     y, _, mean, var = operators.OPERATOR(
         x, residual, [*params.values()], [] if held is None else [*held], seen if update else None,

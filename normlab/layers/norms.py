@@ -54,6 +54,9 @@ class Norm(nn.Module):
     parameters and buffers may be changed or replaced at any time. Raises InputError (a ValueError and a RuntimeError)
     for an input, a parameter or a buffer that the norm is not defined on. An `act` given to `forward` stands in for the
     layer's, in that call.
+
+    A `mask` given to `forward`, (N, *) or (N, 1, *), says which positions there are: statistics are taken over those
+    where it is true, each plane counts by how many it has, and y is zero elsewhere.
     """
 
     running_mean: Tensor | None
@@ -94,8 +97,11 @@ class Norm(nn.Module):
         self.learned = tuple(self.entry.parameters)
         for name, learned in self.entry.parameters.items():
             shape = (num_features if learned.per_channel else 1,)
-            value = None if name in left_out else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-            self.register_parameter(name, value)
+            value = None if name in left_out else torch.empty(shape, device=device, dtype=dtype)
+            if learned.trained:
+                self.register_parameter(name, None if value is None else nn.Parameter(value))
+            elif not hasattr(type(self), name):  # a class may compute it
+                self.register_buffer(name, value, persistent=False)
         for name in ("running_mean", "running_var"):
             buffer = torch.empty(num_features, device=device, dtype=dtype) if self.track_running_stats else None
             self.register_buffer(name, buffer)
@@ -138,13 +144,21 @@ class Norm(nn.Module):
         """Set every parameter to its initial value, and forget the batches seen."""
         self.reset_running_stats()
         for name, learned in self.entry.parameters.items():
-            parameter = getattr(self, name)
-            if parameter is not None:
-                nn.init.constant_(parameter, learned.initial)
+            held = None if hasattr(type(self), name) else getattr(self, name)
+            if held is not None:
+                values = learned.values(held.numel(), self.options)
+                with torch.no_grad():
+                    held.copy_(torch.tensor(values, dtype=held.dtype).reshape(held.shape))
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        act: Activation | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         if traces(input):
-            return as_leaf(self, input, residual, act)
+            return as_leaf(self, input, residual, act, mask)
         self._check_input(input)
         mean, var, eps = self.running_mean, self.running_var, self._eps()
         use_batch = self.training or (mean is None and var is None)
@@ -158,7 +172,7 @@ class Norm(nn.Module):
         count, momentum = self.num_batches_tracked, self.momentum
         if momentum is None and count is None:
             momentum = 0.0  # an average over nothing counted: torch leaves the statistics alone
-        return self._normalize(input, residual, act, self.norm, use_batch, running, momentum, count, eps)
+        return self._normalize(input, residual, act, self.norm, use_batch, running, momentum, count, eps, mask)
 
     def _check_input(self, x: Tensor) -> None:
         checks.rank(self._title(), x, self.most_dimensions)
@@ -194,6 +208,7 @@ class Norm(nn.Module):
         momentum: float | None,
         count: Tensor | None,
         eps: float,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """act(norm(x) + residual); `running` is updated with the batch's statistics, or stands in for them."""
         params: dict[str, Tensor] = {k: v for k in self.learned if (v := getattr(self, k)) is not None}
@@ -204,7 +219,7 @@ class Norm(nn.Module):
             norm,
             x,
             params,
-            options=tuple(self.options.items()),
+            options=tuple(self.options.items()) if norm == self.norm else (),
             running=running,
             use_batch=use_batch,
             update=use_batch and running is not None,
@@ -213,6 +228,7 @@ class Norm(nn.Module):
             eps=eps,
             act=self.act if act is None else act,
             residual=residual,
+            mask=mask,
         )
 
     def _eps(self) -> float:
@@ -364,9 +380,15 @@ class InstanceNorm(Norm, InstanceNormBase):
     def for_channels(cls, norm: str, channels: int, **options: Any) -> Norm:
         return cls(channels, **{"affine": True, **options})
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        act: Activation | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         if traces(input):
-            return as_leaf(self, input, residual, act)
+            return as_leaf(self, input, residual, act, mask)
         self._check_input(input)
         mean, var, eps = self.running_mean, self.running_var, self._eps()
         use_instances = self.training or not self.track_running_stats
@@ -377,7 +399,7 @@ class InstanceNorm(Norm, InstanceNormBase):
         # torch's instance norm has the counter and leaves it at zero; without a momentum it leaves the statistics too
         momentum = 0.0 if self.momentum is None else self.momentum
         norm = self.norm if use_instances else self.entry.in_evaluation or self.norm
-        return self._normalize(input, residual, act, norm, use_instances, running, momentum, None, eps)
+        return self._normalize(input, residual, act, norm, use_instances, running, momentum, None, eps, mask)
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
@@ -437,11 +459,17 @@ class GroupNorm(Norm, nn.GroupNorm):
     def options(self, value: dict[str, Any]) -> None:
         self.num_groups = value["groups"]
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        act: Activation | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         if not traces(input) and input.dim() > 5:
-            flat = None if residual is None else residual.flatten(2)
-            return super().forward(input.flatten(2), flat, act).view(input.shape)
-        return super().forward(input, residual, act)
+            flat, kept = (None if v is None else v.flatten(v.dim() - input.dim() + 2) for v in (residual, mask))
+            return super().forward(input.flatten(2), flat, act, kept).view(input.shape)
+        return super().forward(input, residual, act, mask)
 
     def _check_input(self, x: Tensor) -> None:
         checks.rank(self._title(), x, self.most_dimensions)

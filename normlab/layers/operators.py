@@ -37,7 +37,8 @@ from normlab.layers import derivatives as differentiable
 from normlab.layers.call import Call
 from normlab.layers.recomputing import is_recording, remember
 from normlab.norms.application import Recipe
-from normlab.norms.grid import update_running
+from normlab.norms.grid import NoProgram, update_running
+from normlab.norms.program import trace
 
 
 def is_transformed() -> bool:
@@ -144,10 +145,15 @@ def _run(x: Tensor, residual: Tensor | None, call: Call) -> tuple[Tensor, stages
     """The forward pass; running statistics are updated in place."""
     recipe, update = call.recipe, _update(call)
     averaged = update is not None and recipe.entry.in_evaluation is not None
-    y, kept = stages.forward(
-        recipe, x, call.params, running=call.running, eps=call.eps, act=call.act, residual=residual,
-        update=None if averaged else update,
-    )  # fmt: skip
+    arguments: dict[str, Any] = {
+        "running": call.running, "eps": call.eps, "act": call.act, "residual": residual,
+        "update": None if averaged else update,
+    }  # fmt: skip
+    try:
+        y, kept = stages.forward(recipe, x, call.params, **arguments)
+    except NoProgram:
+        with use_backend("reference"):
+            y, kept = stages.forward(recipe, x, call.params, **arguments)
     if update is not None:
         # kernels write where torch does not see it; tensors of inference mode have no count
         _torch.count_change([v for v in update[:2] if not v.is_inference()])
@@ -285,9 +291,10 @@ def _normalize_backward(
     recipe = _recipe(norm, names, options, training)
     named = dict(zip(recipe.names, params, strict=True))
     stands_in = (running[0], running[1]) if running else None
-    cache = stages.restored(
-        recipe, x, named, stands_in, eps=eps, act=activation(act or None), residual=residual, memory=memory
-    )
+    with _serving(recipe, x):
+        cache = stages.restored(
+            recipe, x, named, stands_in, eps=eps, act=activation(act or None), residual=residual, memory=memory
+        )
     dx, grads = stages.backward(dy, cache)
     return [dx, *(() if cache.to_residual is None else (cache.to_residual,)), *grads.values()]
 
@@ -329,8 +336,17 @@ def _options(norm: str, text: str) -> tuple[tuple[str, Any], ...]:
 def _memory(recipe: Recipe, x: Tensor, layout: Layout) -> Tensor:
     """As much memory as the backend keeps for the backward pass."""
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
-    with use_backend("reference") if x.is_meta else nullcontext():  # which serves anything
+    with _serving(recipe, x):
         return torch.empty(planes_for(x, recipe.entry).numbers(recipe, layout.sizes(x)), dtype=dtype, device=x.device)
+
+
+def _serving(recipe: Recipe, x: Tensor) -> Any:
+    """The reference backend, which serves anything, where no other does."""
+    try:
+        trace(recipe, 2, x.shape[1])
+    except NoProgram:
+        return use_backend("reference")
+    return use_backend("reference") if x.is_meta else nullcontext()
 
 
 def _dense_like(x: Tensor, layout: Layout) -> Tensor:

@@ -5,6 +5,7 @@ Nothing here imports torch: a grid function is written once and applied to NumPy
 
 from __future__ import annotations
 
+from normlab.norms import members as _members  # noqa: F401  (registers them)
 from normlab.norms.family import (
     AFFINE,
     Learned,
@@ -16,7 +17,18 @@ from normlab.norms.family import (
     register_norm,
     resolve_options,
 )
-from normlab.norms.grid import Affine, Moments, average, exp, maximum, rsqrt, sqrt, standardize, stop_gradient
+from normlab.norms.grid import (
+    Affine,
+    Moments,
+    average,
+    exp,
+    maximum,
+    minimum,
+    rsqrt,
+    sqrt,
+    standardize,
+    stop_gradient,
+)
 
 __all__ = [
     "AFFINE",
@@ -29,6 +41,7 @@ __all__ = [
     "describe",
     "exp",
     "maximum",
+    "minimum",
     "norm_names",
     "parse",
     "register_norm",

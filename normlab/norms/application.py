@@ -64,7 +64,7 @@ class Application:
         self.learned = {name: Grid(v, self.tape) for name, v in params.items()}
         entry = recipe.entry
         assert entry.grid is not None
-        absent = {k: _NEUTRAL.get(k, v.initial) for k, v in entry.parameters.items() if k not in params}
+        absent: dict[str, Any] = {k: _NEUTRAL.get(k, v.initial) for k, v in entry.parameters.items() if k not in params}
         p = SimpleNamespace(eps=eps, **self.learned, **absent)
         self.map: Affine = entry.grid(self.moments, p, **dict(recipe.options))
         if entry.running and len(self.moments.over_batch) > 1:

@@ -13,7 +13,7 @@ channels. They have kernels of their own (`normlab.kernels.positions`) and are `
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -28,16 +28,24 @@ GridFunction = Callable[..., Affine]
 class Learned:
     """A learned parameter: its initial value, and how an optimizer should treat it.
 
-    One number per channel, or with `per_channel=False` one for the layer. `bounds` are enforced after each
-    optimizer step (`normlab.layers.constrain`); `lr_scale` multiplies the learning rate; `decay` says whether
-    weight decay applies.
+    One number per channel, or with `per_channel=False` one for the layer. `initial` is a number, or a function
+    `(channels, **options)` that returns one for each channel. `bounds` are enforced after each optimizer step
+    (`normlab.layers.constrain`); `lr_scale` multiplies the learning rate; `decay` says whether weight decay applies.
+    With `trained=False` it is a constant of the layer, which no optimizer sees and no `state_dict` keeps.
     """
 
-    initial: float
+    initial: float | Callable[..., Sequence[float]]
     per_channel: bool = True
     bounds: tuple[float, float] | None = None
     lr_scale: float = 1.0
     decay: bool = True
+    trained: bool = True
+
+    def values(self, channels: int, options: Mapping[str, Any]) -> list[float]:
+        """The initial value: one number per channel, or one for the layer."""
+        if callable(self.initial):
+            return [float(v) for v in self.initial(channels, **options)]
+        return [self.initial] * (channels if self.per_channel else 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +65,11 @@ class NormEntry:
       of spatial dimensions;
     - `plain`: the function of torch's operators that computes it, "package.module:name";
     - `hue` and `dash`: the colour and the dash of its curves, by number; None for the next that is free;
-    - `compared`: whether a study takes it where no norms are named.
+    - `compared`: whether a study takes it where no norms are named;
+    - `when`: when to use it, what it costs and what its paper claims, in a paragraph;
+    - `aliases`: other names that it is found by, unless a norm is registered under them;
+    - `given`: what its layer needs to be called with beside x ("condition", "map"), or to be built with beside the
+      number of channels ("size"), or None: a network whose blocks call norms with x alone can take it.
     """
 
     name: str
@@ -78,6 +90,9 @@ class NormEntry:
     hue: int | None = None
     dash: int | None = None
     compared: bool = False
+    when: str = ""
+    aliases: tuple[str, ...] = ()
+    given: str | None = None
 
 
 AFFINE = MappingProxyType({"weight": Learned(1.0), "bias": Learned(0.0)})
@@ -139,10 +154,13 @@ def norm_names() -> tuple[str, ...]:
 
 
 def describe(name: str) -> NormEntry:
-    """The entry of a norm; raises UsageError naming the ones that exist."""
+    """The entry of a norm, by its name or another one; raises UsageError naming the ones that exist."""
     try:
         return _REGISTRY[name]
     except KeyError:
+        for entry in _REGISTRY.values():
+            if name in entry.aliases:
+                return entry
         raise UsageError(f"norm {name!r} is not known; expected one of: {', '.join(_REGISTRY)}") from None
 
 

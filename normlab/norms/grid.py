@@ -29,6 +29,10 @@ Value = Any  # an Array, a Grid or a number
 _SYMBOLS = "normlab.norms.program"
 
 
+class NoProgram(TypeError):
+    """A grid function does what no instruction does: only the reference backend and torch's operations perform it."""
+
+
 class Grid:
     """A grid that remembers how it was computed, for reverse-mode differentiation.
 
@@ -107,11 +111,16 @@ def exp(v: Value) -> Any:
     return _record(power, (v, lambda g: g * power))
 
 
-def maximum(v: Value, bound: float) -> Any:
-    """The larger of a grid and a number; its derivative is zero where the number wins."""
-    a = raw(v)
-    keep = a > bound
-    return _record(a.clip(min=bound), (v, lambda g: g * keep))
+def maximum(v: Value, bound: Value) -> Any:
+    """The larger of a grid and a number or another grid; the derivative is that of the one that wins."""
+    a, b = raw(v), raw(bound)
+    keep = a > b
+    return _record(_larger(a, b), (v, lambda g: g * keep), (bound, lambda g: g - g * keep))
+
+
+def minimum(v: Value, bound: Value) -> Any:
+    """The smaller of a grid and a number or another grid; the derivative is that of the one that wins."""
+    return -maximum(-v, -bound)
 
 
 def stop_gradient(v: Value) -> Any:
@@ -120,16 +129,20 @@ def stop_gradient(v: Value) -> Any:
     return a.detach() if hasattr(a, "detach") else a
 
 
-def average(v: Value, over: str, groups: int = 1) -> Any:
+def average(v: Value, over: str, groups: int = 1, *, parts: int = 1) -> Any:
     """Mean of a grid over the samples ("n", shape (1, C)) or over the channels of each group ("c").
 
-    Over the channels of one group the shape is (N, 1); of several, (N, C) with the group's mean repeated. Raises
-    ValueError for other words, for groups of samples, and for groups that do not divide the channels.
+    Over the channels of one group the shape is (N, 1); of several, (N, C) with the group's mean repeated; of several
+    `parts` of the samples, (N, C) with the part's mean repeated. The parts are those of `torch.chunk`: samples that
+    follow each other, as many in each as in the first, fewer in the last where they do not divide. Raises ValueError
+    for other words, for groups of samples or parts of channels, and for groups that do not divide the channels.
     """
     a = raw(v)
-    _check_pooling("average", over, groups, a.shape[1])
+    _check_pooling("average", over, groups, a.shape[1], parts)
     if a.shape[0 if over == "n" else 1] == 1:
         return v
+    if parts > 1:  # as with groups
+        return _record(_part_mean(a, parts), (v, lambda g: _part_mean(g, parts)))
     if over == "n":
         return _record(a.mean(0, keepdims=True), (v, lambda g: _broadcast(g / a.shape[0], a.shape)))
     if groups == 1:
@@ -168,7 +181,8 @@ class Moments:
     """Mean and biased variance of the planes, and what they pool to.
 
     `mean` and `var` broadcast to (N, C) and are measured when first asked for (batch norm in evaluation never
-    asks); `count` is how many elements each number stands for.
+    asks); `count` is how many elements each number stands for (of parts of the samples, those of the first), or a grid of
+    that where planes have different numbers of them: they are then pooled by their weight.
     """
 
     def __init__(
@@ -184,7 +198,8 @@ class Moments:
         self._measure = measure
         self._measured: tuple[Value, Value] | None = None
         self.over_batch: list[Moments] = []
-        self._pools: dict[tuple[str, int], Moments] = {}
+        self._pools: dict[tuple[str, int, int], Moments] = {}
+        self.parts = 1  # of the samples, that this is pooled over
         self._root = root or self
         self.shape = shape
         self.count = count
@@ -207,34 +222,39 @@ class Moments:
         pooled = self.over_batch[0]
         return raw(pooled.mean), raw(pooled.var), pooled.count
 
-    def pool(self, over: str, groups: int = 1) -> Moments:
-        """Moments pooled over the samples ("n") or over the channels of each of `groups` groups ("c").
+    def pool(self, over: str, groups: int = 1, *, parts: int = 1) -> Moments:
+        """Moments pooled over the samples ("n"), those of each of `parts`, or the channels of each of `groups` ("c").
 
         A pooling over the samples is what running statistics stand in for in evaluation: given `running`,
         it answers those. There is one set of them, so a norm that keeps them may pool over the samples in one way
         only (`normlab.norms.application` sees to it).
         """
-        _check_pooling("pool", over, groups, self.shape[1])
+        _check_pooling("pool", over, groups, self.shape[1], parts)
         if over == "n" and not self.training and self.running is not None:
             mean, var = self.running
             return Moments(lambda: (mean, var), self.shape, self.count)
-        if (over, groups) not in self._pools:
-            merged = self.shape[0] if over == "n" else self.shape[1] // groups
-            pooled = self if merged == 1 else self._pooled(over, groups, merged)
-            self._pools[over, groups] = pooled
+        key = over, groups, parts
+        if key not in self._pools:
+            merged = part_size(self.shape[0], parts) if over == "n" else self.shape[1] // groups
+            pooled = self if merged == 1 else self._pooled(over, groups, parts, merged)
+            self._pools[key] = pooled
             if over == "n":
                 self._root.over_batch.append(pooled)
-        return self._pools[over, groups]
+                pooled.parts = parts
+        return self._pools[key]
 
-    def _pooled(self, over: str, groups: int, merged: int) -> Moments:
+    def _pooled(self, over: str, groups: int, parts: int, merged: int) -> Moments:
+        counts = _counts(self.count)
+        share: Any = 1.0 if counts is None else counts / _at_least(average(counts, over, groups, parts=parts), _LEAST)
+
         def merge() -> tuple[Value, Value]:
-            mean = average(self.mean, over, groups)
+            mean = average(self.mean if counts is None else share * self.mean, over, groups, parts=parts)
             between = self.mean - mean
-            return mean, average(self.var + between * between, over, groups)
+            spread = self.var + between * between
+            return mean, average(spread if counts is None else share * spread, over, groups, parts=parts)
 
-        return Moments(
-            merge, self.shape, self.count * merged, training=self.training, running=self.running, root=self._root
-        )
+        count = (self.count if counts is None else average(counts, over, groups, parts=parts)) * merged
+        return Moments(merge, self.shape, count, training=self.training, running=self.running, root=self._root)
 
     def _numbers(self) -> tuple[Value, Value]:
         if self._measured is None:
@@ -242,12 +262,33 @@ class Moments:
         return self._measured
 
 
-def _check_pooling(name: str, over: str, groups: int, channels: int) -> None:
+_LEAST = 1e-12  # elements: where there are none, moments are zero
+
+
+def _counts(count: Any) -> Any:
+    """The numbers of elements of the planes if they differ, a grid; None where all have the same."""
+    return count if len(getattr(count, "shape", ())) == 2 and not hasattr(count, "register") else None
+
+
+def _at_least(a: Array, bound: float) -> Array:
+    return a.clip(min=bound)
+
+
+def part_size(samples: int, parts: int) -> int:
+    """How many samples are in each of the parts, but for the last: as `torch.chunk` cuts them."""
+    return -(-samples // parts)
+
+
+def _check_pooling(name: str, over: str, groups: int, channels: int, parts: int = 1) -> None:
     """Raise ValueError for a pooling that there is not; a grid that is the same for all channels has any groups."""
     if over not in ("n", "c"):
         raise ValueError(f"{name}: over={over!r}; expected 'n' (samples) or 'c' (channels)")
     if over == "n" and groups != 1:
-        raise ValueError(f"{name}: groups={groups} of samples; only channels have groups: leave them out, or use 'c'")
+        raise ValueError(f"{name}: groups={groups} of samples; only channels have groups; samples have parts={groups}")
+    if not (isinstance(parts, int) and parts >= 1):
+        raise ValueError(f"{name}: parts={parts!r}; expected a number of parts of the samples, 1 or more")
+    if over == "c" and parts != 1:
+        raise ValueError(f"{name}: parts={parts} of channels; only samples have parts; channels have groups={parts}")
     if over == "c" and not (isinstance(groups, int) and groups >= 1):
         raise ValueError(f"{name}: groups={groups!r}; expected a number of groups, 1 or more")
     if over == "c" and channels > 1 and channels % groups:
@@ -299,6 +340,8 @@ def update_running(
     """
     mean, var, count = batch
     if unbiased:
+        if len(getattr(count, "shape", ())) == 2:  # the same for every channel
+            count = float(count[0, 0])
         var = var * (count / max(count - 1, 1))
     for old, new in zip(running, (mean, var), strict=True):
         old *= 1 - momentum
@@ -334,6 +377,23 @@ def _group_mean(a: Array, groups: int) -> Array:
     n, channels = a.shape
     mean = a.reshape(n, groups, channels // groups).mean(2, keepdims=True)
     return _broadcast(mean, (n, groups, channels // groups)).reshape(n, channels)
+
+
+def _part_mean(a: Array, parts: int) -> Array:
+    if type(a).__module__ == _SYMBOLS:
+        raise NoProgram("no instruction of a program averages over parts of the samples")
+    size = part_size(a.shape[0], parts)
+    pieces = [a[start : start + size] for start in range(0, a.shape[0], size)]
+    return library(a).concatenate([_broadcast(v.mean(0, keepdims=True), v.shape) for v in pieces])
+
+
+def _larger(a: Array, b: Value) -> Array:
+    """The larger of each pair of numbers; `a` is an array, and has the shape of the result unless `b` does."""
+    shape = getattr(b, "shape", ())
+    if len(shape) == 2 and tuple(shape) != tuple(a.shape):
+        wide = tuple(max(p, q) for p, q in zip(a.shape, shape, strict=True))
+        a, b = _broadcast(a, wide), _broadcast(b, wide)
+    return a.clip(min=b)
 
 
 def _size(v: Value) -> int:
