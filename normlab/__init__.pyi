@@ -29,6 +29,7 @@ from normlab.norms import average as average
 from normlab.norms import exp as exp
 from normlab.norms import grid as grid
 from normlab.norms import maximum as maximum
+from normlab.norms import minimum as minimum
 from normlab.norms import norm_names as norm_names
 from normlab.norms import register_norm as register_norm
 from normlab.norms import rsqrt as rsqrt

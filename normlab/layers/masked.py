@@ -1,7 +1,7 @@
 """A norm of the family over some of the positions: padded sequences, ragged batches.
 
-The moments of a plane are those of the elements that the mask keeps, and where planes are pooled each counts by how many
-it has. What is pooled is the norm's own grid function. The output is zero where the mask is, so that padding stays
+The moments of a plane are those of the elements that the mask keeps, and where planes are pooled each counts by how
+many it has. What is pooled is the norm's own grid function. The output is zero where the mask is, so that padding stays
 padding. Computed in torch's operations, which are differentiated as any.
 """
 

@@ -181,8 +181,8 @@ class Moments:
     """Mean and biased variance of the planes, and what they pool to.
 
     `mean` and `var` broadcast to (N, C) and are measured when first asked for (batch norm in evaluation never
-    asks); `count` is how many elements each number stands for (of parts of the samples, those of the first), or a grid of
-    that where planes have different numbers of them: they are then pooled by their weight.
+    asks); `count` is how many elements each number stands for (of parts of the samples, those of the first), or a
+    grid of that where planes have different numbers of them: they are then pooled by their weight.
     """
 
     def __init__(
@@ -328,7 +328,7 @@ def pull_back(tape: list, seeds: list[tuple[Value, Array]]) -> Callable[[Value],
 
 def update_running(
     running: tuple[Array, Array],
-    batch: tuple[Array, Array, int],
+    batch: tuple[Array, Array, Any],
     momentum: float,
     *,
     unbiased: bool = True,

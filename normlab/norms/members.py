@@ -38,7 +38,8 @@ _TINY = 1e-30  # below any sum of squares: the root of zero has no derivative
     "r = clip(s / s', 1 / r_max, r_max), d = clip((mean_ns - running_mean) / s', -d_max, d_max), constants",
     paper="Ioffe 2017, arXiv:1702.03275",
     when="Where bn is wanted and batches are small, or their samples depend on each other: training then normalizes "
-    "nearly as evaluation does. It costs what bn costs. Its paper claims ImageNet accuracy at batches of 4 that bn needs "
+    "nearly as evaluation does. It costs what bn costs. Its paper claims ImageNet accuracy at batches of 4 "
+    "that bn needs "
     "32 for. Without r_max and d_max the clips follow the paper's schedule: bn for 5000 steps, then r_max grows to 3 "
     "until step 40000 and d_max to 5 until step 25000.",
     parameters={
@@ -71,7 +72,8 @@ def batch_renormalization(
     title="ghost batch normalization",
     formula="y = weight * (x - mean_ps) / sqrt(var_ps + eps) + bias, p a part of the batch",
     paper="Hoffer, Hubara & Soudry 2017, arXiv:1705.08741",
-    when="In training with large batches: statistics of parts of `size` samples (or of `parts` parts) keep the noise that "
+    when="In training with large batches: statistics of parts of `size` samples (or of `parts` parts) keep the "
+    "noise that "
     "small batches have. It costs what bn costs. Its paper claims that large batches then generalize as small ones do. "
     "Running statistics move by each part's in turn.",
     running=True,
@@ -90,7 +92,8 @@ def ghost(m: Moments, p: SimpleNamespace, *, size: int = 32, parts: int | None =
     "weighted by softmax",
     paper="Luo, Ren, Peng, Zhang & Li 2019, arXiv:1806.10779",
     when="Where it is not known which statistics suit: each layer learns what it mixes, one set of three weights for "
-    "means and one for variances. Its moments are measured once, as for bn. Its paper claims results at least as good as "
+    "means and one for variances. Its moments are measured once, as for bn. Its paper claims results at least "
+    "as good as "
     "bn's and gn's over several tasks, also at two images per GPU.",
     parameters={
         f"{moment}_weight_{over}": Learned(1.0, per_channel=False)
@@ -126,16 +129,17 @@ def _first(channels: int, *, ratio: float = 0.5, **_: object) -> list[float]:
     formula="in of the first half of the channels, bn of the others",
     paper="Pan, Luo, Shi & Tang 2018, arXiv:1807.09441",
     when="In the early blocks of a network that must work on images of another style (another city, season, "
-    "renderer): instance norm takes the style out of half of the channels, batch norm keeps the content in the rest. It "
+    "renderer): instance norm takes the style out of half of the channels, batch norm keeps the content in "
+    "the rest. It "
     "costs what bn costs. Its paper claims better transfer, and no loss where nothing changes.",
-    parameters={"half": Learned(_first, trained=False)},
+    parameters={"instances": Learned(_first, trained=False)},
     running=True,
     layer="normlab.layers.batches:InstanceBatchNorm",
     aliases=("ibn",),
 )
 def instance_batch(m: Moments, p: SimpleNamespace, *, ratio: float = 0.5) -> Affine:
     """Instance norm of the first channels, `ratio` of them, and batch norm of the others."""
-    return p.half * instance(m, p) + (1 - p.half) * batch(m, p)
+    return p.instances * instance(m, p) + (1 - p.instances) * batch(m, p)
 
 
 register_norm(
@@ -155,7 +159,8 @@ register_norm(
     title="mean-only batch normalization",
     formula="y = x - mean_ns + bias",
     paper="Salimans & Kingma 2016, arXiv:1602.07868",
-    when="Beside weight normalization (`mobn+wn`), which sets the scale: subtracting the mean adds less noise than bn, and "
+    when="Beside weight normalization (`mobn+wn`), which sets the scale: subtracting the mean adds less noise than "
+    "bn, and "
     "costs less. Its paper claims better CIFAR-10 accuracy than bn.",
     parameters={"bias": AFFINE["bias"]},
     affine=False,
@@ -188,7 +193,8 @@ def variance_only(m: Moments, p: SimpleNamespace) -> Affine:
     title="power normalization, PN-V",
     formula="y = weight * x / sqrt(mean_ns(x^2) + eps) + bias",
     paper="Shen, Yao, Gholami, Mahoney & Keutzer 2020, arXiv:2003.07845; PN-V, without running statistics in training",
-    when="In place of layer norm in networks whose batch means vary too much for bn: the quadratic mean varies less. It "
+    when="In place of layer norm in networks whose batch means vary too much for bn: the quadratic mean varies "
+    "less. It "
     "costs what bn costs. Its paper claims better translation and language modelling than layer norm, for PN, which "
     "also trains on running statistics with an approximate gradient; this is PN-V, its exact part.",
     running=True,
@@ -207,7 +213,8 @@ def power(m: Moments, p: SimpleNamespace) -> Affine:
     formula="y = weight * x * g / (mean_c(g) + eps) + bias + x, g = sqrt(sum_s(x^2))",
     paper="Woo et al. 2023 (ConvNeXt V2), arXiv:2301.00808",
     when="After the activation in the middle of a ConvNeXt block: channels compete by their strength. Weight and bias "
-    "start at 0, so the layer starts as the identity and does not take a norm's place. It costs what in costs. Its paper "
+    "start at 0, so the layer starts as the identity and does not take a norm's place. It costs what in "
+    "costs. Its paper "
     "claims that masked pre-training no longer leaves dead channels.",
     parameters={"weight": Learned(0.0), "bias": Learned(0.0)},
     affine=False,
@@ -227,7 +234,8 @@ def global_response(m: Moments, p: SimpleNamespace) -> Affine:
     title="frozen batch normalization",
     formula="y = weight * (x - running_mean) / sqrt(running_var + eps) + bias, all of them constants",
     paper="Ioffe & Szegedy 2015, arXiv:1502.03167, in evaluation; torchvision's FrozenBatchNorm2d",
-    when="In the pretrained part of a detector or any network that is tuned with small batches: what the norm learned is "
+    when="In the pretrained part of a detector or any network that is tuned with small batches: what the norm "
+    "learned is "
     "kept, in training too. It costs less than bn, since nothing is measured, and can be folded into a convolution.",
     running=True,
     per_channel=True,

@@ -15,8 +15,15 @@ import normlab
 import normlab.layers
 from normlab.errors import UsageError
 from normlab.models.residual import Projection, build_model
+from normlab.norms import describe
+from normlab.study.axes import DEFAULT_NORMS
 
 torch.set_num_threads(1)
+
+
+# norms that a network with every shape and shortcut is built with; all of them meet one
+SEVERAL = (*DEFAULT_NORMS, "rms", "frn")
+IN_NETWORKS = tuple(name for name in normlab.norm_names() if describe(name).given is None)
 
 
 def convolutions(model: nn.Module) -> list[torch.Tensor]:
@@ -24,8 +31,10 @@ def convolutions(model: nn.Module) -> list[torch.Tensor]:
     return [m.weight.detach() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
 
 
-@pytest.mark.parametrize("norm", normlab.norm_names())
-@pytest.mark.parametrize(("size", "channels"), [(8, 1), (32, 3), (96, 3)])
+@pytest.mark.parametrize(
+    ("norm", "size", "channels"),
+    [*((n, 8, 1) for n in IN_NETWORKS), *((n, *shape) for n in SEVERAL for shape in ((32, 3), (96, 3)))],
+)
 def test_every_norm_runs_at_every_size(norm: str, size: int, channels: int) -> None:
     model = build_model("resnet8", norm, num_classes=5, in_channels=channels, image_size=(size, size), seed=1)
     logits = model(torch.randn(2, channels, size, size))
@@ -34,7 +43,7 @@ def test_every_norm_runs_at_every_size(norm: str, size: int, channels: int) -> N
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("norm", normlab.norm_names())
+@pytest.mark.parametrize("norm", SEVERAL)
 @pytest.mark.parametrize("spec", ["resnet14", "resnet8:shortcut=zero-padding:width=8"])
 def test_same_seed_gives_every_norm_the_same_convolutions(norm: str, spec: str) -> None:
     reference = build_model(spec, "torch-bn", num_classes=10, in_channels=3, seed=7)
@@ -168,7 +177,7 @@ def same_network(norm: str, spec: str = "resnet8", size: int = 9) -> tuple[nn.Mo
     return fused, composed
 
 
-@pytest.mark.parametrize("norm", [*(name for name in normlab.norm_names() if name != "none"), "gn:groups=2"])
+@pytest.mark.parametrize("norm", [*(name for name in SEVERAL if name != "none"), "gn:groups=2"])
 @pytest.mark.parametrize(
     ("spec", "size"), [("resnet8", 9), ("resnet8:shortcut=zero-padding", 8), ("resnet8", 66)], ids=str
 )
@@ -196,13 +205,13 @@ def test_our_layers_apply_the_relu_and_a_subclass_of_them_does_not() -> None:
             model(torch.zeros(2, 1, 8, 8))
         return sum(event.name == "aten::relu" for event in profile.events())
 
-    for norm in normlab.norm_names():
+    for norm in SEVERAL:
         assert relus(norm) == (7 if norm in ("none", "torch-bn") else 0)
     assert relus(Halved) == 7
     assert relus(lambda channels: normlab.make_norm("bn", channels, act="silu")) == 7
 
 
-@pytest.mark.parametrize("norm", normlab.norm_names())
+@pytest.mark.parametrize("norm", SEVERAL)
 def test_state_dict_knows_nothing_of_what_a_norm_does_besides(norm: str) -> None:
     model = build_model("resnet8", norm, num_classes=2, in_channels=1, image_size=(96, 96))
     names = {name for name in model.state_dict() if not name.startswith(("classifier", "blocks.0.", "blocks.1."))}

