@@ -37,8 +37,8 @@ def normalize(
 
     `params` has the norm's learned parameters that are applied, (C,) each. `running` (mean (C,), variance (C,))
     normalizes unless `use_batch`; with `update` it moves by the batch's own, and `seen` counts that batch. A `momentum`
-    of None averages all batches seen. The second forward pass of activation checkpointing updates nothing. A `mask` says
-    which positions there are (`normlab.layers.masked`).
+    of None averages all batches seen. The second forward pass of activation checkpointing updates nothing. A `mask`
+    says which positions there are (`normlab.layers.masked`).
     """
     compiling = torch.compiler.is_compiling()
     update = update and (compiling or not operators.is_recomputation())
