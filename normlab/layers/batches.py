@@ -49,8 +49,16 @@ class BatchRenorm(_OfBatches):
 
     takes_act = True
 
-    def __init__(self, norm: str, num_features: int, *args: Any, momentum: float | None = 0.01, **kwargs: Any) -> None:
-        super().__init__(norm, num_features, *args, momentum=momentum, **kwargs)
+    def __init__(
+        self,
+        norm: str,
+        num_features: int,
+        eps: float | None = None,
+        momentum: float | None = 0.01,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(norm, num_features, eps, momentum, *args, **kwargs)
         if self.running_mean is None:
             raise UsageError("BatchRenorm: track_running_stats=False; batch renormalization needs running statistics")
         for name in ("r_max", "d_max"):

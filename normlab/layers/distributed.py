@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from normlab.errors import UsageError
 from normlab.kernels.activations import Activation
 from normlab.kernels.reference.planes import affine, as_grid, combine, dots, moments, wide
 from normlab.layers.norms import Norm
@@ -252,12 +253,20 @@ class _Synchronized(Norm):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, synchronized"
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        act: Activation | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         x = input
         use_batch = self.training or self.running_mean is None
         if not use_batch or not _several(self.process_group):
-            given: dict[str, Any] = {"residual": residual, "act": act}
+            given: dict[str, Any] = {"residual": residual, "act": act, "mask": mask}
             return super().forward(x, **{k: v for k, v in given.items() if v is not None})
+        if mask is not None:
+            raise UsageError(f"{type(self).__name__}, synchronized over processes, takes no mask in training")
         # The others' samples count too: whether one value is too few shows when they have met.
         single = x.dim() >= 2 and x.numel() == x.shape[1] == self.num_features
         self._check_input(x.expand(2, *x.shape[1:]) if single else x)

@@ -56,14 +56,16 @@ class _RankedInstanceNorm(InstanceNorm):
     _check_input_dim: Any
     _get_no_batch_dim: Any
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, act: Activation | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         if traces(input):
-            return as_leaf(self, input, residual, act)
+            return as_leaf(self, input, residual, act, mask)
         self._check_input_dim(input)
         if input.dim() != self._get_no_batch_dim():
-            return super().forward(input, residual, act)
-        added = None if residual is None else residual.unsqueeze(0)
-        return super().forward(input.unsqueeze(0), added, act).squeeze(0)
+            return super().forward(input, residual, act, mask)
+        added, kept = (None if v is None else v.unsqueeze(0) for v in (residual, mask))
+        return super().forward(input.unsqueeze(0), added, act, kept).squeeze(0)
 
     def _check_input(self, x: Tensor) -> None:
         if x.shape[1] != self.num_features:
