@@ -12,9 +12,13 @@ from normlab import report as report
 from normlab import reproduce as reproduce
 from normlab import scratch as scratch
 from normlab import study as study
+from normlab import trained as trained
 from normlab.kernels import backend_for as backend_for
 from normlab.kernels import stages as stages
 from normlab.kernels import use_backend as use_backend
+from normlab.lab import Study as Study
+from normlab.lab import compare as compare
+from normlab.lab import open_study as open_study
 from normlab.layers import distributed as distributed
 from normlab.layers import fuse_norms as fuse_norms
 from normlab.layers import make_norm as make_norm
@@ -35,5 +39,7 @@ from normlab.norms import register_norm as register_norm
 from normlab.norms import rsqrt as rsqrt
 from normlab.norms import sqrt as sqrt
 from normlab.norms import stop_gradient as stop_gradient
+from normlab.trained import Trained as Trained
+from normlab.trained import load as load
 
 __version__: str

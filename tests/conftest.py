@@ -5,9 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from normlab.lab import Study
 
 # compiling a kernel takes seconds: no deadline for the example that does
 settings.register_profile("normlab", deadline=None, print_blob=True)
@@ -24,3 +29,22 @@ def pytest_configure(config: pytest.Config) -> None:
         with subprocess.Popen([sys.executable, "-c", halves]) as other:
             precompile()
         assert other.returncode == 0
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 40 small pictures of two classes."""
+    from tests.photographs import write_folder
+
+    return write_folder(tmp_path_factory.mktemp("photographs") / "photos")
+
+
+@pytest.fixture(scope="session")
+def compared(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A comparison of two norms on that folder, finished. Tests only read it."""
+    import normlab
+
+    return normlab.compare(
+        photographs, ["bn", "gn"], "resnet8:width=4", seeds=2, epochs=1, batch_size=8, lr=0.02, inline=True,
+        out=tmp_path_factory.mktemp("compared") / "run",
+    )  # fmt: skip

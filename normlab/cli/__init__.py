@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "status": ("normlab.cli.study:status", "Show how far a comparison is.", "study"),
     "export": ("normlab.cli.study:export", "Write a comparison's records as CSV, JSON or Parquet.", "study"),
     "report": ("normlab.cli.report:report", "Write the report of a comparison.", "study", "report"),
+    "best": ("normlab.cli.networks:best", "Write the network that a comparison recommends to a file.", "study"),
+    "predict": ("normlab.cli.networks:predict", "Name the class of images with a trained network.", "study"),
     "explain": ("normlab.cli.explain:explain", "Show what trained networks look at.", "study", "report"),
     "serve": (
         "normlab.report.serve:serve",
@@ -38,6 +40,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "study",
         "report",
     ),
+    "norms": ("normlab.cli.norms:norms", "List the norms, with their formulas."),
     "check": ("normlab.cli.check:app", "Find the bug in a normalization layer."),
     "lint": ("normlab.cli.check:lint", "Find what goes wrong with normalization in a model."),
     "bench": ("normlab.cli.bench:bench", "Time the layers beside the stock ones."),

@@ -62,9 +62,9 @@ def fingerprint(path: Path) -> str:
         for name in tree.folders:
             sha.update(b"\0d" + os.fsencode(name))
         for name in tree.names:
-            sha.update(b"\0f" + os.fsencode(name) + _stamp(path / name))
+            sha.update(b"\0f" + os.fsencode(name) + stamp(path / name))
         return sha.hexdigest()
-    sha.update(_stamp(path))
+    sha.update(stamp(path))
     with path.open("rb") as file:
         sha.update(file.read(1 << 16))
         file.seek(max(0, path.stat().st_size - (1 << 16)))
@@ -72,7 +72,7 @@ def fingerprint(path: Path) -> str:
     return sha.hexdigest()
 
 
-def _stamp(path: Path) -> bytes:
+def stamp(path: Path) -> bytes:
     try:
         found = path.stat()
     except OSError:  # a dangling link: the reader will name it
@@ -105,7 +105,7 @@ def _folder(root: Path) -> Tree:
     def read(wanted: Sequence[str]) -> Iterator[Encoded]:
         for name in wanted:
             try:
-                data = _contents(root / name)
+                data = contents(root / name)
             except (OSError, DataError) as error:
                 yield error
             else:
@@ -114,7 +114,7 @@ def _folder(root: Path) -> Tree:
     return Tree(tuple(sorted(names)), tuple(sorted(folders)), read)
 
 
-def _contents(path: Path) -> bytes:
+def contents(path: Path) -> bytes:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
         raise DataError("not a regular file")

@@ -25,16 +25,18 @@ from normlab.data._parquet import open_parquet
 from normlab.data._pixels import fit_array
 from normlab.data._source import WHOLE, Progress, Source, printable
 from normlab.data._split import assign
+from normlab.data._table import open_table, table_mark
 from normlab.errors import DataError, UsageError
 
 MAX_SIZE = 4096
-_ENDINGS = re.compile(r"(\.(tar|gz|tgz|bz2|xz|zip|npz|parquet))+$", re.IGNORECASE)
+_ENDINGS = re.compile(r"(\.(tar|gz|tgz|bz2|xz|zip|npz|parquet|csv))+$", re.IGNORECASE)
 
 UNDERSTOOD = """Understood are:
   digits                 1,797 handwritten digits that come with normlab
   a folder of images     class/image.jpg, or train/, val/, test/ above the classes; also in a .zip or .tar
   CIFAR-10, CIFAR-100    the official python or binary files, as a folder or as the .tar.gz
   an .npz file           x_train, y_train and, perhaps, x_val, y_val, x_test, y_test
+  a .csv file            path,label (and perhaps split) of image files
   Parquet                a file, or a folder of train*.parquet, test*.parquet, with encoded images and labels"""
 
 
@@ -47,7 +49,7 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """The images of a folder, an archive, CIFAR, an .npz, Parquet, or the embedded `digits`, in three splits.
+    """The images of a folder, an archive, CIFAR, an .npz, a .csv, Parquet, or the embedded `digits`, in three splits.
 
     A missing split is dealt out of the training images, class by class, by `seed`: 20 % if validation or test is
     missing, 15 % each if both are. `image_size=S` crops every image about its centre to a square and resizes it to
@@ -72,7 +74,7 @@ def load(
     root = _cache.cache_root(cache_dir)
     name = printable(_ENDINGS.sub("", path.resolve().name)) or "data"
     with _naming(path):
-        mark = fingerprint(path)
+        mark = table_mark(path) if _is_table(path) else fingerprint(path)
         request = Request(name, root, mark, int(seed), size, skip_bad, _silent if progress is None else progress)
         for entry in (request.entry(split_given=True), request.entry(split_given=False)):
             if found := _cache.find(entry, skip_bad):
@@ -116,6 +118,8 @@ def _opened(path: Path) -> Source:
         return _named(path, open_parquet(path, ("",)))
     if path.suffix.lower() == ".npz" or (zipfile.is_zipfile(path) and _holds_arrays(path)):
         return _named(path, open_npz(path))
+    if _is_table(path):
+        return open_table(path)
     tree = open_tree(path)
     if tree is None:
         raise DataError(f"a file of a kind that normlab does not read. {UNDERSTOOD}")
@@ -125,6 +129,10 @@ def _opened(path: Path) -> Source:
     if tables and path.is_dir():
         return _named(path, open_parquet(path, tables))
     return open_folder(tree)
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() == ".csv" and path.is_file()
 
 
 def _named(path: Path, source: Source) -> Source:

@@ -11,6 +11,8 @@ EXTRAS = {
     "parquet": ("pyarrow",),
     "serve": ("starlette", "uvicorn"),
     "ray": ("ray", "fsspec"),
+    "onnx": ("onnx", "onnxscript"),
+    "pandas": ("pandas",),
 }
 
 

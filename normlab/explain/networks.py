@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from normlab.study.axes import Cell
 
-_ABOUT_DATA = ("data", "split_seed", "image_size", "skip_bad", "limit_train", "limit_eval")
-
 
 @dataclass(frozen=True)
 class Network:
@@ -36,7 +34,7 @@ class Network:
     def load(self, dataset: Dataset) -> nn.Module:
         """The trained network in evaluation mode. Raises DataError if the weights are damaged."""
         from normlab.models.residual import build_model
-        from normlab.study.keeping.checkpoint import Damaged, read_state
+        from normlab.trained.stored import read_weights
 
         model = build_model(
             self.cell.model,
@@ -47,10 +45,8 @@ class Network:
             dropout=self.cell.dropout,
         )
         try:
-            tensors, _ = read_state(self.weights)
-            weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-            model.load_state_dict(weights)
-        except (Damaged, RuntimeError) as error:
+            model.load_state_dict(read_weights(self.weights))
+        except RuntimeError as error:
             raise DataError(f"{self.weights} cannot be loaded: {error}") from error
         return model.eval()
 
@@ -60,30 +56,11 @@ def trained_networks(directory: Path) -> tuple[Dataset, list[Network], Mapping[s
 
     Raises DataError where no finished network has kept its weights, or the data has changed since.
     """
-    from normlab.study.keeping.checkpoint import FINAL
-    from normlab.study.keeping.records import collect
-    from normlab.study.keeping.store import Store
-    from normlab.study.running.run import CHECKPOINTS
-    from normlab.study.source import open_data
-    from normlab.study.spec import make_spec
+    from normlab.trained.stored import images_of, weights_in
 
-    with Store(directory, readonly=True) as store:
-        study = store.latest_study()
-        records = collect(store)
-        done = [stored for stored in store.cells(study[2] if study else []) if stored.status == "done"]
-    found = [
-        Network(stored.cell, path)
-        for stored in done
-        if (path := directory / CHECKPOINTS / stored.key / FINAL).is_file()
-    ]
-    if not found:
-        raise DataError(f"{directory} has no trained network: {len(done)} cells are done, and none kept its weights")
-    # of the spec, what says which images: written out, the rest names settings that the optimizers may not have
-    about_data = {name: value for name, value in records["spec"].items() if name in _ABOUT_DATA}
-    dataset = open_data(make_spec(about_data).data_choice())
-    if dataset.hash != records["environment"].get("data_hash"):
-        raise DataError(f"the images of {dataset.name} are not those that {directory} was trained on any more")
-    return dataset, found, records
+    records, finished = weights_in(directory)
+    found = [Network(stored.cell, path) for stored, path in finished]
+    return images_of(records, directory), found, records
 
 
 def at_best_settings(networks: list[Network], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Network]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from normlab.errors import UsageError, targets
+from normlab.models.given import given, is_given
 
 SHORTCUTS = ("projection", "zero-padding")
 
@@ -49,6 +50,8 @@ def own_factory(spec: str) -> Callable[..., Any] | None:
 
     Raises UsageError where there is no such factory (`normlab.errors.targets`).
     """
+    if (at_hand := given(spec)) is not None:
+        return at_hand
     if own_place(spec) is None:
         return None
     factory = targets.load(spec, "model")
@@ -63,3 +66,8 @@ def own_place(spec: str) -> str | None:
     if not name or "=" in name or re.fullmatch(r"resnet\d+", place):
         return None
     return place
+
+
+def is_code(spec: str) -> bool:
+    """Whether a name stands for code of the user's own, which is not run unasked."""
+    return is_given(spec) or own_place(spec) is not None

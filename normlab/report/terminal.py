@@ -17,15 +17,14 @@ def summary(study: Study) -> str:
     """The verdict, a row for every norm at its best setting, and the warnings; the words are the report's."""
     blocks = [textwrap.fill(str(verdict(study)), WIDTH)]
     if contenders(study):
-        table = _table(study)
-        blocks.append("\n".join(columns.lines([table.columns, *table.rows], left={0, 5})))
+        blocks.append(aligned(norms_table(study)))
     if said := warnings(study):
         wrapped = (textwrap.fill(f"warning: {text}", WIDTH, subsequent_indent="  ") for text in said)
         blocks.append("\n".join(wrapped))
     return "\n\n".join(blocks)
 
 
-def _table(study: Study) -> Table:
+def norms_table(study: Study) -> Table:
     """Test metrics in percent and speed; dashes for a norm of which no training finished."""
     several = len(study.settings) > 1
     field = contenders(study)
@@ -38,3 +37,8 @@ def _table(study: Study) -> Table:
     rows += [[norm, "0", *"–––", *(["–"] if several else [])] for norm in study.norms if norm not in field]
     names = ["norm", "seeds", "test accuracy (%)", "macro-F1 (%)", "images/s"]
     return Table([*names, *(["best setting"] if several else [])], rows)
+
+
+def aligned(table: Table) -> str:
+    """The table as text: names to the left, figures to the right, and the setting to the left again."""
+    return "\n".join(columns.lines([table.columns, *table.rows], left={0, 5}))

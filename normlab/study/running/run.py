@@ -140,6 +140,8 @@ def study_facts(dataset: Dataset, options: Options) -> dict[str, Any]:
         "data_hash": dataset.hash,
         "class_names": list(dataset.class_names),
         "image_shape": [dataset.channels, *dataset.size],
+        "channel_mean": dataset.channel_mean.tolist(),
+        "channel_std": dataset.channel_std.tolist(),
         "train_images": len(dataset.train),
         "val_images": len(dataset.val),
         "test_images": len(dataset.test),

@@ -1,0 +1,50 @@
+"""`normlab norms`: the family, with formulas, as its entries have them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from normlab.norms import NormEntry
+
+
+def norms(
+    name: Annotated[str | None, typer.Argument(help="One norm, as in gn.", show_default="all of them")] = None,
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="Norms of your own: package.module or file.py.", show_default=False)
+    ] = None,
+) -> None:
+    """List the norms that can be compared, with their formulas; or say everything about one."""
+    from normlab.norms import describe, norm_names, parse
+    from normlab.study.plugins import load_plugin
+
+    for module in plugin or ():
+        load_plugin(module)
+    if name is not None:
+        entry, _ = parse(name)
+        typer.echo("\n".join(_about(entry)))
+        return
+    entries = [describe(known) for known in norm_names()]
+    widths = [max(len(text) for text in column) for column in zip(*((e.name, e.title) for e in entries), strict=True)]
+    for entry in entries:
+        typer.echo(f"{entry.name:<{widths[0]}}  {entry.title:<{widths[1]}}  {entry.formula}")
+    typer.echo("\nIndices: n samples, c channels, g channels of a group, s positions. In full: normlab norms gn")
+
+
+def _about(entry: NormEntry) -> list[str]:
+    lines = [f"{entry.name}: {entry.title}", "", f"  {entry.formula}", ""]
+    if entry.grid is not None and (words := inspect.getdoc(entry.grid)) and words != entry.formula:
+        lines += [words, ""]
+    rows = {
+        "paper": entry.paper,
+        "options": ", ".join(f"{k}={'by channels' if callable(v) else v}" for k, v in entry.options.items()),
+        "learned": ", ".join(f"{k} (starts at {v.initial:g})" for k, v in entry.parameters.items()),
+        "in evaluation": "running statistics stand in for the batch's" if entry.running else "",
+        "eps": f"{entry.eps:g}" if entry.grid is not None else "",
+    }
+    lines += [f"{what + ':':<15}{text}" for what, text in rows.items() if text]
+    example = f"{entry.name}:{next(iter(entry.options))}=4" if entry.options else entry.name
+    return [*lines, "", f'make_norm("{example}", channels)  or  --norms {example}']

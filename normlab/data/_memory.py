@@ -1,0 +1,249 @@
+"""Images that a Python program holds, as a file that `load` reads: whoever opens the study later finds them there.
+
+Understood are (x, y); a dict of x_train, y_train and, perhaps, x_val, y_val, x_test, y_test, or of a split's name and
+its (x, y) or its dataset; a torch `Dataset` of images and labels; and a table (a DataFrame) of paths and labels.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normlab.data._decode import DEFAULT_SIZE
+from normlab.data._folder import SPLIT_NAMES
+from normlab.data._pictures import as_planes, fitted
+from normlab.data._split import SPLITS
+from normlab.data._table import LABELS, PATHS, ordered
+from normlab.data._table import SPLITS as SPLIT_COLUMNS
+from normlab.errors import DataError, UsageError
+
+EXPECTED = (
+    "a path or name, (x, y), {'x_train': ..., 'y_train': ...}, {'train': (x, y), 'test': (x, y)}, a torch Dataset "
+    "of images and labels, or a DataFrame with the columns path and label"
+)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Images from memory as the content of a file: its name, ending included, and its bytes."""
+
+    name: str
+    content: bytes
+
+    def write(self, folder: Path) -> Path:
+        """Write the file into a folder, unless it is there; returns its path."""
+        path = folder / self.name
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+            temporary.write_bytes(self.content)
+            os.replace(temporary, path)
+        return path
+
+
+def held(data: Any, class_names: Sequence[str] | None = None, image_size: int | None = None) -> Held:
+    """The file that holds these images. Raises UsageError for what is none of the kinds that are understood."""
+    if hasattr(data, "columns") and hasattr(data, "itertuples"):
+        return _listed(data)
+    splits, names = _splits(data)
+    if all(_are_paths(x) for x, _ in splits.values()):
+        one = len(splits) == 1
+        rows = [(x, y, part) for part, (xs, ys) in splits.items() for x, y in zip(xs, ys, strict=True)]
+        return _table(["path", "label"] if one else ["path", "label", "split"], [row[: 2 + (not one)] for row in rows])
+    names = tuple(class_names) if class_names is not None else names
+    arrays: dict[str, np.ndarray] = {}
+    labels = {part: _labels(y, f"the labels of {part}") for part, (_, y) in splits.items()}
+    numbers, found = _numbered(labels, names)
+    for part, (x, _) in splits.items():
+        arrays[f"x_{part}"] = _images(x, f"the images of {part}", image_size)
+        arrays[f"y_{part}"] = numbers[part]
+        if len(arrays[f"x_{part}"]) != len(numbers[part]):
+            counts = f"{len(arrays[f'x_{part}'])} images and {len(numbers[part])} labels"
+            raise DataError(f"{part} has {counts}; expected one label per image")
+    arrays["class_names"] = np.array(found)
+    sha = hashlib.sha256()
+    for key in sorted(arrays):
+        sha.update(f"{key} {arrays[key].dtype} {arrays[key].shape}".encode())
+        sha.update(np.ascontiguousarray(arrays[key]).data if arrays[key].dtype.kind != "U" else repr(found).encode())
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return Held(f"arrays-{sha.hexdigest()[:8]}.npz", buffer.getvalue())
+
+
+def _listed(table: Any) -> Held:
+    """A DataFrame of paths and labels as a CSV of absolute paths."""
+    names = {str(column).lower(): column for column in table.columns}
+    wanted = {
+        "path": next((names[c] for c in PATHS if c in names), None),
+        "label": next((names[c] for c in LABELS if c in names), None),
+        "split": next((names[c] for c in SPLIT_COLUMNS if c in names), None),
+    }
+    missing = [name for name in ("path", "label") if wanted[name] is None]
+    if missing:
+        raise UsageError(
+            f"the table has no column {' and '.join(missing)}; it has {', '.join(map(str, table.columns))}"
+        )
+    kept = [name for name, column in wanted.items() if column is not None]
+    return _table(kept, list(zip(*(table[wanted[name]] for name in kept), strict=True)))
+
+
+def _table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Held:
+    """A CSV of these rows, their paths, the first cells, made absolute."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows((Path(path).expanduser().resolve(), *rest) for path, *rest in rows)
+    content = text.getvalue().encode()
+    return Held(f"table-{hashlib.sha256(content).hexdigest()[:8]}.csv", content)
+
+
+def _are_paths(x: Any) -> bool:
+    return isinstance(x, Sequence) and len(x) > 0 and all(isinstance(item, str | os.PathLike) for item in x)
+
+
+def _splits(data: Any) -> tuple[dict[str, tuple[Any, Any]], tuple[str, ...] | None]:
+    """{split: (images, labels)}, and the class names if the data has some."""
+    if isinstance(data, Mapping):
+        fields = {str(name): value for name, value in data.items()}
+        names = fields.pop("class_names", None)
+        names = None if names is None else tuple(map(str, names))
+        if {"x", "y"} <= fields.keys():
+            return {"train": (fields["x"], fields["y"])}, names
+        parts = [part for part in SPLITS if f"x_{part}" in fields or f"y_{part}" in fields]
+        if parts:
+            lacking = [f"{c}_{part}" for part in parts for c in "xy" if f"{c}_{part}" not in fields]
+            if lacking or "train" not in parts:
+                raise UsageError(f"data has no {', '.join(lacking) or 'x_train'}; it has {', '.join(fields)}")
+            return {part: (fields[f"x_{part}"], fields[f"y_{part}"]) for part in parts}, names
+        unknown = [name for name in fields if name.lower() not in SPLIT_NAMES]
+        if unknown or not fields:
+            raise UsageError(f"data is a dict of {', '.join(fields) or 'nothing'}; expected {EXPECTED}")
+        found = {}
+        for name, value in fields.items():
+            found[SPLIT_NAMES[name.lower()]], own = _pair(value)
+            names = names or own
+        if "train" not in found:
+            raise UsageError(f"data has no training images, only {', '.join(fields)}; expected {EXPECTED}")
+        return found, names
+    pair, names = _pair(data)
+    return {"train": pair}, names
+
+
+def _pair(data: Any) -> tuple[tuple[Any, Any], tuple[str, ...] | None]:
+    """(images, labels) of one split, and its class names if it has some."""
+    if isinstance(data, tuple | list) and len(data) == 2 and not _is_item(data):
+        return (data[0], data[1]), None
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not hasattr(data, "shape"):
+        return _gathered(data)
+    raise UsageError(f"data is {type(data).__name__}; expected {EXPECTED}")
+
+
+def _is_item(data: Sequence[Any]) -> bool:
+    """Whether a list of two is two items of a dataset, and not images and labels."""
+    return all(isinstance(item, tuple) and len(item) == 2 for item in data)
+
+
+def _gathered(dataset: Any) -> tuple[tuple[Any, Any], tuple[str, ...] | None]:
+    """Every image and label of a dataset that is asked by number."""
+    images, labels = [], []
+    for at in range(len(dataset)):
+        item = dataset[at]
+        if isinstance(item, Mapping):
+            image = next((item[k] for k in ("image", "img", "x", "pixel_values") if k in item), None)
+            label = next((item[k] for k in ("label", "labels", "fine_label", "y") if k in item), None)
+            if image is None or label is None:
+                raise UsageError(f"item {at} of the dataset has {', '.join(map(str, item))}; expected image and label")
+        elif isinstance(item, tuple | list) and len(item) >= 2:
+            image, label = item[0], item[1]
+        else:
+            raise UsageError(f"item {at} of the dataset is {type(item).__name__}; expected (image, label)")
+        images.append(image)
+        labels.append(label.item() if hasattr(label, "item") and np.ndim(label) == 0 else label)
+    names = getattr(dataset, "classes", None)
+    if names is None:
+        feature = getattr(dataset, "features", {})
+        feature = feature.get("label") if isinstance(feature, Mapping) else None
+        names = getattr(feature, "names", None)
+    return (images, labels), None if names is None else tuple(map(str, names))
+
+
+def _images(x: Any, what: str, image_size: int | None) -> np.ndarray:
+    """uint8 (N, C, H, W) of an array of images, or of a list of them, which may differ in size."""
+    if hasattr(x, "shape") or not isinstance(x, Sequence):
+        array = x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
+        if array.ndim not in (3, 4):
+            raise DataError(f"{what} have shape {array.shape}; expected (N, C, H, W), (N, H, W, C) or (N, H, W)")
+        x = array if array.ndim == 4 else array[:, None]
+        return _fine(x, what)
+    pictures = [_fine(image, f"{what}, number {at}") for at, image in enumerate(x)]
+    if any(len(picture) != 1 for picture in pictures):
+        raise DataError(f"{what}: an item of the list has several images; expected one each")
+    if not pictures:
+        raise DataError(f"{what}: there are none")
+    channels = max(picture.shape[1] for picture in pictures)
+    sizes = {picture.shape[2:] for picture in pictures}
+    height, width = sizes.pop() if len(sizes) == 1 else (image_size or DEFAULT_SIZE,) * 2
+    return np.stack([fitted(picture[0], (channels, height, width)) for picture in pictures])
+
+
+def _fine(image: Any, what: str) -> np.ndarray:
+    try:
+        return as_planes(image)
+    except UsageError as error:
+        raise DataError(f"{what}: {error}; a dataset's Normalize comes after, leave it out") from None
+
+
+def _labels(y: Any, what: str) -> np.ndarray:
+    """One label per image, as numbers or text (N,)."""
+    if hasattr(y, "detach"):
+        y = y.detach().cpu().numpy()
+    labels = np.asarray(y)
+    if labels.dtype.kind == "O":
+        labels = np.asarray([str(label) for label in labels])
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 2 and labels.dtype.kind in "biuf" and bool(((labels == 0) | (labels == 1)).all()):
+        if not bool((labels.sum(1) == 1).all()):
+            raise DataError(f"{what} are 0 and 1 of shape {labels.shape}, but not one 1 in each row")
+        labels = labels.argmax(1)
+    if labels.ndim != 1:
+        raise DataError(f"{what} have shape {labels.shape}; expected (N,), or one-hot (N, classes)")
+    if labels.dtype.kind == "f":
+        if not bool((labels == np.floor(labels)).all()):  # NaN is not equal to itself
+            raise DataError(f"{what} are not whole numbers")
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind == "S":
+        labels = labels.astype(str)
+    if labels.dtype.kind not in "biuU":
+        raise DataError(f"{what} are {labels.dtype}; expected whole numbers or text")
+    return labels.astype(np.int64) if labels.dtype.kind in "biu" else labels
+
+
+def _numbered(
+    labels: Mapping[str, np.ndarray], names: tuple[str, ...] | None
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Class numbers from 0 without gaps, and the class names: those given, or the labels as they were."""
+    present = {str(label) for own in labels.values() for label in np.unique(own)}
+    as_numbers = all(own.dtype.kind == "i" for own in labels.values())
+    if names is not None and as_numbers:
+        top = max((int(own.max()) for own in labels.values() if len(own)), default=-1)
+        low = min((int(own.min()) for own in labels.values() if len(own)), default=0)
+        if low == 1 and top == len(names):  # counted from 1
+            return {part: own - 1 for part, own in labels.items()}, names
+        if low < 0 or top >= len(names):
+            raise DataError(f"labels are from {low} to {top}, and there are {len(names)} class names")
+        return dict(labels), names
+    order = list(names) if names is not None else ordered(present)
+    unknown = sorted(present - set(order))
+    if unknown:
+        raise DataError(f"label {unknown[0]!r} is not among the class names: {', '.join(order)}")
+    number = {name: k for k, name in enumerate(order)}
+    return {part: np.array([number[str(v)] for v in own], np.int64) for part, own in labels.items()}, tuple(order)

@@ -1,0 +1,163 @@
+"""What comes out of a comparison: the same accuracy to the last digit, from one file, which executes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+
+import normlab
+from normlab.errors import DataError, UsageError
+from normlab.lab import Study
+from normlab.trained import Trained
+from normlab.trained.stored import images_of, weights_in
+from tests.photographs import CLASSES, picture
+
+
+@pytest.fixture(scope="module")
+def saved(compared: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compared.best.save(tmp_path_factory.mktemp("saved") / "photos.safetensors")
+
+
+def test_the_test_accuracy_is_reproduced_to_the_last_digit(compared: Study, saved: Path) -> None:
+    records, finished = weights_in(compared.path)
+    test = images_of(records, compared.path).test
+    for stored, _ in finished:
+        trained = compared.trained(stored.cell.norm, stored.cell.seed)
+        assert trained.model().accuracy(test.images, test.labels) == trained.metrics["test_accuracy"]
+        with torch.no_grad():
+            logits = trained.model()(torch.from_numpy(np.array(test.images)))
+        loss = functional.cross_entropy(logits, torch.from_numpy(np.array(test.labels)), reduction="sum")
+        assert loss.item() / len(test) == trained.metrics["test_loss"]
+    again = normlab.load(saved)
+    assert again.model().accuracy(test.images, test.labels) == again.metrics["test_accuracy"]
+    assert again.metrics == compared.best.metrics
+
+
+def test_the_file_has_everything(compared: Study, saved: Path) -> None:
+    facts = normlab.load(saved).facts
+    assert facts == compared.best.facts
+    assert facts.class_names == CLASSES
+    assert facts.image_shape == (3, 12, 12)
+    assert facts.data["hash"] == compared.results["environment"]["data_hash"]
+    assert {"normlab", "torch"} <= facts.versions.keys()
+    assert facts.settings["planned_epochs"] == 1
+    assert set(load_file(saved)) == set(compared.best.model().net.state_dict())
+
+
+def test_predictions_of_files_arrays_and_tensors(compared: Study, photographs: Path, tmp_path: Path) -> None:
+    net = compared.best.model()
+    assert not net.training
+    leaf = picture(0, np.random.default_rng(7))
+    path = tmp_path / "one.png"
+    Image.fromarray(leaf).save(path)
+    (of_path,) = net.predict(path)
+    (of_array,) = net.predict(leaf)
+    (of_planes,) = net.predict(torch.from_numpy(leaf).movedim(2, 0))
+    (of_floats,) = net.predict(leaf / 255)
+    assert of_path.probabilities == of_array.probabilities == of_planes.probabilities == of_floats.probabilities
+    assert of_path.source == str(path)
+    assert of_path.confidence == max(of_path.probabilities.values())
+    assert sum(of_path.probabilities.values()) == pytest.approx(1)
+    assert of_path.label in CLASSES
+    several = net.predict([path, leaf, np.stack([leaf, leaf])])
+    assert len(several) == 4
+    assert all(one.probabilities == pytest.approx(of_path.probabilities, abs=1e-6) for one in several)
+    assert len(net.predict(photographs / "sky")) == 20
+    assert len(net.predict(Image.fromarray(leaf).resize((40, 30)))) == 1
+    logits = net(torch.from_numpy(leaf).movedim(2, 0)[None])
+    assert logits.shape == (1, 2)
+    torch.testing.assert_close(logits.detach().softmax(1)[0], torch.tensor(list(of_path.probabilities.values())))
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "word"),
+    [
+        ("nowhere.png", DataError, "nowhere.png"),
+        ([], UsageError, "no image"),
+        (np.zeros((5, 5, 7, 2), np.uint8), UsageError, "(5, 5, 7, 2)"),
+        (np.full((5, 5), 3.5), UsageError, "3.5"),
+        (np.zeros((5, 5), np.int64) + 300, UsageError, "int64"),
+        (object(), UsageError, "object"),
+    ],
+)
+def test_what_is_no_image_is_told(compared: Study, images: object, error: type[Exception], word: str) -> None:
+    with pytest.raises(error) as caught:
+        compared.best.model().predict(images)
+    assert word in str(caught.value)
+
+
+def test_a_file_that_is_none_is_told(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no file"):
+        normlab.load(tmp_path / "nothing.safetensors")
+    (tmp_path / "words.safetensors").write_text("words")
+    with pytest.raises(DataError, match="no safetensors"):
+        normlab.load(tmp_path / "words.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "bare.safetensors")
+    with pytest.raises(DataError, match="nothing else"):
+        normlab.load(tmp_path / "bare.safetensors")
+    for header in ("{", "[]", '{"format": 99}', '{"format": 1, "model": "resnet8"}'):
+        save_file({"a": torch.zeros(1)}, tmp_path / "bad.safetensors", {"normlab": header})
+        with pytest.raises(DataError, match=r"format 99|header"):
+            normlab.load(tmp_path / "bad.safetensors")
+    with pytest.raises(UsageError, match=r"\.safetensors"):
+        normlab.load(saved).save(tmp_path / "a.pt")
+
+
+def mine(norm: object, num_classes: int, in_channels: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 4, 3), norm(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),  # type: ignore[operator]
+        nn.Linear(4, num_classes),
+    )  # fmt: skip
+
+
+def test_a_network_of_ones_own_comes_back_with_its_code(photographs: Path, tmp_path: Path) -> None:
+    study = normlab.compare(photographs, "bn", mine, epochs=1, batch_size=16, out=tmp_path / "own")
+    best = study.best
+    picture_ = photographs / "sky" / "0.png"
+    expected = best.model().predict(picture_)
+    again = normlab.load(best.save(tmp_path / "own.safetensors"))
+    with pytest.raises(UsageError, match="loading executes none"):
+        again.model()
+    assert again.model(mine).predict(picture_) == expected
+    norm = normlab.make_norm
+    assert again.model(mine(lambda c: norm("bn", c), 2, 3)).predict(picture_) == expected
+    with pytest.raises(DataError, match="do not fit"):
+        again.model(nn.Linear(1, 1))
+
+
+def test_a_damaged_study_is_told(compared: Study) -> None:
+    with pytest.raises(UsageError, match="in"):
+        compared.trained("in")
+    with pytest.raises(UsageError, match="seed 9"):
+        compared.trained("gn", 9)
+
+
+def test_the_card_says_how_to_load_it(compared: Study, tmp_path: Path) -> None:
+    text = compared.best.card(tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == text
+    for word in ("normlab.load(", "leaf, sky", "test accuracy", f"{compared.best.metrics['test_accuracy']:.4f}"):
+        assert word in text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the exporter, about itself
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_onnx_computes_the_same(compared: Study, photographs: Path, tmp_path: Path, norm: str) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    trained: Trained = compared.trained(norm)
+    session = runtime.InferenceSession(trained.export_onnx(tmp_path / "a.onnx"))
+    images = np.stack([picture(k % 2, np.random.default_rng(k)).transpose(2, 0, 1) for k in range(5)])
+    (logits,) = session.run(None, {"images": images})
+    with torch.no_grad():
+        expected = trained.model()(torch.from_numpy(images))
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(CLASSES)
