@@ -55,7 +55,7 @@ class Predictor(nn.Module):
         self.class_names, self.image_shape = tuple(class_names), image_shape
         self.memory_format = memory_format
         self._statistics = list(mean), list(std)
-        self._standardizers: dict[torch.device, Standardizer] = {}
+        self._standardizers = {torch.device("cpu"): Standardizer(mean, std)}
         if memory_format is not torch.contiguous_format:
             self.net.to(memory_format=memory_format)  # type: ignore[call-overload]
         self.eval()
