@@ -23,7 +23,7 @@ from normlab.data._pictures import as_planes, fitted
 from normlab.data._split import SPLITS
 from normlab.data._table import LABELS, PATHS, ordered
 from normlab.data._table import SPLITS as SPLIT_COLUMNS
-from normlab.errors import DataError, UsageError
+from normlab.errors import DataError, UsageError, files
 
 EXPECTED = (
     "a path or name, (x, y), {'x_train': ..., 'y_train': ...}, {'train': (x, y), 'test': (x, y)}, a torch Dataset "
@@ -43,9 +43,7 @@ class Held:
         path = folder / self.name
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-            temporary.write_bytes(self.content)
-            os.replace(temporary, path)
+            files.write_bytes(path, self.content)
         return path
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from normlab.layers.convert import ConvertReport, convert, convert_report, revert
+from normlab.layers.freezing import freeze, recalibrate, unfreeze
 from normlab.layers.fuse import fuse_norms
 from normlab.layers.norms import (
     BatchInstanceNorm,
@@ -35,6 +37,7 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "ChannelNorm",
+    "ConvertReport",
     "GroupNorm",
     "InstanceNorm",
     "InstanceNorm1d",
@@ -46,13 +49,19 @@ __all__ = [
     "RunningNorm",
     "SwapReport",
     "constrain",
+    "convert",
+    "convert_report",
+    "freeze",
     "fuse_norms",
     "make_norm",
     "parameter_groups",
+    "recalibrate",
     "recomputed_outputs",
     "register_adapter",
     "restore_norms",
+    "revert",
     "swap_norms",
     "swap_report",
     "takes_act",
+    "unfreeze",
 ]

@@ -343,6 +343,9 @@ class BatchInstanceNorm(_BatchStatistics):
         # the authors' implementation calls the gate `gate`
         if f"{prefix}gate" in state_dict and f"{prefix}rho" not in state_dict:
             state_dict[f"{prefix}rho"] = state_dict.pop(f"{prefix}gate")
+        # a batch norm's checkpoint: what it computes is rho = 1
+        if f"{prefix}running_mean" in state_dict and f"{prefix}rho" not in state_dict and isinstance(self.rho, Tensor):
+            state_dict[f"{prefix}rho"] = torch.ones_like(self.rho)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -13,11 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from normlab.errors import DataError, UsageError
+from normlab.errors import DataError, UsageError, files
 from normlab.models import build_model
 from normlab.models.given import give
 from normlab.models.names import is_code
-from normlab.study.keeping.storage import LocalDirectory
 from normlab.study.training.cell import memory_format
 from normlab.trained.card import card
 from normlab.trained.export import export_onnx
@@ -165,8 +164,6 @@ def _named(path: str | Path, ending: str) -> Path:
 
 
 def _written(path: Path, data: bytes) -> Path:
-    try:
-        LocalDirectory(path.parent).write(path.name, data)
-    except OSError as error:
-        raise DataError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(path, data)
     return path

@@ -1,0 +1,420 @@
+"""Another kind of norm in the place of the old one, in a network that goes on working.
+
+Replacing the norms of a trained network by name destroys it: what its layers expect are the means and deviations of the
+old norm's outputs. `convert` sets weight and bias of every new norm so that each channel has them again, from a few
+images without labels. It goes from the input to the output, so that a layer is matched on what it will really be given.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from normlab.errors import UsageError
+from normlab.layers import adapters
+from normlab.layers._torch import BatchNormBase, InstanceNormBase
+from normlab.layers.acting import activation_of, is_passive
+from normlab.layers.distilling import distill as distilled
+from normlab.layers.norms import GroupNorm, Norm, RunningNorm, make_norm
+from normlab.layers.swap import norms_in, why_left
+from normlab.norms import family
+
+Model = TypeVar("Model", bound=nn.Module)
+Images = Tensor | Iterable[Any]
+
+GROUPS = (1, 2, 4, 8, 16, 32)  # that are tried where the number is not given
+MOST_ELEMENTS = 1 << 24  # of the images that the norms are matched on: one batch of them
+_TINY = 1e-8
+_CONVERTIBLE = (BatchNormBase, InstanceNormBase, nn.GroupNorm, Norm)  # one weight and bias per channel
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What `convert` made of a model, by the names of its layers.
+
+    `changed` says what each layer is now, `left` which were left alone and why. `error` is how far the outputs are from
+    the original network's on the images: their squared distance over the variance of the original's, 0 for the same
+    outputs, 1 for none of their information. `tried` has it for every number of groups that was tried, and
+    `undistilled` that before distillation.
+    """
+
+    to: str
+    changed: dict[str, str]
+    left: dict[str, str] = field(default_factory=dict)
+    error: float | None = None
+    tried: dict[str, float] = field(default_factory=dict)
+    undistilled: float | None = None
+    images: int = 0
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.changed)} norms are {self.to} now, {len(self.left)} left alone"]
+        if self.error is not None:
+            lines[0] += f"; the outputs' error is {self.error:.4f} on {self.images} images"
+        if self.undistilled is not None:
+            lines[0] += f" ({self.undistilled:.4f} before distillation)"
+        lines += [f"  tried: {spec}: error {error:.4f}" for spec, error in self.tried.items()]
+        lines += [f"  left: {name}: {why}" for name, why in self.left.items()]
+        return "\n".join(lines)
+
+
+def convert(
+    model: Model, to: str, calibrate: Images | None = None, *, match: bool = True, distill: int = 0, seed: int = 0
+) -> Model:
+    """Put another kind of norm into a trained network, in place, and return the network.
+
+        normlab.convert(model, to="gn", calibrate=images)
+
+    `to` is a norm of the family, as "gn:groups=2", "ln", "in", "frn"; for "gn" without a number of groups, those of 1
+    to 32 are tried and the number is taken whose outputs are closest to the original's. `calibrate` are inputs as the
+    model takes them, (N, C, H, W), or batches of them (with or without labels, which are not used); 32 to 512 serve.
+    Each new norm gets the weight and bias
+
+        weight = deviation of the old outputs / deviation of the normalized inputs, with the old weight's sign
+        bias   = mean of the old outputs - weight * mean of the normalized inputs
+
+    per channel, over all images and positions. "bin" takes over everything of a batch norm, and is exact. With
+    `distill`, so many further steps train the whole network to repeat the original's outputs on these images.
+    `match=False` takes over weight and bias as they are, which is what other converters do. Weight and bias stay the
+    same `Parameter` objects where a layer had them, so an optimizer goes on. `convert_report(model)` says what was
+    done, and `revert(model)` is the way back.
+
+    Raises UsageError for a norm that has no weight and bias per channel, a model without norms, and missing images.
+    """
+    entry, _ = family.parse(to)
+    if entry.grid is None:
+        raise UsageError(f"convert: to={to!r} is a module of its own; expected a norm of the family: gn, ln, in, frn")
+    spots, left = _spots(model)
+    if not spots:
+        why = "".join(f"\n  {name}: {reason}" for name, reason in left.items())
+        raise UsageError(f"convert: this model has no norm that can be converted{why}")
+    exact = _takes_over(entry) and all(_is_batch(spot.old) for spot in spots)
+    if calibrate is None and (distill or (match and not exact)):
+        raise UsageError(f"convert: to={to!r} needs images: calibrate=..., 32 or more as the model takes them")
+    images = None if calibrate is None else _batch(calibrate)
+    teacher = copy.deepcopy(model).eval() if images is not None else None
+    with _evaluating(model):
+        matched = images if match and not exact else None
+        wanted = None if matched is None else _recorded(model, spots, matched)
+        specs = [to]
+        if entry.name == "gn" and ":" not in to and matched is not None:
+            specs = [f"gn:groups={groups}" for groups in GROUPS]
+        tried: dict[str, float] = {}
+        expected = None if teacher is None or images is None else _outputs(teacher, images)
+        for spec in specs:
+            try:
+                _install(model, spots, spec)
+                if matched is not None and wanted is not None:
+                    _match(model, spots, matched, wanted)
+                if images is not None and expected is not None:
+                    tried[spec] = _error(_outputs(model, images), expected)
+            except (UsageError, ValueError):
+                _take_back(model, spots)
+                if len(specs) == 1:
+                    raise
+        if len(specs) > 1:
+            best = min(tried, key=lambda spec: tried[spec])
+            _install(model, spots, best)
+            if matched is not None and wanted is not None:
+                _match(model, spots, matched, wanted)
+            to = best
+    error = tried.get(to)
+    before = None
+    if distill and images is not None and teacher is not None and expected is not None:
+        before = error
+        distilled(model, teacher, images, [spot.names[0] for spot in spots], steps=distill, seed=seed)
+        with _evaluating(model):
+            error = _error(_outputs(model, images), expected)
+    changed = {spot.names[0]: str(spot.new) for spot in spots}
+    report = ConvertReport(
+        to, changed, left, error, tried if len(specs) > 1 else {}, before, 0 if images is None else len(images)
+    )
+    _KEPT[model] = (report, spots)
+    return model
+
+
+def convert_report(model: nn.Module) -> ConvertReport:
+    """What `convert` did to this model. Raises UsageError if it did nothing."""
+    if model not in _KEPT:
+        raise UsageError("convert_report: this model was not converted, or is a copy of one that was")
+    return _KEPT[model][0]
+
+
+def revert(model: Model) -> Model:
+    """Put the old norms back, with the weight and bias that they had, in place; returns the model.
+
+    Other parameters stay as they are: whoever trained or distilled the network since has changed them. Raises
+    UsageError if the model was not converted.
+    """
+    if model not in _KEPT:
+        raise UsageError("revert: this model was not converted, or is a copy of one that was")
+    _take_back(model, _KEPT.pop(model)[1])
+    return model
+
+
+@dataclass
+class _Spot:
+    """One norm of a model: where it is, what was there, and what is there now."""
+
+    names: list[str]  # one module may be in several places
+    old: nn.Module
+    channels: int
+    saved: dict[str, Tensor]
+    sign: Tensor
+    new: nn.Module | None = None
+
+
+_KEPT: WeakKeyDictionary[nn.Module, tuple[ConvertReport, list[_Spot]]] = WeakKeyDictionary()
+
+
+def _spots(model: nn.Module) -> tuple[list[_Spot], dict[str, str]]:
+    """The norms that can be converted, and why others cannot."""
+    places: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(id(module), []).append(name)
+    spots, left = [], {}
+    for name, module in norms_in(model):
+        why = _unfit(name, module)
+        if why is not None:
+            left[name] = why
+            continue
+        held = {k: v.detach().clone() for k, v in module.named_parameters(recurse=False)}
+        weight = held.get("weight")
+        channels: Any = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
+        sign = torch.ones(channels) if weight is None else torch.where(weight < 0, -1.0, 1.0)
+        spots.append(_Spot(places[id(module)], module, channels, held, sign))
+    return spots, left
+
+
+def _unfit(name: str, module: nn.Module) -> str | None:
+    if not name:
+        return "it is the whole model; put it into a torch.nn.Sequential"
+    if not isinstance(module, _CONVERTIBLE):
+        return "it has a weight for each element and not for each channel"
+    if isinstance(module, nn.SyncBatchNorm):
+        return "its statistics are pooled over processes"
+    if isinstance(module, Norm) or type(module).__module__.startswith("torch.nn"):
+        return None
+    plan = adapters.probed(module)
+    if isinstance(plan, str):
+        return why_left(module) or plan
+    behind = [part for name in plan.behind if not is_passive(part := getattr(module, name))]
+    if len(behind) > 1 or any(activation_of(part) is None for part in behind):
+        return f"what it applies behind the norm is none of ours: {', '.join(map(str, behind))}"
+    return None
+
+
+def _made(spot: _Spot, spec: str) -> nn.Module:
+    """The new layer for a spot, with the old one's parameters, activation and mode."""
+    old: Any = spot.old
+    act = getattr(old, "act", None) if isinstance(old, Norm) else _act_behind(old)
+    options: dict[str, Any] = {} if act is None else {"act": act}
+    like = next(iter((*old.parameters(), *old.buffers())), torch.empty(0))
+    new: Any = make_norm(spec, spot.channels, **options).to(like.device, like.dtype)
+    if isinstance(new, GroupNorm) and isinstance(old, nn.GroupNorm):
+        new.eps = old.eps
+    for name in ("weight", "bias"):
+        kept = getattr(old, name, None)
+        if kept is not None and getattr(new, name, None) is not None:
+            with torch.no_grad():
+                kept.copy_(spot.saved[name])
+            new._parameters[name] = kept
+    if isinstance(old, BatchNormBase) and isinstance(new, RunningNorm) and old.running_mean is not None:
+        new._buffers.update({k: v for k, v in old._buffers.items() if k in new._buffers})
+        new.eps, new.momentum = old.eps, old.momentum
+    if "applies_relu" in vars(old):
+        new.applies_relu = True
+    return new.train(old.training)
+
+
+def _act_behind(old: nn.Module) -> Any:
+    if type(old).__module__.startswith("torch.nn"):
+        return None
+    plan: Any = adapters.probed(old)
+    behind = [part for name in plan.behind if not is_passive(part := getattr(old, name))]
+    return activation_of(behind[0]) if behind else None
+
+
+def _install(model: nn.Module, spots: list[_Spot], spec: str) -> None:
+    """Put new layers into the spots, with weight and bias as the old ones had them."""
+    specs = {spot.channels: _for_channels(spec, spot.channels) for spot in spots}
+    for spot in spots:
+        spot.new = _made(spot, specs[spot.channels])
+        _put(model, spot, spot.new)
+
+
+def _for_channels(spec: str, channels: int) -> str:
+    """The spec for this many channels: of groups, as many as divide them."""
+    entry, options = family.parse(spec)
+    if entry.name != "gn" or "groups" not in options:
+        return spec
+    groups = min(int(options["groups"]), channels)
+    return f"gn:groups={next(g for g in range(groups, 0, -1) if channels % g == 0)}"
+
+
+def _put(model: nn.Module, spot: _Spot, layer: nn.Module) -> None:
+    for name in spot.names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+
+
+def _take_back(model: nn.Module, spots: list[_Spot]) -> None:
+    for spot in spots:
+        with torch.no_grad():
+            for name, value in spot.saved.items():
+                getattr(spot.old, name).copy_(value)
+        if spot.new is not None:
+            spot.old.train(spot.new.training)
+        _put(model, spot, spot.old)
+
+
+def _takes_over(entry: family.NormEntry) -> bool:
+    """Whether a norm with a batch norm's parameters and statistics computes what the batch norm computes."""
+    return entry.running and all(k in ("weight", "bias") or v.initial == 1.0 for k, v in entry.parameters.items())
+
+
+def _is_batch(layer: nn.Module) -> bool:
+    return isinstance(layer, BatchNormBase) and layer.running_mean is not None
+
+
+# --- measuring and matching ------------------------------------------------------------------------------------------
+
+
+def _recorded(model: nn.Module, spots: list[_Spot], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and deviation of each channel of every norm's output, before its activation, by the norm's name."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def look(spot: _Spot) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            found.setdefault(spot.names[0], _moments(_bare(layer, inputs[0])))
+
+        return hook
+
+    _run_hooked(model, images, [(spot.old, look(spot)) for spot in spots])
+    return found
+
+
+def _match(model: nn.Module, spots: list[_Spot], images: Tensor, wanted: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Set weight and bias of each new norm when the images reach it: what comes before has been set by then."""
+    done: set[int] = set()
+
+    def fit(spot: _Spot) -> Callable[..., None]:
+        def hook(layer: Any, inputs: tuple[Any, ...]) -> None:
+            if id(layer) in done or spot.names[0] not in wanted:
+                return
+            done.add(id(layer))
+            x = inputs[0]
+            if isinstance(layer, RunningNorm) and layer.running_mean is not None and layer.running_var is not None:
+                mean, deviation = _moments(x)
+                layer.running_mean.copy_(mean)
+                layer.running_var.copy_(deviation.square())
+            layer.weight.fill_(1)
+            layer.bias.zero_()
+            mean, deviation = _moments(_bare(layer, x))
+            target_mean, target = wanted[spot.names[0]]
+            weight = torch.where(deviation > _TINY, spot.sign.to(target) * target / deviation.clamp_min(_TINY), 0.0)
+            layer.weight.copy_(weight)
+            layer.bias.copy_(target_mean - weight * mean)
+
+        return hook
+
+    new = [(spot.new, fit(spot)) for spot in spots if spot.new is not None]
+    _run_hooked(model, images, new)
+
+
+def _run_hooked(model: nn.Module, images: Tensor, hooks: list[tuple[nn.Module, Callable[..., None]]]) -> None:
+    handles = [layer.register_forward_pre_hook(hook) for layer, hook in hooks]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _bare(layer: Any, x: Tensor) -> Tensor:
+    """What a norm makes of x, without the activation that it applies."""
+    if isinstance(layer, Norm) and layer.act is not None:
+        act, layer.act = layer.act, None
+        try:
+            return layer.forward(x)
+        finally:
+            layer.act = act
+    if not isinstance(layer, Norm) and not type(layer).__module__.startswith("torch.nn"):
+        return _first_of(layer, x)
+    y: Tensor = layer.forward(x)
+    return y
+
+
+def _first_of(layer: Any, x: Tensor) -> Tensor:
+    """The norm that a layer of another library begins with, by its parameters and statistics."""
+    functional = nn.functional
+    if isinstance(layer, nn.GroupNorm):
+        return functional.group_norm(x, layer.num_groups, layer.weight, layer.bias, layer.eps)
+    return functional.batch_norm(
+        x, layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.running_mean is None, 0.0, layer.eps
+    )
+
+
+def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel, float64 (C,)."""
+    flat = y.movedim(1, 0).flatten(1)
+    var, mean = torch.var_mean(flat.double(), 1, correction=0)
+    return mean, var.sqrt()
+
+
+def _outputs(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = model(images)
+    if not isinstance(y, Tensor):
+        raise UsageError(f"convert: the model returns {type(y).__name__}; expected a tensor")
+    return y.flatten(1).double()
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    """The squared distance of outputs from the expected ones, over the variance of those."""
+    around = (expected - expected.mean(0)).square().sum().clamp_min(_TINY)
+    error = float((found - expected).square().sum() / around)
+    return error if error == error else float("inf")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards each part has its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            module.training = modes.get(module, modes[model])
+
+
+def _batch(images: Images) -> Tensor:
+    """One batch of images, as many as there is room for; labels beside them are left out."""
+    parts: list[Tensor] = []
+    count = 0
+    for part in [images] if isinstance(images, Tensor) else images:
+        first = part[0] if isinstance(part, tuple | list) and part else part
+        if isinstance(first, dict):
+            first = next((first[k] for k in ("image", "img", "pixel_values", "x") if k in first), None)
+        if not isinstance(first, Tensor) or first.dim() < 2:
+            raise UsageError(
+                f"convert: calibrate has {type(first).__name__}; expected a tensor of images (N, C, H, W) as the "
+                "model takes them, or batches of them"
+            )
+        parts.append(first)
+        count += len(first)
+        if first.numel() / max(1, len(first)) * count >= MOST_ELEMENTS:
+            break
+    if not count:
+        raise UsageError("convert: calibrate is empty; expected 32 images or more, as the model takes them")
+    whole = torch.cat(parts)
+    room = max(8, int(MOST_ELEMENTS // max(1, whole[0].numel())))
+    return whole[:room]
