@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from normlab.errors import UsageError
+from normlab.errors import UsageError, require
 
 if TYPE_CHECKING:
     from normlab.trained import Prediction, Trained
@@ -52,21 +52,23 @@ def best(
     model: Model = None,
 ) -> None:
     """Show the network that a comparison recommends, and write it to a file."""
+    if export is not None:
+        if export.suffix.lower() not in (".safetensors", ".onnx"):
+            raise UsageError(f"--export {export}: expected a name that ends in .safetensors or .onnx")
+        if export.suffix.lower() == ".onnx":
+            require(f"--export {export}", "onnx")
     network = _network(run, norm, seed)
     typer.echo(f"{network.facts.model} with {network.norm}, seed {network.facts.settings.get('seed')}")
     for name, value in network.metrics.items():
         if name.endswith("accuracy"):
             typer.echo(f"{name.replace('_', ' ')}: {value:.4f}")
     if export is not None:
-        suffix = export.suffix.lower()
-        if suffix == ".safetensors":
-            network.save(export)
-        elif suffix == ".onnx":
+        if export.suffix.lower() == ".onnx":
             network.export_onnx(export, model)
         else:
-            raise UsageError(f"--export {export}: expected a name that ends in .safetensors or .onnx")
+            network.save(export)
         typer.echo(f"written: {export}")
-        if suffix == ".safetensors":
+        if export.suffix.lower() == ".safetensors":
             typer.echo(f'in Python: net = normlab.load("{export}").model(); net.predict("picture.jpg")')
     if card is not None:
         network.card(card)
