@@ -69,7 +69,10 @@ class NormEntry:
     - `when`: when to use it, what it costs and what its paper claims, in a paragraph;
     - `aliases`: other names that it is found by, unless a norm is registered under them;
     - `given`: what its layer needs to be called with beside x ("condition", "map"), or to be built with beside the
-      number of channels ("size"), or None: a network whose blocks call norms with x alone can take it.
+      number of channels ("size"), or None: a network whose blocks call norms with x alone can take it;
+    - `usual`: of norms that do equally well, which to prefer: the smaller, the more frameworks and trained networks
+      have it; `cost`: the time of a training step with it, relative to batch norm, where that was not measured;
+      `batchwise`: what it does to an image depends on the others of the batch.
     """
 
     name: str
@@ -93,6 +96,9 @@ class NormEntry:
     when: str = ""
     aliases: tuple[str, ...] = ()
     given: str | None = None
+    usual: int = 9
+    cost: float = 1.2
+    batchwise: bool = False
 
 
 AFFINE = MappingProxyType({"weight": Learned(1.0), "bias": Learned(0.0)})
@@ -225,6 +231,9 @@ def _options(function: Callable[..., Any]) -> dict[str, Any]:
     hue=0,
     dash=0,
     compared=True,
+    usual=0,
+    cost=1.0,
+    batchwise=True,
 )
 def batch(m: Moments, p: SimpleNamespace) -> Affine:
     """Statistics of each channel over samples and positions; in evaluation, their running averages."""
@@ -243,6 +252,7 @@ def batch(m: Moments, p: SimpleNamespace) -> Affine:
     hue=1,
     dash=1,
     compared=True,
+    usual=4,
 )
 def instance(m: Moments, p: SimpleNamespace) -> Affine:
     """Statistics of each plane by itself: nothing is pooled."""
@@ -261,6 +271,9 @@ def instance(m: Moments, p: SimpleNamespace) -> Affine:
     hue=2,
     dash=2,
     compared=True,
+    usual=5,
+    cost=1.25,
+    batchwise=True,
 )
 def batch_instance(m: Moments, p: SimpleNamespace) -> Affine:
     """Each channel's gate rho mixes the batch-normalized and the instance-normalized value."""
@@ -277,6 +290,7 @@ def batch_instance(m: Moments, p: SimpleNamespace) -> Affine:
     hue=3,
     dash=3,
     compared=True,
+    usual=3,
 )
 def layer(m: Moments, p: SimpleNamespace) -> Affine:
     """Statistics of each sample over all channels and positions; one weight and bias per channel."""
@@ -294,13 +308,14 @@ def layer(m: Moments, p: SimpleNamespace) -> Affine:
     hue=4,
     dash=5,
     compared=True,
+    usual=2,
 )
 def group(m: Moments, p: SimpleNamespace, *, groups: Any = default_groups) -> Affine:
     """Statistics of each sample over the channels of a group and all positions."""
     return standardize(m.pool("c", groups), p)
 
 
-register_norm("none", title="no normalization", formula="y = x", hue=5, dash=4, compared=True)(
+register_norm("none", title="no normalization", formula="y = x", hue=5, dash=4, compared=True, usual=6, cost=0.7)(
     "normlab.layers.norms:no_norm"
 )
 register_norm(
@@ -311,6 +326,9 @@ register_norm(
     hue=6,
     dash=6,
     compared=True,
+    usual=1,
+    cost=1.0,
+    batchwise=True,
 )("torch.nn:BatchNorm2d")
 
 

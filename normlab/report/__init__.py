@@ -13,10 +13,10 @@ FORMATS = ("html", "md", "svg")
 
 def verdict(results: Any) -> str:
     """The sentence that answers the study; `results` is a `results.json` document or a study's directory."""
-    from normlab.report import evidence, records
+    from normlab.report import records
 
     study = records.read(results) if isinstance(results, str | Path) else records.from_results(results)
-    return str(evidence.verdict(study))
+    return study.judged.sentence
 
 
 def summary(directory: Path | str) -> str:
@@ -73,7 +73,8 @@ def _html(study: Any, parts: Sequence[Any], packed: str) -> str:
         raw=packed,
         title=f"{study.name}: which norm",
         eyebrow=" · ".join([study.name, _count(study.norms, "norm"), _count(study.seeds, "seed")]),
-        verdict=evidence.verdict(study),
+        headline=study.judged.sentence,
+        best=study.judged.best,
         warnings=evidence.warnings(study),
         styles=theme.styles(study.norms),
         sections=parts,

@@ -9,7 +9,7 @@ from typing import Any
 
 from normlab.errors import files
 from normlab.report import theme
-from normlab.report.evidence import verdict, warnings
+from normlab.report.evidence import warnings
 from normlab.report.figures.parts import Figure, Table
 from normlab.report.layout import Section
 from normlab.report.records import Study
@@ -19,8 +19,7 @@ SVG_WIDTH = 640
 
 def markdown(study: Study, sections: Sequence[Section]) -> str:
     """Verdict, warnings and tables as Markdown; the charts of the first section become their tables."""
-    answer = verdict(study)
-    lines = [f"# {_text(answer.headline)}", "", *map(_text, answer.details)]
+    lines = [f"# {study.name}", "", _text(study.judged.sentence)]
     lines += ["", *[f"> **Warning:** {_text(warning)}" for warning in warnings(study)]]
     for section in sections:
         tables = list(section.tables)

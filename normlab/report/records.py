@@ -12,8 +12,7 @@ from typing import Any
 
 from normlab.errors import DataError, UsageError
 from normlab.study.axes import AXES, GROUPING
-from normlab.study.verdict import Verdict as Judgement
-from normlab.study.verdict import judge
+from normlab.study.verdict import Verdict, judge_results
 
 EXPLAINED = "explain.json"  # written by `normlab explain`
 # what a setting is called by, the axes that name it first
@@ -74,10 +73,9 @@ class Study:
         return sorted({cell.seed for cell in self.cells})
 
     @cached_property
-    def judged(self) -> Judgement:
-        """What the study's own statistics make of its cells."""
-        test_images = self.environment.get("test_images")
-        return judge(self.records, test_images=test_images if isinstance(test_images, int) else None)
+    def judged(self) -> Verdict:
+        """The verdict of the study's cells."""
+        return judge_results({**self.raw, "cells": self.records})
 
     def done(self, norm: str | None = None, setting: tuple[str, ...] | None = None) -> list[Cell]:
         """The cells that finished, of one norm and one setting where these are given."""

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from normlab.errors import UsageError, files
 from normlab.report import page, theme
-from normlab.report.evidence import Verdict, contenders, estimate, verdict
+from normlab.report.evidence import contenders, estimate
 from normlab.report.figures import results
 from normlab.report.figures.curves import curves
 from normlab.report.figures.parts import Figure, Table, plus_minus
 from normlab.report.layout import Group, Section
 from normlab.report.records import Cell, Study, read
 from normlab.report.sections import CURVES
-from normlab.study.statistics import LEVEL
+from normlab.study.statistics import compare_all
 
 
 def write(first: Path, second: Path, target: Path | None = None) -> Path:
@@ -48,7 +47,9 @@ def write(first: Path, second: Path, target: Path | None = None) -> Path:
         figures={figure.key: figure.spec for section in sections for figure in section.figures},
         title=f"{names[0]} and {names[1]}",
         eyebrow=f"{names[0]} beside {names[1]}",
-        verdict=_headline(a, b, names, fields, shared),
+        headline=_headline(names, fields, shared),
+        details=[f"{name}: {study.judged.sentence}" for name, study in zip(names, (a, b), strict=True)],
+        best=None,
         warnings=_warnings(a, b),
         styles=styles,
         sections=sections,
@@ -58,25 +59,20 @@ def write(first: Path, second: Path, target: Path | None = None) -> Path:
     return target
 
 
-def _headline(
-    a: Study, b: Study, names: Sequence[str], fields: Sequence[dict[str, list[Cell]]], shared: Sequence[str]
-) -> Verdict:
+def _headline(names: Sequence[str], fields: Sequence[dict[str, list[Cell]]], shared: Sequence[str]) -> str:
+    """Which of the norms that both have are measurably different."""
     moved = []
     for norm in shared:
         low, high = _interval(fields[0][norm], fields[1][norm])
         if low > 0 or high < 0:
             moved.append((norm, "higher" if low > 0 else "lower"))
     if not shared:
-        headline = "The two studies have no norm in common."
-    elif not moved:
-        headline = f"No norm is measurably different in {names[1]} than in {names[0]}."
-    else:
-        parts = [f"{norm} is {how}" for norm, how in moved]
-        headline = f"In {names[1]}, {', '.join(parts)} than in {names[0]}" + (
-            "; the rest is not measurably different." if len(moved) < len(shared) else "."
-        )
-    said = tuple(f"{name}: {verdict(study).headline}" for name, study in zip(names, (a, b), strict=True))
-    return Verdict(headline, said)
+        return "The two studies have no norm in common."
+    if not moved:
+        return f"No norm is measurably different in {names[1]} than in {names[0]}."
+    parts = [f"{norm} is {how}" for norm, how in moved]
+    rest = "; the rest is not measurably different." if len(moved) < len(shared) else "."
+    return f"In {names[1]}, {', '.join(parts)} than in {names[0]}{rest}"
 
 
 def _warnings(a: Study, b: Study) -> list[str]:
@@ -99,18 +95,12 @@ def _difference(first: Sequence[Cell], second: Sequence[Cell]) -> list[str]:
 
 
 def _interval(first: Sequence[Cell], second: Sequence[Cell]) -> tuple[float, float]:
-    """Welch's 95 % interval of second minus first; NaN with a single seed. Seeds of two studies are no pairs."""
-    from scipy import stats
-
+    """The 95 % interval of second minus first, looked at once; NaN with a single seed."""
     x, y = ([cell.value("test_accuracy") for cell in cells] for cells in (second, first))
-    if min(len(x), len(y)) < 2:
-        return math.nan, math.nan
-    if len({*x}) == len({*y}) == 1:
-        return x[0] - y[0], x[0] - y[0]
-    with warnings.catch_warnings():  # one study's seeds may all have scored the same; scipy remarks on that
-        warnings.simplefilter("ignore", RuntimeWarning)
-        found = stats.ttest_ind(x, y, equal_var=False).confidence_interval(LEVEL)
-    return float(found.low), float(found.high)
+    for found in compare_all({"second": x, "first": y}, looks=False):
+        if found.difference.low is not None and found.difference.high is not None:
+            return found.difference.low, found.difference.high
+    return math.nan, math.nan
 
 
 def _rankings(fields: Sequence[dict[str, list[Cell]]], names: Sequence[str], styles: theme.Styles) -> list[Figure]:

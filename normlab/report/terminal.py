@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from normlab.report import columns
-from normlab.report.evidence import accuracies, contenders, estimate, verdict, warnings
+from normlab.report.evidence import accuracies, contenders, estimate, warnings
 from normlab.report.figures.parts import Table, plus_minus
 from normlab.report.figures.results import speed
 from normlab.report.records import Study
@@ -15,7 +15,7 @@ WIDTH = 100
 
 def summary(study: Study) -> str:
     """The verdict, a row for every norm at its best setting, and the warnings; the words are the report's."""
-    blocks = [textwrap.fill(str(verdict(study)), WIDTH)]
+    blocks = [textwrap.fill(study.judged.sentence, WIDTH)]
     if contenders(study):
         blocks.append(aligned(norms_table(study)))
     if said := warnings(study):

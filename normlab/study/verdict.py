@@ -1,192 +1,550 @@
-"""From records to one honest sentence: which norm to use, how sure that is, and what would settle the rest."""
+"""From records to one sentence that is an action: which norm to use, which to avoid, and what is still open.
+
+The sentence rests on simultaneous intervals (`normlab.study.statistics`): a norm is behind if some other is surely
+better, and the best set is what is left. Whoever prints a verdict prints this one.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
+from normlab.errors import UsageError
+from normlab.norms.family import NormEntry, describe
 from normlab.study.axes import GROUPING
-from normlab.study.statistics import Comparison, Interval, compare_all, interval, settle
+from normlab.study.statistics import RESOLUTION, Comparison, Interval, compare_all, mean_intervals, seeds_needed
 
 Record = Mapping[str, Any]  # a cell as in results.json
+
+MATTERS = 0.005  # a smaller difference of accuracies is none
+_NEAR = 0.02  # how far behind the leader a norm may seem to be and still be preferred to it
+_OFTEN = 1 / 3  # a norm that fails so much more often than the best one is to be avoided
+_COLLAPSED = 0.25  # of a norm's best accuracy, where nothing is known of chance
+_SMALL_BATCH = 8
+_TELLING = 0.2  # a bound on a difference that is wider than this is not worth printing
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a study says: the sentence, the recommended norm, and the evidence it rests on.
+    """What a study says: the sentence, the norm to use, and the evidence they rest on.
 
-    `settings` is the setting at which each norm did best on the validation split; `intervals` the metric of each
-    norm there and `comparisons` every pair of them; `warnings` is what a reader has to know besides.
+    `best` is the norm to use; `best_set` are the norms that cannot be told from the best, `behind` those that some
+    norm is surely better than, and `avoid` says of each norm to stay away from why. `accuracy` is the test accuracy of
+    `best`, corrected for having been chosen; `intervals` are the mean test accuracies of all norms as measured, each
+    with its own 95 % interval; `differences` are those of each norm minus `best`, and `comparisons` all pairs, whose
+    intervals hold together, at this and at every earlier number of seeds. `failures` maps a norm to the trainings that
+    did not learn and all that ended. `settings` is where each norm did best on validation, `floors` what needs no
+    network, and `warnings` what a reader has to know besides.
     """
 
     sentence: str
-    best: str | None
-    metric: str
-    seeds: int
-    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    best: str | None = None
+    best_set: list[str] = field(default_factory=list)
+    behind: list[str] = field(default_factory=list)
+    avoid: dict[str, str] = field(default_factory=dict)
+    metric: str = "test accuracy"
+    seeds: int = 0
+    accuracy: Interval | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
+    differences: dict[str, Interval] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
+    failures: dict[str, tuple[int, int]] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    floors: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return self.sentence
 
     def as_dict(self) -> dict[str, Any]:
         """Plain containers, for JSON."""
         return asdict(self)
 
 
-def judge(cells: Sequence[Record], *, baseline: str | None = None, test_images: int | None = None) -> Verdict:
-    """The verdict of a study's cells.
-
-    Each norm is taken at the setting (batch size, optimizer, learning rate ...) where its mean validation
-    accuracy over the seeds is highest; the best norm is the best of these. Validation alone chooses; the
-    differences are then measured on the test split, which was looked at once per cell. With `baseline` the
-    sentence compares with that norm instead of with the best. `test_images` is the size of the test split.
-    """
-    warnings = _failures(cells)
-    chosen = _best_settings(cells)
-    if not chosen:
-        return Verdict(_so_far(cells), None, "test accuracy", 0, warnings=warnings)
-    unsettled = {norm for norm, (_, of_norm) in chosen.items() if any(c["status"] != "done" for c in of_norm)}
-    eligible = {norm: (s, cs) for norm, (s, cs) in chosen.items() if norm not in unsettled} or chosen
-    values = {
-        norm: {c["seed"]: c["test"]["accuracy"] for c in cs if c["status"] == "done"}
-        for norm, (_, cs) in chosen.items()
-    }
-    best = max(eligible, key=lambda norm: _validation(eligible[norm][1]))
-    resolution = 1 / test_images if test_images else 0.0
-    comparisons = settle(compare_all(values, resolution=resolution))
-    intervals = {norm: interval(list(v.values()), resolution=resolution) for norm, v in values.items()}
-    seeds = intervals[best].n
-    reference = baseline if baseline in values else best
-    sentence = _sentence(best, reference, intervals, comparisons, seeds)
-    return Verdict(
-        sentence,
-        best,
-        "test accuracy",
-        seeds,
-        {norm: setting for norm, (setting, _) in chosen.items()},
-        intervals,
-        comparisons,
-        warnings,
+def judge_results(results: Mapping[str, Any], *, matters: float | None = None) -> Verdict:
+    """The verdict of a document as in results.json, with all that its environment says about the study."""
+    facts = results.get("environment") or {}
+    return judge(
+        results["cells"],
+        baseline=facts.get("baseline"),
+        test_images=facts.get("test_images"),
+        matters=matters if matters is not None else facts.get("matters", MATTERS),
+        floors=_floors(facts),
+        tuning=results.get("tuning") or (),
     )
 
 
-def _best_settings(cells: Sequence[Record]) -> dict[str, tuple[dict[str, Any], list[Record]]]:
-    """For each norm, the setting of highest mean validation accuracy among those most of whose seeds are done."""
-    grouped: dict[str, dict[tuple[Any, ...], list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for cell in cells:
-        if cell["status"] in ("done", "diverged"):
-            grouped[cell["norm"]][tuple(cell.get(axis) for axis in GROUPING)].append(cell)
-    result = {}
-    for norm, settings in grouped.items():
-        finished = {s: cs for s, cs in settings.items() if any(c["status"] == "done" for c in cs)}
-        if finished:
-            setting = max(finished, key=lambda s: (_share_done(finished[s]), _validation(finished[s])))
-            result[norm] = (dict(zip(GROUPING, setting, strict=True)), finished[setting])
-    return result
+def judge(
+    cells: Sequence[Record],
+    *,
+    baseline: str | None = None,
+    test_images: int | None = None,
+    matters: float = MATTERS,
+    floors: Mapping[str, float] | None = None,
+    tuning: Sequence[Mapping[str, Any]] = (),
+) -> Verdict:
+    """The verdict of a study's cells, in whatever order they come.
 
-
-def _share_done(cells: Sequence[Record]) -> float:
-    return sum(c["status"] == "done" for c in cells) / len(cells)
-
-
-def _validation(cells: Sequence[Record]) -> float:
-    finals = [c["epochs"][-1]["val_accuracy"] for c in cells if c["status"] == "done"]
-    return sum(finals) / len(finals)
-
-
-def _failures(cells: Sequence[Record]) -> list[str]:
-    warnings = []
-    for status, word in (("diverged", "diverged"), ("failed", "failed")):
-        of_status = [c for c in cells if c["status"] == status]
-        by_norm = {norm: sum(c["norm"] == norm for c in of_status) for norm in {c["norm"]: None for c in of_status}}
-        warnings += [
-            f"{norm}: {count} of {sum(c['norm'] == norm for c in cells)} trainings {word}"
-            for norm, count in by_norm.items()
-        ]
-    aside = {c["norm"]: c for c in cells if c["status"] == "paused"}
-    warnings += [
-        f"{norm}: set aside after {len(c['epochs'])} of {c['planned_epochs']} epochs"
-        for norm, c in aside.items()
-        if not any(other["norm"] == norm and other["status"] == "done" for other in cells)
+    Each norm is taken at the setting (batch size, optimizer, learning rate ...) where its mean validation accuracy
+    over the seeds is highest; what is said of it is then measured on the test split. A training that diverged, or that
+    ended at chance, counts as a failure and not in the mean. Norms whose difference lies within `matters` are the
+    same. With `baseline` the sentence compares with that norm besides. `test_images` is the size of the test split,
+    `floors` the accuracies by name of what needs no network (chance, the largest class, a linear classifier), and
+    `tuning` what was tried for each norm first, as in results.json.
+    """
+    floors = {name: float(value) for name, value in (floors or {}).items()}
+    warnings = _warnings(cells)
+    trained = _trained(cells, _trivial(floors), test_images)
+    learned = {norm: t for norm, t in trained.items() if t.values}
+    failures = {norm: t.failures for norm, t in trained.items()}
+    resolution = 1 / test_images if test_images else RESOLUTION
+    values = {norm: t.values for norm, t in learned.items()}
+    collapsed = {norm: t.ended for norm, t in trained.items() if t.ended and not t.values}
+    intervals = mean_intervals(values, resolution=resolution) | mean_intervals(collapsed, resolution=resolution)
+    shared: dict[str, Any] = {
+        "failures": failures,
+        "floors": floors,
+        "warnings": warnings,
+        "intervals": intervals,
+        "settings": {norm: trained[norm].setting for norm in intervals},
+    }
+    if not learned:
+        return Verdict(_nothing_learned(cells, failures, floors), **shared)
+    comparisons = compare_all(values, resolution=resolution, matters=matters)
+    behind = _behind(comparisons, failures, list(trained))
+    hopeless = [norm for norm in trained if _excess(failures, norm) > 1 / 2]
+    best_set = [norm for norm in learned if norm not in behind and norm not in hopeless] or [
+        norm for norm in learned if norm not in behind
     ]
-    return warnings
+    case = _Case(learned, comparisons, intervals, best_set, behind, failures, floors, matters, resolution)
+    best, alike = case.recommended()
+    avoid = case.avoid(best, list(trained))
+    seen = {c.b: c for c in case.seen_from(best)}
+    needed = case.needed(best, [norm for norm in best_set if norm not in (best, *alike)])
+    accuracy = case.corrected(best, alike)
+    words = [
+        *case.advice(best, alike, accuracy, avoid, seen, needed),
+        *case.against(baseline, best),
+        *_learning_rate(best, learned, cells, tuning),
+    ]
+    return Verdict(
+        " ".join(words),
+        best,
+        best_set=[best, *(norm for norm in best_set if norm != best)],
+        behind=behind,
+        avoid=avoid,
+        seeds=len(values[best]),
+        accuracy=accuracy,
+        differences={norm: c.difference.negated for norm, c in seen.items()},
+        comparisons=[
+            replace(c, seeds_needed=needed[1]) if needed and {c.a, c.b} == {best, needed[0]} else c for c in comparisons
+        ],
+        **shared,
+    )
 
 
-def _so_far(cells: Sequence[Record]) -> str:
-    """What can be said while nothing is finished."""
-    started = [c for c in cells if c["epochs"]]
+@dataclass(frozen=True)
+class _Trained:
+    """A norm at its best setting: the accuracies of the trainings that learned, by seed, and of all that ended.
+
+    `failures` is how many did not learn, and of how many.
+    """
+
+    setting: dict[str, Any]
+    values: list[float]
+    ended: list[float]
+    validation: float
+    seconds: float
+    failures: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Everything that the sentence is made of."""
+
+    learned: Mapping[str, _Trained]
+    comparisons: Sequence[Comparison]
+    intervals: Mapping[str, Interval]
+    best_set: Sequence[str]
+    behind: Sequence[str]
+    failures: Mapping[str, tuple[int, int]]
+    floors: Mapping[str, float]
+    matters: float
+    resolution: float
+
+    def seen_from(self, norm: str) -> list[Comparison]:
+        """How this norm compares with every other."""
+        return [c.seen_from(norm) for c in self.comparisons if norm in (c.a, c.b)]
+
+    def recommended(self) -> tuple[str, list[str]]:
+        """The norm to use, and those that do as well: of the best set, near the leader on validation.
+
+        Of these the most usual is preferred, then the cheapest; with small batches first what does not depend on them.
+        """
+        least = min(_rate(self.failures, norm) for norm in self.best_set)
+        sound = [norm for norm in self.best_set if _rate(self.failures, norm) - least < _OFTEN]
+        leader = max(sound, key=lambda norm: (self.learned[norm].validation, norm))
+        if not any(c.error is not None for c in self.comparisons):
+            return leader, []
+        near = [norm for norm in sound if norm == leader or self._near(leader, norm)]
+        best = min(near, key=self._rank)
+        return best, sorted((norm for norm in near if norm != best), key=self._rank)
+
+    def _near(self, leader: str, norm: str) -> bool:
+        (c,) = (c for c in self.seen_from(leader) if c.b == norm)
+        if c.error is None:
+            return False
+        gaps = self.learned[leader].validation - self.learned[norm].validation, c.difference.mean
+        return c.same or max(gaps) <= max(self.matters, min(2 * c.error, _NEAR))
+
+    def _rank(self, norm: str) -> tuple[Any, ...]:
+        entry = _entry(norm)
+        return self._small_batch(norm) and entry.batchwise, entry.usual, self.cost(norm), norm
+
+    def _small_batch(self, norm: str) -> bool:
+        size = self.learned[norm].setting.get("batch_size")
+        return isinstance(size, int) and size <= _SMALL_BATCH
+
+    def cost(self, norm: str) -> float:
+        """Seconds of an epoch as measured, or where some norm has none the cost that its entry states."""
+        if all(math.isfinite(t.seconds) for t in self.learned.values()):
+            return self.learned[norm].seconds
+        return _entry(norm).cost
+
+    def corrected(self, best: str, alike: Sequence[str]) -> Interval:
+        """The accuracy of the norm to use, drawn towards those that do as well as far as chance may have chosen it.
+
+        Among norms that differ by no more than their errors the best-looking one is no better than their mean.
+        """
+        found = self.intervals[best]
+        rivals = [i for norm in (best, *alike) if (i := self.intervals[norm]).n > 1]
+        if found.low is None or found.high is None or len(rivals) < 2:
+            return found
+        errors = [c.error for c in self.comparisons if {c.a, c.b} <= {best, *alike} and c.error is not None]
+        chance = float(np.mean(np.square(errors))) / 2 if errors else 0.0
+        means = [i.mean for i in rivals]
+        real = max(0.0, float(np.var(means, ddof=1)) - chance)
+        shift = (float(np.mean(means)) - found.mean) * (chance / (chance + real) if chance + real else 0.0)
+        shift = min(0.0, shift)
+        return Interval(found.mean + shift, max(0.0, found.low + shift), min(1.0, found.high + shift), found.n)
+
+    def avoid(self, best: str, norms: Sequence[str]) -> dict[str, str]:
+        """The norms to stay away from, and why."""
+        seen = {c.b: c.difference.negated for c in self.seen_from(best)}
+        linear = self.floors.get("linear classifier", 0.0)
+        found = {}
+        for norm in norms:
+            why = []
+            failed, ended = self.failures[norm]
+            if norm in self.behind and norm in seen and seen[norm].mean < 0:
+                why.append(_points(seen[norm]))
+            if failed and norm != best and _rate(self.failures, norm) - _rate(self.failures, best) >= _OFTEN:
+                why.append(f"failed to learn in {failed} of {ended} seeds")
+            elif norm in self.learned and self.intervals[norm].mean <= linear < self.intervals[best].mean:
+                why.append(f"no better than a linear classifier on the pixels, {_percent(linear)}")
+            if why:
+                found[norm] = "; ".join(why)
+        return found
+
+    def needed(self, best: str, undecided: Sequence[str]) -> tuple[str, int] | None:
+        """The open question that the fewest seeds decide, and how many in all that takes."""
+        gaps = {c.b: abs(c.difference.mean) / c.error for c in self.seen_from(best) if c.b in undecided and c.error}
+        if not gaps:
+            return None
+        nearest = max(gaps, key=lambda norm: (gaps[norm], norm))
+        values = {norm: t.values for norm, t in self.learned.items()}
+        seeds = seeds_needed(values, best, nearest, resolution=self.resolution)
+        return None if seeds is None else (nearest, seeds)
+
+    def advice(
+        self,
+        best: str,
+        alike: Sequence[str],
+        accuracy: Interval,
+        avoid: Mapping[str, str],
+        seen: Mapping[str, Comparison],
+        needed: tuple[str, int] | None,
+    ) -> list[str]:
+        """The parts of the sentence: what to use, what to prefer, what to avoid, what is open."""
+        seeds = accuracy.n
+        over = f"{seeds} seed{'' if seeds == 1 else 's'}"
+        score = f"{_score(accuracy)} test accuracy over {over}"
+        undecided = [n for n in seen if n in self.best_set and n not in alike and n not in avoid]
+        open_ = [f"{norm} ({_points(seen[norm].difference.negated)})" for norm in undecided]
+        if not self.beats_floors(best):
+            name, floor = max(self.floors.items(), key=lambda item: item[1])
+            return [
+                f"No verdict: nothing learned; {best} comes first with {score}, which is no better than {name} "
+                f"({_percent(floor)}). Try more epochs, another learning rate or a larger network."
+            ]
+        if len(self.learned) == 1 and not avoid:
+            return [f"{best}: {score}; there is nothing to compare it with."]
+        parts = []
+        if not any(c.error is not None for c in seen.values()):
+            parts.append(
+                f"No verdict yet: {best} comes first with {score}, but a norm with one seed has no interval, and this "
+                "may be luck. Run three seeds or more."
+                if seen
+                else f"Use {best}: {score}."
+            )
+            open_ = []
+        elif alike:
+            names = [best, *alike]
+            among = [c for c in self.comparisons if {c.a, c.b} <= set(names)]
+            reach = max(max(-(c.difference.low or 0), c.difference.high or 0) for c in among)
+            how = "no difference that matters" if all(c.same for c in among) else "not told apart"
+            within = f": within {_number(reach)} points" if reach < _TELLING else ""
+            parts.append(f"Use {_listed(names, 'or')} ({how}{within}).")
+            parts.append(f"Prefer {best}: {self._why(best, names)}; {score}.")
+        else:
+            parts.append(f"Use {best}: {score}.")
+        if avoid:
+            parts.append(f"Avoid {_listed([f'{norm} ({why})' for norm, why in avoid.items()])}.")
+        if open_:
+            more = "" if needed is None else _more(needed, seeds)
+            parts.append(f"Not told from {best} yet: {_listed(open_)}{more}.")
+        return parts
+
+    def beats_floors(self, norm: str) -> bool:
+        """Whether a norm does better than all that needs no network."""
+        return self.intervals[norm].mean > max(self.floors.values(), default=-math.inf)
+
+    def _why(self, best: str, names: Sequence[str]) -> str:
+        entry, others = _entry(best), [norm for norm in names if norm != best]
+        costs = [self.cost(norm) for norm in others]
+        reasons = [
+            ("it does not depend on the batch", self._small_batch(best) and not entry.batchwise),
+            ("cheapest", self.cost(best) <= min(costs)),
+            ("standard", entry.usual < min(_entry(norm).usual for norm in others)),
+        ]
+        return ", ".join(reason for reason, holds in reasons if holds) or "first by name"
+
+    def against(self, baseline: str | None, best: str) -> list[str]:
+        """How the norms compare with the one that the user named, if that is not the one to use anyway."""
+        if baseline is None or baseline == best or baseline not in self.learned:
+            return []
+        seen = self.seen_from(baseline)
+        said = [
+            f"{c.b} is {_points(c.difference.negated)} {'ahead' if c.difference.mean < 0 else 'behind'}"
+            for c in seen
+            if c.detectable
+        ]
+        level = [c.b for c in seen if not c.detectable]
+        if level:
+            said.append(f"{_listed(level)} {'is' if len(level) == 1 else 'are'} not told from it")
+        return [f"Against the baseline {baseline}: {'; '.join(said)}."]
+
+
+def _trained(cells: Sequence[Record], trivial: float | None, test_images: int | None) -> dict[str, _Trained]:
+    """For each norm, the setting of highest mean validation accuracy among those where most trainings learned.
+
+    The norms come in an order that does not depend on that of the cells: the best first, then by name.
+    """
+    grouped: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for cell in cells:
+        if cell.get("status", "done") in ("done", "diverged"):
+            setting = json.dumps([cell.get(axis) for axis in GROUPING], default=str)
+            grouped[str(cell["norm"])][setting].append(cell)
+    found = {}
+    for norm, settings in grouped.items():
+        made = [_at_setting(of_setting, trivial, test_images) for _, of_setting in sorted(settings.items())]
+        found[norm] = max(made, key=lambda t: (1 - t.failures[0] / t.failures[1], t.validation))
+    return dict(sorted(found.items(), key=lambda item: (-_mean(item[1].values), item[0])))
+
+
+def _at_setting(cells: Sequence[Record], trivial: float | None, test_images: int | None) -> _Trained:
+    ended = sorted(cells, key=lambda cell: (cell.get("seed") or 0, _accuracy(cell)))
+    values = [_accuracy(cell) for cell in ended]
+    learned = [cell for cell, learnt in zip(ended, _learned(values, trivial, test_images), strict=True) if learnt]
+    validation = [v for cell in learned if math.isfinite(v := _validation(cell))]
+    seconds = [s for cell in learned for e in cell.get("epochs") or () if math.isfinite(s := _number_of(e, "seconds"))]
+    return _Trained(
+        {axis: cells[0].get(axis) for axis in GROUPING},
+        [_accuracy(cell) for cell in learned],
+        [value for value in values if math.isfinite(value)],
+        _mean(validation or [_accuracy(cell) for cell in learned]),
+        float(np.median(seconds)) if seconds else math.nan,
+        (len(ended) - len(learned), len(ended)),
+    )
+
+
+def _learned(values: Sequence[float], trivial: float | None, test_images: int | None) -> list[bool]:
+    """Which of a norm's trainings learned anything: more than the trivial floor and chance about it.
+
+    Where no floor is known, those that did not collapse to a fraction of the norm's best.
+    """
+    finite = [v for v in values if math.isfinite(v)]
+    if trivial is not None:
+        bar = trivial + 2 * math.sqrt(trivial * (1 - trivial) / (test_images or 1 / RESOLUTION))
+    else:
+        bar = _COLLAPSED * max(finite, default=0.0)
+    return [math.isfinite(v) and (v > bar or v == bar == 0.0) for v in values]
+
+
+def _behind(
+    comparisons: Sequence[Comparison], failures: Mapping[str, tuple[int, int]], norms: Sequence[str]
+) -> list[str]:
+    """The norms that some other is surely better than, or that never learned where all the others always did."""
+    worse = {c.b if c.difference.mean > 0 else c.a for c in comparisons if c.detectable}
+    failing = [norm for norm, (failed, _) in failures.items() if failed]
+    if len(failing) == 1 and len(failures) > 1 and failures[failing[0]][0] == failures[failing[0]][1] >= 3:
+        worse.add(failing[0])
+    return [norm for norm in norms if norm in worse]
+
+
+def _rate(failures: Mapping[str, tuple[int, int]], norm: str) -> float:
+    return failures[norm][0] / failures[norm][1]
+
+
+def _excess(failures: Mapping[str, tuple[int, int]], norm: str) -> float:
+    """How much more often a norm fails than the soundest one."""
+    return _rate(failures, norm) - min(_rate(failures, other) for other in failures)
+
+
+def _floors(facts: Mapping[str, Any]) -> dict[str, float]:
+    """The floors that a study recorded, or at least chance."""
+    found = dict(facts.get("floors") or {})
+    classes = facts.get("class_names")
+    if not found and classes:
+        found = {"chance": 1 / len(classes)}
+    return found
+
+
+def _trivial(floors: Mapping[str, float]) -> float | None:
+    """The best that knows nothing of the image; None where that is not known."""
+    return max((value for name, value in floors.items() if name in ("chance", "largest class")), default=None)
+
+
+def _nothing_learned(
+    cells: Sequence[Record], failures: Mapping[str, tuple[int, int]], floors: Mapping[str, float]
+) -> str:
+    """What can be said while no training has ended well."""
+    if failures:
+        failed, ended = (sum(counts[i] for counts in failures.values()) for i in (0, 1))
+        above = f" (no better than {_percent(_trivial(floors) or 0)}, which needs no network)" if floors else ""
+        return (
+            f"No verdict: nothing learned{above}; {failed} of {ended} trainings failed. "
+            "Try a smaller learning rate, more epochs or another network."
+        )
+    started = [c for c in cells if c.get("epochs")]
     if not started:
         return "No verdict: no cell has finished."
     epoch = min(len(c["epochs"]) for c in started)
-    leader = max(started, key=lambda c: c["epochs"][epoch - 1]["val_accuracy"])
+    leader = max(started, key=lambda c: (_number_of(c["epochs"][epoch - 1], "val_accuracy"), str(c["norm"])))
+    planned = leader.get("planned_epochs") or max(len(c["epochs"]) for c in started)
     return (
-        f"No verdict yet: no cell has finished. After epoch {epoch} of {leader['planned_epochs']}, "
-        f"{leader['norm']} has the highest validation accuracy ({leader['epochs'][epoch - 1]['val_accuracy']:.4f}) of "
+        f"No verdict yet: no cell has finished. After epoch {epoch} of {planned}, {leader['norm']} has the highest "
+        f"validation accuracy ({_percent(_number_of(leader['epochs'][epoch - 1], 'val_accuracy'))}) of "
         f"{len(started)} trainings."
     )
 
 
-def _sentence(
-    best: str, reference: str, intervals: Mapping[str, Interval], comparisons: Sequence[Comparison], seeds: int
-) -> str:
-    head = f"{best} had the highest validation accuracy"
-    if seeds == 1:
-        return (
-            f"{head} (test accuracy {intervals[best].mean:.4f}), but with one seed there is no interval: "
-            "this may be luck. Run three seeds or more."
-        )
-    against = {
-        c.b if c.a == reference else c.a: _seen_from(reference, c) for c in comparisons if reference in (c.a, c.b)
-    }
-    better = [n for n, c in against.items() if c.detectable and c.difference.mean > 0]
-    worse = [n for n, c in against.items() if c.detectable and c.difference.mean < 0]
-    same = [n for n, c in against.items() if not c.detectable]
-    if not against:
-        return f"{best}: test accuracy {intervals[best]} over {seeds} seeds; nothing to compare it with has finished."
-    parts = [f"{best}: test accuracy {intervals[best]} over {seeds} seeds, the best by validation"]
-    if reference != best:
-        parts.append(f"compared with the baseline {reference}")
-    if better:
-        parts.append(f"{reference} is better than {_listing(better, against)}")
-    if worse:
-        parts.append(f"{reference} is worse than {_listing(worse, against)}")
-    if same:
-        parts.append(f"no detectable difference between {reference} and {', '.join(same)}{_more_seeds(same, against)}")
-    return "; ".join(parts) + "."
+def _learning_rate(
+    best: str, learned: Mapping[str, _Trained], cells: Sequence[Record], tuning: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """That all this holds at one learning rate, if none was sought or the best is at the edge of what was tried."""
+    rate = learned[best].setting.get("lr")
+    if not isinstance(rate, int | float) or isinstance(rate, bool):
+        return []
+    tuned = [found for found in tuning if "lr" in found.get("best", {})]
+    tried = sorted({c["lr"] for c in cells if c.get("lr") is not None and str(c["norm"]) in learned})
+    if tuned:
+        edge = any(found.get("norm") == best and "lr" in found.get("at_edge", ()) for found in tuned)
+    else:
+        edge = rate in (tried[0], tried[-1])
+    if not edge:
+        return []
+    why = "the edge of what was tried" if tuned or len(tried) > 1 else "not tuned"
+    return [f"This holds at this learning rate ({rate:g}, {why})."]
 
 
-def _seen_from(reference: str, c: Comparison) -> Comparison:
-    """The same comparison with `reference` as a."""
-    if c.a == reference:
-        return c
-    d = c.difference
-    turned = Interval(-d.mean, None if d.high is None else -d.high, None if d.low is None else -d.low, d.n)
-    effect = None if c.effect is None else -c.effect
-    return Comparison(c.b, c.a, turned, effect, c.p, c.p_corrected, c.detectable, c.seeds_needed)
+def _warnings(cells: Sequence[Record]) -> list[str]:
+    """What a reader has to know of trainings that did not end, norm by norm."""
+    found = []
+    norms = sorted({str(c["norm"]) for c in cells})
+    of_norm = {norm: [c for c in cells if str(c["norm"]) == norm] for norm in norms}
+    for status in ("diverged", "failed"):
+        for norm, own in of_norm.items():
+            if count := sum(c.get("status") == status for c in own):
+                found.append(f"{norm}: {count} of {len(own)} trainings {status}")
+    for norm, own in of_norm.items():
+        aside = [c for c in own if c.get("status") == "paused"]
+        if aside and not any(c.get("status") == "done" for c in own):
+            epochs = len(aside[-1].get("epochs") or ())
+            found.append(f"{norm}: set aside after {epochs} of {aside[-1].get('planned_epochs', '?')} epochs")
+    return found
 
 
-def _listing(norms: Sequence[str], against: Mapping[str, Comparison]) -> str:
-    return ", ".join(f"{n} (by {abs(against[n].difference.mean):.4f})" for n in norms)
-
-
-def _more_seeds(norms: Sequence[str], against: Mapping[str, Comparison]) -> str:
-    needed = {n: against[n].seeds_needed for n in norms if against[n].seeds_needed}
-    if not needed:
-        return ""
-    nearest = min(needed, key=lambda n: needed[n] or 0)
-    more = (needed[nearest] or 0) - against[nearest].difference.n
-    if more <= 0:
-        return ""
-    seeds = "seed" if more == 1 else "seeds"
-    return f" (about {more} more {seeds} would settle {nearest}, if the difference is as large as it looks)"
-
-
-def edge_warnings(tuning: Sequence[dict[str, Any]]) -> list[str]:
+def edge_warnings(tuning: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence for every optimum at the edge of its grid, where a better one may lie beyond."""
     return [
         f"{found['norm']}: the best {axis} found, {found['best'][axis]:g}, lies at the edge of what was tried"
         for found in tuning
         for axis in found["at_edge"]
     ]
+
+
+def _accuracy(cell: Record) -> float:
+    if cell.get("status", "done") != "done":
+        return math.nan
+    return _number_of(cell.get("test") or {}, "accuracy")
+
+
+def _validation(cell: Record) -> float:
+    epochs = cell.get("epochs")
+    return _number_of(epochs[-1], "val_accuracy") if epochs else math.nan
+
+
+def _number_of(record: Mapping[str, Any], name: str) -> float:
+    """A recorded number; NaN for what is missing, null or text."""
+    value = record.get(name)
+    return float(value) if isinstance(value, int | float | np.number) and not isinstance(value, bool) else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else -math.inf
+
+
+def _entry(norm: str) -> NormEntry:
+    """The entry of a norm's name, or an empty one for a name that this process does not have."""
+    try:
+        return describe(norm.partition(":")[0])
+    except UsageError:
+        return NormEntry(norm, norm, "", "")
+
+
+def _more(needed: tuple[str, int], seeds: int) -> str:
+    norm, total = needed
+    more = max(1, total - seeds)
+    return f"; about {more} more seed{'' if more == 1 else 's'} would tell {norm}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _score(found: Interval) -> str:
+    if found.low is None or found.high is None:
+        return _percent(found.mean)
+    return f"{_percent(found.mean)} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def _number(value: float) -> str:
+    return f"{100 * value:.1f}".replace("-", "−")
+
+
+def _points(difference: Interval) -> str:
+    text = f"{100 * difference.mean:+.1f} points"
+    if difference.low is not None and difference.high is not None:
+        text += f" [{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
+    return text.replace("-", "−")
+
+
+def _listed(names: Sequence[str], word: str = "and") -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"

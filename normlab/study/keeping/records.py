@@ -10,7 +10,7 @@ from typing import Any
 from normlab.errors import files
 from normlab.study.axes import AXES
 from normlab.study.keeping.store import NothingSelected, Store
-from normlab.study.verdict import edge_warnings, judge
+from normlab.study.verdict import edge_warnings, judge_results
 
 JSON, CSV = "results.json", "results.csv"
 METRICS = ("loss", "accuracy", "micro_f1", "macro_f1")
@@ -49,10 +49,11 @@ def collect(store: Store) -> dict[str, Any]:
     environment = {**facts, **_where(store, ids)}
     backends = sorted({c["backend"] for c in cells if c["backend"]})
     environment["backend"] = ", ".join(backends)
-    verdict = judge(cells, baseline=facts.get("baseline"), test_images=facts.get("test_images")).as_dict()
     tuning = environment.pop("tuning", [])
+    results = {"cells": cells, "environment": environment, "spec": spec, "tuning": tuning}
+    verdict = judge_results(results).as_dict()
     verdict["warnings"] += edge_warnings(tuning)
-    return {"cells": cells, "environment": environment, "spec": spec, "verdict": verdict, "tuning": tuning}
+    return {**results, "verdict": verdict}
 
 
 def _where(store: Store, ids: list[int]) -> dict[str, Any]:
