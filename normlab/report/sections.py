@@ -11,10 +11,11 @@ from normlab.report.evidence import accuracies, contenders, estimate
 from normlab.report.explained import explained_sections
 from normlab.report.figures import inside, results
 from normlab.report.figures.curves import curves
-from normlab.report.figures.parts import MOST_NORMS, Figure, Styles, Table, plus_minus
+from normlab.report.figures.parts import MOST_NORMS, Figure, Styles, Table, percent, plus_minus
 from normlab.report.layout import Group, Section
 from normlab.report.records import Cell, Study
 from normlab.study.plain import escaped
+from normlab.study.verdict import Verdict, in_points
 
 CURVES = (
     ("train_loss", "Training loss", False),
@@ -47,28 +48,36 @@ def build(study: Study) -> list[Section]:
 def _result(study: Study, chosen: Chosen, styles: Styles) -> Section:
     several = len(study.settings) > 1
     text = [
-        "Percent, mean ± 95 % interval over seeds. The norm on top did best on validation, so that the test split "
-        "judges a choice it had no part in. Train and validation are those of the last epoch."
+        "Percent, mean ± 95 % interval over seeds, of the trainings that learned. The norm on top is the one to use. "
+        "Train and validation are those of the last epoch."
     ]
     if several:
         text.append("Each norm runs at the setting that was best for it on validation.")
     if len(study.seeds) > 1:
         text.append(
-            "An interval is for one figure; whether two norms differ is decided on paired seeds and corrected for "
-            "all pairs, so intervals that just miss each other may still be no detectable difference."
+            "An interval beside a norm is for that figure alone. The differences below decide: their intervals hold "
+            "together, for all pairs of norms and at every number of seeds up to this one."
         )
     table = main_table(study, chosen)
     tables, more = [table], None
     if len(table.rows) > MOST_NORMS:
         tables = [replace(table, rows=table.rows[:MOST_NORMS])]
         more = (f"The other {len(table.rows) - MOST_NORMS} norms", replace(table, rows=table.rows[MOST_NORMS:]))
+    if study.judged.differences:
+        tables.append(_differences(study.judged))
     title = "Test accuracy, each norm at its best setting" if several else "Test accuracy"
+    judged = accuracies(study, contenders(study))
     return Section(
         "result",
         "Which norm",
         text,
         tables,
-        [Group("", [results.ranking(chosen, title, "ranking", styles)])],
+        [
+            Group(
+                "",
+                [results.ranking(chosen, title, "ranking", styles, scores=judged, floors=study.judged.floors)],
+            )
+        ],
         more=more,
     )
 
@@ -83,8 +92,22 @@ def main_table(study: Study, chosen: Chosen) -> Table:
         scores[0] = judged[norm]
         setting = [study.label(cells[0].setting)] if several else []
         rows.append([norm, *setting, str(len(cells)), *map(plus_minus, scores)])
+    blank = ["–"] * (len(COLUMNS) - 1)
+    rows += [[f"({n})", *(["–"] if several else []), "–", percent(v), *blank] for n, v in study.judged.floors.items()]
     header = ["norm", *(["best setting"] if several else []), "seeds", *[name for name, _ in COLUMNS]]
     return Table(header, rows)
+
+
+def _differences(judged: Verdict) -> Table:
+    """How far each norm is from the one to use, and what that is enough for."""
+    rows = []
+    for norm, found in judged.differences.items():
+        (c,) = (c for c in judged.comparisons if {c.a, c.b} == {judged.best, norm})
+        state = (
+            ("ahead" if found.mean > 0 else "behind") if c.detectable else "the same" if c.same else "not told apart"
+        )
+        rows.append([norm, in_points(found), state])
+    return Table(["norm", f"points from {judged.best} [simultaneous 95 % interval]", "verdict"], rows)
 
 
 def _settings(study: Study, chosen: Chosen, styles: Styles) -> Section | None:

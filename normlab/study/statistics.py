@@ -24,9 +24,9 @@ MOST_SEEDS = 50  # a difference that takes more is not worth settling
 RESOLUTION = 1e-3  # of accuracies whose number of images is not known
 
 # of the error of 5 %, what each look may spend, by its number of seeds; calibrated in benchmarks/verdicts
-_SPENT = {2: 0.002, 3: 0.02, 4: 0.012, 5: 0.010, 6: 0.008, 7: 0.007, 8: 0.006}
-_ALIKE, _OWN = 1000.0, 0.25  # degrees of freedom that the other norms lend: as good as all, or next to none
-_SCALES = np.linspace(-6.0, 2.0, 17)  # of the common spread, as logarithms relative to the largest variance
+_SPENT = {2: 1e-5, 3: 0.007, 4: 0.005, 5: 0.004}
+_ALIKE, _OWN = 8.0, 0.25  # degrees of freedom that the other norms lend: a good deal, or next to none
+_SCALES = np.linspace(-6.0, 2.0, 13)  # of the common spread, as logarithms relative to the largest variance
 _NEGLIGIBLE = 1e-6  # a weight that is not worth computing with
 _HALVINGS = 30  # of the logarithm of an interval's width
 _FEW = 3  # so few norms have nothing to lend each other
@@ -166,13 +166,28 @@ def compare_all(
     return found
 
 
+def told_apart(runs: Array) -> NDArray[np.bool_]:
+    """Which pairs of norms `compare_all` tells apart in many studies at once: (studies, pairs).
+
+    `runs` (studies, norms, seeds) are accuracies; the pairs are in the order of `itertools.combinations`.
+    """
+    studies, norms, seeds = runs.shape
+    a, b = _pairs(norms)
+    found = np.zeros((studies, a.size), dtype=bool)
+    for look in _looks(seeds):
+        means, spreads = _fit([runs[:, i, :look] for i in range(norms)], RESOLUTION)
+        alpha = 1 - (1 - spent(look)) ** (1 / a.size)
+        found |= spreads.tail(a, b, np.abs(means[:, a] - means[:, b])) < alpha
+    return found
+
+
 def spent(look: int) -> float:
     """How much of the error the look at so many seeds may spend."""
-    return _SPENT.get(look, 0.05 / look if look > max(_SPENT) else 0.0)
+    return _SPENT.get(look, 0.02 / look if look > max(_SPENT) else 0.0)
 
 
 def seeds_needed(
-    values: Mapping[str, Sequence[float]], a: str, b: str, *, resolution: float = RESOLUTION, draws: int = 200
+    values: Mapping[str, Sequence[float]], a: str, b: str, *, resolution: float = RESOLUTION, draws: int = 100
 ) -> int | None:
     """How many seeds in all tell two norms apart with a probability of 80 %, by simulation from what is known.
 
@@ -330,5 +345,5 @@ def _coarse(now: int) -> list[int]:
     found, n = [], now + 1
     while n <= MOST_SEEDS:
         found.append(n)
-        n += max(1, (n - now) // 2)
+        n += max(1, (n - now) // 2 + 1)
     return found

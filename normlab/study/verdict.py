@@ -276,7 +276,7 @@ class _Case:
         over = f"{seeds} seed{'' if seeds == 1 else 's'}"
         score = f"{_score(accuracy)} test accuracy over {over}"
         undecided = [n for n in seen if n in self.best_set and n not in alike and n not in avoid]
-        open_ = [f"{norm} ({_points(seen[norm].difference.negated)})" for norm in undecided]
+        open_ = [f"{norm} ({in_points(seen[norm].difference.negated, ' points')})" for norm in undecided]
         if not self.beats_floors(best):
             name, floor = max(self.floors.items(), key=lambda item: item[1])
             return [
@@ -330,11 +330,7 @@ class _Case:
         if baseline is None or baseline == best or baseline not in self.learned:
             return []
         seen = self.seen_from(baseline)
-        said = [
-            f"{c.b} is {_points(c.difference.negated)} {'ahead' if c.difference.mean < 0 else 'behind'}"
-            for c in seen
-            if c.detectable
-        ]
+        said = [f"{c.b} {in_points(c.difference.negated, ' points')}" for c in seen if c.detectable]
         level = [c.b for c in seen if not c.detectable]
         if level:
             said.append(f"{_listed(level)} {'is' if len(level) == 1 else 'are'} not told from it")
@@ -390,8 +386,9 @@ def _learned(values: Sequence[float], trivial: float | None, test_images: int | 
 def _behind(
     comparisons: Sequence[Comparison], failures: Mapping[str, tuple[int, int]], norms: Sequence[str]
 ) -> list[str]:
-    """The norms that some other is surely better than, or that never learned where all the others always did."""
-    worse = {c.b if c.difference.mean > 0 else c.a for c in comparisons if c.detectable}
+    """The norms that some sound one is surely better than, or that never learned where all the others always did."""
+    pairs = ((c.a, c.b) if c.difference.mean > 0 else (c.b, c.a) for c in comparisons if c.detectable)
+    worse = {norm for better, norm in pairs if _excess(failures, better) < _OFTEN}
     failing = [norm for norm, (failed, _) in failures.items() if failed]
     if len(failing) == 1 and len(failures) > 1 and failures[failing[0]][0] == failures[failing[0]][1] >= 3:
         worse.add(failing[0])
@@ -436,7 +433,9 @@ def _nothing_learned(
     if not started:
         return "No verdict: no cell has finished."
     epoch = min(len(c["epochs"]) for c in started)
-    leader = max(started, key=lambda c: (_number_of(c["epochs"][epoch - 1], "val_accuracy"), str(c["norm"])))
+    if not any(math.isfinite(_number_of(c["epochs"][epoch - 1], "val_accuracy")) for c in started):
+        return "No verdict: no cell has finished."
+    leader = max(started, key=lambda c: (_finite(c["epochs"][epoch - 1], "val_accuracy"), str(c["norm"])))
     planned = leader.get("planned_epochs") or max(len(c["epochs"]) for c in started)
     return (
         f"No verdict yet: no cell has finished. After epoch {epoch} of {planned}, {leader['norm']} has the highest "
@@ -507,6 +506,12 @@ def _number_of(record: Mapping[str, Any], name: str) -> float:
     return float(value) if isinstance(value, int | float | np.number) and not isinstance(value, bool) else math.nan
 
 
+def _finite(record: Mapping[str, Any], name: str) -> float:
+    """The same number, less than all others where it is none."""
+    value = _number_of(record, name)
+    return value if math.isfinite(value) else -math.inf
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else -math.inf
 
@@ -539,11 +544,16 @@ def _number(value: float) -> str:
     return f"{100 * value:.1f}".replace("-", "−")
 
 
-def _points(difference: Interval) -> str:
-    text = f"{100 * difference.mean:+.1f} points"
+def in_points(difference: Interval, unit: str = "") -> str:
+    """A difference of accuracies in percentage points, with its interval: `−22.8 [−31.0, −15.0]`."""
+    text = f"{100 * difference.mean:+.1f}{unit}"
     if difference.low is not None and difference.high is not None:
         text += f" [{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
     return text.replace("-", "−")
+
+
+def _points(difference: Interval) -> str:
+    return in_points(difference, " points")
 
 
 def _listed(names: Sequence[str], word: str = "and") -> str:

@@ -43,7 +43,7 @@ def test_charts_are_valid_vega_lite() -> None:
 def test_markdown_has_verdict_warnings_and_tables(tmp_path: Path) -> None:
     text = write(study_in(tmp_path, norms=["bn", HOSTILE, "a|b"], seeds=1, epochs=2), "md").read_text()
     assert text.startswith("# ")
-    assert "One seed: no interval" in text
+    assert "one seed has no interval" in text
     assert "> **Warning:** Every norm was trained with a single seed" in text
     assert re.search(r"^\| bn \| 1 \| \d\d\.\d \|", text, re.M)
     assert "a\\|b" in text

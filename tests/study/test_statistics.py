@@ -1,8 +1,10 @@
-"""Statistics against SciPy, and against what they promise: simulated studies by the thousand."""
+"""Statistics against SciPy, and against what they promise: simulated studies by the hundred."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,159 +12,156 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from normlab.study.statistics import compare_all, holm, interval, seeds_needed
+from normlab.study.statistics import compare_all, interval, mean_intervals, seeds_needed, spent, told_apart
 
-STUDIES = 2000
+shares = st.floats(0, 1, allow_nan=False)
+
+
+def study(
+    rng: np.random.Generator, seeds: int, means: Sequence[float], spreads: Sequence[float]
+) -> dict[str, list[float]]:
+    """Accuracies of norms a, b, c ... with these means and standard deviations."""
+    drawn = np.clip(rng.normal(np.array(means)[:, None], np.array(spreads)[:, None], (len(means), seeds)), 0, 1)
+    return {chr(ord("a") + i): row.tolist() for i, row in enumerate(drawn)}
 
 
 def test_the_interval_is_that_of_scipy() -> None:
     x = np.random.default_rng(0).normal(0.9, 0.02, 7)
     expected = stats.t.interval(0.95, 6, loc=x.mean(), scale=stats.sem(x))
-    found = interval(x.tolist())
+    found = interval([*x.tolist(), math.nan])
     assert (found.low, found.high) == pytest.approx(expected)
     assert (found.mean, found.n) == (pytest.approx(x.mean()), 7)
+    assert found.half_width == pytest.approx((expected[1] - expected[0]) / 2)
 
 
-def test_the_bootstrap_is_that_of_scipy() -> None:
-    x = np.random.default_rng(1).exponential(1, 25)
-    expected = stats.bootstrap((x,), np.mean, method="BCa", n_resamples=4999, rng=np.random.default_rng(5))
-    found = interval(x.tolist(), method="bootstrap")
-    assert found.low == pytest.approx(expected.confidence_interval.low, abs=0.03)
-    assert found.high == pytest.approx(expected.confidence_interval.high, abs=0.03)
-    assert found.mean - found.low != pytest.approx(found.high - found.mean), "skewed data, skewed interval"
+def test_the_interval_of_a_further_run_is_wider_by_that_run() -> None:
+    x = [0.7, 0.73, 0.71, 0.72]
+    reach = stats.t.ppf(0.975, 3) * math.sqrt(np.var(x, ddof=1) * (1 + 1 / 4) + 0.01**2)
+    assert interval(x, sampling=0.01**2).half_width == pytest.approx(reach)
 
 
 def test_one_seed_has_no_interval() -> None:
     found = interval([0.9])
     assert (found.mean, found.low, found.high, found.n) == (0.9, None, None, 1)
-    (pair,) = compare_all({"a": {0: 0.9}, "b": {0: 0.1}})
-    assert (pair.p, pair.p_corrected, pair.effect, pair.seeds_needed, pair.detectable) == (
-        None,
-        None,
-        None,
-        None,
-        False,
-    )
+    assert math.isnan(found.half_width)
+    assert math.isnan(interval([]).mean)
+    (pair,) = compare_all({"a": [0.9], "b": [0.1, 0.1, 0.1]})
+    assert (pair.difference.low, pair.error, pair.detectable, pair.same) == (None, None, False, False)
 
 
-def test_no_values_are_told() -> None:
-    with pytest.raises(ValueError, match="no values"):
-        interval([])
-
-
-def test_the_comparison_is_scipys_paired_t_test() -> None:
+def test_two_norms_looked_at_once_are_compared_as_welch_does() -> None:
     rng = np.random.default_rng(2)
-    a, b = rng.normal(0.8, 0.1, 6), rng.normal(0.7, 0.1, 6)
-    (pair,) = compare_all({"a": dict(enumerate(a)), "b": dict(enumerate(b))})
-    expected = stats.ttest_rel(a, b)
-    assert pair.p == pytest.approx(expected.pvalue)
-    assert pair.difference.mean == pytest.approx((a - b).mean())
-    low, high = expected.confidence_interval()
-    assert (pair.difference.low, pair.difference.high) == pytest.approx((low, high))
-    assert pair.effect == pytest.approx((a - b).mean() / (a - b).std(ddof=1))
+    a, b = rng.normal(0.8, 0.1, 6), rng.normal(0.7, 0.02, 4)
+    (pair,) = compare_all({"a": a.tolist(), "b": b.tolist()}, looks=False)
+    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    assert (pair.difference.low, pair.difference.high) == pytest.approx((expected.low, expected.high))
+    turned = pair.seen_from("b")
+    assert (turned.a, turned.difference.low) == ("b", pytest.approx(-expected.high))
 
 
-def test_only_seeds_that_both_have_are_compared() -> None:
-    (pair,) = compare_all({"a": {0: 0.5, 1: 0.6, 2: 0.9}, "b": {1: 0.5, 2: 0.7, 3: 0.1}})
-    assert pair.difference.n == 2
-    assert pair.difference.mean == pytest.approx(0.15)
-    assert compare_all({"a": {0: 0.5}, "b": {1: 0.5}}) == []
+def test_equal_values_of_a_few_seeds_prove_no_certainty() -> None:
+    found = interval([0.9, 0.9, 0.9], resolution=1 / 100)
+    assert found.half_width > 0.001
+    (close,) = compare_all({"a": [0.9, 0.9], "b": [0.91, 0.91]}, resolution=1 / 100)
+    assert not close.detectable
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_by_its_definition(p_values: list[float]) -> None:
-    ordered = sorted(p_values)
-    m = len(p_values)
-    expected = {p: min(1.0, max((m - j) * q for j, q in enumerate(ordered[: ordered.index(p) + 1]))) for p in p_values}
-    for p, adjusted in zip(p_values, holm(p_values), strict=True):
-        assert p <= adjusted <= 1
-        assert adjusted >= expected[p] - 1e-12
-    assert min(holm(p_values)) == pytest.approx(min(1.0, m * ordered[0]))
+def test_norms_that_differ_by_less_than_matters_are_the_same_and_not_undetected() -> None:
+    near = {"a": [0.9, 0.901, 0.9, 0.899, 0.9], "b": [0.9, 0.9, 0.901, 0.9, 0.899]}
+    assert compare_all(near, matters=0.01)[0].same
+    assert not compare_all(near, matters=1e-5)[0].same
+    assert not compare_all({"a": [0.9, 0.8, 0.7], "b": [0.9, 0.7, 0.8]}, matters=0.01)[0].same
 
 
-def test_holm_on_the_textbook_example() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+def test_the_error_of_all_looks_together_is_what_is_spent() -> None:
+    assert spent(1) == 0
+    assert all(spent(n) > 0 for n in range(2, 60))
 
 
-def test_seeds_needed_is_where_the_simulated_power_reaches_80_percent() -> None:
-    n = seeds_needed(0.01, 0.01)
-    assert n is not None
-    rng = np.random.default_rng(3)
-
-    def power(seeds: int) -> float:
-        d = rng.normal(0.01, 0.01, (4000, seeds))
-        return float((stats.ttest_1samp(d, 0, axis=1).pvalue <= 0.05).mean())
-
-    assert power(n) > 0.78
-    assert power(n - 2) < 0.78
-    assert seeds_needed(0.01, 0.01, comparisons=21) > n  # type: ignore[operator]
+# A paired t test at every number of seeds was wrong in 22 % of studies whose norms are all the same.
+@pytest.mark.parametrize("spreads", [[0.015] * 5, [0.015] * 4 + [0.15], [0.015, 0.015, 0.045, 0.045, 0.045]])
+def test_equal_norms_are_rarely_told_apart_however_often_one_looks(spreads: list[float]) -> None:
+    rng, studies = np.random.default_rng(5), 300
+    runs = np.clip(rng.normal(0.85, np.array(spreads)[:, None], (studies, 5, 8)), 0, 1)
+    wrong = told_apart(runs).any(axis=1)
+    assert wrong.sum() <= stats.binom.ppf(0.99, studies, 0.05)
+    for one in (*np.flatnonzero(wrong)[:2], *np.flatnonzero(~wrong)[:2]):
+        pairs = compare_all(dict(zip("abcde", runs[one].tolist(), strict=True)))
+        assert any(c.detectable for c in pairs) == wrong[one]
 
 
-def test_a_difference_that_is_not_there_takes_for_ever() -> None:
-    assert seeds_needed(0.0, 0.1) is None
-    assert seeds_needed(1e-6, 0.1) is None
+# With Holm's correction of paired t tests three seeds named a norm in 18 % of studies, five points at 1.5 in fewer.
+def test_a_norm_far_behind_is_found_with_three_seeds() -> None:
+    rng = np.random.default_rng(6)
+    runs = rng.normal(np.array([0.95, 0.94, 0.93, 0.92, 0.8])[:, None], 0.015, (200, 5, 3))
+    assert told_apart(runs)[:, 3].mean() >= 0.8  # the fourth pair is the best and the worst
 
 
-def test_equal_values_of_two_seeds_are_not_certainty() -> None:
-    values = {"a": {0: 0.90, 1: 0.90}, "b": {0: 0.89, 1: 0.89}}
-    (exact,) = compare_all(values)
-    assert exact.p == 0
-    (measured,) = compare_all(values, resolution=1 / 100)
-    assert measured.p is not None
-    assert measured.p > 0.05
-    assert measured.difference.low is not None
-    assert measured.difference.low < 0
+def test_the_intervals_of_means_cover_and_stay_within_what_an_accuracy_can_be() -> None:
+    rng, studies, covered = np.random.default_rng(7), 100, np.zeros(5)
+    means, spreads = [0.95, 0.9, 0.85, 0.6, 0.3], [0.01, 0.015, 0.02, 0.04, 0.04]
+    for _ in range(studies):
+        found = mean_intervals(study(rng, 3, means, spreads))
+        for i, (mean, each) in enumerate(zip(means, found.values(), strict=True)):
+            assert each.low is not None
+            assert each.high is not None
+            assert 0 <= each.low <= each.mean <= each.high <= 1
+            covered[i] += each.low <= mean <= each.high
+    assert covered.min() >= stats.binom.ppf(0.0005, studies, 0.95)
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
-def test_the_interval_covers_the_truth_in_95_of_100_studies(seeds: int) -> None:
-    rng = np.random.default_rng(seeds)
-    truth = 0.85
-    # what a seed does to all norms is large, what it does to one is small: that is why differences are paired
-    covered = 0
-    for _ in range(STUDIES):
-        shared = rng.normal(0, 0.02, seeds)
-        a = truth + shared + rng.normal(0, 0.005, seeds)
-        b = truth - 0.01 + shared + rng.normal(0, 0.005, seeds)
-        (pair,) = compare_all({"a": dict(enumerate(a)), "b": dict(enumerate(b))})
-        assert pair.difference.low is not None
-        assert pair.difference.high is not None
-        covered += pair.difference.low <= 0.01 <= pair.difference.high
-    assert 0.93 <= covered / STUDIES <= 0.97
-
-
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_equal_norms_are_told_apart_in_at_most_5_of_100_studies(seeds: int) -> None:
-    rng = np.random.default_rng(40 + seeds)
-    images = 1000
-    wrong = naive = 0
-    for _ in range(STUDIES):
-        shared = rng.normal(0, 0.02, seeds)
-        accuracy = np.clip(0.85 + shared + rng.normal(0, 0.01, (7, seeds)), 0, 1)
-        accuracy = np.round(accuracy * images) / images
-        pairs = compare_all(
-            {f"norm{i}": dict(enumerate(values)) for i, values in enumerate(accuracy)}, resolution=1 / images
-        )
-        wrong += any(pair.detectable for pair in pairs)
-        naive += any(pair.p is not None and pair.p <= 0.05 for pair in pairs)
-    assert wrong / STUDIES <= 0.05
-    assert naive / STUDIES > 0.2, "without a correction it would be many more: the simulation can fail"
-
-
-def test_differences_that_are_there_are_found() -> None:
+# Adding a seed used to turn answers off.
+def test_what_a_look_has_shown_the_next_does_not_take_back() -> None:
     rng = np.random.default_rng(8)
-    found = 0
-    for _ in range(200):
-        shared = rng.normal(0, 0.02, 5)
-        values = {
-            name: 0.8 + shift + shared + rng.normal(0, 0.004, 5) for name, shift in (("a", 0.05), ("b", 0), ("c", 0))
-        }
-        pairs = compare_all({name: dict(enumerate(v)) for name, v in values.items()})
-        found += any({p.a, p.b} == {"a", "b"} and p.detectable for p in pairs)
-    assert found > 180
+    values = study(rng, 9, [0.9, 0.88, 0.85, 0.8], [0.015] * 4)
+    told: set[frozenset[str]] = set()
+    for seeds in range(2, 10):
+        pairs = compare_all({norm: v[:seeds] for norm, v in values.items()})
+        now = {frozenset((c.a, c.b)) for c in pairs if c.detectable}
+        assert told <= now
+        told = now
+    assert told
 
 
-def test_an_interval_prints_itself() -> None:
-    assert str(interval([0.5])) == "0.5000"
-    assert str(interval([0.4, 0.6])).startswith("0.5000 [")
-    assert math.isfinite(interval([0.5, 0.5]).low or math.nan)
+# "About n more seeds" gave 49 to 71 % instead of 80: it took the measured difference for the true one.
+@pytest.mark.slow
+def test_as_many_seeds_as_are_said_to_be_needed_tell_norms_apart_in_four_of_five_studies() -> None:
+    rng, told = np.random.default_rng(9), []
+    for _ in range(100):
+        means = [0.9, *(0.9 - rng.uniform(0.005, 0.06, 3))]
+        values = study(rng, 40, means, [0.015] * 4)
+        now = {norm: v[:3] for norm, v in values.items()}
+        order = sorted(now, key=lambda norm: -float(np.mean(now[norm])))
+        if any(c.detectable and {c.a, c.b} == set(order[:2]) for c in compare_all(now)):
+            continue
+        needed = seeds_needed(now, *order[:2])
+        if needed is not None and needed <= 40:
+            later = compare_all({norm: v[:needed] for norm, v in values.items()})
+            told.append(any(c.detectable and {c.a, c.b} == set(order[:2]) for c in later))
+    assert len(told) >= 15
+    assert 0.6 <= np.mean(told) <= 0.97
+
+
+def test_seeds_needed_is_the_same_at_every_call_and_none_where_it_is_hopeless() -> None:
+    rng = np.random.default_rng(10)
+    values = study(rng, 3, [0.9, 0.86, 0.8, 0.7], [0.03] * 4)
+    assert seeds_needed(values, "a", "c") == seeds_needed(values, "a", "c")
+    assert seeds_needed({"a": [0.9, 0.91, 0.92], "b": [0.92, 0.91, 0.9]}, "a", "b") is None
+    assert seeds_needed({"a": [0.9], "b": [0.1, 0.2]}, "a", "b") is None
+
+
+@given(st.lists(st.lists(shares | st.just(math.nan), max_size=5), max_size=6))
+def test_whatever_comes_the_comparisons_are_sound(given_values: list[list[float]]) -> None:
+    values = {f"n{i}": v for i, v in enumerate(given_values)}
+    pairs = compare_all(values, matters=0.01)
+    known = [norm for norm, v in values.items() if any(math.isfinite(x) for x in v)]
+    assert [(c.a, c.b) for c in pairs] == list(itertools.combinations(known, 2))
+    for c in pairs:
+        assert not (c.detectable and c.same)
+        if c.difference.low is not None and c.difference.high is not None:
+            assert -1 <= c.difference.low <= c.difference.mean <= c.difference.high <= 1
+            if c.detectable:
+                assert c.difference.low > 0 or c.difference.high < 0
+    for found in mean_intervals(values).values():
+        assert 0 <= found.mean <= 1
+        assert found.low is None or found.high is None or 0 <= found.low <= found.mean <= found.high <= 1

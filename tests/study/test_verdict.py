@@ -1,12 +1,17 @@
-"""Verdicts: what is said of which evidence."""
+"""Verdicts: what is said of which evidence, and that it is said once."""
 
 from __future__ import annotations
 
+import json
+import random
 from typing import Any
 
 import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from normlab.study.verdict import judge
+from normlab.study.verdict import Verdict, judge, judge_results
 
 
 def record(norm: str, seed: int, val: float, test: float | None = None, **changes: Any) -> dict[str, Any]:
@@ -34,28 +39,85 @@ def cells(levels: dict[str, float], seeds: int = 5, noise: float = 0.002) -> lis
     return [record(norm, seed, level + rng.normal(0, noise)) for seed in range(seeds) for norm, level in levels.items()]
 
 
-def test_a_clear_winner_is_named_with_its_interval() -> None:
+def bare(values: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Cells with no more than a verdict needs."""
+    return [
+        {"norm": n, "seed": s, "status": "done", "test": {"accuracy": v}, "epochs": [{"val_accuracy": v}]}
+        for n, of_norm in values.items()
+        for s, v in enumerate(of_norm)
+    ]
+
+
+def test_a_clear_winner_is_an_action_with_its_intervals() -> None:
     verdict = judge(cells({"bn": 0.9, "none": 0.8, "in": 0.7}))
-    assert verdict.best == "bn"
-    assert verdict.seeds == 5
-    assert "bn is better than none (by 0.099" in verdict.sentence
-    assert "over 5 seeds" in verdict.sentence
-    assert "no detectable difference" not in verdict.sentence
+    assert (verdict.best, verdict.best_set, verdict.behind, verdict.seeds) == ("bn", ["bn"], ["none", "in"], 5)
+    assert verdict.sentence.startswith("Use bn: 89.9 % [")
+    assert "test accuracy over 5 seeds. Avoid none (−9.9 points [−10." in verdict.sentence
+    assert str(verdict) == verdict.sentence
+    found = verdict.differences["in"]
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < -0.2 < found.high < 0
 
 
-def test_no_detectable_difference_is_a_verdict_and_says_what_would_settle_it() -> None:
-    verdict = judge(cells({"bn": 0.9, "gn": 0.89}, seeds=3, noise=0.01))
-    assert "no detectable difference between" in verdict.sentence
-    assert "more seed" in verdict.sentence
+# A layer norm that was 22.8 points [14.8, 30.8] behind over three seeds made "no norm is surely behind".
+def test_three_seeds_name_what_is_far_behind() -> None:
+    verdict = judge(
+        bare(
+            {
+                "bn": [0.959, 0.952, 0.967],
+                "gn": [0.86, 0.87, 0.85],
+                "ln": [0.74, 0.69, 0.75],
+                "in": [0.88, 0.9, 0.87],
+                "none": [0.65, 0.45, 0.78],
+            }
+        )
+    )
+    assert "ln" in verdict.behind
+    assert verdict.best_set[0] == "bn"
+    assert "none" in verdict.sentence
+
+
+def test_what_does_not_matter_is_the_same_and_the_usual_and_cheaper_norm_is_preferred() -> None:
+    rows = cells({"bin": 0.9, "bn": 0.9, "ln": 0.6}, noise=0.0003)
+    for cell in rows:
+        cell["epochs"][0]["seconds"] = {"bn": 3.0, "bin": 4.0, "ln": 3.5}[cell["norm"]]
+    verdict = judge(rows)
+    assert (verdict.best, verdict.best_set) == ("bn", ["bn", "bin"])
+    assert verdict.sentence.startswith("Use bn or bin (no difference that matters: within 0.")
+    assert "Prefer bn: cheapest, standard; " in verdict.sentence
+    assert "Avoid ln (" in verdict.sentence
+    assert "not told apart" in judge(rows, matters=1e-6).sentence
+
+
+def test_small_batches_prefer_what_does_not_depend_on_them() -> None:
+    rows = cells({"bn": 0.9, "gn": 0.9}, noise=0.0003)
+    assert judge(rows).best == "bn"
+    verdict = judge([{**cell, "batch_size": 4} for cell in rows])
+    assert verdict.best == "gn"
+    assert "Prefer gn: it does not depend on the batch" in verdict.sentence
+
+
+def test_an_open_question_is_said_with_what_would_settle_it() -> None:
+    verdict = judge(
+        bare({"bn": [0.93, 0.95, 0.97], "gn": [0.84, 0.9, 0.87], "in": [0.6, 0.61, 0.62], "ln": [0.5, 0.55, 0.6]})
+    )
+    assert "Not told from bn yet: gn (−" in verdict.sentence
+    assert " more seed" in verdict.sentence
+    (pair,) = (c for c in verdict.comparisons if {c.a, c.b} == {"bn", "gn"})
+    assert pair.seeds_needed is not None
+    assert pair.seeds_needed > 3
 
 
 def test_one_seed_has_no_interval_and_says_so() -> None:
     verdict = judge(cells({"bn": 0.9, "gn": 0.5}, seeds=1))
-    assert "one seed" in verdict.sentence
+    assert "one seed has no interval" in verdict.sentence
+    assert "Run three seeds or more" in verdict.sentence
     assert "[" not in verdict.sentence
+    assert (verdict.behind, set(verdict.best_set)) == ([], {"bn", "gn"})
 
 
-def test_validation_chooses_and_the_test_split_measures() -> None:
+def test_validation_chooses_the_setting_and_the_test_split_measures() -> None:
     chosen = [record("bn", s, val=0.9, test=0.5, lr=0.1) for s in range(3)]
     tempting = [record("bn", s, val=0.6, test=0.99, lr=0.01) for s in range(3)]
     verdict = judge([*chosen, *tempting])
@@ -63,24 +125,88 @@ def test_validation_chooses_and_the_test_split_measures() -> None:
     assert verdict.intervals["bn"].mean == 0.5
 
 
-def test_a_baseline_takes_the_place_of_the_best() -> None:
+def test_a_baseline_is_compared_with_everybody() -> None:
     verdict = judge(cells({"bn": 0.9, "none": 0.8, "in": 0.7}), baseline="none")
     assert verdict.best == "bn"
-    assert "none is better than in" in verdict.sentence
-    assert "none is worse than bn" in verdict.sentence
+    assert "Against the baseline none: bn +9.9 points [9." in verdict.sentence
+    assert "; in −10." in verdict.sentence
+    assert "baseline" not in judge(cells({"bn": 0.9, "none": 0.8}), baseline="bn").sentence
 
 
-def test_a_norm_that_diverged_is_told_and_not_recommended() -> None:
+def test_failures_are_a_rate_of_their_own_and_no_outliers_of_the_mean() -> None:
+    values = {"bn": [0.9, 0.91, 0.9], "gn": [0.9, 0.9, 0.91], "none": [0.1, 0.89, 0.1], "ln": [0.7, 0.71, 0.7]}
+    for floors in ({"chance": 0.1}, None):
+        verdict = judge(bare(values), floors=floors)
+        assert verdict.failures["none"] == (2, 3)
+        assert "none (failed to learn in 2 of 3 seeds)" in verdict.sentence
+        assert verdict.avoid["none"] == "failed to learn in 2 of 3 seeds"
+        assert "none" not in verdict.best_set
+        assert verdict.behind == ["ln"]
+        assert verdict.intervals["none"].mean == pytest.approx(0.89)
+
+
+def test_a_norm_that_diverged_is_not_recommended() -> None:
     rows = cells({"bn": 0.8, "none": 0.9}, seeds=3)
     rows[1] = record("none", 0, 0.9, status="diverged", epochs=[], test=None)
     verdict = judge(rows)
     assert verdict.best == "bn"
+    assert "none (failed to learn in 1 of 3 seeds)" in verdict.sentence
     assert "none: 1 of 3 trainings diverged" in verdict.warnings
+    never = [record("none", s, 0, status="diverged", epochs=[], test=None) for s in range(3)]
+    assert judge([*cells({"bn": 0.8}, seeds=3), *never]).behind == ["none"]
 
 
-def test_failures_are_told() -> None:
+def test_failures_of_the_machine_are_warned_of() -> None:
     rows = [*cells({"bn": 0.8, "gn": 0.7}, seeds=2), record("in", 0, 0, status="failed", epochs=[], test=None)]
     assert judge(rows).warnings == ["in: 1 of 1 trainings failed"]
+
+
+def test_a_floor_is_under_every_claim() -> None:
+    floors = {"chance": 0.1, "largest class": 0.2, "linear classifier": 0.85}
+    rows = cells({"bn": 0.9, "ln": 0.8, "none": 0.2}, seeds=3)
+    verdict = judge(rows, floors=floors)
+    assert "no better than a linear classifier on the pixels, 85.0 %" in verdict.avoid["ln"]
+    assert verdict.failures["none"] == (3, 3)
+    assert verdict.floors == floors
+    below = judge(cells({"bn": 0.7, "ln": 0.6}, seeds=3), floors=floors)
+    assert below.sentence.startswith("No verdict: nothing learned; bn comes first with 70.")
+    assert "linear classifier (85.0 %)" in below.sentence
+    nothing = judge(cells({"bn": 0.2, "ln": 0.19}, seeds=3), floors=floors)
+    assert nothing.sentence.startswith("No verdict: nothing learned (no better than 20.0 %")
+    assert "Try " in nothing.sentence
+    assert nothing.best is None
+    assert nothing.intervals.keys() == {"bn", "ln"}
+
+
+def test_the_learning_rate_is_part_of_the_claim() -> None:
+    rows = cells({"bn": 0.9, "ln": 0.5})
+    assert judge(rows).sentence.endswith("This holds at this learning rate (0.1, not tuned).")
+    grid = [
+        {**cell, "lr": lr, "epochs": [{"val_accuracy": 0.9 - abs(lr - 0.1)}]}
+        for cell in rows
+        for lr in (0.01, 0.1, 0.3)
+    ]
+    assert "learning rate" not in judge(grid).sentence
+    edge = judge([cell for cell in grid if cell["lr"] < 0.2])
+    assert edge.sentence.endswith("This holds at this learning rate (0.1, the edge of what was tried).")
+    tuned = [{"norm": "bn", "best": {"lr": 0.1}, "at_edge": []}]
+    assert "learning rate" not in judge(rows, tuning=tuned).sentence
+    assert "learning rate" not in judge(bare({"bn": [0.9] * 3, "ln": [0.5] * 3})).sentence
+
+
+# The norm that looks best of equal ones was flattered by as much as chance had chosen it.
+def test_the_accuracy_of_the_norm_to_use_is_corrected_for_being_chosen() -> None:
+    rng, raw, corrected = np.random.default_rng(3), [], []
+    for _ in range(30):
+        drawn = rng.normal(0.85, 0.015, (5, 3))
+        drawn = drawn[np.argsort(-drawn.mean(axis=1))]  # bn, which is preferred, is also the best by chance
+        verdict = judge(bare(dict(zip(("bn", "gn", "ln", "in", "bin"), drawn.tolist(), strict=True))))
+        assert verdict.best == "bn"
+        assert verdict.accuracy is not None
+        raw.append(verdict.intervals["bn"].mean - 0.85)
+        corrected.append(verdict.accuracy.mean - 0.85)
+    assert np.mean(raw) > 0.007
+    assert abs(np.mean(corrected)) < 0.5 * np.mean(raw)
 
 
 def test_nothing_finished_is_no_verdict() -> None:
@@ -93,3 +219,77 @@ def test_nothing_finished_is_no_verdict() -> None:
 
 def test_one_norm_alone_is_compared_with_nothing() -> None:
     assert "nothing to compare" in judge(cells({"bn": 0.9})).sentence
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_equal_values_are_judged(level: float) -> None:
+    verdict = judge(bare({"bn": [level] * 3, "gn": [level] * 3, "ln": [level] * 3, "in": [level] * 2}))
+    assert verdict.behind == []
+    assert verdict.best == "bn"
+    for found in verdict.intervals.values():
+        assert found.low is not None
+        assert found.high is not None
+        assert 0 <= found.low <= level <= found.high <= 1
+
+
+def test_neither_the_order_of_cells_nor_a_norm_far_behind_changes_the_recommendation() -> None:
+    rng, changed = np.random.default_rng(4), 0
+    for study in range(12):
+        levels = zip(("bn", "bin", "gn", "ln", "none"), rng.normal([0.95, 0.95, 0.9, 0.7, 0.4], 0.01), strict=True)
+        rows = bare({norm: rng.normal(level, 0.012, 3).tolist() for norm, level in levels})
+        verdict = judge(rows)
+        mixed = list(rows)
+        random.Random(study).shuffle(mixed)
+        assert judge(mixed) == verdict
+        without = judge([cell for cell in rows if cell["norm"] != "none"])
+        changed += without.best != verdict.best
+    assert changed <= 1
+
+
+_VALUES = st.one_of(st.floats(0, 1), st.just(float("nan")), st.none())
+_CELLS = st.lists(
+    st.builds(
+        lambda norm, seed, status, value, extra: {
+            "norm": norm,
+            "seed": seed,
+            "status": status,
+            "test": None if value is None else {"accuracy": value},
+            "epochs": () if value is None else ({"val_accuracy": value},),
+            **extra,
+        },
+        st.sampled_from(["bn", "gn", "ln", "in", "mine"]),
+        st.integers(0, 4),
+        st.sampled_from(["done", "done", "done", "diverged", "failed", "paused", "running"]),
+        _VALUES,
+        st.sampled_from([{}, {"lr": 0.1}, {"lr": 0.2, "batch_size": 4}]),
+    ),
+    max_size=16,
+)
+
+
+@settings(max_examples=40)
+@given(_CELLS, st.sampled_from([None, {"chance": 0.1}, {"chance": 0.1, "linear classifier": 0.4}]))
+def test_whatever_the_cells_are_there_is_a_sentence_and_intervals_stay_within_bounds(
+    rows: list[dict[str, Any]], floors: dict[str, float] | None
+) -> None:
+    verdict = judge(rows, floors=floors)
+    assert verdict.sentence.endswith((".", ")"))
+    assert "nan" not in verdict.sentence.replace("nano", "")
+    assert "inf" not in verdict.sentence
+    assert judge(rows[::-1], floors=floors).sentence == verdict.sentence
+    assert not set(verdict.best_set) & set(verdict.behind)
+    assert verdict.best is None or verdict.best in verdict.best_set
+    for found in (*verdict.intervals.values(), *([verdict.accuracy] if verdict.accuracy else [])):
+        assert found.low is None or found.high is None or 0 <= found.low <= found.high <= 1
+    for found in verdict.differences.values():
+        assert found.low is None or found.high is None or -1 <= found.low <= found.high <= 1
+    json.dumps(verdict.as_dict())
+
+
+def test_a_document_brings_what_its_environment_says() -> None:
+    rows = cells({"bn": 0.9, "ln": 0.3}, seeds=3)
+    facts = {"class_names": ["a", "b"], "test_images": 100, "baseline": "ln", "matters": 0.01}
+    verdict = judge_results({"cells": rows, "environment": facts})
+    assert verdict.floors == {"chance": 0.5}
+    assert "failed to learn in 3 of 3 seeds" in verdict.sentence
+    assert isinstance(judge_results({"cells": []}), Verdict)

@@ -48,10 +48,12 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def plus_minus(score: Estimate, scale: float = 100, digits: int = 1) -> str:
-    """`87.9 ± 0.4`, or the mean alone where there is no interval."""
+    """`87.9 ± 0.4`, `98.9 [96.0, 100.0]` where the ends are not as far, or the mean alone without an interval."""
     if not score.values:
         return "–"
     text = f"{scale * score.mean:.{digits}f}"
+    if score.has_interval and abs(score.low + score.high - 2 * score.mean) > 1e-6 * abs(score.mean):
+        return f"{text} [{scale * score.low:.{digits}f}, {scale * score.high:.{digits}f}]"
     return f"{text} ± {score.margin(scale, digits)}" if score.has_interval else text
 
 

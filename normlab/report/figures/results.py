@@ -37,11 +37,17 @@ def ranking(
     *,
     wide: bool = True,
     domain: Sequence[float] | None = None,
+    scores: Mapping[str, Estimate] | None = None,
+    floors: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Norms by their mean, with the 95 % interval as a bar and every seed as a dot; the dozen best are drawn."""
+    """Norms by their mean, with the 95 % interval as a bar and every seed as a dot; the dozen best are drawn.
+
+    `scores` are the estimates, if they are not simply those of the cells. `floors` are drawn as lines where they lie
+    within what the norms span.
+    """
     import altair as alt
 
-    scores = ranked(cells, column)
+    scores = ranked(cells, column) if scores is None else _ordered(scores)
     drawn = dict(list(scores.items())[:MOST_NORMS])
     means: list[dict[str, Any]] = []
     dots: list[dict[str, Any]] = []
@@ -53,6 +59,7 @@ def ranking(
         )
         dots += [{"norm": norm, "value": round(100 * value, 4)} for value in score.values]
     domain = domain or reach(scores)
+    lines = [row(floor=100 * v, text=f"{n} {percent(v)} %") for n, v in (floors or {}).items() if domain[0] <= 100 * v]
     what = column.replace("_", " ")
 
     def x(name: str) -> Any:
@@ -76,12 +83,24 @@ def ranking(
         base.mark_tick(thickness=3, size=20).encode(y=y, x=x("mean"), fill=fill, opacity=faded(1), tooltip=tooltip),
         points.mark_circle(size=42).encode(y=y, x=x("value"), fill=fill, opacity=faded(0.75), tooltip=of_seed),
     ]
+    if lines:
+        of_floor = [alt.Tooltip("text:N", title="without a network")]
+        rule = chart("lines").mark_rule(stroke="var(--soft)", strokeDash=[4, 3], strokeWidth=1.5, clip=True)
+        layers.insert(0, rule.encode(x=x("floor"), tooltip=of_floor))
     summary = "; ".join(f"{norm} {plus_minus(score)} %" for norm, score in drawn.items())
+    if floors:
+        summary += "; without a network: " + ", ".join(f"{n} {percent(v)} %" for n, v in floors.items())
     return Figure(
         key=key,
         title=title,
         caption=f"Norms by mean {what}, {title}; dots are seeds, bars 95 % intervals. {summary}.",
-        spec=finish(alt.layer(*layers), height=max(110, 30 * len(drawn)), means=means, dots=dots),
+        spec=finish(
+            alt.layer(*layers),
+            height=max(110, 30 * len(drawn)),
+            means=means,
+            dots=dots,
+            **({"lines": lines} if lines else {}),
+        ),
         table=Table(
             ["norm", "mean ± 95 %", "seeds", "each seed"],
             [
@@ -104,6 +123,10 @@ def reach(scores: Mapping[str, Estimate]) -> list[float]:
 def ranked(cells: Mapping[str, Sequence[Cell]], column: str) -> dict[str, Estimate]:
     """Each norm's estimate, best first; norms without a finished cell are left out."""
     scores = {norm: estimate([cell.value(column) for cell in of_norm]) for norm, of_norm in cells.items()}
+    return _ordered(scores)
+
+
+def _ordered(scores: Mapping[str, Estimate]) -> dict[str, Estimate]:
     return dict(sorted(((n, s) for n, s in scores.items() if s.values), key=lambda item: -item[1].mean))
 
 
