@@ -24,6 +24,7 @@ from normlab.study.running.run import Options, run_study
 from normlab.study.spec import make_spec, plural
 
 if TYPE_CHECKING:
+    from normlab.study.verdict import Verdict
     from normlab.trained import Trained
 
 _OPTIONS = {field.name for field in dataclasses.fields(Options)}
@@ -41,11 +42,9 @@ class Study:
         self._read()  # so that a directory without a study is refused at once
 
     @property
-    def verdict(self) -> Any:
+    def verdict(self) -> Verdict:
         """What the study says; `str()` of it is the sentence that the command line prints."""
-        from normlab.report import evidence
-
-        return evidence.verdict(self._read())
+        return self._read().judged
 
     @property
     def results(self) -> dict[str, Any]:

@@ -24,8 +24,8 @@ MOST_SEEDS = 50  # a difference that takes more is not worth settling
 RESOLUTION = 1e-3  # of accuracies whose number of images is not known
 
 # of the error of 5 %, what each look may spend, by its number of seeds; calibrated in benchmarks/verdicts
-_SPENT = {2: 1e-5, 3: 0.007, 4: 0.005, 5: 0.004}
-_ALIKE, _OWN = 8.0, 0.25  # degrees of freedom that the other norms lend: a good deal, or next to none
+_SPENT = {2: 1e-5, 3: 0.006, 4: 0.005, 5: 0.004}
+_ALIKE, _OWN = 8.0, 0.35  # degrees of freedom that the other norms lend: a good deal, or next to none
 _SCALES = np.linspace(-6.0, 2.0, 13)  # of the common spread, as logarithms relative to the largest variance
 _NEGLIGIBLE = 1e-6  # a weight that is not worth computing with
 _HALVINGS = 30  # of the logarithm of an interval's width
