@@ -66,4 +66,6 @@ def main(
         path = page.write(key, result, setting, folder, command_line(), time.perf_counter() - start)
         for line in page.lines(result.findings):
             typer.echo(line)
+        if not setting.full:
+            typer.echo(page.QUICK)
         typer.echo(f"written to {path}")

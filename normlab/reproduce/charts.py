@@ -127,6 +127,17 @@ def evolution(panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     return alt.concat(*drawn, columns=4)
 
 
+def training(records: Sequence[dict[str, Any]], series: str, losses: Sequence[str] = ("loss",)) -> Any:
+    """Accuracies on training and validation images and losses over the epochs, a line for each series."""
+    import altair as alt
+
+    drawn = [curves(records, "epoch", f"{part}_accuracy", series) for part in ("train", "val")]
+    for loss in losses:
+        finite = [record for record in records if math.isfinite(record[loss])]
+        drawn.append(curves(finite, "epoch", loss, series, percent=False))
+    return alt.concat(*drawn, columns=2)
+
+
 def side_by_side(*charts: Any) -> Any:
     """Charts in a row."""
     import altair as alt

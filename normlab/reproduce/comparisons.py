@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from normlab import report
-from normlab.reproduce import verdicts
-from normlab.reproduce.experiment import Finding, Setting
+from normlab.reproduce.experiment import Setting
 from normlab.study.running.jobs import Job
 from normlab.study.running.run import Options, run_study
 from normlab.study.spec import make_spec
@@ -112,22 +111,13 @@ def compare(name: str, setting: Setting, full: dict[str, Any], quick: dict[str, 
         return found
 
 
-def judged(findings: Sequence[Finding], setting: Setting, spec: dict[str, Any]) -> tuple[list[Finding], list[str]]:
-    """The findings, and notes on them, of a study that is perhaps shorter than the spec that was published.
-
-    Where it is, what was reported for the whole length can neither be confirmed nor refuted; a note tells which way the
-    short run points.
-    """
-    how = setting.shortened(spec) if setting.full else ""
-    if not how:
-        return list(findings), []
-    told = [f"This run is shorter than the published one: {how}."]
-    if findings:
-        told[0] += " What was reported of the whole length can then neither be confirmed nor refuted."
-    for verdict, words in ((verdicts.HOLDS, "would hold"), (verdicts.FAILS, "would not hold")):
-        if claims := [finding.claim for finding in findings if finding.verdict == verdict]:
-            told.append(f"If it were the whole length, these {words}: {'; '.join(claims)}.")
-    return [verdicts.withheld(finding, f"of a run of {how}") for finding in findings], told
+def scale_of(found: Comparison, setting: Setting, spec: Mapping[str, Any], *, like: str = "CIFAR-10") -> str:
+    """How a study departs from the published one, in words; empty if it does not. `like` are the images reported of."""
+    parts = [setting.shortened(spec)]
+    if like != "CIFAR-10" or not found.is_cifar10:
+        name = "digits" if setting.data is None else Path(found.environment["data"]).name
+        parts.append(f"on {name} instead of {like}")
+    return ", ".join(part for part in parts if part)
 
 
 def effort(*found: Comparison) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 
 from normlab.errors import UsageError
 from normlab.reproduce import COMPARISONS, EXPERIMENTS
+from normlab.reproduce.finding import Finding
 from normlab.reproduce.images import Images, load_images
+from normlab.reproduce.verdicts import at_scale
 
 SCALES = ("quick", "full")
 
@@ -64,24 +66,13 @@ class Setting:
         return load_images(self.data, train, val)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the verdict: what was reported, what was measured, and by which rule they were compared."""
-
-    claim: str
-    reported: str
-    measured: str
-    verdict: str
-    rule: str
-    values: dict[str, list[float]] = field(default_factory=dict)
-
-
 @dataclass
 class Result:
     """What an experiment answers.
 
     `charts` maps a file name to an Altair chart, `pictures` one to PNG bytes, each with a caption in `captions`.
-    `setting` says in words what was run; `notes` are sentences for the reader; `records` are all numbers.
+    `setting` says in words what was run, and `scale` how that departs from what was published, if it does; `notes` are
+    sentences for the reader; `records` are all numbers.
     """
 
     findings: list[Finding]
@@ -91,10 +82,14 @@ class Result:
     captions: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
+    scale: str = ""
 
 
 def run(name: str, setting: Setting) -> Result:
-    """Runs an experiment by name; raises UsageError naming the ones that exist."""
+    """Runs an experiment by name, and says of each finding at which scale it was decided.
+
+    Raises UsageError naming the experiments that exist.
+    """
     if name not in EXPERIMENTS:
         raise UsageError(f"experiment {name!r} is not known; expected one of: {', '.join(EXPERIMENTS)}")
     if setting.scale not in SCALES:
@@ -105,6 +100,7 @@ def run(name: str, setting: Setting) -> Result:
         _check_lengths(name, setting)
     module = import_module(f"normlab.reproduce.experiments.{name.replace('-', '_')}")
     result: Result = module.run(setting)
+    result.findings = [at_scale(f, f.scale or result.scale, quick=not setting.full) for f in result.findings]
     return result
 
 

@@ -41,6 +41,11 @@ class Images:
         text = f"{self.name}: {len(self.X_train)} training and {len(self.X_val)} validation images of {size}"
         return text + (", the original ones" if self.original else ", not the images of the report")
 
+    @property
+    def scale(self) -> str:
+        """How these images depart from those of the reports; empty if they are the same."""
+        return "" if self.original else f"on {self.name.partition(' (')[0]}"
+
     def as_data(self) -> dict[str, np.ndarray]:
         """What `normlab.scratch.solver.Solver` takes."""
         return {name: getattr(self, name) for name in ("X_train", "y_train", "X_val", "y_val")}

@@ -9,14 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from normlab.errors import DataError, files
-from normlab.reproduce import EXPERIMENTS
+from normlab.reproduce import EXPERIMENTS, verdicts
 from normlab.reproduce.charts import as_spec
-from normlab.reproduce.experiment import Finding, Result, Setting
+from normlab.reproduce.experiment import Result, Setting
+from normlab.reproduce.finding import Finding
 
-_QUICK = (
-    "This was a quick run, with fewer images, epochs or repeats than published, which shows that the experiment works; "
-    "for its findings run it with --scale full."
+QUICK = (
+    "This was a quick run, with fewer images, epochs or repeats than published, which shows that the experiment works "
+    "and decides nothing; for its findings run it with --scale full."
 )
+_CLASSES = {
+    verdicts.HOLDS: "holds",
+    verdicts.HERE: "holds",
+    verdicts.EQUIVALENT: "holds",
+    verdicts.FAILS: "fails",
+    verdicts.NOT_HERE: "fails",
+    verdicts.UNKNOWN: "unknown",
+}
 
 
 def _memory(size: int | None) -> str:
@@ -58,9 +67,9 @@ def write(name: str, result: Result, setting: Setting, folder: Path, command: st
             question=EXPERIMENTS[name],
             findings=result.findings,
             details=details,
-            notes=([] if setting.full else [_QUICK]) + result.notes,
+            notes=([] if setting.full else [QUICK]) + result.notes,
             figures=figures,
-            classes={"holds": "holds", "does not hold": "fails", "cannot tell": "unknown"},
+            classes=_CLASSES,
         )
         path = folder / "index.html"
         files.write_text(path, page)
@@ -71,7 +80,11 @@ def write(name: str, result: Result, setting: Setting, folder: Path, command: st
 
 def lines(findings: list[Finding]) -> list[str]:
     """The findings as text, a line each."""
-    return [f"{f.verdict:14} {f.claim}: reported {f.reported}; measured {f.measured}" for f in findings]
+    return [
+        f"{f.verdict}{f' ({f.scale})' if f.scale not in ('', 'any', 'quick run') else ''}: {f.claim}; "
+        f"reported: {f.reported}; measured: {f.measured}"
+        for f in findings
+    ]
 
 
 def _draw(folder: Path, key: str, chart: Any, caption: str) -> dict[str, str]:

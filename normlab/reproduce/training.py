@@ -30,11 +30,17 @@ class Curves:
     def best_val(self) -> float:
         return max(self.val)
 
+    @property
+    def epoch_losses(self) -> list[float]:
+        """The loss of the first iteration, then the mean over the iterations of each epoch."""
+        each = np.array_split(np.asarray(self.loss), len(self.train) - 1) if len(self.train) > 1 else []
+        return [self.loss[0], *(float(part.mean()) for part in each)]
+
     def records(self, **labels: Any) -> list[dict[str, Any]]:
         """A record an epoch."""
         return [
-            {**labels, "epoch": epoch, "train_accuracy": train, "val_accuracy": val}
-            for epoch, (train, val) in enumerate(zip(self.train, self.val, strict=True))
+            {**labels, "epoch": epoch, "train_accuracy": train, "val_accuracy": val, "loss": loss}
+            for epoch, (train, val, loss) in enumerate(zip(self.train, self.val, self.epoch_losses, strict=True))
         ]
 
 

@@ -1,6 +1,8 @@
-"""The rules that decide between "holds", "does not hold" and "cannot tell", each stated with its finding.
+"""The rules that decide whether a finding holds, each stated with its finding.
 
-Values are one per seed; intervals are 95 % intervals of the mean by Student's t.
+Values are one per seed. Their intervals are Student's 95 % intervals of the mean, with a floor under the spread:
+two seeds that happen to agree are not certain, least of all of accuracies, which are shares of a number of images.
+A verdict says at which scale it was reached: what was reported of a hundred epochs, three neither confirm nor refute.
 """
 
 from __future__ import annotations
@@ -9,9 +11,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from normlab.reproduce.experiment import Finding
+from normlab.reproduce.finding import Finding
+from normlab.study import statistics
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
+HERE, NOT_HERE, EQUIVALENT = "holds at this scale", "does not hold at this scale", "equivalent"
+VERDICTS = (HOLDS, FAILS, HERE, NOT_HERE, EQUIVALENT, UNKNOWN)
+OURS = "no report says; asked here"  # in place of what was reported
+MATTERS = 0.005  # a difference of accuracies below this is none
+IMAGES = 10_000  # that an accuracy was measured on, where nothing is said: more than in any of the reports
+# what differs between two trainings on the same test images, of the variance p (1 - p) / images of an accuracy p
+_OF_TRAINING = 0.3
 Format = Callable[[float], str]
 
 
@@ -38,19 +48,46 @@ def greater(
     less: Sequence[float],
     *,
     margin: float = 0.0,
+    images: int = IMAGES,
     names: tuple[str, str] = ("first", "second"),
 ) -> Finding:
-    """Are these accuracies greater than those (or at most `margin` below them), seed by seed?"""
-    differences = [a - b for a, b in zip(more, less, strict=True)]
-    low, high = interval(differences)
+    """Are these accuracies greater than those (or at most `margin` below them), seed by seed?
+
+    `images` is the number of images that they were measured on.
+    """
+    low, high, measured = _difference(more, less, images)
     bound = "0" if not margin else points(-margin)
     rule = (
         f"holds if the interval of the difference, seed by seed, lies above {bound}; does not hold if it lies below; "
         "cannot tell if it contains it, or with one seed"
     )
     verdict = _by_bound(low, high, -margin)
-    measured = f"{percent(_mean(more))} against {percent(_mean(less))}: {estimate(differences, points)}"
+    if not margin:
+        rule += f"; but equivalent if it lies within {points(MATTERS).lstrip('+')} of 0"
+        if verdict == UNKNOWN and max(-low, high) <= MATTERS:
+            verdict = EQUIVALENT
     return Finding(claim, reported, measured, verdict, rule, {names[0]: list(more), names[1]: list(less)})
+
+
+def alike(
+    claim: str,
+    reported: str,
+    one: Sequence[float],
+    other: Sequence[float],
+    *,
+    margin: float,
+    images: int = IMAGES,
+    names: tuple[str, str] = ("first", "second"),
+) -> Finding:
+    """Do these accuracies differ by no more than `margin`, whichever way?"""
+    low, high, measured = _difference(one, other, images)
+    reach = points(margin).lstrip("+")
+    rule = (
+        f"equivalent if the interval of the difference, seed by seed, lies within {reach} of 0; does not hold if it "
+        "lies beyond; else cannot tell"
+    )
+    verdict = FAILS if low > margin or high < -margin else EQUIVALENT if max(-low, high) <= margin else UNKNOWN
+    return Finding(claim, reported, measured, verdict, rule, {names[0]: list(one), names[1]: list(other)})
 
 
 def beyond(claim: str, reported: str, values: Sequence[float], bound: float, *, show: Format = scientific) -> Finding:
@@ -60,8 +97,21 @@ def beyond(claim: str, reported: str, values: Sequence[float], bound: float, *, 
     return Finding(claim, reported, estimate(values, show), _by_bound(low, high, bound), rule, {"values": list(values)})
 
 
-def within_order(claim: str, reported: float, values: Sequence[float]) -> Finding:
-    """Are errors, whose logarithms are averaged, at most ten times the reported one?"""
+def within_order(claim: str, reported: float, values: Sequence[float], *, allowed: Sequence[float] = ()) -> Finding:
+    """Are errors, whose logarithms are averaged, at most ten times the reported one?
+
+    With `allowed`, what arithmetic explains of each error, there is no chance in it: every error is compared with that.
+    """
+    if allowed:
+        worst = max(range(len(values)), key=lambda i: values[i] / allowed[i])
+        return exact(
+            claim,
+            scientific(reported),
+            f"at most {scientific(max(values))}; arithmetic allows {scientific(allowed[worst])}",
+            all(value <= bound for value, bound in zip(values, allowed, strict=True)),
+            "holds if the error of every seed is at most what the arithmetic allows: the difference between centred "
+            "differences of steps h and 2h, plus the rounding of their terms",
+        )
     logs = [math.log10(max(value, 1e-300)) for value in values]
     low, high = interval(logs)
     bound = math.log10(reported) + 1
@@ -80,15 +130,13 @@ def within_order(claim: str, reported: float, values: Sequence[float]) -> Findin
 
 def ratio(claim: str, reported: str, values: Sequence[float], bound: float, *, below: bool = False) -> Finding:
     """Are these ratios, whose logarithms are averaged, above `bound`, or below it?"""
-    logs = [math.log(value) for value in values]
-    low, high = interval(logs)
-    spread = "(one seed)" if math.isnan(low) else f"(times or divided by {math.exp((high - low) / 2):.3g})"
+    low, high = interval([math.log(value) for value in values])
     verdict = _by_bound(low, high, math.log(bound))
     one, other = ("below", "above") if below else ("above", "below")
     return Finding(
         claim,
         reported,
-        f"{times(math.exp(_mean(logs)))} {spread}",
+        _geometric(values),
         _opposite(verdict) if below else verdict,
         f"holds if the interval of the geometric mean lies {one} {times(bound)}, does not hold if {other}; "
         "cannot tell if it contains it, or with one seed",
@@ -96,36 +144,68 @@ def ratio(claim: str, reported: str, values: Sequence[float], bound: float, *, b
     )
 
 
-def like_one_run(claim: str, reported: float, values: Sequence[float], *, original: bool, drawn: int = 0) -> Finding:
-    """Could the reported figure, that of a single run, be one more of our runs?
+def about(claim: str, reported: str, values: Sequence[float], expected: float, *, factor: float = 1.5) -> Finding:
+    """Is the geometric mean of these ratios about `expected`, that is at most `factor` times as large or small?"""
+    low, high = interval([math.log(value) for value in values])
+    least, most = math.log(expected / factor), math.log(expected * factor)
+    verdict = HOLDS if least <= low and high <= most else FAILS if high < least or low > most else UNKNOWN
+    return Finding(
+        claim,
+        reported,
+        _geometric(values),
+        verdict,
+        f"holds if the interval of the geometric mean lies between {times(expected / factor)} and "
+        f"{times(expected * factor)}, does not hold if it lies outside; else cannot tell",
+        {"values": list(values)},
+    )
+
+
+def like_one_run(
+    claim: str, reported: float, values: Sequence[float], *, original: bool, drawn: int = 0, within: float = 0.05
+) -> Finding:
+    """Is the mean of our runs the reported figure, that of a single run, give or take `within`?
 
     `drawn` is the number of images that an accuracy was measured on where the report used others of the same kind: both
-    sets are then samples, and the prediction interval is widened by their sampling error, p (1 - p) / drawn each.
+    sets are then samples, and the interval is widened by their sampling error, p (1 - p) / drawn each.
     """
-    from scipy import stats
-
     rule = (
-        "the reported figure is that of one run: holds if it lies in the 95 % prediction interval of a further run, "
-        "does not hold if outside; cannot tell with fewer than three seeds or on other training images"
+        f"the reported figure is that of one run: holds if the 95 % interval of our mean lies within "
+        f"{points(within).lstrip('+')} of it, does not hold if it lies beyond; cannot tell if it is too wide for "
+        "either, or on other training images"
     )
     if drawn:
         rule += f"; the interval includes the sampling error of two sets of {drawn} validation images"
+    low, high = interval(values, floor=math.sqrt(_OF_TRAINING * _luck(_mean(values), drawn or IMAGES)))
     measured, verdict = estimate(values, percent), UNKNOWN
     if not original:
         measured += " (other images)"
-    elif len(values) >= 3:
-        mean, std = _mean(values), _std(values)
-        sampling = 2 * mean * (1 - mean) / drawn if drawn else 0.0
-        spread = math.sqrt(std**2 * (1 + 1 / len(values)) + sampling)
-        reach = float(stats.t.ppf(0.975, len(values) - 1)) * spread
-        verdict = HOLDS if abs(reported - mean) <= reach else FAILS
-        measured += f"; a further run: {percent(max(0, mean - reach))} to {percent(min(1, mean + reach))}"
+    elif not math.isnan(low):
+        mean = _mean(values)
+        half = math.hypot((high - low) / 2, 1.96 * math.sqrt(2 * mean * (1 - mean) / drawn) if drawn else 0.0)
+        off = abs(reported - mean)
+        verdict = HOLDS if off + half <= within else FAILS if off - half > within else UNKNOWN
+        measured += f"; {points(mean - reported)} from the reported figure, known to ± {percent(half)}"
     return Finding(claim, percent(reported), measured, verdict, rule, {"values": list(values)})
 
 
 def exact(claim: str, reported: str, measured: str, true: bool, rule: str) -> Finding:
-    """A finding that has no chance in it."""
-    return Finding(claim, reported, measured, HOLDS if true else FAILS, rule)
+    """A finding that has no chance in it, and no scale: a quick run decides it."""
+    return Finding(claim, reported, measured, HOLDS if true else FAILS, rule, exact=True)
+
+
+def at_scale(finding: Finding, scale: str, *, quick: bool = False) -> Finding:
+    """The same finding at a scale, in words, that is not the published one: what holds, holds there.
+
+    A quick run decides nothing, but for what has no chance in it. With an empty `scale` the finding stays as it is.
+    """
+    if finding.exact:
+        return replace(finding, scale="any")
+    if quick:
+        return withheld(replace(finding, scale="quick run"), "of a quick run, which decides nothing")
+    if not scale:
+        return replace(finding, scale="as published")
+    verdict = {HOLDS: HERE, FAILS: NOT_HERE}.get(finding.verdict, finding.verdict)
+    return replace(finding, verdict=verdict, scale=scale)
 
 
 def withheld(finding: Finding, why: str) -> Finding:
@@ -133,14 +213,10 @@ def withheld(finding: Finding, why: str) -> Finding:
     return replace(finding, verdict=UNKNOWN, rule=f"{finding.rule}; cannot tell {why}")
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean; NaN with fewer than two values."""
-    from scipy import stats
-
-    if len(values) < 2:
-        return math.nan, math.nan
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * _std(values) / math.sqrt(len(values))
-    return _mean(values) - half, _mean(values) + half
+def interval(values: Sequence[float], *, floor: float = 0.0) -> tuple[float, float]:
+    """95 % interval of the mean, of a standard deviation of at least `floor`; NaN with fewer than two values."""
+    found = statistics.interval(values, resolution=math.sqrt(6) * floor)  # which floors it at resolution / sqrt(6)
+    return (math.nan, math.nan) if found.low is None or found.high is None else (found.low, found.high)
 
 
 def estimate(values: Sequence[float], show: Format) -> str:
@@ -149,6 +225,30 @@ def estimate(values: Sequence[float], show: Format) -> str:
     if math.isnan(low):
         return f"{show(_mean(values))} (one seed)"
     return f"{show(_mean(values))} ± {show((high - low) / 2).lstrip('+')}"
+
+
+def _difference(more: Sequence[float], less: Sequence[float], images: int) -> tuple[float, float, str]:
+    """The interval of the difference, seed by seed, of accuracies; and both of them in words."""
+    differences = [a - b for a, b in zip(more, less, strict=True)]
+    accuracy = (_mean(more) + _mean(less)) / 2
+    floor = math.sqrt(2 * _OF_TRAINING * _luck(accuracy, images))
+    low, high = interval(differences, floor=floor)
+    spread = "(one seed)" if math.isnan(low) else f"± {points((high - low) / 2).lstrip('+')}"
+    return low, high, f"{percent(_mean(more))} against {percent(_mean(less))}: {points(_mean(differences))} {spread}"
+
+
+def _luck(accuracy: float, images: int) -> float:
+    """The variance of a share of so many images; not 0 even where all of them are right."""
+    p = min(max(accuracy, 1 / images), 1 - 1 / images)
+    return p * (1 - p) / images
+
+
+def _geometric(values: Sequence[float]) -> str:
+    """The geometric mean and how far its interval goes, in words."""
+    logs = [math.log(value) for value in values]
+    low, high = interval(logs)
+    spread = "(one seed)" if math.isnan(low) else f"(times or divided by {math.exp((high - low) / 2):.3g})"
+    return f"{times(math.exp(_mean(logs)))} {spread}"
 
 
 def _by_bound(low: float, high: float, bound: float) -> str:
@@ -163,7 +263,3 @@ def _opposite(verdict: str) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _std(values: Sequence[float]) -> float:
-    return math.sqrt(sum((value - _mean(values)) ** 2 for value in values) / (len(values) - 1))

@@ -18,7 +18,7 @@ from normlab.explain.pictures import SIDE, picture
 from normlab.report.theme import LIGHT
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import as_spec, curves, evolution
-from normlab.reproduce.comparisons import Comparison, judged, trained
+from normlab.reproduce.comparisons import Comparison, scale_of, trained
 from normlab.reproduce.experiment import Setting
 from normlab.reproduce.experiments import feature_evolution, grad_cam
 from normlab.reproduce.galleries import draw
@@ -171,23 +171,22 @@ def test_lengths_go_before_the_specs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found.length({"epochs": 2}) == "2 epochs"
 
 
-def test_a_shortened_run_cannot_tell_and_says_where_it_points() -> None:
+def test_a_shorter_run_on_other_images_says_so() -> None:
     spec = {"epochs": 100}
-    better = verdicts.greater("a is better", "90 %", [0.8, 0.82, 0.81], [0.7, 0.71, 0.72])
-    assert better.verdict == verdicts.HOLDS
-    whole = Setting(scale="full", epochs=100)
-    assert judged([better], whole, spec) == ([better], [])
-    (withheld,), notes = judged([better], replace(whole, epochs=3, limit_train=64), spec)
-    assert withheld.verdict == verdicts.UNKNOWN
-    assert withheld.measured == better.measured
-    assert withheld.rule.endswith("cannot tell of a run of 3 of 100 epochs, 64 training images instead of all")
-    assert "3 of 100 epochs" in notes[0]
+    whole = Setting(data="x", scale="full", epochs=100)
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    cifar10 = Comparison([], {"data": "/images/cifar10", "class_names": names, "image_shape": [3, 32, 32]})
+    flowers = Comparison([], {"data": "/images/flowers", "class_names": ["a", "b"], "image_shape": [3, 32, 32]})
+    assert scale_of(cifar10, whole, spec) == ""
+    short = replace(whole, epochs=3, limit_train=64)
+    assert scale_of(cifar10, short, spec) == "3 of 100 epochs, 64 training images instead of all"
+    assert scale_of(flowers, whole, spec) == "on flowers instead of CIFAR-10"
+    assert scale_of(flowers, whole, spec, like="birds") == "on flowers instead of birds"
     assert replace(whole, image_size=64).shortened({**spec, "image_size": 128}) == (
         "images of 64 x 64 pixels instead of 128 x 128"
     )
     assert replace(whole, image_size=64).shortened(spec) == "images of 64 x 64 pixels"
     assert replace(whole, image_size=64).shortened({**spec, "image_size": 64}) == ""
-    assert notes[1] == "If it were the whole length, these would hold: a is better."
 
 
 @pytest.mark.parametrize(("noted", "name"), [(("stored as JPEG",), "CIFAR-10 (JPEG): "), ((), "CIFAR-10: ")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from normlab.reproduce import verdicts
-from normlab.reproduce.charts import curves, side_by_side
+from normlab.reproduce.charts import training
 from normlab.reproduce.experiment import Result, Setting
 from normlab.reproduce.training import Curves, fully_connected, train
 
@@ -53,7 +53,6 @@ def run(setting: Setting) -> Result:
             )
             for norm, name in NAMES.items()
         ]
-    charts = [curves(records, "epoch", f"{part}_accuracy", "norm") for part in ("train", "val")]
     return Result(
         findings,
         {
@@ -61,11 +60,12 @@ def run(setting: Setting) -> Result:
             "training": f"Adam, learning rate 1e-3, {epochs} epochs, batch 50",
             "data": images.describe(),
         },
-        charts={"curves": side_by_side(*charts)},
+        charts={"curves": training(records, "norm")},
         captions={"curves": "Mean over seeds, with its 95 % interval."},
         notes=[
             "The report's validation images were the training images 49,001 to 50,000 of CIFAR-10; here they are the "
             "last thousand of the training images given; a thousand images show an accuracy of 33 % to within 3 points."
         ],
         records=records,
+        scale=images.scale,
     )

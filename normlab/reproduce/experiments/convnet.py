@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from normlab.reproduce import verdicts
-from normlab.reproduce.charts import curves, side_by_side
+from normlab.reproduce.charts import training
 from normlab.reproduce.experiment import Result, Setting
 from normlab.reproduce.images import Images
 from normlab.reproduce.training import Curves, train
@@ -51,7 +50,7 @@ def run(setting: Setting) -> Result:
     findings += [
         verdicts.greater(
             f"it trains faster with {NAMES[norm]} (training accuracy, averaged over the epochs)",
-            "trains with and without; no figure",
+            verdicts.OURS,
             [sum(result.train[1:]) / short for result in runs[norm]],
             [sum(result.train[1:]) / short for result in runs[None]],
             names=(NAMES[norm], NAMES[None]),
@@ -69,14 +68,15 @@ def run(setting: Setting) -> Result:
             "data": many.describe(),
         },
         charts={
-            "overfitting": _both(small),
-            "normalization": _both(large),
+            "overfitting": training(small, "cell"),
+            "normalization": training(large, "cell"),
         },
         captions={
             "overfitting": "100 training images; mean over seeds, with its 95 % interval.",
             "normalization": f"{len(many.X_train)} training images, with and without normalization.",
         },
         records=records,
+        scale=many.scale,
     )
 
 
@@ -90,7 +90,3 @@ def _train(images: Images, seed: int, norm: str | None, filters: int, epochs: in
         batch_size=50,
         num_epochs=epochs,
     )
-
-
-def _both(records: list[dict[str, Any]]) -> Any:
-    return side_by_side(*(curves(records, "epoch", f"{part}_accuracy", "cell") for part in ("train", "val")))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from normlab.reproduce import verdicts
-from normlab.reproduce.charts import curves, heat, side_by_side
-from normlab.reproduce.experiment import Finding, Result, Setting
+from normlab.reproduce.charts import heat, training
+from normlab.reproduce.experiment import Result, Setting
+from normlab.reproduce.finding import Finding
 from normlab.reproduce.training import Curves, fully_connected, train
 from normlab.scratch.layers import dropout_forward
 
@@ -55,7 +56,7 @@ def run(setting: Setting) -> Result:
     findings = [
         verdicts.greater(
             f"dropout narrows the gap between training and validation accuracy, {name}",
-            "dropout narrows the gap" if norm is None else "wished for: dropout together with normalization",
+            "dropout narrows the gap" if norm is None else verdicts.OURS,
             of(norm, 1.0, "gap"),
             of(norm, 0.25, "gap"),
             names=pair,
@@ -81,7 +82,7 @@ def run(setting: Setting) -> Result:
             "data": images.describe(),
         },
         charts={
-            "curves": side_by_side(*(curves(plain, "epoch", f"{part}_accuracy", "keep") for part in ("train", "val"))),
+            "curves": training(plain, "keep"),
             "with-normalization": heat(combined, "norm", "keep", "best_val_accuracy", title=title),
         },
         captions={
@@ -89,6 +90,7 @@ def run(setting: Setting) -> Result:
             "with-normalization": "Dropout together with normalization, mean over seeds.",
         },
         records=[*plain, *combined],
+        scale=images.scale,
     )
 
 

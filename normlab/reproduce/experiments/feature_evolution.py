@@ -7,9 +7,10 @@ from typing import Any
 
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import evolution
-from normlab.reproduce.comparisons import Comparison, effort, judged, trained
-from normlab.reproduce.experiment import Finding, Result, Setting
+from normlab.reproduce.comparisons import Comparison, effort, scale_of, trained
+from normlab.reproduce.experiment import Result, Setting
 from normlab.reproduce.experiments.resnet_variants import REPORTED, SPEC
+from normlab.reproduce.finding import Finding
 from normlab.study.training.features import CLASSIFIER_INPUT, growth
 
 STABLE = ("torch-bn", "bn", "bin")  # what the report calls stable
@@ -23,7 +24,6 @@ def run(setting: Setting) -> Result:
         cells = found.finished()
     layers = _layers(cells)
     findings = [finding for layer, place in layers.items() for finding in _findings(found, layer, place)]
-    findings, notes = judged(findings, setting, SPEC)
     return Result(
         findings,
         {
@@ -43,7 +43,6 @@ def run(setting: Setting) -> Result:
         notes=[
             "Measured is how many times as wide the middle 98 % of values is after the last epoch as after the first. "
             f"More than {DRIFT:g} times is called drift here; the report shows pictures and names no bound.",
-            *notes,
             *found.unfinished(),
         ],
         records=[
@@ -57,6 +56,7 @@ def run(setting: Setting) -> Result:
             for cell in cells
             for layer in layers
         ],
+        scale=scale_of(found, setting, SPEC),
     )
 
 

@@ -7,9 +7,10 @@ from typing import Any
 from normlab.explain.questions import Questions, explain
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars
-from normlab.reproduce.comparisons import effort, judged, trained
-from normlab.reproduce.experiment import Finding, Result, Setting
+from normlab.reproduce.comparisons import effort, scale_of, trained
+from normlab.reproduce.experiment import Result, Setting
 from normlab.reproduce.experiments import photographs
+from normlab.reproduce.finding import Finding
 from normlab.reproduce.galleries import draw
 
 # one of the settings of `photographs`, so that whichever experiment comes second trains nothing of these
@@ -54,10 +55,10 @@ def run(setting: Setting) -> Result:
             "most often, their images drawn by lot. Frames and answers are green where the answer is right, red where "
             "it is wrong; bright is where the evidence for that answer lies.",
             *_agreement(answers["agreement"]),
-            *judged([], setting, SPEC)[1],
             *found.unfinished(),
         ],
         records=faithful,
+        scale=scale_of(found, setting, SPEC, like="the report's photographs"),
     )
 
 
@@ -82,7 +83,7 @@ def _faithful(records: list[dict[str, Any]]) -> list[Finding]:
     return [
         verdicts.beyond(
             f"with {norm}, the maps mark what the network uses",
-            "maps shown, not tested",
+            verdicts.OURS,
             [record["area"] for record in records if record["norm"] == norm],
             0.0,
             show=lambda area: f"{area:+.3f}" if area else "0",

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from normlab.reproduce import verdicts
-from normlab.reproduce.charts import bars
+from normlab.reproduce.charts import bars, curves, side_by_side
 from normlab.reproduce.experiment import Result, Setting
+from normlab.reproduce.finding import Finding
 from normlab.reproduce.images import Images
 
 
@@ -45,35 +46,42 @@ def run(setting: Setting) -> Result:
     epochs = setting.pick(1, 4)
     scale = setting.pick(8, 1)  # quick: an eighth of the width
     best: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    records = []
+    records, by_epoch = [], []
     for seed in range(setting.seeds):
         for name, recipe in VARIANTS.items():
             setting.say(f"seed {seed}, {name}")
-            accuracy = _train(_narrowed(recipe, scale), images, seed, epochs)
-            best[name].append(accuracy)
-            records.append({"variant": name, "seed": seed, "accuracy": accuracy})
+            epochs_of = _train(_narrowed(recipe, scale), images, seed, epochs)
+            best[name].append(max(record["val_accuracy"] for record in epochs_of))
+            records.append({"variant": name, "seed": seed, "accuracy": best[name][-1]})
+            by_epoch += [{"variant": name, "seed": seed, **record} for record in epochs_of]
     base = best["as reported best"]
 
-    def against(claim: str, reported: str, other: str) -> Any:
-        return verdicts.greater(claim, reported, base, best[other], names=("as reported best", other))
+    def against(claim: str, reported: str, other: str) -> Finding:
+        names = ("as reported best", other)
+        return verdicts.greater(claim, reported, base, best[other], images=len(images.y_val), names=names)
 
-    alike = verdicts.greater(
-        f"filters (3, 1) do not fall behind (5, 3) by more than {verdicts.percent(MARGIN)}",
-        "filters (3, 1) and (5, 3) alike",
-        best["filters 3 and 1"],
-        base,
-        margin=MARGIN,
-        names=("filters 3 and 1", "as reported best"),
-    )
+    def alike(claim: str, reported: str, one: str, other: str = "as reported best") -> Finding:
+        return verdicts.alike(
+            f"{claim} (within {verdicts.percent(MARGIN)})",
+            reported,
+            best[one],
+            best[other],
+            margin=MARGIN,
+            images=len(images.y_val),
+            names=(one, other),
+        )
+
     findings = [
         _written_twice(images, scale),
         against("learning rate 1e-3 beats 1e-2", "lr 1e-3 best", "lr 1e-2"),
         against("learning rate 1e-3 beats 1e-4", "lr 1e-3 best", "lr 1e-4"),
         against("256-128-10 beats 128-64-10", "256-128-10 better", "widths 128-64"),
         against("256-128-10 beats 256-64-10", "256-128-10 better", "widths 256-64"),
-        alike,
+        alike("filters (3, 1) and (5, 3) are alike", "filters (3, 1) and (5, 3) alike", "filters 3 and 1"),
+        alike("128-64-10 and 256-64-10 are alike", "128-64-10 and 256-64-10 alike", "widths 128-64", "widths 256-64"),
         against("filters (5, 1) are poorer than (5, 3)", "(5, 1) poor", "filters 5 and 1"),
         against("channels 64/32 beat 32/16", "channels 64/32 good", "channels 32/16"),
+        alike("weight decays 1e-4 and 5e-4 are alike", "1e-4 to 5e-4 good", "weight decay 5e-4"),
         against("weight decay 1e-4 beats 1e-2", "1e-4 to 5e-4 good", "weight decay 1e-2"),
     ]
     return Result(
@@ -85,9 +93,16 @@ def run(setting: Setting) -> Result:
             "best of any epoch on the validation images; one setting varied at a time",
             "data": images.describe(),
         },
-        charts={"variants": bars(records, "accuracy", "variant", title="Best validation accuracy", percent=True)},
-        captions={"variants": "Mean and 95 % interval over seeds."},
-        records=records,
+        charts={
+            "variants": bars(records, "accuracy", "variant", title="Best validation accuracy", percent=True),
+            "curves": side_by_side(
+                curves(by_epoch, "epoch", "val_accuracy", "variant"),
+                curves(by_epoch, "epoch", "loss", "variant", percent=False),
+            ),
+        },
+        captions=dict.fromkeys(("variants", "curves"), "Mean and 95 % interval over seeds."),
+        records=[*records, *by_epoch],
+        scale=images.scale,
     )
 
 
@@ -181,8 +196,8 @@ def _by_owner(sequential: Any, module: Any) -> list[Any]:
     return [state[f"{order[owner]}.{name}"] for owner, _, name in (key.partition(".") for key in module.state_dict())]
 
 
-def _train(recipe: Recipe, images: Images, seed: int, epochs: int) -> float:
-    """Best validation accuracy of a training; weights, batches and dropout come from the seed."""
+def _train(recipe: Recipe, images: Images, seed: int, epochs: int) -> list[dict[str, Any]]:
+    """A record for each epoch of a training; weights, batches and dropout come from the seed."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -195,19 +210,22 @@ def _train(recipe: Recipe, images: Images, seed: int, epochs: int) -> float:
         for a in (images.X_train / 64, images.y_train, images.X_val / 64, images.y_val)
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    best = 0.0
-    for _ in range(epochs):
+    records = []
+    for epoch in range(1, epochs + 1):
         model.train()
+        losses = []
         for chosen in torch.randperm(len(x), device="cpu").to(device).split(100):
             if len(chosen) < 2:
                 continue  # batch norm needs two samples
             optimizer.zero_grad()
-            cross_entropy(model(x[chosen]), y[chosen]).backward()
+            loss = cross_entropy(model(x[chosen]), y[chosen])
+            loss.backward()
             optimizer.step()
+            losses.append(loss.item())
         model.eval()
         with torch.inference_mode():
             right = sum(
                 int((model(a).argmax(1) == b).sum()) for a, b in zip(x_val.split(500), y_val.split(500), strict=True)
             )
-        best = max(best, right / len(y_val))
-    return best
+        records.append({"epoch": epoch, "val_accuracy": right / len(y_val), "loss": sum(losses) / len(losses)})
+    return records

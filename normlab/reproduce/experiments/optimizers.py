@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from normlab.reproduce import verdicts
-from normlab.reproduce.charts import curves, side_by_side
+from normlab.reproduce.charts import training
 from normlab.reproduce.experiment import Result, Setting
 from normlab.reproduce.training import fully_connected, train
 
@@ -33,7 +33,7 @@ def run(setting: Setting) -> Result:
     findings = [
         verdicts.greater(
             f"{TITLES[fast]} learns faster than {TITLES[slow]} (training accuracy, averaged over the epochs)",
-            "Adam and RMSProp learn fastest",
+            verdicts.OURS,
             speed[fast],
             speed[slow],
             names=(TITLES[fast], TITLES[slow]),
@@ -41,7 +41,6 @@ def run(setting: Setting) -> Result:
         for fast in ("adam", "rmsprop")
         for slow in ("sgd", "sgd_momentum")
     ]
-    charts = [curves(records, "epoch", f"{part}_accuracy", "rule") for part in ("train", "val")]
     return Result(
         findings,
         {
@@ -50,7 +49,8 @@ def run(setting: Setting) -> Result:
             + ", ".join(f"{TITLES[rule]} {lr:g}" for rule, lr in RATES.items()),
             "data": images.describe(),
         },
-        charts={"curves": side_by_side(*charts)},
+        charts={"curves": training(records, "rule")},
         captions={"curves": "Mean over seeds, with its 95 % interval."},
         records=records,
+        scale=images.scale,
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from normlab.reproduce import verdicts
-from normlab.reproduce.charts import bars, curves, side_by_side
-from normlab.reproduce.comparisons import compare, curve_records, effort, judged, val_accuracy
+from normlab.reproduce.charts import bars, training
+from normlab.reproduce.comparisons import compare, curve_records, effort, scale_of, val_accuracy
 from normlab.reproduce.experiment import Result, Setting
 
 REPORTED = {"bin": 0.9460, "bn": 0.9460, "gn": 0.7312, "in": 0.9031, "ln": 0.9186, "none": 0.8557}
@@ -30,6 +30,7 @@ def run(setting: Setting) -> Result:
         if settings:
             best[norm] = max(settings, key=lambda s: _mean(found.values(val_accuracy, **_which(norm, s))))
     findings = []
+    images = found.environment["val_images"]
     for claim, reported, one, other in (
         ("BN is better than no norm", "94.6 % against 85.6 %", "bn", "none"),
         ("BIN is better than no norm", "94.6 % against 85.6 %", "bin", "none"),
@@ -42,8 +43,7 @@ def run(setting: Setting) -> Result:
         if one in best and other in best:
             more, less = found.paired(val_accuracy, _which(one, best[one]), _which(other, best[other]))
             if more:
-                findings.append(verdicts.greater(claim, reported, more, less, names=(one, other)))
-    findings, notes = judged(findings, setting, SPEC)
+                findings.append(verdicts.greater(claim, reported, more, less, images=images, names=(one, other)))
     chosen = [c for norm, s in best.items() for c in found.finished(**_which(norm, s))]
     records = curve_records(chosen, lambda cell: cell["norm"])
     finals = [
@@ -54,7 +54,6 @@ def run(setting: Setting) -> Result:
         }
         for c in found.finished()
     ]
-    charts = [curves(records, "epoch", f"{part}_accuracy", "series") for part in ("train", "val")]
     return Result(
         findings,
         {
@@ -67,7 +66,7 @@ def run(setting: Setting) -> Result:
             "trainings": effort(found),
         },
         charts={
-            "curves": side_by_side(*charts),
+            "curves": training(records, "series", ("train_loss", "val_loss")),
             "settings": bars(
                 finals, "validation accuracy", "setting", title="Validation accuracy of every setting", percent=True
             ),
@@ -79,10 +78,10 @@ def run(setting: Setting) -> Result:
         notes=[
             "The photographs of the report are not to be had; its figures are of other images, and its authors call "
             "them indicative.",
-            *notes,
             *found.unfinished(),
         ],
         records=finals,
+        scale=scale_of(found, setting, SPEC, like="the report's photographs"),
     )
 
 

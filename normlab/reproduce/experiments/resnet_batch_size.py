@@ -7,13 +7,14 @@ from typing import Any
 
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars
-from normlab.reproduce.comparisons import Comparison, compare, effort, judged, test_accuracy
+from normlab.reproduce.comparisons import Comparison, compare, effort, scale_of, test_accuracy
 from normlab.reproduce.experiment import Result, Setting
 from normlab.reproduce.experiments.resnet_variants import SPEC
 
 SIZES = (8, 32, 128)
 EPOCHS = 60
 ALIKE = 0.01
+LONGER = 6.0
 
 
 def run(setting: Setting) -> Result:
@@ -37,16 +38,13 @@ def run(setting: Setting) -> Result:
         equal_epochs.environment,
     )
     findings = _findings(equal_epochs, "equal epochs") + _findings(merged, "equal updates")
-    findings, notes = judged(findings, setting, published)
     small, large = equal_epochs.paired(_seconds, {"batch_size": 8, "norm": "bn"}, {"batch_size": 128, "norm": "bn"})
-    findings.append(
-        verdicts.ratio(
-            "an epoch at batch size 8 takes longer than at 128",
-            "about 6 times as long",
-            [a / b for a, b in zip(small, large, strict=True)],
-            1.0,
+    if small:
+        ratios = [a / b for a, b in zip(small, large, strict=True)]
+        finding = verdicts.about(
+            "an epoch at batch size 8 takes about 6 times as long as at 128", "about 6 times as long", ratios, LONGER
         )
-    )
+        findings.append(replace(finding, scale="this machine"))
     records = [
         {
             "variant": f"{cell['norm']}, batch {cell['batch_size']}, equal {kind}",
@@ -68,24 +66,25 @@ def run(setting: Setting) -> Result:
         },
         charts={"accuracy": bars(records, "test accuracy", "variant", title="Test accuracy", percent=True)},
         captions={"accuracy": "Mean over seeds, with its 95 % interval."},
-        notes=[*notes, *equal_epochs.unfinished(), *merged.unfinished()],
+        notes=[*equal_epochs.unfinished(), *merged.unfinished()],
         records=records,
+        scale=scale_of(equal_epochs, setting, published),
     )
 
 
 def _findings(found: Comparison, kind: str) -> list[Any]:
     """What is claimed about batch sizes, as far as both sides were trained."""
     findings = []
-    claims = (
-        (f"BN loses nothing at 8 against 128, {kind}", "no loss at 8, to their surprise", "bn", 8, 128),
-        (f"GN at 8 does not fall behind 128, {kind}", "GN almost invariant", "gn", 8, 128),
-        (f"GN at 128 does not fall behind 8, {kind}", "GN almost invariant", "gn", 128, 8),
-    )
-    for claim, reported, norm, one, other in claims:
-        more, less = found.paired(test_accuracy, {"norm": norm, "batch_size": one}, {"norm": norm, "batch_size": other})
+    images = found.environment["test_images"]
+    for norm, claim, reported, rule in (
+        ("bn", "BN loses nothing at 8 against 128", "no loss at 8, to their surprise", verdicts.greater),
+        ("gn", "GN is alike at 8 and 128", "GN almost invariant", verdicts.alike),
+    ):
+        more, less = found.paired(test_accuracy, {"norm": norm, "batch_size": 8}, {"norm": norm, "batch_size": 128})
         if more:
-            names = (f"batch {one}", f"batch {other}")
-            findings.append(verdicts.greater(claim, reported, more, less, margin=ALIKE, names=names))
+            names = ("batch 8", "batch 128")
+            within = f"{claim} (within {verdicts.percent(ALIKE)}), {kind}"
+            findings.append(rule(within, reported, more, less, margin=ALIKE, images=images, names=names))
     return findings
 
 

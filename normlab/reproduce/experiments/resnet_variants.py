@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from normlab.reproduce import verdicts
-from normlab.reproduce.charts import curves, side_by_side
-from normlab.reproduce.comparisons import Measure, compare, curve_records, effort, judged, test_accuracy
-from normlab.reproduce.experiment import Finding, Result, Setting
+from normlab.reproduce.charts import training
+from normlab.reproduce.comparisons import Measure, compare, curve_records, effort, scale_of, test_accuracy
+from normlab.reproduce.experiment import Result, Setting
 
 # variant -> reported accuracy on the training, validation and test images
 REPORTED = {
@@ -37,22 +37,24 @@ EARLY = 0.1  # of the epochs: after ten of a hundred
 
 def run(setting: Setting) -> Result:
     found = compare("resnet-variants", setting, SPEC, {"batch_sizes": 16, "augment": "crop"})
-    comparable = setting.full and found.is_cifar10
-    accuracies = [
+    scale = scale_of(found, setting, SPEC)
+    images = found.environment["test_images"]
+    findings = [
         verdicts.like_one_run(
-            f"test accuracy, {norm}", reported[2], found.values(test_accuracy, norm=norm), original=comparable
+            f"test accuracy, {norm}",
+            reported[2],
+            found.values(test_accuracy, norm=norm),
+            original=not scale,
+            within=0.01,
         )
         for norm, reported in REPORTED.items()
         if found.finished(norm=norm)
     ]
-    findings: list[Finding] = []
 
-    def against(
-        claim: str, reported: str, one: str, other: str, *, of: Measure = test_accuracy, margin: float = 0.0
-    ) -> None:
+    def against(claim: str, reported: str, one: str, other: str, *, of: Measure = test_accuracy) -> None:
         more, less = found.paired(of, {"norm": one}, {"norm": other})
         if more:
-            findings.append(verdicts.greater(claim, reported, more, less, margin=margin, names=(one, other)))
+            findings.append(verdicts.greater(claim, reported, more, less, images=images, names=(one, other)))
 
     def early(cell: dict[str, Any]) -> float:
         accuracy: float = cell["epochs"][max(0, round(EARLY * len(cell["epochs"])) - 1)]["val_accuracy"]
@@ -64,13 +66,20 @@ def run(setting: Setting) -> Result:
         "after a tenth of the epochs BIN is ahead of no norm", "70 % validation against 40 %", "bin", "none", of=early
     )
     against("batch norm is better than no norm", "87.8 % against 84.9 %", "bn", "none")
-    findings, notes = judged(findings, setting, SPEC)
-    findings = [*judged(accuracies, setting, SPEC)[0], *findings]  # an accuracy of fewer epochs points nowhere
-    bound = f"by more than {verdicts.percent(ALIKE)}"  # two programs of one norm are alike from the first epoch on
-    against(f"our BN does not fall behind torch's {bound}", "own BN = torch BN", "bn", "torch-bn", margin=ALIKE)
-    against(f"torch's BN does not fall behind ours {bound}", "own BN = torch BN", "torch-bn", "bn", margin=ALIKE)
+    ours, torchs = found.paired(test_accuracy, {"norm": "bn"}, {"norm": "torch-bn"})
+    if ours:
+        findings.append(
+            verdicts.alike(
+                f"our BN and torch's are alike (within {verdicts.percent(ALIKE)})",
+                "own BN = torch BN",
+                ours,
+                torchs,
+                margin=ALIKE,
+                images=images,
+                names=("bn", "torch-bn"),
+            )
+        )
     records = curve_records(found.cells, lambda cell: cell["norm"])
-    charts = [curves(records, "epoch", f"{part}_accuracy", "series") for part in ("train", "val")]
     return Result(
         findings,
         {
@@ -80,8 +89,9 @@ def run(setting: Setting) -> Result:
             "data": found.describe_data(setting),
             "trainings": effort(found),
         },
-        charts={"curves": side_by_side(*charts)},
+        charts={"curves": training(records, "series", ("train_loss", "val_loss"))},
         captions={"curves": "Mean over seeds, with its 95 % interval."},
-        notes=[*notes, *found.unfinished()],
+        notes=found.unfinished(),
         records=records,
+        scale=scale,
     )

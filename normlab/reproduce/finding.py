@@ -1,0 +1,22 @@
+"""What an experiment finds out about one thing that was reported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the verdict: what was reported, what was measured, and by which rule they were compared.
+
+    `exact` is one that has no chance in it. `scale` says in words at which scale the verdict was reached.
+    """
+
+    claim: str
+    reported: str
+    measured: str
+    verdict: str
+    rule: str
+    values: dict[str, list[float]] = field(default_factory=dict)
+    exact: bool = False
+    scale: str = ""
