@@ -25,6 +25,7 @@ from normlab.layers import distributed as distributed
 from normlab.layers import freeze as freeze
 from normlab.layers import fuse_norms as fuse_norms
 from normlab.layers import make_norm as make_norm
+from normlab.layers import normalize_weights as normalize_weights
 from normlab.layers import recalibrate as recalibrate
 from normlab.layers import recomputed_outputs as recomputed_outputs
 from normlab.layers import register_adapter as register_adapter

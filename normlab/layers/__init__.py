@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+from normlab.layers.batches import (
+    BatchRenorm,
+    FrozenBatchNorm,
+    GhostBatchNorm,
+    GlobalResponseNorm,
+    InstanceBatchNorm,
+    SwitchableNorm,
+)
+from normlab.layers.conditional import SPADE, AdaIN, AdaLN, AdaLNZero, ConditionalBatchNorm, FiLM, modulate
 from normlab.layers.convert import ConvertReport, convert, convert_report, revert
+from normlab.layers.elementwise import (
+    AdaNorm,
+    Derf,
+    DivisiveNorm,
+    DyT,
+    ElementwiseLayerNorm,
+    EvoNormB0,
+    EvoNormS0,
+    GroupWeightNorm,
+    LayerScale,
+    LocalResponseNorm,
+    QKNorm,
+    ScaleNorm,
+)
 from normlab.layers.freezing import freeze, recalibrate, unfreeze
 from normlab.layers.fuse import fuse_norms
 from normlab.layers.norms import (
@@ -29,31 +52,58 @@ from normlab.layers.ranked import (
 from normlab.layers.recomputing import recomputed_outputs
 from normlab.layers.restore import restore_norms
 from normlab.layers.swap import SwapReport, register_adapter, swap_norms, swap_report
+from normlab.layers.weights import normalize_weights
 
 __all__ = [
+    "SPADE",
+    "AdaIN",
+    "AdaLN",
+    "AdaLNZero",
+    "AdaNorm",
     "BatchInstanceNorm",
     "BatchNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm",
     "ChannelNorm",
+    "ConditionalBatchNorm",
     "ConvertReport",
+    "Derf",
+    "DivisiveNorm",
+    "DyT",
+    "ElementwiseLayerNorm",
+    "EvoNormB0",
+    "EvoNormS0",
+    "FiLM",
+    "FrozenBatchNorm",
+    "GhostBatchNorm",
+    "GlobalResponseNorm",
     "GroupNorm",
+    "GroupWeightNorm",
+    "InstanceBatchNorm",
     "InstanceNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "LayerScale",
+    "LocalResponseNorm",
     "Norm",
+    "QKNorm",
     "RMSNorm",
     "RunningNorm",
+    "ScaleNorm",
     "SwapReport",
+    "SwitchableNorm",
     "constrain",
     "convert",
     "convert_report",
     "freeze",
     "fuse_norms",
     "make_norm",
+    "modulate",
+    "normalize_weights",
     "parameter_groups",
     "recalibrate",
     "recomputed_outputs",

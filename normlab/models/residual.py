@@ -20,7 +20,9 @@ from torch.nn import functional
 from normlab.errors import UsageError
 from normlab.kernels.activations import activation
 from normlab.layers.norms import make_norm, takes_act
+from normlab.layers.weights import normalize_weights
 from normlab.models.names import SHORTCUTS, own_factory, parse_resnet
+from normlab.norms.family import weights_of
 
 NormConstructor = Callable[[int], nn.Module]
 _AVX2_FLOATS = 8  # in one register
@@ -164,7 +166,8 @@ def build_model(
     "package.module:factory" or "file.py:factory". It is called `factory(norm, num_classes, in_channels)` and, if it
     takes them, with `image_size=(H, W)` and `dropout=p`. With a `seed` the initial weights depend on it and on the
     network alone: a norm gets the generator's state back after it is made, so that every norm meets the same
-    convolutions. Raises UsageError for a name or an option that is not known.
+    convolutions. A name such as "gn+ws" also normalizes the weights of the convolutions. Raises UsageError for a name
+    or an option that is not known.
     """
     constructor = norm if callable(norm) else _constructor(norm)
     common: dict[str, Any] = {"image_size": image_size, "dropout": dropout}
@@ -175,8 +178,12 @@ def build_model(
         aside = _aside(constructor)
         if factory is None:
             depth, options = parse_resnet(spec)
-            return ResNet(depth, aside, num_classes, in_channels, **common, **options)
-        model = factory(aside, num_classes, in_channels, **_accepted(factory, spec, common))
+            model: Any = ResNet(depth, aside, num_classes, in_channels, **common, **options)
+        else:
+            model = factory(aside, num_classes, in_channels, **_accepted(factory, spec, common))
+        weights = weights_of(norm) if isinstance(norm, str) else None
+        if weights is not None:
+            normalize_weights(model, weights, linear=False)
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {spec!r} returned {type(model).__name__}; expected a torch.nn.Module")
     return model

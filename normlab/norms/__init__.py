@@ -6,6 +6,7 @@ Nothing here imports torch: a grid function is written once and applied to NumPy
 from __future__ import annotations
 
 from normlab.norms import members as _members  # noqa: F401  (registers them)
+from normlab.norms import modules as _modules  # noqa: F401
 from normlab.norms.family import (
     AFFINE,
     Learned,
@@ -16,6 +17,7 @@ from normlab.norms.family import (
     parse,
     register_norm,
     resolve_options,
+    weights_of,
 )
 from normlab.norms.grid import (
     Affine,
@@ -50,4 +52,5 @@ __all__ = [
     "sqrt",
     "standardize",
     "stop_gradient",
+    "weights_of",
 ]

@@ -68,6 +68,8 @@ class NormEntry:
     - `compared`: whether a study takes it where no norms are named;
     - `when`: when to use it, what it costs and what its paper claims, in a paragraph;
     - `aliases`: other names that it is found by, unless a norm is registered under them;
+    - `of_weights`: whether it normalizes the weights of convolutions (`normlab.layers.weights`) and no activations; it
+      is put after another norm's name, as in "gn+ws";
     - `given`: what its layer needs to be called with beside x ("condition", "map"), or to be built with beside the
       number of channels ("size"), or None: a network whose blocks call norms with x alone can take it;
     - `usual`: of norms that do equally well, which to prefer: the smaller, the more frameworks and trained networks
@@ -95,6 +97,7 @@ class NormEntry:
     compared: bool = False
     when: str = ""
     aliases: tuple[str, ...] = ()
+    of_weights: bool = False
     given: str | None = None
     usual: int = 9
     cost: float = 1.2
@@ -176,8 +179,12 @@ def is_registered(target: Any) -> bool:
 
 
 def parse(spec: str) -> tuple[NormEntry, dict[str, Any]]:
-    """Split "gn:groups=8" into the entry of "gn" and {"groups": 8}; raises UsageError on anything else."""
-    name, _, rest = spec.strip().partition(":")
+    """Split "gn:groups=8" into the entry of "gn" and {"groups": 8}; raises UsageError on anything else.
+
+    What "gn:groups=8+ws" says of weights is left to `weights_of`.
+    """
+    weights_of(spec)
+    name, _, rest = _without_weights(spec).partition(":")
     entry = describe(name)
     options: dict[str, Any] = {}
     for item in filter(None, rest.split(":")):
@@ -186,6 +193,27 @@ def parse(spec: str) -> tuple[NormEntry, dict[str, Any]]:
             raise UsageError(f"norm {spec!r}: {item!r} is not of the form name=value, as in 'gn:groups=8'")
         options[key] = _number(text)
     return entry, options
+
+
+def weights_of(spec: str) -> str | None:
+    """How a norm's name says that weights are normalized: "ws" of "gn+ws" and of "ws", None of "gn".
+
+    Raises UsageError if what is after the plus is no norm of weights.
+    """
+    name = spec.strip().rpartition("+")[2]
+    if spec.strip() == _without_weights(spec):
+        entry = _REGISTRY.get(spec.strip())
+        return entry.name if entry is not None and entry.of_weights else None
+    entry = describe(name)
+    if not entry.of_weights:
+        known = ", ".join(e.name for e in _REGISTRY.values() if e.of_weights)
+        raise UsageError(f"norm {spec!r}: {name!r} is no norm of weights; expected one of: {known}")
+    return entry.name
+
+
+def _without_weights(spec: str) -> str:
+    before, plus, after = spec.strip().rpartition("+")
+    return before if plus and not after[:1].isdigit() else spec.strip()  # 1e+5 is a number
 
 
 def resolve_options(entry: NormEntry, channels: int, given: Mapping[str, Any]) -> dict[str, Any]:

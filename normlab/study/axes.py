@@ -130,6 +130,13 @@ def listed(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple | range) else (value,)
 
 
+def listed_norms(value: Any) -> tuple[Any, ...]:
+    """Norms as `listed`; "all" stands for every registered one that a network can call with images alone."""
+    found = listed(value)
+    everything = tuple(name for name in norm_names() if describe(name).given is None)
+    return tuple(dict.fromkeys(name for item in found for name in (everything if item == "all" else (item,))))
+
+
 def counted(value: Any) -> tuple[Any, ...]:
     """Seeds: `3` stands for 0, 1, 2; a list names them."""
     if isinstance(value, str) and value.strip().isdigit():
@@ -175,8 +182,8 @@ class Cell:
     """One training: everything that decides what is learned, except the data. The fields are the table of the axes."""
 
     norm: str = _axis(
-        "--norms", help="Norms, as in bn,gn:groups=8.", parse=text, default=DEFAULT_NORMS, shown="all seven",
-        setting="norms",
+        "--norms", help="Norms, as in bn,gn:groups=8,gn+ws; all: every one that needs images alone.", parse=text,
+        split=listed_norms, default=DEFAULT_NORMS, shown="all seven", setting="norms",
     )  # fmt: skip
     model: str = _axis(
         "--model", "--models",

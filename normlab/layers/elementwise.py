@@ -1,0 +1,324 @@
+"""Norms that are no map of each plane: element-wise ones, mixed ones, and those of positions or windows.
+
+Each is a module of torch's operations, registered by `normlab.norms.modules`, built for a number of channels; input and
+output are (N, C, *). What is marked `dim` also takes tokens (N, T, C) by `dim=-1`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from normlab.errors import InputError, UsageError
+from normlab.layers.functional import normalize
+from normlab.layers.positions import LayerNorm
+from normlab.norms.family import default_groups
+from normlab.norms.grid import update_running
+
+__all__ = [
+    "AdaNorm",
+    "Derf",
+    "DivisiveNorm",
+    "DyT",
+    "ElementwiseLayerNorm",
+    "EvoNormB0",
+    "EvoNormS0",
+    "GroupWeightNorm",
+    "LayerScale",
+    "LocalResponseNorm",
+    "QKNorm",
+    "ScaleNorm",
+]
+
+
+def along(v: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Numbers per channel, shaped to broadcast along dimension `dim` of x."""
+    shape = [1] * x.dim()
+    shape[dim] = -1
+    return v.reshape(shape)
+
+
+class _Channels(nn.Module):
+    """A module with a weight and a bias for each channel, which lies in dimension `dim`."""
+
+    def __init__(self, channels: int, *, affine: bool = True, dim: int = 1) -> None:
+        super().__init__()
+        self.num_features, self.affine, self.dim = channels, affine, dim
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() < 2 or x.shape[self.dim] != self.num_features:
+            raise InputError(
+                f"{type(self).__name__}: expected {self.num_features} channels in dimension {self.dim}, got an input "
+                f"of "
+                f"shape {tuple(x.shape)}"
+            )
+
+    def _affine(self, y: Tensor) -> Tensor:
+        if self.weight is None or self.bias is None:
+            return y
+        return along(self.weight, y, self.dim) * y + along(self.bias, y, self.dim)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        flatten(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, affine={self.affine}"
+
+
+def flatten(module: nn.Module, state_dict: dict[str, Any], prefix: str, names: dict[str, str] | None = None) -> None:
+    """Give a checkpoint's tensors our names and shapes: others keep numbers per channel as (1, C, 1, 1)."""
+    for theirs, ours in (names or {}).items():
+        if prefix + theirs in state_dict:
+            state_dict[prefix + ours] = state_dict.pop(prefix + theirs)
+    for name, held in module.named_parameters(recurse=False):
+        found = state_dict.get(prefix + name)
+        if found is not None and held.dim() == 1 and found.numel() == held.numel():
+            state_dict[prefix + name] = found.reshape(held.shape)
+
+
+class DyT(_Channels):
+    """Dynamic tanh: y = weight * tanh(alpha * x) + bias, alpha one number that starts at `alpha_init_value`.
+
+    Zhu, Chen, He, LeCun & Liu 2025, arXiv:2503.10622.
+    """
+
+    def __init__(self, channels: int, *, alpha_init_value: float = 0.5, affine: bool = True, dim: int = 1) -> None:
+        super().__init__(channels, affine=affine, dim=dim)
+        self.alpha_init_value = alpha_init_value
+        self.alpha = nn.Parameter(torch.full((1,), float(alpha_init_value)))
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check(input)
+        return self._affine(torch.tanh(self.alpha * input))
+
+
+class Derf(_Channels):
+    """y = weight * erf(alpha * x + shift) + bias, alpha and shift one number each.
+
+    Chen, Lu, Zhu, Sun & Liu 2025, arXiv:2512.10938.
+    """
+
+    def __init__(
+        self, channels: int, *, alpha_init_value: float = 0.5, shift_init_value: float = 0.0, affine: bool = True,
+        dim: int = 1,
+    ) -> None:  # fmt: skip
+        super().__init__(channels, affine=affine, dim=dim)
+        self.alpha = nn.Parameter(torch.full((1,), float(alpha_init_value)))
+        self.shift = nn.Parameter(torch.full((1,), float(shift_init_value)))
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check(input)
+        return self._affine(torch.erf(self.alpha * input + self.shift))
+
+
+class LayerScale(nn.Module):
+    """y = gamma * x, gamma a number per channel that starts at `init_values`. Touvron et al. 2021, arXiv:2103.17239."""
+
+    def __init__(self, channels: int, *, init_values: float = 1e-5, dim: int = 1) -> None:
+        super().__init__()
+        self.num_features, self.dim = channels, dim
+        self.gamma = nn.Parameter(torch.full((channels,), float(init_values)))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        flatten(self, state_dict, prefix, {"weight": "gamma"})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * along(self.gamma, input, self.dim)
+
+
+class EvoNormB0(_Channels):
+    """EvoNorm-B0: y = weight * x / max(sqrt(var_ns + eps), v * x + sqrt(var_s + eps)) + bias.
+
+    It normalizes and activates at once. `running_var` averages the unbiased batch variance, as `bn`, and stands in
+    for it in evaluation. timm's checkpoints load. Liu, Brock, Simonyan & Le 2020, arXiv:2004.02967.
+    """
+
+    running_var: Tensor
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
+        super().__init__(channels, affine=affine)
+        self.eps, self.momentum = eps, momentum
+        self.v = nn.Parameter(torch.ones(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check(input)
+        positions = tuple(range(2, input.dim()))
+        x = input.float() if input.element_size() < 4 else input
+        if self.training:
+            var = x.var((0, *positions), unbiased=False)
+            with torch.no_grad():
+                unused = torch.zeros_like(self.running_var)
+                batch = unused, var.detach(), x.numel() // x.shape[1]
+                update_running((unused, self.running_var), batch, self.momentum)
+        else:
+            var = self.running_var
+        own = x.var(positions, unbiased=False, keepdim=True) if positions else torch.zeros_like(x)
+        divisor = torch.maximum(along(var + self.eps, x, 1).sqrt(), along(self.v, x, 1) * x + (own + self.eps).sqrt())
+        return self._affine(x / divisor).to(input.dtype)
+
+
+class EvoNormS0(_Channels):
+    """EvoNorm-S0: y = weight * x * sigmoid(v * x) / sqrt(var_gs + eps) + bias, of groups of channels.
+
+    It normalizes and activates at once; nothing depends on the batch. timm's checkpoints load.
+    Liu, Brock, Simonyan & Le 2020, arXiv:2004.02967.
+    """
+
+    def __init__(self, channels: int, *, groups: int | None = None, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(channels, affine=affine)
+        self.groups = default_groups(channels) if groups is None else groups
+        if self.groups < 1 or channels % self.groups:
+            raise UsageError(f"EvoNormS0: {channels} channels do not divide into groups={groups}")
+        self.eps = eps
+        self.v = nn.Parameter(torch.ones(channels))
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check(input)
+        x = input.float() if input.element_size() < 4 else input
+        grouped = x.reshape(x.shape[0], self.groups, -1)
+        std = (grouped.var(2, unbiased=False, keepdim=True) + self.eps).sqrt()
+        y = (x * torch.sigmoid(along(self.v, x, 1) * x)).reshape(grouped.shape) / std
+        return self._affine(y.reshape(x.shape)).to(input.dtype)
+
+
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """y = x / (k + alpha * the sum of x^2 over `size` neighbouring channels) ** beta: AlexNet's, with its constants.
+
+    torch's layer of this name divides its alpha by the size, and has k = 1.
+    Krizhevsky, Sutskever & Hinton 2012.
+    """
+
+    def __init__(
+        self, channels: int, *, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
+    ) -> None:
+        super().__init__(size, alpha * size, beta, k)
+
+
+class DivisiveNorm(_Channels):
+    """Divisive normalization: of x less its local mean, by the local root mean square.
+
+        v = x - mean_w(x),   y = weight * v / sqrt(sigma^2 + mean_w(v^2)) + bias
+
+    The means are over all channels and a window of `window` positions each way; at the border over what there is of
+    it. Ren, Liao, Urtasun, Sinz & Zemel 2017, arXiv:1611.04520; local contrast normalization of Jarrett et al. 2009
+    but for its Gaussian window.
+    """
+
+    def __init__(self, channels: int, *, window: int = 5, sigma: float = 1.0, affine: bool = True) -> None:
+        super().__init__(channels, affine=affine)
+        if window < 1 or window % 2 == 0:
+            raise UsageError(f"DivisiveNorm: window={window}; expected an odd number of positions")
+        self.window, self.sigma = window, sigma
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check(input)
+        v = input - self._local_mean(input)
+        return self._affine(v / (self.sigma**2 + self._local_mean(v.square())).sqrt())
+
+    def _local_mean(self, x: Tensor) -> Tensor:
+        mean, rank = x.mean(1, keepdim=True), x.dim() - 2
+        if not 1 <= rank <= 3:
+            return mean
+        pooled: Any = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[rank - 1]
+        averaged: Tensor = pooled(mean, self.window, 1, self.window // 2, count_include_pad=False)
+        return averaged
+
+
+class ScaleNorm(nn.Module):
+    """y = g * x / max(|x|, eps), |x| the length of x over the channels at each position, g one number.
+
+    g starts at sqrt(C). Nguyen & Salazar 2019, arXiv:1910.05895.
+    """
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, dim: int = 1) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.dim = channels, eps, dim
+        self.g = nn.Parameter(torch.tensor([math.sqrt(channels)]))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        flatten(self, state_dict, prefix, {"scale": "g", "weight": "g"})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.g * input / input.norm(dim=self.dim, keepdim=True).clamp(min=self.eps)
+
+
+class AdaNorm(nn.Module):
+    """y = c * (1 - k * z) * z with z = (x - mean_c) / sqrt(var_c + eps) at each position, the first factor a constant.
+
+    It has no parameters. Xu, Sun, Zhang, Zhao & Lin 2019, arXiv:1911.07013.
+    """
+
+    def __init__(self, channels: int, *, c: float = 1.0, k: float = 0.1, eps: float = 1e-5, dim: int = 1) -> None:
+        super().__init__()
+        self.num_features, self.c, self.k, self.eps, self.dim = channels, c, k, eps, dim
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input.movedim(self.dim, -1)
+        z = functional.layer_norm(x, x.shape[-1:], eps=self.eps)
+        return (self.c * (1 - self.k * z).detach() * z).movedim(-1, self.dim)
+
+
+class QKNorm(nn.Module):
+    """Queries or keys divided by their root mean square, each head by itself.
+
+        y = weight * x / sqrt(mean_h(x^2) + eps),   h the channels of a head
+
+    Weight has a number for each channel of a head, which the heads share. With `heads=1` it is the RMS norm of each
+    position over its channels. Henry et al. 2020, arXiv:2010.04245; with RMS as in Dehghani et al. 2023,
+    arXiv:2302.05442.
+    """
+
+    def __init__(self, channels: int, *, heads: int = 1, eps: float = 1e-6, affine: bool = True, dim: int = 1) -> None:
+        super().__init__()
+        if heads < 1 or channels % heads:
+            raise UsageError(f"QKNorm: {channels} channels do not divide into heads={heads}")
+        self.num_features, self.heads, self.eps, self.dim = channels, heads, eps, dim
+        self.weight = nn.Parameter(torch.ones(channels // heads)) if affine else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input.movedim(self.dim, -1)
+        each = x.unflatten(-1, (self.heads, -1))
+        y = functional.rms_norm(each, each.shape[-1:], self.weight, self.eps)
+        return y.flatten(-2).movedim(-1, self.dim)
+
+
+class GroupWeightNorm(nn.Module):
+    """Group normalization with one weight and bias for each group instead of each channel.
+
+    Wu & He 2018, arXiv:1803.08494, but for the affine map.
+    """
+
+    def __init__(self, channels: int, *, groups: int | None = None, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.groups = default_groups(channels) if groups is None else groups
+        if self.groups < 1 or channels % self.groups:
+            raise UsageError(f"GroupWeightNorm: {channels} channels do not divide into groups={groups}")
+        self.num_features, self.eps = channels, eps
+        self.weight = nn.Parameter(torch.ones(self.groups))
+        self.bias = nn.Parameter(torch.zeros(self.groups))
+
+    def forward(self, input: Tensor) -> Tensor:
+        width = self.num_features // self.groups
+        rows = {"weight": self.weight.repeat_interleave(width), "bias": self.bias.repeat_interleave(width)}
+        return normalize("gn", input, rows, options=(("groups", self.groups),), eps=self.eps)
+
+
+class ElementwiseLayerNorm(LayerNorm):
+    """Layer normalization over (C, *size), with a weight and bias for each element: torch's `LayerNorm((C, H, W))`.
+
+    Ba, Kiros & Hinton 2016, arXiv:1607.06450.
+    """
+
+    def __init__(self, channels: int, *, size: Any, eps: float = 1e-5, **options: Any) -> None:
+        sizes = (size,) if isinstance(size, int) else tuple(size)
+        super().__init__((channels, *sizes), eps, **options)

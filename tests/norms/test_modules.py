@@ -1,0 +1,258 @@
+"""Members that are modules, beside their papers' formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import normlab
+from normlab.errors import UsageError
+from normlab.layers import normalize_weights
+from tests.norms.test_members import CHANNELS, made, moments, planes, row, standard
+
+
+def local(x: Tensor, window: int) -> Tensor:
+    """The mean over all channels and a window, written as a loop."""
+    n, _, h, w = x.shape
+    out, r = x.new_zeros(n, 1, h, w), window // 2
+    for i in range(h):
+        for j in range(w):
+            part = x[:, :, max(0, i - r) : i + r + 1, max(0, j - r) : j + r + 1]
+            out[:, 0, i, j] = part.mean((1, 2, 3))
+    return out
+
+
+def divided(x: Tensor, layer: Any) -> Tensor:
+    v = x - local(x, 3)
+    return affine(v / (1.5**2 + local(v * v, 3)).sqrt(), layer)
+
+
+def affine(y: Tensor, layer: Any) -> Tensor:
+    return row(layer.weight) * y + row(layer.bias)
+
+
+def responses(x: Tensor, layer: Any) -> Tensor:
+    square = x.square()
+    total = torch.stack([square[:, max(0, c - 2) : c + 3].sum(1) for c in range(x.shape[1])], 1)
+    return x / (2 + 1e-4 * total) ** 0.75
+
+
+def evonorm_b0(x: Tensor, layer: Any) -> Tensor:
+    batch, own = (moments(x, over)[1] + 1e-5 for over in ((0, 2, 3), (2, 3)))
+    return affine(x / torch.maximum(batch.sqrt(), row(layer.v) * x + own.sqrt()), layer)
+
+
+def evonorm_s0(x: Tensor, layer: Any) -> Tensor:
+    groups = x.reshape(x.shape[0], 2, -1)
+    std = (groups.var(2, unbiased=False) + 1e-5).sqrt().repeat_interleave(CHANNELS // 2, 1)
+    return affine(x * torch.sigmoid(row(layer.v) * x) / std[:, :, None, None], layer)
+
+
+def heads(x: Tensor, layer: Any) -> Tensor:
+    parts = [p / (p.square().mean(1, keepdim=True) + 1e-6).sqrt() * row(layer.weight) for p in x.chunk(2, 1)]
+    return torch.cat(parts, 1)
+
+
+def groups(x: Tensor, layer: Any) -> Tensor:
+    y = torch.cat([standard(g, (1, 2, 3), 1e-5) for g in x.chunk(2, 1)], 1)
+    rows = (v.repeat_interleave(CHANNELS // 2) for v in (layer.weight, layer.bias))
+    weight, bias = map(row, rows)
+    return weight * y + bias
+
+
+def ada(x: Tensor, layer: Any) -> Tensor:
+    z = standard(x, (1,), 1e-5)
+    return (1 - 0.1 * z).detach() * z
+
+
+PAPERS: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "channel-ln": lambda x, layer: affine(standard(x, (1,), 1e-6), layer),
+    "qk:heads=2": heads,
+    "scalenorm": lambda x, layer: layer.g * x / x.norm(dim=1, keepdim=True).clamp(min=1e-5),
+    "adanorm": ada,
+    "divisive:window=3:sigma=1.5": divided,
+    "lrn": responses,
+    "gn-shared:groups=2": groups,
+    "evonorm-b0": evonorm_b0,
+    "evonorm-s0:groups=2": evonorm_s0,
+    "dyt": lambda x, layer: affine(torch.tanh(layer.alpha * x), layer),
+    "derf": lambda x, layer: affine(torch.erf(layer.alpha * x + layer.shift), layer),
+    "layerscale": lambda x, layer: row(layer.gamma) * x,
+}
+
+
+@pytest.mark.parametrize("spec", PAPERS)
+def test_paper(spec: str) -> None:
+    layer, x = made(spec), planes().requires_grad_()
+    y, want = layer(x), PAPERS[spec](x, layer)
+    dy = torch.randn(want.shape, dtype=want.dtype, generator=torch.Generator().manual_seed(7))
+    inputs = [x, *layer.parameters()]
+    torch.testing.assert_close(y, want)
+    torch.testing.assert_close(torch.autograd.grad(y, inputs, dy), torch.autograd.grad(want, inputs, dy))
+
+
+@pytest.mark.parametrize("spec", [s for s in PAPERS if s != "adanorm"])  # whose derivative leaves a factor out
+def test_gradients(spec: str) -> None:
+    layer = made(spec)
+    x = planes(n=2).requires_grad_()
+    assert torch.autograd.gradcheck(layer, (x,), fast_mode=True)
+
+
+INITIAL = {
+    "scalenorm": {"g": CHANNELS**0.5},
+    "evonorm-b0": {"v": 1.0},
+    "evonorm-s0": {"v": 1.0},
+    "dyt": {"alpha": 0.5},
+    "derf": {"alpha": 0.5, "shift": 0.0},
+    "layerscale": {"gamma": 1e-5},
+}
+
+
+@pytest.mark.parametrize("name", INITIAL)
+def test_initial_values(name: str) -> None:
+    found = dict(normlab.make_norm(name, CHANNELS).named_parameters())
+    for key, value in ({"weight": 1.0, "bias": 0.0} | INITIAL[name]).items():
+        if key in found:
+            assert torch.allclose(found[key], torch.tensor(value)), key
+
+
+def test_evonorm_averages_the_batch_variance() -> None:
+    layer, stock, x = made("evonorm-b0"), nn.BatchNorm2d(CHANNELS).double(), planes()
+    stock.running_var.copy_(layer.running_var)
+    layer(x), stock(x)
+    torch.testing.assert_close(layer.running_var, stock.running_var)
+    own = (moments(x, (2, 3))[1] + 1e-5).sqrt()
+    divisor = torch.maximum((row(layer.running_var) + 1e-5).sqrt(), row(layer.v) * x + own)
+    torch.testing.assert_close(layer.eval()(x), affine(x / divisor, layer))
+
+
+def test_elementwise_layer_norm_is_that_of_torch() -> None:
+    layer, stock = normlab.make_norm("ln-elementwise", 4, size=(3, 5)), nn.LayerNorm((4, 3, 5))
+    layer.load_state_dict(stock.state_dict())
+    x = torch.randn(2, 4, 3, 5)
+    torch.testing.assert_close(layer(x), stock(x))
+
+
+@pytest.mark.parametrize("name", ["dyt", "derf", "scalenorm", "adanorm", "qk", "layerscale"])
+def test_tokens(name: str) -> None:
+    layer = made(name)
+    x = torch.randn(2, 5, CHANNELS, dtype=torch.float64)
+    want = layer(x.movedim(-1, 1)).movedim(1, -1)
+    layer.dim = -1
+    torch.testing.assert_close(layer(x), want)
+
+
+# --- with a condition ------------------------------------------------------------------------------------------------
+
+
+def test_conditional_batch_norm_has_a_batch_norm_for_each_class() -> None:
+    layer: Any = normlab.make_norm("cbn", CHANNELS, classes=3).double()
+    weight, bias = layer.embed.weight.chunk(2, 1)
+    assert abs(weight.mean().item() - 1) < 0.03
+    assert not bias.any()
+    nn.init.normal_(layer.embed.weight)
+    x, labels = planes(), torch.tensor([0, 2, 1, 1, 0, 2])
+    weight, bias = layer.embed.weight[labels].chunk(2, 1)
+    want = weight[:, :, None, None] * standard(x, (0, 2, 3), 1e-5) + bias[:, :, None, None]
+    torch.testing.assert_close(layer(x, labels), want)
+
+
+def test_adaptive_instance_norm_has_the_statistics_of_the_style() -> None:
+    layer = normlab.make_norm("adain", CHANNELS)
+    x, style = planes(), 3 * planes().flip(0)[:, :, :2] - 1
+    mean, var = moments(style, (2, 3))
+    torch.testing.assert_close(layer(x, style), (var + 1e-5).sqrt() * standard(x, (2, 3), 1e-5) + mean)
+    pair = torch.randn(2, 6, CHANNELS, dtype=torch.float64)
+    want = pair[0][:, :, None, None] * standard(x, (2, 3), 1e-5) + pair[1][:, :, None, None]
+    torch.testing.assert_close(layer(x, (pair[0], pair[1])), want)
+
+
+def test_film() -> None:
+    gamma, beta = torch.randn(2, 6, CHANNELS, dtype=torch.float64)
+    want = gamma[:, :, None, None] * planes() + beta[:, :, None, None]
+    torch.testing.assert_close(normlab.make_norm("film", CHANNELS)(planes(), (gamma, beta)), want)
+    layer: Any = normlab.make_norm("film", CHANNELS, condition=3).double()
+    condition = torch.randn(6, 3, dtype=torch.float64)
+    gamma, beta = layer.linear(condition).chunk(2, 1)
+    want = (1 + gamma)[:, :, None, None] * planes() + beta[:, :, None, None]
+    torch.testing.assert_close(layer(planes(), condition), want)
+    with pytest.raises(ValueError, match="expected a pair"):
+        normlab.make_norm("film", CHANNELS)(planes(), condition)
+    with pytest.raises(ValueError, match=r"scale: expected shape \(6, 8\)"):
+        normlab.make_norm("film", CHANNELS)(planes(), (gamma[:, :4], beta))
+
+
+@pytest.mark.parametrize("name", ["adaln", "adaln-zero"])
+def test_adaptive_layer_norm(name: str) -> None:
+    layer: Any = normlab.make_norm(name, CHANNELS, condition=5).double()
+    x, c = torch.randn(2, 7, CHANNELS, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    if name == "adaln-zero":
+        y, gate = layer(x, c)
+        torch.testing.assert_close(y, standard(x, (2,), 1e-6))
+        assert not gate.any()
+    theirs = nn.Sequential(nn.SiLU(), nn.Linear(5, layer.parts * CHANNELS)).double()
+    layer.load_state_dict({f"adaLN_modulation.{k}": v for k, v in theirs.state_dict().items()})
+    shift, scale, *gates = theirs(c).chunk(layer.parts, 1)
+    found = layer(x, c)
+    y = found if name == "adaln" else found[0]
+    torch.testing.assert_close(y, (1 + scale)[:, None] * standard(x, (2,), 1e-6) + shift[:, None])
+    if gates:
+        torch.testing.assert_close(found[1].expand(2, 7, -1), gates[0][:, None].expand(2, 7, -1))
+
+
+def test_spade() -> None:
+    layer: Any = normlab.make_norm("spade", CHANNELS, labels=2, hidden=4).double()
+    x, labels = planes(), torch.randn(6, 2, 6, 8, dtype=torch.float64)
+    hidden = functional.relu(layer.mlp_shared[0](labels[:, :, ::2, ::2]))
+    want = (1 + layer.mlp_gamma(hidden)) * standard(x, (0, 2, 3), 1e-5) + layer.mlp_beta(hidden)
+    torch.testing.assert_close(layer(x, labels), want)
+
+
+# --- of weights ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(6, 4, 3, groups=2), nn.Linear(5, 4), nn.Conv1d(2, 4, 3)], ids=str)
+def test_weights(layer: Any) -> None:
+    from copy import deepcopy
+
+    w = layer.weight.detach().clone().flatten(1)
+    mean, var = w.mean(1, keepdim=True), w.var(1, unbiased=False, keepdim=True)
+    wants = {
+        "ws": (w - mean) / (var + 1e-5).sqrt(),
+        "sws": (w - mean) / (var * w.shape[1]).clamp(min=1e-4).sqrt(),
+        "wn": w,  # as it was, in two parts
+        "spectral": w / torch.linalg.matrix_norm(w, 2),
+    }
+    for how, want in wants.items():
+        copy = deepcopy(layer)
+        normalize_weights(copy, how)
+        if how == "spectral":  # a step of the power method each
+            for _ in range(60):
+                found = copy.weight
+        else:
+            found = copy.weight
+        torch.testing.assert_close(found.flatten(1), want, rtol=1e-4, atol=1e-5)
+        found.sum().backward()
+        with pytest.raises(UsageError, match="parametrized already"):
+            normalize_weights(copy, how)
+
+
+def test_a_network_with_normalized_weights() -> None:
+    model = normlab.models.build_model("resnet8", "gn:groups=2+ws", num_classes=3, in_channels=1, seed=0)
+    plain = normlab.models.build_model("resnet8", "gn:groups=2", num_classes=3, in_channels=1, seed=0)
+    normalize_weights(plain, "ws", linear=False)
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(model(x), plain(x))
+    alone = normlab.models.build_model("resnet8", "sws", num_classes=3, in_channels=1, seed=0)
+    assert any("gain" in name or "parametrizations" in name for name in alone.state_dict())
+
+
+@pytest.mark.parametrize("spec", ["gn+bn", "gn+nothing", "+ws"])
+def test_wrong_weights(spec: str) -> None:
+    with pytest.raises(UsageError):
+        normlab.make_norm(spec, 4)
