@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,7 +32,7 @@ def norms(
     widths = [max(len(text) for text in column) for column in zip(*((e.name, e.title) for e in entries), strict=True)]
     for entry in entries:
         typer.echo(f"{entry.name:<{widths[0]}}  {entry.title:<{widths[1]}}  {entry.formula}")
-    typer.echo("\nIndices: n samples, c channels, g channels of a group, s positions. In full: normlab norms gn")
+    typer.echo("\nIndices: n samples, p those of a part, c channels, g channels of a group, s positions. In full: normlab norms gn")
 
 
 def _about(entry: NormEntry) -> list[str]:
@@ -41,10 +42,19 @@ def _about(entry: NormEntry) -> list[str]:
     rows = {
         "paper": entry.paper,
         "options": ", ".join(f"{k}={'by channels' if callable(v) else v}" for k, v in entry.options.items()),
-        "learned": ", ".join(f"{k} (starts at {v.initial:g})" for k, v in entry.parameters.items()),
+        "learned": ", ".join(f"{k} (starts at {v.initial:g})" for k, v in entry.parameters.items() if v.trained),
         "in evaluation": "running statistics stand in for the batch's" if entry.running else "",
         "eps": f"{entry.eps:g}" if entry.grid is not None else "",
     }
     lines += [f"{what + ':':<15}{text}" for what, text in rows.items() if text]
-    example = f"{entry.name}:{next(iter(entry.options))}=4" if entry.options else entry.name
+    if entry.when:
+        lines += ["", *textwrap.wrap(entry.when, 100)]
+    if entry.aliases:
+        lines += ["", f"Also found as {', '.join(entry.aliases)}."]
+    if entry.of_weights:
+        return [*lines, "", f'normalize_weights(model, "{entry.name}")  or  --norms gn+{entry.name}']
+    if entry.given is not None:
+        return [*lines, "", f'make_norm("{entry.name}", channels), with a {entry.given} beside x']
+    option, value = next(iter(entry.options.items()), ("", None))
+    example = f"{entry.name}:{option}={value if isinstance(value, int | float) else 4}" if option else entry.name
     return [*lines, "", f'make_norm("{example}", channels)  or  --norms {example}']
