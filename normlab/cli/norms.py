@@ -32,7 +32,8 @@ def norms(
     widths = [max(len(text) for text in column) for column in zip(*((e.name, e.title) for e in entries), strict=True)]
     for entry in entries:
         typer.echo(f"{entry.name:<{widths[0]}}  {entry.title:<{widths[1]}}  {entry.formula}")
-    typer.echo("\nIndices: n samples, p those of a part, c channels, g channels of a group, s positions. In full: normlab norms gn")
+    indices = "n samples, p those of a part, c channels, g channels of a group, s positions"
+    typer.echo(f"\nIndices: {indices}. In full: normlab norms gn")
 
 
 def _about(entry: NormEntry) -> list[str]:

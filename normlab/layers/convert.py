@@ -94,7 +94,7 @@ def convert(
     if not spots:
         why = "".join(f"\n  {name}: {reason}" for name, reason in left.items())
         raise UsageError(f"convert: this model has no norm that can be converted{why}")
-    exact = _takes_over(entry) and all(_is_batch(spot.old) for spot in spots)
+    exact = entry.takes_over and all(_is_batch(spot.old) for spot in spots)
     if calibrate is None and (distill or (match and not exact)):
         raise UsageError(f"convert: to={to!r} needs images: calibrate=..., 32 or more as the model takes them")
     images = None if calibrate is None else _batch(calibrate)
@@ -272,11 +272,6 @@ def _take_back(model: nn.Module, spots: list[_Spot]) -> None:
         if spot.new is not None:
             spot.old.train(spot.new.training)
         _put(model, spot, spot.old)
-
-
-def _takes_over(entry: family.NormEntry) -> bool:
-    """Whether a norm with a batch norm's parameters and statistics computes what the batch norm computes."""
-    return entry.running and all(k in ("weight", "bias") or v.initial == 1.0 for k, v in entry.parameters.items())
 
 
 def _is_batch(layer: nn.Module) -> bool:

@@ -59,6 +59,7 @@ class NormEntry:
       else is pooled, so that samples may be laid end to end;
     - `in_evaluation`: the norm that it is in evaluation where running statistics are asked for; it then averages the
       statistics of the instances;
+    - `takes_over`: with a batch norm's weight, bias and running statistics it starts as that batch norm, in evaluation;
     - `eps`: the number added to the variance unless a layer is given another;
     - `layer`: the class that wears it, "package.module:name", or None for a general one;
     - `stock`: the layer that computes the same, "package.module:name", to time it beside; `{d}` stands for the number
@@ -88,6 +89,7 @@ class NormEntry:
     running: bool = False
     per_channel: bool = False
     in_evaluation: str | None = None
+    takes_over: bool = False
     eps: float = 1e-5
     layer: str | None = None
     stock: str | None = None
@@ -253,6 +255,7 @@ def _options(function: Callable[..., Any]) -> dict[str, Any]:
     paper="Ioffe & Szegedy 2015, arXiv:1502.03167",
     running=True,
     per_channel=True,
+    takes_over=True,
     layer="normlab.layers.norms:BatchNorm",
     stock="torch.nn:BatchNorm{d}d",
     plain="normlab.layers.plain:batch_norm",
@@ -294,6 +297,7 @@ def instance(m: Moments, p: SimpleNamespace) -> Affine:
     paper="Nam & Kim 2018, arXiv:1805.07925",
     parameters={"rho": Learned(1.0, bounds=(0.0, 1.0), lr_scale=10.0, decay=False)},
     running=True,
+    takes_over=True,
     layer="normlab.layers.norms:BatchInstanceNorm",
     stock="normlab.bench.sides:BatchInstance",
     hue=2,

@@ -49,6 +49,7 @@ _TINY = 1e-30  # below any sum of squares: the root of zero has no derivative
         "largest_d": Learned(0.0, per_channel=False, trained=False),
     },
     running=True,
+    takes_over=True,
     layer="normlab.layers.batches:BatchRenorm",
     aliases=("batch-renorm", "renorm", "batch-renormalization"),
 )
@@ -77,6 +78,7 @@ def batch_renormalization(
     "small batches have. It costs what bn costs. Its paper claims that large batches then generalize as small ones do. "
     "Running statistics move by each part's in turn.",
     running=True,
+    takes_over=True,
     layer="normlab.layers.batches:GhostBatchNorm",
     aliases=("gbn", "ghost-bn", "ghost-batch-norm"),
 )
@@ -239,6 +241,7 @@ def global_response(m: Moments, p: SimpleNamespace) -> Affine:
     "kept, in training too. It costs less than bn, since nothing is measured, and can be folded into a convolution.",
     running=True,
     per_channel=True,
+    takes_over=True,
     layer="normlab.layers.batches:FrozenBatchNorm",
     aliases=("frozen-bn",),
 )
