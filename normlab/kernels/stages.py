@@ -191,17 +191,22 @@ def _wrong_length(name: str, v: Array, expected: tuple[int]) -> ValueError:
 
 
 _ONE = (1,)
+_SEVERAL = 8
 
 
 def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
-    """Compile the CPU kernels now (some 20 seconds a dtype, once: they are kept on disk), not at the first call.
+    """Compile the CPU kernels now, once, as they are kept on disk: alone and with ReLU, in both memory orders.
 
-    There are also "float16" and "bfloat16".
+    Other activations, and additions, are compiled when they are first called, in some seconds. There are also the
+    dtypes "float16" and "bfloat16".
     """
     for dtype in dtypes:
-        x, row = ones(2, 3, dtype), ones(2, 1, dtype)
-        _, cache = forward("in", x, {"weight": row, "bias": row})
-        backward(x, cache)
+        x, row = ones(_SEVERAL, 3, dtype), ones(_SEVERAL, 1, dtype)
+        for planes in (x, x.swapaxes(1, 2)):
+            for samples in (planes, planes[:1]):  # worked on in blocks of samples, and in passes
+                for act in (None, "relu"):
+                    _, cache = forward("in", samples, {"weight": row, "bias": row}, act=act)
+                    backward(samples, cache)
     positions.precompile(dtypes)
 
 

@@ -1,12 +1,30 @@
-"""Performs a `normlab.norms.program.Program`: a loop over its instructions, and for each a loop over numbers."""
+"""Performs a `normlab.norms.program.Program`: a loop over its instructions, and for each a loop over numbers.
+
+It is compiled once, for all norms, layouts and dtypes: the grid is in float64, and a job says where the program lies.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
+from numba import types
 
-from normlab.kernels.runtime.compiling import compiled
+from normlab.kernels.runtime.compiling import address_of, compiled
+from normlab.kernels.runtime.job import (
+    CHANNELS,
+    CODE,
+    CONSTANT_COUNT,
+    CONSTANTS,
+    LENGTH,
+    MEMORY,
+    ROWS,
+    SAMPLES,
+    SIZE,
+)
+from normlab.kernels.runtime.job import EPS as EPS_OF_JOB
+from normlab.kernels.runtime.unaliased import elements_at
 from normlab.norms.program import INPUTS, OPS
 
 (_ADD, _SUB, _MUL, _DIV, _POW, _MAX, _GREATER, _SQRT, _RSQRT, _EXP, _MEAN_N, _SUM_N, _MEAN_C, _SUM_C) = range(len(OPS))
@@ -14,103 +32,121 @@ _RUNNING_MEAN, _RUNNING_VAR, _SIZE, _EPS = (
     INPUTS.index(name) for name in ("running_mean", "running_var", "size", "eps")
 )
 _FIRST_PARAMETER = len(INPUTS)
+SAMPLES_HERE, READY, REGISTERS_AT = range(3)  # of what a call says beside the job
 
 
-@compiled
-def load(registers: Any, copies: int, rows: Any, size: float, eps: float, constants: Any) -> None:
-    """Fill the registers that stay: running statistics, S, eps, parameters, constants; so many times the same row."""
-    # (loops, here and elsewhere: assigning slices would more than double the time to compile)
-    channels = registers.shape[2]
-    parameters = rows.shape[0] - 2
-    for n in range(copies):
-        for c in range(channels):
-            registers[_RUNNING_MEAN, n, c] = rows[0, c]
-            registers[_RUNNING_VAR, n, c] = rows[1, c]
-            registers[_SIZE, n, c] = size
-            registers[_EPS, n, c] = eps
-            for i in range(parameters):
-                registers[_FIRST_PARAMETER + i, n, c] = rows[2 + i, c]
-            for i in range(constants.size):
-                registers[_FIRST_PARAMETER + parameters + i, n, c] = constants[i]
+@cache
+def perform() -> int:
+    """Address of `void perform(job, call)`, which runs the job's program on registers (R, samples, C)."""
+    return address_of(_perform, types.void(types.intp, types.intp))
 
 
-@compiled
-def perform(code: Any, registers: Any) -> None:
-    """Run a program on registers (R, N, C). What does not vary over samples is computed for the first, and read there
-    by what does; with one sample, or in a program that stays within samples, everything may as well vary."""
-    _, samples, channels = registers.shape
-    for i in range(code.shape[0]):
-        op, out, a, b, argument, varies = code[i]
+def _perform(address: int, call_address: int) -> None:
+    job, call = elements_at(address, np.int64), elements_at(call_address, np.int64)
+    samples, channels, registers = call[SAMPLES_HERE], job[CHANNELS], elements_at(call[REGISTERS_AT], np.float64)
+    code, plane = elements_at(job[CODE], np.int64), samples * channels
+    if call[READY] == 0:
+        _load(job, elements_at(address, np.float64)[EPS_OF_JOB], registers, samples)
+        call[READY] = 1
+    for i in range(0, 6 * job[LENGTH], 6):
+        op, out, a, b = code[i], code[i + 1] * plane, code[i + 2] * plane, code[i + 3] * plane
+        argument, varies = code[i + 4], code[i + 5]
         if op in (_MEAN_N, _SUM_N):
-            _over_samples(op, registers[a], varies & 2 != 0, registers[out, 0])
-        elif op in (_MEAN_C, _SUM_C):
-            for n in range(samples if varies & 1 else 1):
-                _over_channels(op, registers[a, n], argument, registers[out, n])
-        elif varies == 7:  # all three have a number for every plane: one long loop
-            size = samples * channels
-            _each(op, registers[a].reshape(size), registers[b].reshape(size), registers[out].reshape(size))
-        else:
-            for n in range(samples if varies & 1 else 1):
-                _each(op, registers[a, n if varies & 2 else 0], registers[b, n if varies & 4 else 0], registers[out, n])
+            _over_samples(op, registers, a, channels if varies & 2 else 0, samples, channels, out)
+            continue
+        together = varies == 7  # all three have a number for every plane: one long loop
+        rows = samples if varies & 1 and not together else 1
+        width = plane if together else channels
+        for n in range(rows):
+            first = a + (n * channels if varies & 2 else 0)
+            second = b + (n * channels if varies & 4 else 0)
+            to = out + n * channels
+            if op in (_MEAN_C, _SUM_C):
+                _over_channels(op, registers, first, width, channels // argument, to)
+            else:
+                _each(op, registers, first, second, width, to)
 
 
 @compiled
-def _over_samples(op: int, a: Any, varies: bool, out: Any) -> None:
-    samples, channels = a.shape
+def _load(job: Any, eps: float, registers: Any, copies: int) -> None:
+    """Fill the registers that stay: running statistics, S, eps, parameters, constants; so many times the same row."""
+    channels, parameters = job[CHANNELS], job[ROWS] - 2
+    rows = elements_at(job[MEMORY] + 8 * 5 * job[SAMPLES] * channels, np.float64)
+    constants = elements_at(job[CONSTANTS], np.float64)
+    for i in range(4 + parameters + job[CONSTANT_COUNT]):
+        source = -1
+        value = eps
+        to = _EPS
+        if i < 2:
+            source, to = i * channels, _RUNNING_VAR if i else _RUNNING_MEAN
+        elif i == 2:
+            value, to = float(job[SIZE]), _SIZE
+        elif i >= 4:
+            to = _FIRST_PARAMETER + i - 4
+            if i - 4 < parameters:
+                source = (i - 2) * channels
+            else:
+                value = constants[i - 4 - parameters]
+        at = to * copies * channels
+        for k in range(at, at + copies * channels, channels):
+            for c in range(channels):
+                registers[k + c] = rows[source + c] if source >= 0 else value
+
+
+@compiled
+def _over_samples(op: int, registers: Any, a: int, step: int, samples: int, channels: int, out: int) -> None:
     for c in range(channels):
-        out[c] = a[0, c]
+        registers[out + c] = registers[a + c]
     for n in range(1, samples):
-        row = a[n if varies else 0]
         for c in range(channels):
-            out[c] += row[c]
+            registers[out + c] += registers[a + n * step + c]
     if op == _MEAN_N:
         for c in range(channels):
-            out[c] /= samples
+            registers[out + c] /= samples
 
 
 @compiled
-def _over_channels(op: int, a: Any, groups: int, out: Any) -> None:
-    width = a.size // groups
-    for start in range(0, a.size, width):
-        row, to = a[start : start + width], out[start : start + width]
+def _over_channels(op: int, registers: Any, a: int, count: int, width: int, out: int) -> None:
+    for start in range(0, count, width):
         total = 0.0
-        for c in range(width):
-            total += row[c]
+        for c in range(start, start + width):
+            total += registers[a + c]
         if op == _MEAN_C:
             total /= width
-        for c in range(width):
-            to[c] = total
+        for c in range(start, start + width):
+            registers[out + c] = total
 
 
 @compiled
-def _each(op: int, a: Any, b: Any, out: Any) -> None:
+def _each(op: int, r: Any, a: int, b: int, count: int, out: int) -> None:
     if op == _ADD:
-        for k in range(out.size):
-            out[k] = a[k] + b[k]
+        for k in range(count):
+            r[out + k] = r[a + k] + r[b + k]
     elif op == _SUB:
-        for k in range(out.size):
-            out[k] = a[k] - b[k]
+        for k in range(count):
+            r[out + k] = r[a + k] - r[b + k]
     elif op == _MUL:
-        for k in range(out.size):
-            out[k] = a[k] * b[k]
+        for k in range(count):
+            r[out + k] = r[a + k] * r[b + k]
     elif op == _DIV:
-        for k in range(out.size):
-            out[k] = a[k] / b[k]
+        for k in range(count):
+            r[out + k] = r[a + k] / r[b + k]
     elif op == _SQRT:
-        for k in range(out.size):
-            out[k] = np.sqrt(a[k])
+        for k in range(count):
+            r[out + k] = np.sqrt(r[a + k])
     elif op == _RSQRT:
-        for k in range(out.size):
-            out[k] = 1 / np.sqrt(a[k])
+        for k in range(count):
+            r[out + k] = 1 / np.sqrt(r[a + k])
     elif op == _POW:
-        for k in range(out.size):
-            out[k] = a[k] ** b[k]
+        for k in range(count):
+            r[out + k] = r[a + k] ** r[b + k]
     elif op == _MAX:
-        for k in range(out.size):
-            out[k] = a[k] if a[k] != a[k] else max(a[k], b[k])
+        for k in range(count):
+            v = r[a + k]
+            r[out + k] = v if v != v else max(v, r[b + k])
     elif op == _GREATER:
-        for k in range(out.size):
-            out[k] = 1.0 if a[k] > b[k] else 0.0
+        for k in range(count):
+            r[out + k] = 1.0 if r[a + k] > r[b + k] else 0.0
     elif op == _EXP:
-        for k in range(out.size):
-            out[k] = np.exp(a[k])
+        for k in range(count):
+            r[out + k] = np.exp(r[a + k])

@@ -1,7 +1,7 @@
 """A whole direction in one call: one job over blocks of samples, or passes over the batch with a grid program between.
 
-`CHUNKS` is 0 for blocks of `EXTENT` samples; else a sample is cut into so many parts. Both directions are C functions
-of the address of a job (`normlab.kernels.runtime.job`): calling them takes no lock and no conversion of arguments.
+`CHUNKS` is 0 for blocks of `EXTENT` samples; else a sample is cut into so many parts. Directions are C functions of the
+address of a job (`normlab.kernels.runtime.job`): calling them takes no lock and no conversion of arguments.
 """
 
 from __future__ import annotations
@@ -12,35 +12,26 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import types
 
-from normlab.kernels.cpu._machine import load, perform
-from normlab.kernels.cpu._work import (
-    AFFINE,
-    BACKWARD_BLOCKS,
-    COMBINE,
-    DOTS,
-    FORWARD_BLOCKS,
-    MOMENTS,
-    grids_of,
-    program,
-    real_at,
-    rows_of,
-)
-from normlab.kernels.runtime.compiling import compiled
-from normlab.kernels.runtime.counters import pointer
+from normlab.kernels.cpu._machine import READY, REGISTERS_AT, SAMPLES_HERE
+from normlab.kernels.cpu._work import FIRST_PASS, SECOND_PASS, copy
+from normlab.kernels.runtime.compiling import address_of, compiled
+from normlab.kernels.runtime.counters import call_on
 from normlab.kernels.runtime.job import (
     CHANNELS,
     CHUNKS,
-    EPS,
     EXTENT,
-    FLAG,
     FOLDED,
     GROUP,
     KIND,
     LAST,
+    MEASURE,
     MEMORY,
     MOMENTUM,
+    OUTPUT_COUNT,
+    OUTPUTS,
+    PERFORM,
     REGISTERS,
     ROWS,
     RUNNING_BYTES,
@@ -50,103 +41,109 @@ from normlab.kernels.runtime.job import (
     SIZE,
     STRETCH,
     SUMS,
-    SUMS_0,
     SUMS_1,
     SUMS_2,
     TABLE,
     UNITS,
 )
 from normlab.kernels.runtime.sharing import do_part
+from normlab.kernels.runtime.unaliased import elements_at
 
 
 @cache
-def forward() -> Callable[[int], None]:
-    """From x to y; fills the job's memory, and updates the running statistics if asked to."""
-    return _entry(_forward)
+def direction(backward: bool, across: bool) -> Callable[[int], None]:
+    """From x to y, or from x and g to dx and the parameters' gradients; in blocks of samples, or `across` the batch.
+
+    The forward one fills the job's memory, and updates the running statistics if asked to.
+    """
+    functions = {
+        (False, False): _forward_blocks,
+        (True, False): _backward_blocks,
+        (False, True): _forward_passes,
+        (True, True): _backward_passes,
+    }
+    return CFUNCTYPE(None, c_ssize_t)(address_of(functions[backward, across], types.void(types.intp)))
 
 
-@cache
-def backward() -> Callable[[int], None]:
-    """From x and g to dx and the parameters' gradients."""
-    return _entry(_backward)
+def _forward_blocks(address: int) -> None:
+    job = elements_at(address, np.int64)
+    _read_rows(address)
+    job[UNITS] = -(-job[SAMPLES] // job[EXTENT])
+    do_part(address)
 
 
-def _entry(function: Callable[[int], None]) -> Callable[[int], None]:
-    made: Any = cfunc(types.void(types.intp), cache=True)(function)
-    _kept.append(made)
-    return CFUNCTYPE(None, c_ssize_t)(made.address)
-
-
-_kept: list[Any] = []  # compiled code lives as long as its object
-
-
-def _forward(address: int) -> None:
-    job = carray(pointer(address), (TABLE,), np.int64)
-    table = carray(pointer(address + 8 * TABLE), (job[ROWS], 3), np.int64)
-    _read_rows(table, rows_of(job))
-    _forward_passes(job)
-    if job[RUNNING_MEAN] != 0:
-        _update(job)
-
-
-@compiled
-def _forward_passes(job: Any) -> None:
-    grids, extent, chunks, size = grids_of(job), job[EXTENT], job[CHUNKS], job[SIZE]
+def _forward_passes(address: int) -> None:
+    job = elements_at(address, np.int64)
+    _read_rows(address)
     samples, channels = job[SAMPLES], job[CHANNELS]
-    if chunks == 0:
-        _assign(job, FORWARD_BLOCKS, -(-samples // extent), job[MEMORY], grids.shape)
-        do_part(job)
-        return
-    units = _units(job)
-    pieces, length = _pieces(job)
-    if job[FLAG] != 0 and pieces > 1:
-        parts = np.empty((2, samples * pieces, channels))
-        _assign(job, MOMENTS, units, parts.ctypes.data, parts.shape)
-        do_part(job)
-        _merge_moments(parts, length, pieces, size, grids)
-    elif job[FLAG] != 0:
-        _assign(job, MOMENTS, units, job[MEMORY], grids.shape)
-        do_part(job)
-    _forward_grid(job, grids)
-    _assign(job, AFFINE, units, job[MEMORY], grids.shape)
-    do_part(job)
+    if job[MEASURE] != 0:
+        pieces, length = _pieces(job)
+        parts = np.empty(2 * samples * pieces * channels if pieces > 1 else 0)
+        _share(address, FIRST_PASS, parts.ctypes.data if pieces > 1 else job[MEMORY], samples * pieces)
+        if pieces > 1:
+            _merge_moments(parts, length, pieces, samples, channels, job[SIZE], elements_at(job[MEMORY], np.float64))
+    grids, plane = job[MEMORY], 8 * samples * channels
+    registers, call = np.empty(job[REGISTERS] * samples * channels), np.zeros(3, np.int64)
+    copy(grids, registers.ctypes.data, 2 * samples * channels)
+    call[SAMPLES_HERE], call[REGISTERS_AT] = samples, registers.ctypes.data
+    call_on(job[PERFORM], address, call.ctypes.data)
+    call[READY] = 0  # (an array lives until it is last used)
+    outputs = elements_at(job[OUTPUTS], np.int64)
+    for i in range(job[OUTPUT_COUNT]):
+        source = registers.ctypes.data + plane * outputs[2 * i]
+        if i < 3:
+            _fill(source, outputs[2 * i + 1] != 0, samples, channels, grids + (2 + i) * plane)
+        else:  # the batch's mean and variance
+            copy(source, grids + 5 * plane + 8 * (job[ROWS] + i - 3) * channels, channels)
+    _share(address, SECOND_PASS, grids, samples)
+    if job[RUNNING_MEAN] != 0:
+        _update(address)
 
 
-def _backward(address: int) -> None:
-    job = carray(pointer(address), (TABLE,), np.int64)
-    table = carray(pointer(address + 8 * TABLE), (job[ROWS] - 2, 3), np.int64)
-    sums = np.empty((4 + table.shape[0], job[SAMPLES], job[CHANNELS]))  # sum_g, sum_gx, b, c, parameters' gradients
-    _backward_passes(job, sums)
-    _write_gradients(sums, table)
+def _backward_blocks(address: int) -> None:
+    job = elements_at(address, np.int64)
+    plane = job[SAMPLES] * job[CHANNELS]
+    sums = np.empty((2 + job[OUTPUT_COUNT]) * plane)  # sum_g, sum_gx, b, c, parameters' gradients
+    job[SUMS], job[UNITS] = sums.ctypes.data, -(-job[SAMPLES] // job[EXTENT])
+    do_part(address)
+    _write_gradients(address, sums)
 
 
-@compiled
-def _backward_passes(job: Any, sums: Any) -> None:
-    extent, chunks, samples, channels = job[EXTENT], job[CHUNKS], job[SAMPLES], job[CHANNELS]
-    if chunks == 0:
-        _assign(job, BACKWARD_BLOCKS, -(-samples // extent), sums.ctypes.data, sums.shape)
-        do_part(job)
-        return
-    units = _units(job)
+def _backward_passes(address: int) -> None:
+    job = elements_at(address, np.int64)
+    samples, channels = job[SAMPLES], job[CHANNELS]
+    count, plane = samples * channels, 8 * samples * channels
+    sums = np.empty((2 + job[OUTPUT_COUNT]) * count)
+    start = sums.ctypes.data
     pieces, _ = _pieces(job)
+    parts = np.empty(2 * pieces * count if pieces > 1 else 0)
+    _share(address, FIRST_PASS, parts.ctypes.data if pieces > 1 else start, samples * pieces)
     if pieces > 1:
-        parts = np.empty((2, samples * pieces, channels))
-        _assign(job, DOTS, units, parts.ctypes.data, parts.shape)
-        do_part(job)
-        _add_parts(parts, pieces, sums)
-    else:
-        _assign(job, DOTS, units, sums.ctypes.data, sums.shape)
-        do_part(job)
-    _backward_grid(job, grids_of(job), sums)
-    _assign(job, COMBINE, units, sums.ctypes.data, sums.shape)
-    do_part(job)
+        _add_parts(parts, pieces, samples, channels, sums)
+    grids = job[MEMORY]
+    registers, call = np.empty(job[REGISTERS] * count), np.zeros(3, np.int64)
+    copy(grids, registers.ctypes.data, 2 * count)
+    copy(start, registers.ctypes.data + 2 * plane, 2 * count)
+    copy(grids + 2 * plane, registers.ctypes.data + 4 * plane, 2 * count)
+    call[SAMPLES_HERE], call[REGISTERS_AT] = samples, registers.ctypes.data
+    call_on(job[PERFORM], address, call.ctypes.data)
+    call[READY] = 0  # (an array lives until it is last used)
+    outputs = elements_at(job[OUTPUTS], np.int64)
+    for i in range(job[OUTPUT_COUNT]):
+        source = registers.ctypes.data + plane * outputs[2 * i]
+        _fill(source, outputs[2 * i + 1] != 0, samples, channels, start + (2 + i) * plane)
+    _share(address, SECOND_PASS, start, samples)
+    _write_gradients(address, sums)
 
 
 @compiled
-def _units(job: Any) -> int:
-    """Into how many units a pass is cut."""
+def _share(address: int, kind: int, sums: int, rows: int) -> None:
+    """Have a pass done; its sums are rows of a number for each channel, and outlive it."""
+    job = elements_at(address, np.int64)
     in_memory = job[SAMPLES] * job[FOLDED] if job[LAST] == 0 else job[SAMPLES]
-    return -(-in_memory // job[GROUP]) * job[CHUNKS]
+    job[KIND], job[UNITS] = kind, -(-in_memory // job[GROUP]) * job[CHUNKS]
+    job[SUMS], job[SUMS_1], job[SUMS_2] = sums, rows, job[CHANNELS]
+    do_part(address)
 
 
 @compiled
@@ -156,137 +153,94 @@ def _pieces(job: Any) -> Any:
 
 
 @compiled
-def _assign(job: Any, kind: int, units: int, sums: int, shape: Any) -> None:
-    """Say which part of the job is next, and where its sums are; they must outlive it."""
-    job[KIND], job[UNITS] = kind, units
-    job[SUMS], job[SUMS_0], job[SUMS_1], job[SUMS_2] = sums, shape[0], shape[1], shape[2]
+def _fill(source: int, varies: bool, samples: int, channels: int, to: int) -> None:
+    """Copy an output to a grid (N, C); one row for all samples is repeated."""
+    for n in range(samples):
+        copy(source + (8 * n * channels if varies else 0), to + 8 * n * channels, channels)
 
 
 @compiled
-def _read_rows(table: Any, rows: Any) -> None:
+def _read_rows(address: int) -> None:
     """Running statistics and parameters in float64, one number repeated for all channels."""
-    for i in range(table.shape[0]):
-        address, itemsize, count = table[i]
-        if address == 0:
-            continue
-        narrow, wide = carray(pointer(address), (count,), np.float32), carray(pointer(address), (count,), np.float64)
-        for c in range(rows.shape[1]):
-            k = c if count > 1 else 0
-            rows[i, c] = narrow[k] if itemsize == 4 else wide[k]
+    job = elements_at(address, np.int64)
+    channels = job[CHANNELS]
+    rows = elements_at(job[MEMORY] + 8 * 5 * job[SAMPLES] * channels, np.float64)
+    for i in range(job[ROWS]):
+        start, itemsize, count = job[TABLE + 3 * i], job[TABLE + 3 * i + 1], job[TABLE + 3 * i + 2]
+        if start != 0:
+            narrow, wide = elements_at(start, np.float32), elements_at(start, np.float64)
+            for c in range(channels):
+                k = c if count > 1 else 0
+                rows[i * channels + c] = narrow[k] if itemsize == 4 else wide[k]
 
 
 @compiled
-def _write_gradients(sums: Any, table: Any) -> None:
+def _write_gradients(address: int, sums: Any) -> None:
     """Gradients summed over the samples, in the parameters' dtypes; that of one number is there in all channels."""
-    for i in range(table.shape[0]):
-        address, itemsize, count = table[i]
-        narrow, wide = carray(pointer(address), (count,), np.float32), carray(pointer(address), (count,), np.float64)
-        total = sums[4 + i, 0]
-        for n in range(1, sums.shape[1]):
-            row = sums[4 + i, n]
+    job = elements_at(address, np.int64)
+    samples, channels = job[SAMPLES], job[CHANNELS]
+    for i in range(job[ROWS] - 2):
+        start, itemsize, count = job[TABLE + 3 * i], job[TABLE + 3 * i + 1], job[TABLE + 3 * i + 2]
+        narrow, wide = elements_at(start, np.float32), elements_at(start, np.float64)
+        total = (4 + i) * samples * channels
+        for n in range(1, samples):
             for c in range(count):
-                total[c] += row[c]
+                sums[total + c] += sums[total + n * channels + c]
         for c in range(count):
             if itemsize == 4:
-                narrow[c] = total[c]
+                narrow[c] = sums[total + c]
             else:
-                wide[c] = total[c]
+                wide[c] = sums[total + c]
 
 
 @compiled
-def _update(job: Any) -> None:
+def _update(address: int) -> None:
     """running = (1 - momentum) * running + momentum * batch, with the unbiased variance."""
-    momentum, channels, bytes_each = real_at(job, MOMENTUM), job[CHANNELS], job[RUNNING_BYTES]
+    job = elements_at(address, np.int64)
+    momentum, channels = elements_at(address, np.float64)[MOMENTUM], job[CHANNELS]
     count = job[SAMPLES] * job[SIZE]
-    pooled = rows_of(job)[job[ROWS] :]
+    pooled = elements_at(job[MEMORY] + 8 * (5 * job[SAMPLES] + job[ROWS]) * channels, np.float64)
     for i in range(2):
-        address = job[RUNNING_VAR] if i else job[RUNNING_MEAN]
-        narrow = carray(pointer(address), (channels,), np.float32)
-        wide = carray(pointer(address), (channels,), np.float64)
+        start = job[RUNNING_VAR] if i else job[RUNNING_MEAN]
+        narrow, wide = elements_at(start, np.float32), elements_at(start, np.float64)
         factor = count / max(count - 1, 1) if i else 1.0
         for c in range(channels):
-            new = momentum * (factor * pooled[i, c])
-            if bytes_each == 4:
+            new = momentum * (factor * pooled[i * channels + c])
+            if job[RUNNING_BYTES] == 4:
                 narrow[c] = (1 - momentum) * narrow[c] + new
             else:
                 wide[c] = (1 - momentum) * wide[c] + new
 
 
 @compiled
-def _add_parts(parts: Any, chunks: int, sums: Any) -> None:
+def _add_parts(parts: Any, chunks: int, samples: int, channels: int, sums: Any) -> None:
     """Add up the partial dots of each sample."""
-    _, samples, channels = sums.shape
-    for i in range(2):
-        for n in range(samples):
-            for c in range(channels):
-                sums[i, n, c] = 0
-            for k in range(n * chunks, (n + 1) * chunks):
-                for c in range(channels):
-                    sums[i, n, c] += parts[i, k, c]
-
-
-@compiled
-def _merge_moments(parts: Any, extent: int, chunks: int, size: int, grids: Any) -> None:
-    """Chan's formula over the chunks of each sample."""
-    for n in range(grids.shape[1]):
-        mean, var = grids[0, n], grids[1, n]
-        for c in range(mean.size):
-            mean[c] = 0
-            var[c] = 0
-        for k in range(chunks):
-            weight = (min((k + 1) * extent, size) - k * extent) / size
-            for c in range(mean.size):
-                mean[c] += weight * parts[0, n * chunks + k, c]
-        for k in range(chunks):
-            weight = (min((k + 1) * extent, size) - k * extent) / size
-            for c in range(mean.size):
-                d = parts[0, n * chunks + k, c] - mean[c]
-                var[c] += weight * (parts[1, n * chunks + k, c] + d * d)
-
-
-@compiled
-def _forward_grid(job: Any, grids: Any) -> None:
-    """Run a forward program on the moments of all planes, and keep the batch's mean and variance."""
-    _, samples, channels = grids.shape
-    rows, (code, constants, outputs) = rows_of(job), program(job)
-    registers = np.empty((job[REGISTERS], samples, channels))
-    load(registers, 1, rows[: job[ROWS]], job[SIZE], real_at(job, EPS), constants)
-    _copy(grids[0], registers[0])
-    _copy(grids[1], registers[1])
-    perform(code, registers)
-    for i in range(3):
-        _store(registers, outputs[i], grids[2 + i])
-    for i in range(3, len(outputs)):
+    for row in range(2 * samples):
+        to = row * channels
         for c in range(channels):
-            rows[job[ROWS] + i - 3, c] = registers[outputs[i, 0], 0, c]
+            sums[to + c] = 0
+        for k in range(row * chunks, (row + 1) * chunks):
+            for c in range(channels):
+                sums[to + c] += parts[k * channels + c]
 
 
 @compiled
-def _backward_grid(job: Any, grids: Any, sums: Any) -> None:
-    """Run a backward program on the dots of all planes."""
-    _, samples, channels = sums.shape
-    code, constants, outputs = program(job)
-    registers = np.empty((job[REGISTERS], samples, channels))
-    load(registers, 1, rows_of(job)[: job[ROWS]], job[SIZE], real_at(job, EPS), constants)
-    for i in range(2):
-        _copy(grids[i], registers[i])
-        _copy(sums[i], registers[2 + i])
-        _copy(grids[2 + i], registers[4 + i])
-    perform(code, registers)
-    for i in range(len(outputs)):
-        _store(registers, outputs[i], sums[2 + i])
-
-
-@compiled
-def _copy(a: Any, to: Any) -> None:
-    for n in range(to.shape[0]):
-        for c in range(to.shape[1]):
-            to[n, c] = a[n, c]
-
-
-@compiled
-def _store(registers: Any, output: Any, to: Any) -> None:
-    """Copy an output to a grid (N, C); one row for all samples is repeated."""
-    for n in range(to.shape[0]):
-        for c in range(to.shape[1]):
-            to[n, c] = registers[output[0], n if output[1] else 0, c]
+def _merge_moments(
+    parts: Any, extent: int, chunks: int, samples: int, channels: int, size: int, grids: Any
+) -> None:  # fmt: skip
+    """Chan's formula over the chunks of each sample."""
+    second, var = samples * chunks * channels, samples * channels
+    for n in range(samples):
+        mean = n * channels
+        for c in range(channels):
+            grids[mean + c] = 0
+            grids[var + mean + c] = 0
+        for k in range(chunks):
+            weight, part = (min((k + 1) * extent, size) - k * extent) / size, (n * chunks + k) * channels
+            for c in range(channels):
+                grids[mean + c] += weight * parts[part + c]
+        for k in range(chunks):
+            weight, part = (min((k + 1) * extent, size) - k * extent) / size, (n * chunks + k) * channels
+            for c in range(channels):
+                d = parts[part + c] - grids[mean + c]
+                grids[var + mean + c] += weight * (parts[second + part + c] + d * d)

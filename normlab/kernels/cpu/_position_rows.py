@@ -12,6 +12,8 @@ h = (x - m) * r + t. Then, with averages over the row,
     dx = r * (w * g - average(w * g) - h * average(w * g * h)) = r * w * g + b * (x - m) + c,
 
 where b and c are numbers of the position; without centring (root mean square) m, t and the first average are zero.
+
+A position whose squares, products or coefficients leave the range of float32 is gone over in float64 (`_exact`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from normlab.kernels.cpu._exact import is_beyond, is_far, least_variance
 from normlab.kernels.runtime.ahead import read_ahead, read_soon, write_ahead, write_soon
 from normlab.kernels.runtime.compiling import compiled
 from normlab.kernels.runtime.narrow import element, number
@@ -56,6 +59,9 @@ def normalize_row(
     if centred and _too_far(left, square):
         m += real(left)
         left, square = _mean_square_about(real, x, at, size, m)
+    if is_far(square, least_variance(eps)):
+        _normalize_apart(real, x, at, 1, size, weight, bias, centred, eps, y, to, 1, kept, i)
+        return
     if not centred:
         left = 0.0
     exact = _rstd(square - left * left, eps)
@@ -86,6 +92,63 @@ def _mean_square_about(real: Any, x: Any, at: int, size: int, m: Any) -> Any:
 
 
 @compiled
+def _normalize_apart(
+    real: Any, x: Any, at: int, step: int, size: int, weight: Any, bias: Any, centred: bool, eps: float, y: Any,
+    to: int, to_step: int, kept: Any, i: int,
+) -> None:  # fmt: skip
+    """A position whose squares leave float32, in float64; its elements are `step` apart."""
+    mean = 0.0
+    if centred:
+        for k in range(size):
+            mean += np.float64(number(load(x, at + k * step, X)))
+        mean /= size
+    left = 0.0
+    square = 0.0
+    for k in range(size):
+        d = np.float64(number(load(x, at + k * step, X))) - mean
+        left += d
+        square += d * d
+    left = left / size if centred else 0.0
+    mean += left
+    r, m = _rstd(square / size - left * left, eps), real(mean)
+    for k in range(size):
+        h = (np.float64(number(load(x, at + k * step, X))) - mean) * r
+        store(y, to + k * to_step, element(real(h * load(weight, k, WEIGHT) + load(bias, k, BIAS)), y), OUT)
+    store(kept[0], i, m, CENTER)
+    store(kept[1], i, real(r), RSTD)
+    store(kept[2], i, real(r * (np.float64(m) - mean)), SHIFT)
+
+
+@compiled
+def _pull_apart(
+    real: Any, g: Any, g_at: int, g_step: int, x: Any, at: int, step: int, size: int, weight: Any, centred: bool,
+    kept: Any, i: int, learns: bool, d_weight: Any, d_bias: Any, dx: Any, to: int, to_step: int,
+) -> None:  # fmt: skip
+    """`pull_row` of a position whose sums or coefficients leave float32."""
+    m, r, t = np.float64(load(kept[0], i, CENTER)), load(kept[1], i, RSTD), load(kept[2], i, SHIFT)
+    sum_g = 0.0
+    sum_gx = 0.0
+    for k in range(size):
+        a = np.float64(number(load(g, g_at + k * g_step, G))) * load(weight, k, WEIGHT)
+        sum_g += a
+        sum_gx += a * (np.float64(number(load(x, at + k * step, X))) - m)
+    b, c = _coefficients(sum_g, sum_gx, size, centred, r, t)
+    for k in range(size):
+        up, d = np.float64(number(load(g, g_at + k * g_step, G))), np.float64(number(load(x, at + k * step, X))) - m
+        if learns:
+            store(d_weight, k, real(load(d_weight, k, D_WEIGHT) + up * (d * r + t)), D_WEIGHT)
+            store(d_bias, k, real(load(d_bias, k, D_BIAS) + up), D_BIAS)
+        store(dx, to + k * to_step, element(real(r * (load(weight, k, WEIGHT) * up) + (b * d + c)), dx), OUT)
+
+
+@compiled
+def _is_apart(sum_g: float, sum_gx: float, m: Any, r: Any, b: float, c: float) -> bool:
+    """Whether a sum of the backward pass, or a coefficient, leaves float32 or has lost digits in it."""
+    tiny = least_variance(1 / (np.float64(r) * r))
+    return is_far(sum_g, 0.0) or is_far(sum_gx, tiny) or is_beyond(r, m) or is_beyond(b, c)
+
+
+@compiled
 def _too_far(left: float, square: float) -> bool:
     """Whether a centre at distance `left` from the mean would cost the variance precision: over two deviations."""
     return left * left > 0.8 * square
@@ -113,6 +176,11 @@ def pull_row(
         sum_g += part
         sum_gx += part_x
     exact_b, exact_c = _coefficients(sum_g, sum_gx, size, centred, r, t)
+    if _is_apart(sum_g, sum_gx, m, r, exact_b, exact_c):
+        _pull_apart(
+            real, g, g_at, 1, x, at, 1, size, weight, centred, kept, i, learns, d_weight, d_bias, dx, to, 1
+        )  # fmt: skip
+        return
     b, c = real(exact_b), real(exact_c)
     if learns:
         for k in range(size):
@@ -159,6 +227,10 @@ def normalize_columns(
                     store(m, i + j, load(m, i + j, CENTER) + real(totals[0, j] / size), CENTER)
                 _add_rows(x, at, step, size, width, m, i, first, second, totals)
                 break
+    tiny = least_variance(eps)
+    far = 0
+    for k in range(width):
+        far += is_far(totals[1, k] / size, tiny)
     for k in range(width):
         left = totals[0, k] / size if centred else 0.0
         exact = _rstd(totals[1, k] / size - left * left, eps)
@@ -170,6 +242,12 @@ def normalize_columns(
         for k in range(width):
             h = (number(load(x, here + k, X)) - load(m, i + k, CENTER)) * load(r, i + k, RSTD) + load(t, i + k, SHIFT)
             store(y, there + k, element(h * w + b, y), OUT)
+    if far > 0:
+        for k in range(width):
+            if is_far(totals[1, k] / size, tiny):
+                _normalize_apart(
+                    real, x, at + k, step, size, weight, bias, centred, eps, y, to + k, to_step, kept, i + k
+                )  # fmt: skip
 
 
 @compiled
@@ -212,6 +290,16 @@ def pull_columns(
 ) -> None:  # fmt: skip
     """As `pull_row`, for each column."""
     m, r, t = kept
+    far = 0
+    for k in range(width):
+        far += is_beyond(load(r, i + k, RSTD), load(m, i + k, CENTER))
+    if far > 0:  # differences from the center may overflow
+        for k in range(width):
+            _pull_apart(
+                real, g, g_at + k, g_step, x, at + k, step, size, weight, centred, kept, i + k, learns, d_weight,
+                d_bias, dx, to + k, to_step,
+            )  # fmt: skip
+        return
     _clear(totals[0], totals[1], width)
     for start in range(0, size, _ROWS):
         _clear(first, second, width)
@@ -234,6 +322,7 @@ def pull_columns(
         _flush(first, second, totals, width)
     for k in range(width):
         b, c = _coefficients(totals[0, k], totals[1, k], size, centred, load(r, i + k, RSTD), load(t, i + k, SHIFT))
+        far += _is_apart(totals[0, k], totals[1, k], load(m, i + k, CENTER), load(r, i + k, RSTD), b, c)
         first[k], second[k] = b, c
     for c in range(size):
         here, there, out, w = at + c * step, g_at + c * g_step, to + c * to_step, load(weight, c, WEIGHT)
@@ -242,6 +331,14 @@ def pull_columns(
             a = load(r, i + k, RSTD) * (number(load(g, there + k, G)) * w)
             d = number(load(x, here + k, X)) - load(m, i + k, CENTER)
             store(dx, out + k, element(a + (load(first, k, FIRST) * d + load(second, k, SECOND)), dx), OUT)
+    if far > 0:
+        for k in range(width):
+            b, c = _coefficients(totals[0, k], totals[1, k], size, centred, load(r, i + k, RSTD), load(t, i + k, SHIFT))
+            if _is_apart(totals[0, k], totals[1, k], load(m, i + k, CENTER), load(r, i + k, RSTD), b, c):
+                _pull_apart(
+                    real, g, g_at + k, g_step, x, at + k, step, size, weight, centred, kept, i + k, False, d_weight,
+                    d_bias, dx, to + k, to_step,
+                )  # fmt: skip
 
 
 @compiled

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import carray, types
 
 from normlab.kernels.cpu._position_rows import (
     FIRST,
@@ -24,7 +24,7 @@ from normlab.kernels.cpu._position_rows import (
     pull_columns,
     pull_row,
 )
-from normlab.kernels.runtime.compiling import compiled
+from normlab.kernels.runtime.compiling import address_of, compiled
 from normlab.kernels.runtime.counters import next_of_shares, pointer, unit_done
 from normlab.kernels.runtime.job import TABLE, UNITS
 from normlab.kernels.runtime.narrow import BFLOAT16, FLOAT16
@@ -55,23 +55,14 @@ def work(dtype: Any) -> int:
         "bfloat16": _work_bfloat16,
         "float16": _work_float16,
     }
-    return _compile(kinds[str(dtype).removeprefix("torch.")])
+    return address_of(kinds[str(dtype).removeprefix("torch.")], types.void(types.intp))
 
 
 @cache
 def direction(backward: bool, itemsize: int) -> Callable[[int], None]:
     """The C function of a job's address that does all of it; numbers have this many bytes (4: float32, 8: float64)."""
     function = {4: _backward_float32, 8: _backward_float64}[itemsize] if backward else _forward
-    return CFUNCTYPE(None, c_ssize_t)(_compile(function))
-
-
-def _compile(function: Callable[[int], None]) -> int:
-    made: Any = cfunc(types.void(types.intp), cache=True)(function)
-    _alive.append(made)
-    return int(made.address)
-
-
-_alive: list[Any] = []  # compiled code lives as long as its object
+    return CFUNCTYPE(None, c_ssize_t)(address_of(function, types.void(types.intp)))
 
 
 def _work_float32(address: int) -> None:
@@ -91,7 +82,7 @@ def _work_float16(address: int) -> None:
 
 
 def _forward(address: int) -> None:
-    do_part(carray(pointer(address), (NUMBERS,), np.int64))
+    do_part(address)
 
 
 def _backward_float32(address: int) -> None:
@@ -104,7 +95,7 @@ def _backward_float64(address: int) -> None:
 
 @compiled
 def _pull(job: Any, real: Any) -> None:
-    do_part(job)
+    do_part(job.ctypes.data)
     if job[LEARNS] != 0:
         size, units = job[SIZE], job[UNITS]
         total = np.empty(size)
@@ -136,7 +127,7 @@ def _add_units(sums: Any, units: int, total: Any, gradient: Any) -> None:
 @compiled
 def _work(job: Any, like: Any, real: Any) -> None:
     """Take units of the job until there are none; `like` is the type of their elements, `real` of numbers."""
-    control, shares, own = joined(job)
+    control, shares, own = joined(elements_at(job.ctypes.data, np.int64))
     learns, rows = job[LEARNS] != 0, job[INNER] == 0
     items, extent, size = job[OUTER] * job[TILES], job[EXTENT], job[SIZE]
     # a unit's sums grow in memory of the thread's own: beside another's, fetching ahead would keep taking it from there

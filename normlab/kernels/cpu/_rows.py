@@ -19,10 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from normlab.kernels.cpu._activations import activate
 from normlab.kernels.runtime.ahead import read_ahead, write_ahead
 from normlab.kernels.runtime.compiling import compiled
-from normlab.kernels.runtime.job import RELU
 from normlab.kernels.runtime.narrow import element, number, numbers_for, real
 
 _BLOCK = 512  # elements of a row that are summed in the elements' own precision
@@ -134,25 +132,9 @@ def _not_negative(v: float) -> float:
 
 @compiled
 def affine_first(
-    x: Any, residual: Any, add: bool, act: int, slope: float, size: int, scale: Any, center: Any, shift: Any, y: Any
-) -> None:
-    """act(scale * (x - center) + shift), with the residual added if `add`."""
-    if add and act == RELU:
-        _affine_rows(x, residual, True, True, size, scale, center, shift, y)
-    elif add:
-        _affine_rows(x, residual, True, False, size, scale, center, shift, y)
-    elif act == RELU:
-        _affine_rows(x, x, False, True, size, scale, center, shift, y)
-    else:
-        _affine_rows(x, x, False, False, size, scale, center, shift, y)
-    if act > RELU:
-        activate(act, slope, y)
-
-
-@compiled
-def _affine_rows(
     x: Any, residual: Any, add: bool, relu: bool, size: int, scale: Any, center: Any, shift: Any, y: Any
 ) -> None:
+    """scale * (x - center) + shift, with the residual added if `add`, and at least zero if `relu`."""
     nothing = real(x, 0)
     for c in range(scale.size):
         first, last = c * size, (c + 1) * size
@@ -417,34 +399,23 @@ def _flush(part: Any, totals: Any, strip: int, width: int) -> None:
 
 @compiled
 def affine_last(
-    x: Any, residual: Any, add: bool, act: int, slope: float, lanes: int, scale: Any, center: Any, shift: Any, y: Any
+    x: Any, residual: Any, add: bool, relu: bool, lanes: int, scale: Any, center: Any, shift: Any, y: Any
 ) -> None:
     nothing = real(x, 0)
     for at in range(0, x.size, lanes):
         stop = min(at + lanes, x.size)
-        row, out = x[at:stop], y[at:stop]
+        row, other, out = x[at:stop], residual[at:stop], y[at:stop]
         read_ahead(x, at, lanes)
         write_ahead(y, at, lanes)
         if add:
             read_ahead(residual, at, lanes)
-            other = residual[at:stop]
-            if act == RELU:
-                for k in range(row.size):
-                    z = scale[k] * (number(row[k]) - center[k]) + shift[k] + number(other[k])
-                    out[k] = element(nothing if z <= nothing else z, out)
-            else:
-                for k in range(row.size):
-                    z = scale[k] * (number(row[k]) - center[k]) + shift[k] + number(other[k])
-                    out[k] = element(z, out)
-        elif act == RELU:
-            for k in range(row.size):
-                z = scale[k] * (number(row[k]) - center[k]) + shift[k]
-                out[k] = element(nothing if z <= nothing else z, out)
-        else:
-            for k in range(row.size):
-                out[k] = element(scale[k] * (number(row[k]) - center[k]) + shift[k], out)
-    if act > RELU:
-        activate(act, slope, y)
+        for k in range(row.size):
+            z = scale[k] * (number(row[k]) - center[k]) + shift[k]
+            if add:
+                z += number(other[k])
+            if relu:
+                z = nothing if z <= nothing else z
+            out[k] = element(z, out)
 
 
 @compiled

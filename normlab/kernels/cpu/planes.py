@@ -14,15 +14,16 @@ of an element near it is exact, and what the rounding lost goes into the shift.
 A call fills in the addresses in a list of numbers that is prepared once for a recipe, shape and layout (`Plan`), and
 hands it to a C function: on small tensors the way there counts more than the work.
 
-The code: `_rows` the four kernels on rows of elements, `_activations` what is applied to their result, `_machine` the
-grid program, `_work` all three on a unit of work, `_passes` a whole direction; in `normlab.kernels.runtime`, `sharing`
-the threads that share the units and `job` the numbers that they share.
+The code: `_rows` the four kernels on rows of elements, `_exact` on planes that leave float32, `_activations` what is
+applied to their result, `_kernels` all of these as C functions, `_machine` the grid program, `_work` all of it on a
+unit of work, `_passes` a whole direction; in `normlab.kernels.runtime`, `sharing` the threads that share the units and
+`job` the numbers that they share. Each C function is compiled when a plan first needs it.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ctypes import addressof, c_char
 from dataclasses import dataclass
 from typing import Any
@@ -30,30 +31,41 @@ from typing import Any
 import numpy as np
 
 from normlab.kernels.activations import NAMES, Activation
-from normlab.kernels.cpu import _passes
+from normlab.kernels.cpu import _kernels
+from normlab.kernels.cpu._exact import least_variance
+from normlab.kernels.cpu._machine import perform
+from normlab.kernels.cpu._passes import direction
 from normlab.kernels.cpu._work import work
 from normlab.kernels.layout import Layout, empty_like, is_real
 from normlab.kernels.runtime.job import (
     ACT,
+    APPLY,
     CHANNELS,
     CHUNKS,
     CODE,
+    COMBINE,
     CONSTANT_COUNT,
     CONSTANTS,
+    DOT,
     EPS,
     EXTENT,
-    FLAG,
     FOLDED,
     GROUP,
+    ITEMSIZE,
     LANES,
     LAST,
     LENGTH,
+    MEASURE,
     MEMORY,
     MOMENTUM,
     OUTPUT_COUNT,
     OUTPUTS,
+    PERFORM,
+    PULL,
+    REAL,
     REGISTERS,
     RESIDUAL,
+    ROUND,
     ROWS,
     RUNNING_BYTES,
     RUNNING_MEAN,
@@ -61,8 +73,10 @@ from normlab.kernels.runtime.job import (
     SAMPLES,
     SIZE,
     SLOPE,
+    SPARE,
     STRETCH,
     TABLE,
+    TINY,
     TO_RESIDUAL,
     WORK,
     G,
@@ -90,8 +104,12 @@ class Plan:
     sizes: tuple[int, int, int]
     elements: int
     numbers: int  # of float64 that a call needs for grids and rows
-    forward: array
-    backward: array
+    rows: int  # running mean and variance, and the parameters
+    folded: int  # samples in memory that are one
+    last: bool
+    dtype: str
+    act: Activation | None
+    prepared: dict[tuple[bool, bool], tuple[Callable[[int], None], array]]
 
 
 @dataclass(slots=True)
@@ -145,9 +163,9 @@ def forward(
 ) -> Saved:
     plan = _planned(recipe, layout, x, act)
     memory = np.empty(plan.numbers)
-    job = plan.forward[:]
+    run_forward, job = _prepared(plan, False, residual is not None)
     job[X], job[Y] = _address(x), _address(out)
-    job[MEMORY], job[EPS] = _start(memory), bits(eps)
+    job[MEMORY], job[EPS], job[TINY] = _start(memory), bits(eps), bits(least_variance(eps))
     if residual is not None:
         job[RESIDUAL] = _address(residual)
     channels = plan.sizes[1]
@@ -158,7 +176,7 @@ def forward(
         _list(job, running, channels, alive)
     _list(job, params.values(), channels, alive)
     buffers = None if update is None else _to_update(job, update, channels, alive)
-    run(_passes.forward(), job, plan.elements, with_torch=not isinstance(x, np.ndarray))
+    run(run_forward, job, plan.elements, with_torch=not isinstance(x, np.ndarray))
     if buffers is not None:
         for old, new in zip(update, buffers, strict=False):  # type: ignore[arg-type]
             old[...] = new
@@ -176,16 +194,16 @@ def backward(
     to_residual: Any = None,
 ) -> list[Any]:
     plan = saved.plan
-    job = plan.backward[:]
+    run_backward, job = _prepared(plan, True, residual is not None)
     job[X], job[G], job[Y] = _address(x), _address(g), _address(out)
-    job[MEMORY], job[EPS] = _start(saved.numbers), bits(saved.eps)
+    job[MEMORY], job[EPS], job[TINY] = _start(saved.numbers), bits(saved.eps), bits(least_variance(saved.eps))
     if residual is not None:
         job[RESIDUAL], job[TO_RESIDUAL] = _address(residual), _address(to_residual)
     grads = []
     for v in params:
         grads.append(empty_like(v) if _plain(v) else np.empty(tuple(v.shape)))
         job.extend(_place(grads[-1]))
-    run(_passes.backward(), job, plan.elements, with_torch=not isinstance(x, np.ndarray))
+    run(run_backward, job, plan.elements, with_torch=not isinstance(x, np.ndarray))
     return grads
 
 
@@ -221,34 +239,79 @@ def _planned(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> 
 
 def _plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Plan:
     n, channels, stretch = layout.sizes(x)
-    itemsize = max(x.itemsize, 4)  # of what is computed with
     last = layout.channels_last
     # what is per channel only does not tell samples apart: together they are one, of planes in pieces
     folded = n if recipe.entry.per_channel and not last else 1
     sizes = n, channels, size = n // folded, channels, stretch * folded
-    programs = trace(recipe, n, channels)
-    common = array("q", bytes(8 * TABLE))
-    common[WORK] = work(x.dtype)
-    common[SAMPLES], common[CHANNELS], common[SIZE], common[LAST] = *sizes, last
-    common[LANES] = lanes = max(1, _LANES // channels) * channels if last else 0
-    common[FOLDED], common[STRETCH] = folded, stretch
-    common[ROWS] = 2 + len(recipe.names)
+    return Plan(
+        trace(recipe, n, channels),
+        recipe.has_running,
+        sizes,
+        n * channels * size,
+        numbers(recipe, sizes),
+        2 + len(recipe.names),
+        folded,
+        last,
+        str(x.dtype).removeprefix("torch."),
+        act,
+        {},
+    )
+
+
+def _prepared(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], None], array]:
+    """The C function of a direction, compiled when it is first needed, and a job for it that lacks the tensors."""
+    found = plan.prepared.get((backward, adds))
+    if found is None:
+        found = plan.prepared[backward, adds] = _prepare(plan, backward, adds)
+    return found[0], found[1][:]
+
+
+def _prepare(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], None], array]:
+    program = plan.programs.backward if backward else plan.programs.forward
+    (n, channels, size), folded, last, dtype, act = plan.sizes, plan.folded, plan.last, plan.dtype, plan.act
+    half = _kernels.is_half(dtype)
+    itemsize, real = (2 if half else int(dtype[-2:]) // 8), (8 if dtype == "float64" else 4)
+    across = program.across_samples or n < _MANY
+    job = array("q", bytes(8 * TABLE))
+    job[WORK], job[PERFORM], job[ITEMSIZE], job[REAL] = work(backward, across), perform(), itemsize, real
+    job[SAMPLES], job[CHANNELS], job[SIZE], job[LAST] = n, channels, size, last
+    job[LANES] = lanes = max(1, _LANES // channels) * channels if last else 0
+    job[FOLDED], job[STRETCH] = folded, size // folded
+    job[ROWS] = plan.rows
     if act is not None:
-        common[ACT], common[SLOPE] = 1 + NAMES.index(act.name), bits(act.slope)
-    jobs = []
-    for program, flag in ((programs.forward, programs.measures), (programs.backward, programs.linear)):
-        job = common[:]
-        across = program.across_samples or n < _MANY
-        if across:
-            fused = act is not None and program is programs.backward
-            unit = (_FUSED_BYTES if fused else _UNIT_BYTES) // itemsize
-            cut = _cut_rows(size, lanes, channels, unit) if last else _cut_planes(n * folded, channels, stretch, unit)
-        else:
-            cut = _block(sizes, itemsize), 0, 1
-        (job[EXTENT], job[CHUNKS], job[GROUP]), job[FLAG] = cut, flag
-        _describe(program, program.code if across else program.by_sample, job)
-        jobs.append(job)
-    return Plan(programs, recipe.has_running, sizes, n * channels * size, numbers(recipe, sizes), *jobs)
+        job[ACT], job[SLOPE] = 1 + NAMES.index(act.name), bits(act.slope)
+    if across:
+        unit = (_FUSED_BYTES if backward and act is not None else _UNIT_BYTES) // real
+        stretch = size // folded
+        cut = _cut_rows(size, lanes, channels, unit) if last else _cut_planes(n * folded, channels, stretch, unit)
+    else:
+        cut = _block(plan.sizes, real), 0, 1
+    job[EXTENT], job[CHUNKS], job[GROUP] = cut
+    _describe(program, program.code if across else program.by_sample, job)
+    if backward:
+        _choose_backward(job, dtype, last, adds, act is not None, across, plan.programs.linear)
+    else:
+        form = _kernels.NO_ACT if act is None else _kernels.RELU if act.name == "relu" else _kernels.OTHER_ACT
+        job[APPLY] = _kernels.apply(dtype, last, adds, form)
+        job[SPARE] = half and form == _kernels.OTHER_ACT
+        if plan.programs.measures:
+            job[MEASURE] = _kernels.measure(dtype, last)
+    return direction(backward, across), job
+
+
+def _choose_backward(
+    job: array, dtype: str, last: bool, adds: bool, acts: bool, across: bool, linear: bool
+) -> None:  # fmt: skip
+    """The kernels of a backward pass, and where the gradient of z is kept on the way."""
+    half = _kernels.is_half(dtype)
+    job[DOT] = _kernels.dot(dtype, last, acts)
+    in_place = acts and not (half or adds or across)
+    job[COMBINE] = _kernels.combine(dtype, last, acts, in_place, linear)
+    if acts:
+        job[PULL] = _kernels.pull(dtype, last, adds)
+        job[SPARE] = half or (across and not adds)
+        if half and adds:
+            job[ROUND] = _kernels.rounded(dtype)
 
 
 def _describe(program: Program, code: np.ndarray, job: array) -> None:

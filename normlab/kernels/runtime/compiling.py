@@ -12,10 +12,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import cfunc, njit
 
 # sums may be reordered, so that they vectorize; NaN and infinity keep their meaning
-compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+_OPTIONS: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+_INNER: Any = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+# for functions that only compiled code calls, and that are compiled into what is called: nothing of them is on disk
+compiled: Any = njit(**_OPTIONS, **_INNER)
+
+
+def address_of(function: Any, signature: Any) -> int:
+    """Compile a function as a C function, or load what is on disk, and return its address."""
+    made: Any = cfunc(signature, cache=True, **_OPTIONS)(function)
+    _alive.append(made)
+    return int(made.address)
+
+
+_alive: list[Any] = []  # compiled code lives as long as its object
 
 
 def discard_stale(place: Path, sources: Iterable[Path]) -> None:

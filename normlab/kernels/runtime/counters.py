@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from normlab.kernels.runtime.compiling import compiled
 
 LINE = 8  # numbers in a cache line
 UNITS, NEXT, DONE, ACTIVE, PART, ARRIVED = range(0, 6 * LINE, LINE)
@@ -54,6 +56,19 @@ def _call_at(typingctx: Any, address: Any, argument: Any) -> Any:
 
 
 @intrinsic
+def _call_on(typingctx: Any, address: Any, first: Any, second: Any) -> Any:
+    """Call the C function `void f(intptr_t, intptr_t)` at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        whole = context.get_value_type(types.intp)
+        function = ir.FunctionType(ir.VoidType(), [whole, whole]).as_pointer()
+        builder.call(builder.inttoptr(args[0], function), [args[1], args[2]])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), generate
+
+
+@intrinsic
 def _parallel_at(typingctx: Any, address: Any, function: Any, argument: Any, threads: Any) -> Any:
     """Call OpenMP's `void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned)`, which lies at an address."""
 
@@ -82,17 +97,18 @@ def _number_at(typingctx: Any, address: Any) -> Any:
 fetch_add: Any = _fetch_add
 pointer: Any = _pointer
 call_at: Any = _call_at
+call_on: Any = _call_on
 parallel_at: Any = _parallel_at
 number_at: Any = _number_at
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def next_unit(control: Any) -> int:
     """The next unit of a job that nobody has taken; not below the number of units when all are taken."""
     return fetch_add(control, NEXT, 1)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def next_of_shares(shares: Any, own: int, units: int, backwards: bool) -> int:
     """A unit of a thread's own share that nobody has taken, or of another's if there is none; else `units`.
 
@@ -109,7 +125,7 @@ def next_of_shares(shares: Any, own: int, units: int, backwards: bool) -> int:
     return units
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def unit_done(control: Any) -> None:
     """Say that a unit is finished."""
     fetch_add(control, DONE, 1)

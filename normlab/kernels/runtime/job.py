@@ -11,23 +11,25 @@ from functools import lru_cache
 from struct import pack, unpack
 
 (
-    WORK,  # address of `void work(job)`, which does units of this job, for the elements' dtype
+    WORK,  # address of `void work(job)`, which does units of this job
     CONTROL, HELPERS, PARALLEL, NUMBER, SHARES, PAUSE,  # see `normlab.kernels.runtime.sharing`
     KIND, UNITS,  # of the part of the job that is under way
     X, G, Y, RESIDUAL, TO_RESIDUAL,  # input, upstream gradient, output (y or dx), and z's other summand, or 0
-    ITEMSIZE, SAMPLES, CHANNELS, SIZE, LAST, LANES,  # (N, C, S), whether channels-last, elements of a joined row
+    ITEMSIZE, REAL,  # bytes of an element, and of a number that is computed with
+    SAMPLES, CHANNELS, SIZE, LAST, LANES,  # (N, C, S), whether channels-last, elements of a joined row
     FOLDED, STRETCH,  # samples in memory that are one of these N; elements of a plane that lie side by side
     EXTENT, CHUNKS,  # samples in a block and 0; or planes (channels-last: rows) in a part, and parts in a sample
     GROUP,  # samples in a part, where there is one part in a sample
     CODE, LENGTH, CONSTANTS, CONSTANT_COUNT, REGISTERS, OUTPUTS, OUTPUT_COUNT,  # a program
-    FLAG,  # forward: whether moments are needed; backward: whether dx is only scale * g
+    PERFORM, MEASURE, APPLY, PULL, DOT, COMBINE, ROUND,  # addresses of what is done (`normlab.kernels.cpu`), or 0
+    SPARE,  # numbers that a thread needs of its own for dz or z, which is kept in no tensor; or 0
     ACT, SLOPE,  # 0, or the activation
-    EPS,
+    EPS, TINY,  # and the least variance that is precise enough in float32 squares
     MEMORY, ROWS,  # grids (5, N, C), rows (running mean, running variance, parameters; C each), pooled (2, C)
     SUMS, SUMS_0, SUMS_1, SUMS_2,  # sum_g, sum_gx, b, c, parameters' gradients (k, N, C); or partial sums
     RUNNING_MEAN, RUNNING_VAR, RUNNING_BYTES, MOMENTUM,  # running statistics to update with the batch's, or 0
     TABLE,
-) = range(47)  # fmt: skip
+) = range(56)  # fmt: skip
 
 RELU, LEAKY_RELU, SILU, GELU = 1, 2, 3, 4
 

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
+from normlab.kernels.runtime.compiling import compiled
 from normlab.kernels.runtime.counters import (
     ACTIVE,
     ARRIVED,
@@ -48,6 +49,7 @@ from normlab.kernels.runtime.job import CONTROL, HELPERS, NUMBER, PARALLEL, PAUS
 from normlab.kernels.runtime.job import UNITS as TO_DO
 from normlab.kernels.runtime.openmp import parallel
 from normlab.kernels.runtime.system import available_cores, pause
+from normlab.kernels.runtime.unaliased import elements_at
 
 _GRAIN = 1 << 16  # elements below which a second thread costs more than it saves
 _GRAIN_AWAKE = 1 << 13  # likewise, where the threads wait awake
@@ -144,29 +146,30 @@ def _wait(counters: Any, units: int, pause: int) -> None:
         _rest(pause)  # some helper is in its last unit
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _rest(pause: int) -> None:
     """Leave the core to another thread for a moment."""
     if pause != 0:
         number_at(pause)
 
 
-@njit(nogil=True, cache=True)
-def do_part(job: Any) -> None:
+@compiled
+def do_part(address: int) -> None:
     """Do the part of a job that its numbers describe (`normlab.kernels.runtime.job`)."""
+    job = elements_at(address, np.int64)
     control = carray(pointer(job[CONTROL]), (SIZE,), np.int64)
     shares = carray(pointer(job[SHARES]), ((1 + job[HELPERS]) * LINE,), np.int64)
     units = job[TO_DO]
     for i in range(0, shares.size, LINE):
         fetch_add(shares, i, -fetch_add(shares, i, 0))
     if job[PARALLEL] != 0 and units > 1:
-        parallel_at(job[PARALLEL], job[WORK], job.ctypes.data, job[HELPERS] + 1)
+        parallel_at(job[PARALLEL], job[WORK], address, job[HELPERS] + 1)
         return
     fetch_add(control, ARRIVED, -fetch_add(control, ARRIVED, 0))
     fetch_add(control, DONE, -fetch_add(control, DONE, 0))
     fetch_add(control, UNITS, units)
     fetch_add(control, PART, 1)
-    call_at(job[WORK], job.ctypes.data)
+    call_at(job[WORK], address)
     while fetch_add(control, DONE, 0) < units:
         _rest(job[PAUSE])  # some helper is in its last unit
     fetch_add(control, UNITS, -units)
@@ -175,8 +178,10 @@ def do_part(job: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _join(job: Any, control: Any) -> None:
+def _join(numbers: Any, control: Any) -> None:
     """What a helper does for a job: its share of each part that it meets, until the job is over."""
+    address = numbers.ctypes.data
+    job = elements_at(address, np.int64)
     done = 0
     part = fetch_add(control, PART, 0)
     while part != _OVER:
@@ -186,14 +191,14 @@ def _join(job: Any, control: Any) -> None:
             done = part
             fetch_add(control, ACTIVE, 1)
             if fetch_add(control, UNITS, 0) > 0:
-                call_at(job[WORK], job.ctypes.data)
+                call_at(job[WORK], address)
             fetch_add(control, ACTIVE, -1)
         part = fetch_add(control, PART, 0)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def joined(job: Any) -> Any:
-    """For a thread that joins a part: its control, the counters of its shares, and which share is the thread's own."""
+    """For a thread that joins a part of a job: its control, the counters of its shares, and which share is its own."""
     control = carray(pointer(job[CONTROL]), (SIZE,), np.int64)
     count = 1 + job[HELPERS]
     shares = carray(pointer(job[SHARES]), (count * LINE,), np.int64)
