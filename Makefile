@@ -30,7 +30,7 @@ $(DOCS): $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[docs]'
 	touch $@
 
-demo: $(DEMO)  ## train seven variants on the embedded digits and write a report
+demo: $(DEMO)  ## train five variants on the embedded digits and write a report
 	$(BIN)/normlab compare digits --epochs 4 --seeds 3 --out demo-report
 
 test: $(TEST) lint  ## what continuous integration runs: lint, types, every test but the slow ones

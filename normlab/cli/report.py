@@ -14,6 +14,15 @@ def report(
     against: Annotated[
         Path | None, typer.Option(help="Another study's directory, to show both side by side.", show_default=False)
     ] = None,
+    matters: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=100,
+            help="Percentage points of accuracy below which norms are the same.",
+            show_default="as the study",
+        ),
+    ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open what was written.")] = False,
 ) -> None:
     """Write the report of a comparison from its records; nothing is trained."""
@@ -22,8 +31,9 @@ def report(
     if against is not None:
         target = write_side_by_side(directory, against)
     else:
-        target = write(directory, format)
-        typer.echo(verdict(directory))
+        share = None if matters is None else matters / 100
+        target = write(directory, format, matters=share)
+        typer.echo(verdict(directory, matters=share))
     typer.echo(f"report: {target}")
     if open_:
         typer.launch(str(target.resolve()))

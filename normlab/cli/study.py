@@ -13,6 +13,7 @@ import typer
 from normlab.errors import UsageError, require
 from normlab.study.axes import AXES, alternatives, switch
 from normlab.study.spec import StudySpec, make_spec, merge, plural, read_config
+from normlab.study.verdict import MATTERS
 
 # of the settings that are no axes: flags and defaults that do not follow from their fields
 _FLAGS = {"plugins": "--plugin"}
@@ -90,6 +91,9 @@ def compare(
     baseline: Annotated[
         str | None, typer.Option(help="Compare with this norm instead of the best.", show_default=False)
     ] = None,
+    matters: Annotated[
+        float, typer.Option(min=0, max=100, help="Percentage points of accuracy below which norms are the same.")
+    ] = 100 * MATTERS,
     budget: Annotated[
         str | None, typer.Option(help="Time to spend where it tells most: 90s, 10m, 1.5h.", show_default=False)
     ] = None,
@@ -133,6 +137,7 @@ def compare(
         device=device,
         per_gpu=per_gpu,
         baseline=baseline,
+        matters=matters / 100,
         retry_failed=retry_failed,
         fail_fast=fail_fast,
         force=force,

@@ -1,6 +1,6 @@
 """More members of the family: each an entry with its formula and paper, and a grid function.
 
-The seven that a study compares by default, and the two nearest to them, are in `normlab.norms.family`. What is no
+Those that a study compares by default, and the two nearest to them, are in `normlab.norms.family`. What is no
 map per plane is registered by `normlab.norms.modules`.
 """
 

@@ -11,12 +11,15 @@ from normlab.errors import UsageError, files
 FORMATS = ("html", "md", "svg")
 
 
-def verdict(results: Any) -> str:
-    """The sentence that answers the study; `results` is a `results.json` document or a study's directory."""
+def verdict(results: Any, *, matters: float | None = None) -> str:
+    """The sentence that answers the study; `results` is a `results.json` document or a study's directory.
+
+    A difference of accuracies below `matters` counts as none, by default what the study was given.
+    """
     from normlab.report import records
 
     study = records.read(results) if isinstance(results, str | Path) else records.from_results(results)
-    return study.judged.sentence
+    return records.with_matters(study, matters).judged.sentence
 
 
 def summary(directory: Path | str) -> str:
@@ -29,12 +32,12 @@ def summary(directory: Path | str) -> str:
     return terminal.summary(records.read(directory))
 
 
-def write(directory: Path | str, format: str = "html") -> Path:
+def write(directory: Path | str, format: str = "html", *, matters: float | None = None) -> Path:
     """Write the report of a study into its directory and return where.
 
     "html" is one file, `report.html`; "md" the verdict and tables, `report.md`; "svg" a folder of charts,
-    `report-svg/`. Raises UsageError where there is no study or no such format, DataError where the records
-    cannot be understood.
+    `report-svg/`. `matters` is that of `verdict`. Raises UsageError where there is no study or no such format,
+    DataError where the records cannot be understood.
     """
     from altair.utils.schemapi import debug_mode
 
@@ -43,7 +46,7 @@ def write(directory: Path | str, format: str = "html") -> Path:
     if format not in FORMATS:
         raise UsageError(f"--format {format!r} is not known; expected one of: {', '.join(FORMATS)}")
     directory = Path(directory)
-    study = records.read(directory)
+    study = records.with_matters(records.read(directory), matters)
     with debug_mode(False):  # charts are checked against the schema in tests, not at every drawing
         parts = sections.build(study)
     if format == "svg":

@@ -18,6 +18,7 @@ from normlab.report.figures.curves import curves
 from normlab.report.records import Cell, setting_of
 from normlab.study.keeping.store import FILE, FINISHED, Store, StoredCell
 from normlab.study.running.overview import live_states
+from normlab.study.verdict import judge_results
 
 PAGE = 50
 _ORDER = ("running", "failed", "diverged", "interrupted", "pending", "paused", "done")
@@ -42,6 +43,7 @@ class LiveStudy:
             raise UsageError(f"{directory} holds no study ({FILE} is not there); start one with `normlab compare`")
         self.directory = directory
         self._settled: dict[int, list[dict[str, Any]]] = {}
+        self._judged: tuple[tuple[int, ...], str] = (), ""
         self._lock = threading.Lock()
 
     def mark(self) -> tuple[tuple[int, int], ...]:
@@ -61,6 +63,7 @@ class LiveStudy:
             names = _settings(cells)
             return {
                 "name": self.directory.resolve().name,
+                "verdict": self._verdict(store, cells, states),
                 "counts": dict(Counter(states.values())),
                 "cells": len(cells),
                 "epochs": sum(epochs.values()),
@@ -106,6 +109,21 @@ class LiveStudy:
         """The norms of the study, in its order."""
         with self._lock, Store(self.directory, readonly=True) as store:
             return list(dict.fromkeys(c.cell.norm for c in _cells(store)))
+
+    def _verdict(self, store: Store, cells: Sequence[StoredCell], states: Mapping[int, str]) -> str:
+        """The sentence of the cells that have ended, judged anew when another one has."""
+        ended = tuple(c.id for c in cells if states[c.id] in FINISHED)
+        if ended != self._judged[0] or not ended:
+            study = store.latest_study()
+            facts = study[1] if study else {}
+            records = [
+                {**_axes(c), "status": states[c.id], "epochs": self._epochs(store, c), "test": c.outcome.get("test")}
+                for c in cells
+                if states[c.id] in FINISHED or not ended
+            ]
+            found = judge_results({"cells": records, "environment": facts, "tuning": facts.get("tuning", [])})
+            self._judged = ended, found.sentence
+        return self._judged[1]
 
     def _epochs(self, store: Store, stored: StoredCell) -> list[dict[str, Any]]:
         if stored.status in FINISHED and stored.id in self._settled:

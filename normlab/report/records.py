@@ -133,6 +133,14 @@ def read(directory: Path | str) -> Study:
     return replace(study, explained=_json(explained)) if explained.is_file() else study
 
 
+def with_matters(study: Study, matters: float | None) -> Study:
+    """The study with another bound of what matters, where one is given."""
+    if matters is None:
+        return study
+    environment = {**study.environment, "matters": matters}
+    return replace(study, environment=environment, raw={**study.raw, "environment": environment})
+
+
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -21,7 +21,9 @@ from normlab.study.schedule import check_schedule
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 AUGMENTATIONS = ("crop", "flip")
 PRECISIONS = ("float32", "bf16")
-DEFAULT_NORMS = tuple(name for name in norm_names() if describe(name).compared)
+DEFAULT_NORMS = tuple(
+    sorted((name for name in norm_names() if describe(name).compared), key=lambda name: describe(name).usual)
+)
 # by precision; raise it when a change to the training code changes what a cell learns
 TRAINING_CODE = {"float32": 2, "bf16": 3}
 
@@ -183,7 +185,7 @@ class Cell:
 
     norm: str = _axis(
         "--norms", help="Norms, as in bn,gn:groups=8,gn+ws; all: every one that needs images alone.", parse=text,
-        split=listed_norms, default=DEFAULT_NORMS, shown="all seven", setting="norms",
+        split=listed_norms, default=DEFAULT_NORMS, shown="bn,gn,ln,in,none", setting="norms",
     )  # fmt: skip
     model: str = _axis(
         "--model", "--models",

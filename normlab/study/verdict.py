@@ -27,6 +27,8 @@ _NEAR = 0.02  # how far behind the leader a norm may seem to be and still be pre
 _OFTEN = 1 / 3  # a norm that fails so much more often than the best one is to be avoided
 _COLLAPSED = 0.25  # of a norm's best accuracy, where nothing is known of chance
 _SMALL_BATCH = 8
+_UNLEARNED = "no better than a linear classifier on the pixels"
+CHANCE, LARGEST, LINEAR = "chance", "largest class", "linear classifier"  # the floors by name
 _TELLING = 0.2  # a bound on a difference that is wider than this is not worth printing
 
 
@@ -237,7 +239,7 @@ class _Case:
     def avoid(self, best: str, norms: Sequence[str]) -> dict[str, str]:
         """The norms to stay away from, and why."""
         seen = {c.b: c.difference.negated for c in self.seen_from(best)}
-        linear = self.floors.get("linear classifier", 0.0)
+        linear = self.floors.get(LINEAR, 0.0)
         found = {}
         for norm in norms:
             why = []
@@ -246,8 +248,8 @@ class _Case:
                 why.append(_points(seen[norm]))
             if failed and norm != best and _rate(self.failures, norm) - _rate(self.failures, best) >= _OFTEN:
                 why.append(f"failed to learn in {failed} of {ended} seeds")
-            elif norm in self.learned and self.intervals[norm].mean <= linear < self.intervals[best].mean:
-                why.append(f"no better than a linear classifier on the pixels, {_percent(linear)}")
+            if not why and norm in self.learned and self.intervals[norm].mean <= linear < self.intervals[best].mean:
+                why.append(f"{_UNLEARNED}, {_percent(linear)}")
             if why:
                 found[norm] = "; ".join(why)
         return found
@@ -304,8 +306,12 @@ class _Case:
             parts.append(f"Prefer {best}: {self._why(best, names)}; {score}.")
         else:
             parts.append(f"Use {best}: {score}.")
-        if avoid:
-            parts.append(f"Avoid {_listed([f'{norm} ({why})' for norm, why in avoid.items()])}.")
+        unlearned = [norm for norm, why in avoid.items() if why.startswith(_UNLEARNED)]
+        if worse := [f"{norm} ({why})" for norm, why in avoid.items() if norm not in unlearned]:
+            parts.append(f"Avoid {_listed(worse)}.")
+        if unlearned:
+            have = "has" if len(unlearned) == 1 else "have"
+            parts.append(f"{_listed(unlearned)} {have} not learned ({avoid[unlearned[0]]}).")
         if open_:
             more = "" if needed is None else _more(needed, seeds)
             parts.append(f"Not told from {best} yet: {_listed(open_)}{more}.")
@@ -343,15 +349,18 @@ def _trained(cells: Sequence[Record], trivial: float | None, test_images: int | 
     The norms come in an order that does not depend on that of the cells: the best first, then by name.
     """
     grouped: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for cell in cells:
-        if cell.get("status", "done") in ("done", "diverged"):
-            setting = json.dumps([cell.get(axis) for axis in GROUPING], default=str)
-            grouped[str(cell["norm"])][setting].append(cell)
+    for cell in _ended(cells):
+        setting = json.dumps([cell.get(axis) for axis in GROUPING], default=str)
+        grouped[str(cell["norm"])][setting].append(cell)
     found = {}
     for norm, settings in grouped.items():
         made = [_at_setting(of_setting, trivial, test_images) for _, of_setting in sorted(settings.items())]
         found[norm] = max(made, key=lambda t: (1 - t.failures[0] / t.failures[1], t.validation))
     return dict(sorted(found.items(), key=lambda item: (-_mean(item[1].values), item[0])))
+
+
+def _ended(cells: Sequence[Record]) -> list[Record]:
+    return [cell for cell in cells if cell.get("status", "done") in ("done", "diverged")]
 
 
 def _at_setting(cells: Sequence[Record], trivial: float | None, test_images: int | None) -> _Trained:
@@ -409,13 +418,13 @@ def _floors(facts: Mapping[str, Any]) -> dict[str, float]:
     found = dict(facts.get("floors") or {})
     classes = facts.get("class_names")
     if not found and classes:
-        found = {"chance": 1 / len(classes)}
+        found = {CHANCE: 1 / len(classes)}
     return found
 
 
 def _trivial(floors: Mapping[str, float]) -> float | None:
     """The best that knows nothing of the image; None where that is not known."""
-    return max((value for name, value in floors.items() if name in ("chance", "largest class")), default=None)
+    return max((value for name, value in floors.items() if name in (CHANCE, LARGEST)), default=None)
 
 
 def _nothing_learned(
@@ -452,7 +461,7 @@ def _learning_rate(
     if not isinstance(rate, int | float) or isinstance(rate, bool):
         return []
     tuned = [found for found in tuning if "lr" in found.get("best", {})]
-    tried = sorted({c["lr"] for c in cells if c.get("lr") is not None and str(c["norm"]) in learned})
+    tried = sorted({c["lr"] for c in _ended(cells) if c.get("lr") is not None and str(c["norm"]) in learned})
     if tuned:
         edge = any(found.get("norm") == best and "lr" in found.get("at_edge", ()) for found in tuned)
     else:

@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 
 
 # norms that a network with every shape and shortcut is built with; all of them meet one
-SEVERAL = (*DEFAULT_NORMS, "rms", "frn")
+SEVERAL = (*DEFAULT_NORMS, "bin", "torch-bn", "rms", "frn")
 IN_NETWORKS = tuple(name for name in normlab.norm_names() if describe(name).given is None)
 
 

@@ -76,7 +76,7 @@ def test_divided_by_a_root_mean_square(name: str, over: tuple[int, ...], eps: fl
 def test_a_study_that_names_no_norms_does_not_grow() -> None:
     from normlab.study.axes import DEFAULT_NORMS
 
-    assert DEFAULT_NORMS == ("bn", "in", "bin", "ln", "gn", "none", "torch-bn")
+    assert DEFAULT_NORMS == ("bn", "gn", "ln", "in", "none")
 
 
 def test_parameters_are_added_to_weight_and_bias() -> None:

@@ -33,6 +33,7 @@ document.addEventListener("DOMContentLoaded", () => {
       .filter((name) => counts[name]).map((name) => `${counts[name]} ${word(name)}`);
     const left = state.seconds_left === null ? "" : `; about ${duration(state.seconds_left)} left`;
     at("summary").textContent = `${parts.join(", ") || "No cells"}${left}`;
+    at("verdict").textContent = state.verdict;
     const share = state.planned ? Math.round((100 * state.epochs) / state.planned) : 0;
     at("bar").style.width = `${share}%`;
     at("bar").parentElement.setAttribute("aria-valuenow", share);

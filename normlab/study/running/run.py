@@ -12,6 +12,7 @@ from typing import Any
 
 from normlab.data import Dataset
 from normlab.errors import DataError, UsageError
+from normlab.study.floors import floors
 from normlab.study.keeping.environment import command_line, describe_machine
 from normlab.study.keeping.locks import CellLocks
 from normlab.study.keeping.records import write_results
@@ -27,6 +28,7 @@ from normlab.study.running.torchrun import LeadingExecutor, launched
 from normlab.study.running.tuning import tuned
 from normlab.study.source import identity, open_data
 from normlab.study.spec import StudySpec
+from normlab.study.verdict import MATTERS
 
 CHECKPOINTS = "checkpoints"
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # where none of these is, torch need not be asked
@@ -39,7 +41,8 @@ class Options:
     `jobs` workers of `threads` threads each (see `plan_layout` for what None means) on `device`: "cpu", "cuda"
     (all GPUs), "cuda:0,cuda:1", or "auto", with `per_gpu` cells sharing a GPU. `inline` trains in this process.
     `backend` "ray" trains on a Ray cluster (`normlab.study.running.cluster`); `checkpoints` is a path or an fsspec
-    URL that all its machines can reach, by default a folder of the study's directory. `budget` is a number of
+    URL that all its machines can reach, by default a folder of the study's directory. A difference of accuracies below
+    `matters` counts as none. `budget` is a number of
     seconds, spent where it tells most (`normlab.study.running.budget`).
     """
 
@@ -49,6 +52,7 @@ class Options:
     per_gpu: int = 1
     inline: bool = False
     baseline: str | None = None
+    matters: float = MATTERS
     retry_failed: bool = False
     fail_fast: bool = False
     force: bool = False
@@ -147,6 +151,8 @@ def study_facts(dataset: Dataset, options: Options) -> dict[str, Any]:
         "test_images": len(dataset.test),
         "notes": list(dataset.notes),
         "baseline": options.baseline,
+        "matters": options.matters,
+        "floors": floors(dataset),
     }
 
 
