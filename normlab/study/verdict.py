@@ -29,6 +29,7 @@ _COLLAPSED = 0.25  # of a norm's best accuracy, where nothing is known of chance
 _SMALL_BATCH = 8
 _UNLEARNED = "no better than a linear classifier on the pixels"
 CHANCE, LARGEST, LINEAR = "chance", "largest class", "linear classifier"  # the floors by name
+_CALLED = {LARGEST: "the largest class", LINEAR: "a linear classifier on the pixels"}
 _TELLING = 0.2  # a bound on a difference that is wider than this is not worth printing
 
 
@@ -282,8 +283,9 @@ class _Case:
         if not self.beats_floors(best):
             name, floor = max(self.floors.items(), key=lambda item: item[1])
             return [
-                f"No verdict: nothing learned; {best} comes first with {score}, which is no better than {name} "
-                f"({_percent(floor)}). Try more epochs, another learning rate or a larger network."
+                f"No verdict: nothing learned; {best} comes first with {score}, which is no better than "
+                f"{_CALLED.get(name, name)} ({_percent(floor)}). "
+                "Try more epochs, another learning rate or a larger network."
             ]
         if len(self.learned) == 1 and not avoid:
             return [f"{best}: {score}; there is nothing to compare it with."]

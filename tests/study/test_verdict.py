@@ -179,7 +179,7 @@ def test_a_floor_is_under_every_claim() -> None:
     assert "ln has not learned (no better than a linear classifier on the pixels, 85.0 %)." in close.sentence
     below = judge(cells({"bn": 0.7, "ln": 0.6}, seeds=3), floors=floors)
     assert below.sentence.startswith("No verdict: nothing learned; bn comes first with 70.")
-    assert "linear classifier (85.0 %)" in below.sentence
+    assert "a linear classifier on the pixels (85.0 %)" in below.sentence
     nothing = judge(cells({"bn": 0.2, "ln": 0.19}, seeds=3), floors=floors)
     assert nothing.sentence.startswith("No verdict: nothing learned (no better than 20.0 %")
     assert "Try " in nothing.sentence
