@@ -292,8 +292,8 @@ class _Case:
         parts = []
         if not any(c.error is not None for c in seen.values()):
             parts.append(
-                f"No verdict yet: {best} comes first with {score}, but a norm with one seed has no interval, and this "
-                "may be luck. Run three seeds or more."
+                f"{best} comes first with {score}, but one seed has no interval: this may be luck. "
+                "Run three seeds or more."
                 if seen
                 else f"Use {best}: {score}."
             )
