@@ -128,6 +128,7 @@ SOMETIMES = [
     ("ray", ["compare", "digits", "--limit-train", "20", "--backend", "ray"]),
     ("ray", ["compare", "digits", "--limit-train", "20", "--checkpoints", "memory://x"]),
     ("study", ["plan", "--config", "a.yaml"]),
+    ("timm", ["plan", "digits", "--model", "timm:resnet18"]),
     ("onnx", ["best", ".", "--export", "a.onnx"]),
 ]
 

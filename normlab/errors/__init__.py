@@ -13,6 +13,7 @@ EXTRAS = {
     "ray": ("ray", "fsspec"),
     "onnx": ("onnx", "onnxscript"),
     "pandas": ("pandas",),
+    "timm": ("timm", "torchvision"),
 }
 
 

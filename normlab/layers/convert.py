@@ -158,6 +158,20 @@ def revert(model: Model) -> Model:
     return model
 
 
+def replace_norms(model: Model, to: str) -> Model:
+    """Put new layers of a kind in the place of a model's norms, with weight and bias as the old ones had them.
+
+    In place; returns the model. For training from there: nothing is matched (`convert` does that). `to` is any norm of
+    `make_norm`, "none" too. Raises UsageError if the model has no norm that can be replaced.
+    """
+    spots, left = _spots(model)
+    if not spots:
+        why = "".join(f"\n  {name}: {reason}" for name, reason in left.items())
+        raise UsageError(f"this model has no norm that could be replaced by {to}{why}")
+    _install(model, spots, to)
+    return model
+
+
 @dataclass
 class _Spot:
     """One norm of a model: where it is, what was there, and what is there now."""
@@ -214,9 +228,13 @@ def _made(spot: _Spot, spec: str) -> nn.Module:
     """The new layer for a spot, with the old one's parameters, activation and mode."""
     old: Any = spot.old
     act = getattr(old, "act", None) if isinstance(old, Norm) else _act_behind(old)
-    options: dict[str, Any] = {} if act is None else {"act": act}
     like = next(iter((*old.parameters(), *old.buffers())), torch.empty(0))
-    new: Any = make_norm(spec, spot.channels, **options).to(like.device, like.dtype)
+    with torch.random.fork_rng(devices=[]):
+        new: Any = make_norm(spec, spot.channels).to(like.device, like.dtype)
+    if act is not None:
+        if not isinstance(new, Norm):
+            raise UsageError(f"{spot.names[0]} applies {act} itself, which {spec} cannot take over")
+        new.act = act
     if isinstance(new, GroupNorm) and isinstance(old, nn.GroupNorm):
         new.eps = old.eps
     for name in ("weight", "bias"):

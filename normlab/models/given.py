@@ -54,7 +54,7 @@ def is_given(name: str) -> bool:
 
 def _digest(model: Any) -> str:
     sha = hashlib.sha256()
-    if hasattr(model, "state_dict"):
+    if hasattr(model, "state_dict") and not isinstance(model, type):
         sha.update(repr(model).encode())
         for key, value in model.state_dict().items():
             sha.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from typing import Any
 
-from normlab.errors import UsageError, targets
+from normlab.errors import UsageError, require, targets
 from normlab.models.given import given, is_given
+from normlab.norms.family import parse
 
+AS_IT_IS = ("keep", "frozen")  # what may stand for a norm where a network has norms of its own
+LIBRARIES = ("timm",)
 SHORTCUTS = ("projection", "zero-padding")
 
 
@@ -52,6 +56,9 @@ def own_factory(spec: str) -> Callable[..., Any] | None:
     """
     if (at_hand := given(spec)) is not None:
         return at_hand
+    library, _, name = spec.partition(":")
+    if library in LIBRARIES:
+        return of_library(library, name)
     if own_place(spec) is None:
         return None
     factory = targets.load(spec, "model")
@@ -63,7 +70,7 @@ def own_factory(spec: str) -> Callable[..., Any] | None:
 def own_place(spec: str) -> str | None:
     """The module or file of a model of the user's own, or None for the built-in ones."""
     place, name = targets.split(spec)
-    if not name or "=" in name or re.fullmatch(r"resnet\d+", place):
+    if not name or "=" in name or place in LIBRARIES or re.fullmatch(r"resnet\d+", place):
         return None
     return place
 
@@ -71,3 +78,25 @@ def own_place(spec: str) -> str | None:
 def is_code(spec: str) -> bool:
     """Whether a name stands for code of the user's own, which is not run unasked."""
     return is_given(spec) or own_place(spec) is not None
+
+
+def of_library(library: str, name: str) -> Callable[..., Any]:
+    """The factory of a library's network, as `timm:resnet18`: new weights. Raises UsageError if there is none."""
+    require(f"model '{library}:{name}'", library)
+    import timm
+
+    if not timm.is_model(name):
+        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), 3))
+        hint = f"; did you mean {near}?" if near else ""
+        raise UsageError(f"model 'timm:{name}': timm has no such network{hint}")
+
+    def make(num_classes: int, in_chans: int, dropout: float = 0.0) -> Any:
+        return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_chans, drop_rate=dropout)
+
+    return make
+
+
+def check_norm(spec: str) -> None:
+    """Raise UsageError if this can be no norm of a comparison."""
+    if spec not in AS_IT_IS:
+        parse(spec)

@@ -21,7 +21,8 @@ from normlab.errors import UsageError
 from normlab.kernels.activations import activation
 from normlab.layers.norms import make_norm, takes_act
 from normlab.layers.weights import normalize_weights
-from normlab.models.names import SHORTCUTS, own_factory, parse_resnet
+from normlab.models.names import AS_IT_IS, SHORTCUTS, own_factory, parse_resnet
+from normlab.models.replacing import build_and_replace, check_as_it_is, takes_norm
 from normlab.norms.family import weights_of
 
 NormConstructor = Callable[[int], nn.Module]
@@ -164,14 +165,19 @@ def build_model(
 
     `spec` is "resnet20", "resnet14:shortcut=zero-padding:width=32", or a factory of the user's own,
     "package.module:factory" or "file.py:factory". It is called `factory(norm, num_classes, in_channels)` and, if it
-    takes them, with `image_size=(H, W)` and `dropout=p`. With a `seed` the initial weights depend on it and on the
+    takes them, with `image_size=(H, W)` and `dropout=p`. One that takes no norm, a network of a library
+    ("timm:resnet18") and a network that was handed over get theirs replaced (`normlab.models.replacing`), and for them
+    `norm` may be "keep" or "frozen". With a `seed` the initial weights depend on it and on the
     network alone: a norm gets the generator's state back after it is made, so that every norm meets the same
     convolutions. A name such as "gn+ws" also normalizes the weights of the convolutions. Raises UsageError for a name
     or an option that is not known.
     """
-    constructor = norm if callable(norm) else _constructor(norm)
     common: dict[str, Any] = {"image_size": image_size, "dropout": dropout}
     factory = own_factory(spec)
+    replaces = factory is not None and not callable(norm) and not takes_norm(factory)
+    if isinstance(norm, str) and not replaces:
+        check_as_it_is(norm, spec)
+    constructor = norm if callable(norm) else _constructor(norm)
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
@@ -179,9 +185,13 @@ def build_model(
         if factory is None:
             depth, options = parse_resnet(spec)
             model: Any = ResNet(depth, aside, num_classes, in_channels, **common, **options)
+        elif replaces:
+            model = build_and_replace(
+                factory, spec, str(norm), num_classes=num_classes, in_channels=in_channels, common=common
+            )
         else:
             model = factory(aside, num_classes, in_channels, **_accepted(factory, spec, common))
-        weights = weights_of(norm) if isinstance(norm, str) else None
+        weights = weights_of(norm) if isinstance(norm, str) and norm not in AS_IT_IS else None
         if weights is not None:
             normalize_weights(model, weights, linear=False)
     if not isinstance(model, nn.Module):

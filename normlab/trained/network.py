@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -60,11 +61,7 @@ class Trained:
         DataError if the weights do not fit.
         """
         facts = self.facts
-        net = self._net(self.factory if model is None else model)
-        try:
-            net.load_state_dict(dict(self.weights))
-        except RuntimeError as error:
-            raise DataError(f"the weights of {self} do not fit the network: {error}") from error
+        net = self._loaded(self.factory if model is None else model)
         return Predictor(
             net,
             class_names=facts.class_names,
@@ -74,10 +71,26 @@ class Trained:
             memory_format=memory_format(net, torch.device("cpu"), "float32"),
         )
 
+    def _loaded(self, model: Callable[..., Any] | nn.Module | str | None) -> nn.Module:
+        """The network with the weights in it; one that is handed over has its norms replaced, if it must."""
+        nets = [lambda: self._net(model)]
+        if isinstance(model, nn.Module):
+            nets.append(lambda: copy.deepcopy(model))
+        for make in nets:
+            try:
+                net = make()
+                net.load_state_dict(dict(self.weights))
+            except (RuntimeError, UsageError) as error:
+                if make is not nets[-1]:
+                    continue
+                if isinstance(error, UsageError):
+                    raise
+                raise DataError(f"the weights of {self} do not fit the network: {error}") from error
+            break
+        return net
+
     def _net(self, model: Callable[..., Any] | nn.Module | str | None) -> nn.Module:
         facts = self.facts
-        if isinstance(model, nn.Module):
-            return model
         if model is None and is_code(facts.model):
             raise UsageError(
                 f"{self} was made by {facts.model!r}, which is code, and loading executes none; "

@@ -12,6 +12,7 @@ from typing import Any
 
 from normlab.data import Dataset
 from normlab.errors import DataError, UsageError
+from normlab.models.names import is_code
 from normlab.study.floors import floors
 from normlab.study.keeping.environment import command_line, describe_machine
 from normlab.study.keeping.locks import CellLocks
@@ -82,6 +83,10 @@ def run_study(
         for note in dataset.notes:
             console.notice(f"note: {' '.join(note.split())}")
         cells = spec.cells(len(dataset.train))
+        for model in filter(is_code, spec.models):
+            from normlab.study.training.contract import check_contract
+
+            check_contract(model, spec.norms, dataset)
         store, locks = open_directory(directory, stack)
         executor = make_executor(spec, options, dataset, len(cells), locks, directory)
         stack.callback(executor.close)
@@ -110,14 +115,13 @@ def run_study(
 
 def check_names(spec: StudySpec, baseline: str | None = None) -> None:
     """Import the spec's plug-ins and raise UsageError for a norm or model that there is not."""
-    from normlab.models.names import check_model
-    from normlab.norms.family import parse
+    from normlab.models.names import check_model, check_norm
     from normlab.study.plugins import load_plugin
 
     for plugin in spec.plugins:
         load_plugin(plugin)
     for norm in spec.norms:
-        parse(norm)
+        check_norm(norm)
     for model in spec.models:
         check_model(model)
     if baseline is not None and baseline not in spec.norms:

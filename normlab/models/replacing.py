@@ -1,0 +1,84 @@
+"""The norm of a comparison in a network that was written with norms of its own.
+
+A factory that takes a `norm` builds with it. In any other network, and in one that was handed over, every norm is
+replaced. Two choices are for such networks alone: "keep" leaves the norms as they are, and "frozen" lets those with
+running statistics use them in training too.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from normlab.errors import UsageError
+from normlab.layers.convert import replace_norms
+from normlab.layers.freezing import freeze
+from normlab.models.names import AS_IT_IS
+
+_CLASSES = ("num_classes", "classes", "n_classes", "num_labels", "out_features")
+_CHANNELS = ("in_channels", "in_chans", "channels", "input_channels")
+
+
+def takes_norm(factory: Callable[..., Any]) -> bool:
+    """Whether a factory is called as `factory(norm, num_classes, in_channels)`.
+
+    It is if it has an argument `norm`, or takes three whose first is called otherwise than the number of classes or of
+    channels are.
+    """
+    if isinstance(factory, nn.Module):
+        return False
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):  # of a builtin
+        return False
+    if any(p.name == "norm" or p.kind is p.VAR_POSITIONAL for p in parameters):
+        return True
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    first = positional[0] if len(positional) >= 3 else None
+    return first is not None and first.default is first.empty and first.name not in (*_CLASSES, *_CHANNELS)
+
+
+def build_and_replace(
+    factory: Any, spec: str, norm: str, *, num_classes: int, in_channels: int, common: dict[str, Any]
+) -> nn.Module:
+    """The network of a factory without a `norm`, or a copy of one that was handed over, with this norm in it.
+
+    Raises UsageError if it makes no network, or one without a norm that could be replaced.
+    """
+    if isinstance(factory, nn.Module):
+        model: Any = copy.deepcopy(factory)
+    else:
+        offered = {**dict.fromkeys(_CLASSES, num_classes), **dict.fromkeys(_CHANNELS, in_channels), **common}
+        if not common["dropout"]:
+            del offered["dropout"]
+        model = factory(**_named(factory, offered))
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model {spec!r} returned {type(model).__name__}; expected a torch.nn.Module")
+    if norm == "frozen":
+        return freeze(model)
+    if norm != "keep":
+        replace_norms(model, norm)
+    return model
+
+
+def check_as_it_is(norm: str, spec: str) -> None:
+    """Raise UsageError for "keep" and "frozen" where a network is built with the norm that it is given."""
+    if norm in AS_IT_IS:
+        raise UsageError(
+            f"norm {norm!r} is for networks with norms of their own, and {spec} is built with the one it is given"
+        )
+
+
+def _named(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
+    """Of what is offered, what the factory takes by name."""
+    parameters = inspect.signature(factory).parameters
+    taken = {name: value for name, value in offered.items() if name in parameters}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        taken |= {name: offered[name] for name in ("num_classes", "in_chans")}
+    if "dropout" in offered and "dropout" not in taken:
+        raise UsageError(f"the model takes no argument 'dropout', but a dropout of {offered['dropout']} was given")
+    return taken
