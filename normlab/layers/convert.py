@@ -90,6 +90,8 @@ def convert(
     entry, _ = family.parse(to)
     if entry.grid is None:
         raise UsageError(f"convert: to={to!r} is a module of its own; expected a norm of the family: gn, ln, in, frn")
+    if family.weights_of(to) is not None:
+        raise UsageError(f"convert: to={to!r} normalizes weights too, which changes every convolution; leave that out")
     spots, left = _spots(model)
     if not spots:
         why = "".join(f"\n  {name}: {reason}" for name, reason in left.items())

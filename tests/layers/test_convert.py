@@ -162,6 +162,7 @@ def test_layers_of_torch(recwarn: pytest.WarningsRecorder) -> None:
         (nn.Sequential(nn.BatchNorm2d(3)), "gn", [], ["empty"]),
         (nn.Sequential(nn.BatchNorm2d(3)), "gn", ["a.jpg"], ["str", "(N, C, H, W)"]),
         (nn.Sequential(nn.BatchNorm2d(3)), "none", images(4), ["none", "gn"]),
+        (nn.Sequential(nn.BatchNorm2d(3)), "gn+ws", images(4), ["weights"]),
         (nn.Sequential(nn.BatchNorm2d(3)), "xn", images(4), ["xn"]),
         (nn.Sequential(nn.BatchNorm2d(3)), "gn:size=2", images(4), ["size"]),
     ],
