@@ -88,8 +88,10 @@ def convert(
     Raises UsageError for a norm that has no weight and bias per channel, a model without norms, and missing images.
     """
     entry, _ = family.parse(to)
-    if entry.grid is None:
-        raise UsageError(f"convert: to={to!r} is a module of its own; expected a norm of the family: gn, ln, in, frn")
+    if entry.grid is None or not {"weight", "bias"} <= entry.parameters.keys():
+        raise UsageError(
+            f"convert: to={to!r} has no weight and bias per channel; expected gn, ln, in, frn, rms, bin or bn"
+        )
     if family.weights_of(to) is not None:
         raise UsageError(f"convert: to={to!r} normalizes weights too, which changes every convolution; leave that out")
     spots, left = _spots(model)
@@ -241,7 +243,7 @@ def _made(spot: _Spot, spec: str) -> nn.Module:
         new.eps = old.eps
     for name in ("weight", "bias"):
         kept = getattr(old, name, None)
-        if kept is not None and getattr(new, name, None) is not None:
+        if kept is not None and name in new._parameters and new._parameters[name] is not None:
             with torch.no_grad():
                 kept.copy_(spot.saved[name])
             new._parameters[name] = kept

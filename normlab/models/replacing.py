@@ -1,8 +1,8 @@
 """The norm of a comparison in a network that was written with norms of its own.
 
 A factory that takes a `norm` builds with it. In any other network, and in one that was handed over, every norm is
-replaced. Two choices are for such networks alone: "keep" leaves the norms as they are, and "frozen" lets those with
-running statistics use them in training too.
+replaced. "keep" is for such networks alone: it leaves the norms as they are. "frozen" leaves them too, and those with
+running statistics use them in training as well.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def build_and_replace(
         raise UsageError(f"model {spec!r} returned {type(model).__name__}; expected a torch.nn.Module")
     if norm == "frozen":
         return freeze(model)
-    if norm != "keep":
+    if norm != AS_IT_IS:
         replace_norms(model, norm)
     return model
 
 
 def check_as_it_is(norm: str, spec: str) -> None:
-    """Raise UsageError for "keep" and "frozen" where a network is built with the norm that it is given."""
-    if norm in AS_IT_IS:
+    """Raise UsageError for "keep" where a network is built with the norm that it is given."""
+    if norm == AS_IT_IS:
         raise UsageError(
             f"norm {norm!r} is for networks with norms of their own, and {spec} is built with the one it is given"
         )

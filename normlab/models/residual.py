@@ -191,7 +191,7 @@ def build_model(
             )
         else:
             model = factory(aside, num_classes, in_channels, **_accepted(factory, spec, common))
-        weights = weights_of(norm) if isinstance(norm, str) and norm not in AS_IT_IS else None
+        weights = weights_of(norm) if isinstance(norm, str) and norm != AS_IT_IS else None
         if weights is not None:
             normalize_weights(model, weights, linear=False)
     if not isinstance(model, nn.Module):

@@ -30,7 +30,7 @@ def check_contract(spec: str, norms: Sequence[str], dataset: Dataset) -> None:
     factory = own_factory(spec)
     if factory is None:
         return
-    norm = next((n for n in norms if n not in (*AS_IT_IS, "none")), norms[0])
+    norm = next((n for n in norms if n not in (AS_IT_IS, "frozen", "none")), norms[0])
     asked: list[int] = []
 
     def constructor(channels: int) -> nn.Module:
