@@ -23,6 +23,9 @@ from normlab.layers import convert as convert
 from normlab.layers import convert_report as convert_report
 from normlab.layers import distributed as distributed
 from normlab.layers import freeze as freeze
+from normlab.layers import from_flax as from_flax
+from normlab.layers import from_keras as from_keras
+from normlab.layers import from_onnx as from_onnx
 from normlab.layers import fuse_norms as fuse_norms
 from normlab.layers import make_norm as make_norm
 from normlab.layers import normalize_weights as normalize_weights
@@ -33,6 +36,9 @@ from normlab.layers import restore_norms as restore_norms
 from normlab.layers import revert as revert
 from normlab.layers import swap_norms as swap_norms
 from normlab.layers import swap_report as swap_report
+from normlab.layers import to_flax as to_flax
+from normlab.layers import to_keras as to_keras
+from normlab.layers import to_onnx as to_onnx
 from normlab.layers import unfreeze as unfreeze
 from normlab.norms import Affine as Affine
 from normlab.norms import Moments as Moments

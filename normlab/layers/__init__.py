@@ -12,6 +12,7 @@ from normlab.layers.batches import (
 )
 from normlab.layers.conditional import SPADE, AdaIN, AdaLN, AdaLNZero, ConditionalBatchNorm, FiLM, modulate
 from normlab.layers.convert import ConvertReport, convert, convert_report, revert
+from normlab.layers.dialects import from_flax, from_keras, from_onnx, to_flax, to_keras, to_onnx
 from normlab.layers.elementwise import (
     AdaNorm,
     Derf,
@@ -100,6 +101,9 @@ __all__ = [
     "convert",
     "convert_report",
     "freeze",
+    "from_flax",
+    "from_keras",
+    "from_onnx",
     "fuse_norms",
     "make_norm",
     "modulate",
@@ -113,5 +117,8 @@ __all__ = [
     "swap_norms",
     "swap_report",
     "takes_act",
+    "to_flax",
+    "to_keras",
+    "to_onnx",
     "unfreeze",
 ]

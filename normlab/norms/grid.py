@@ -220,7 +220,10 @@ class Moments:
         if not self.over_batch:
             return None
         pooled = self.over_batch[0]
-        return raw(pooled.mean), raw(pooled.var), pooled.count
+        mean, var = raw(pooled.mean), raw(pooled.var)
+        if pooled.parts > 1:  # what the parts have on average
+            mean, var = mean.mean(0, keepdims=True), var.mean(0, keepdims=True)
+        return mean, var, pooled.count
 
     def pool(self, over: str, groups: int = 1, *, parts: int = 1) -> Moments:
         """Moments pooled over the samples ("n"), those of each of `parts`, or the channels of each of `groups` ("c").

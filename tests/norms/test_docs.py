@@ -57,6 +57,11 @@ def table() -> str:
     return "\n".join(["| norm | | statistics over | formula | paper |", "|---|---|---|---|---|", *rows])
 
 
+def advice() -> str:
+    """When to use each norm, as its entry says."""
+    return "\n".join(f"- **`{e.name}`**: {e.when}" for e in map(describe, BUILT_IN) if e.when)
+
+
 def listings(language: str) -> list[str]:
     found = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     return [text for name, text in found if name == language]
@@ -79,6 +84,10 @@ def run(directory: Path, *command: str) -> str:
 
 def test_table() -> None:
     assert table() in PAGE.read_text(), f"docs/norms.md should have the table\n{table()}"
+
+
+def test_advice() -> None:
+    assert advice() in PAGE.read_text(), f"docs/norms.md should have the list\n{advice()}"
 
 
 def test_first_listing(tmp_path: Path) -> None:

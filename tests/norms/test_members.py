@@ -173,7 +173,7 @@ def test_a_pooling_over_parts_in_a_norm_of_ones_own(monkeypatch: pytest.MonkeyPa
     from normlab.norms import family, standardize
 
     monkeypatch.setattr(family, "_REGISTRY", dict(family._REGISTRY))
-    family.register_norm("in-parts")(lambda m, p: standardize(m.pool("n", parts=4), p))
+    family.register_norm("in-parts", running=True)(lambda m, p: standardize(m.pool("n", parts=4), p))
     layer, x = made("in-parts"), planes(n=7).requires_grad_()
     want = in_parts(x, layer, 4)
     y = layer(x)

@@ -256,3 +256,15 @@ def test_a_network_with_normalized_weights() -> None:
 def test_wrong_weights(spec: str) -> None:
     with pytest.raises(UsageError):
         normlab.make_norm(spec, 4)
+
+
+@pytest.mark.slow
+def test_a_study_of_all_members(tmp_path: Any) -> None:
+    """Every norm that needs images alone, in one study, with a report."""
+    from tests.norms.test_docs import run
+
+    small = "--model resnet8:width=4 --epochs 1 --seeds 1 --limit-train 64 --limit-eval 64 --jobs 1 --out out"
+    run(tmp_path, "-m", "normlab", "compare", "digits", "--norms", "all,gn+ws", *small.split())
+    found = (tmp_path / "out" / "results.json").read_text()
+    for name in (*(n for n in normlab.norm_names() if normlab.norms.describe(n).given is None), "gn+ws"):
+        assert f'"{name}"' in found
