@@ -9,10 +9,14 @@ import numpy as np
 
 from benchmarks.verdicts.cells import tables
 from benchmarks.verdicts.measures import AT, changes, errors, power
-from benchmarks.verdicts.procedures import PROCEDURES, Procedure
+from benchmarks.verdicts import ours
+from benchmarks.verdicts.procedures import TEXTBOOK, Procedure
 from benchmarks.verdicts.replay import far_behind, replayed
 from benchmarks.verdicts.worlds import POWER_WORLD, WORLDS
 
+PROCEDURES = {name: Procedure(judge) for name, judge in TEXTBOOK.items()} | {
+    "normlab": Procedure(ours.judge, ours.behind)
+}
 POWER_AT = (2, 3, 4, 5, 6, 7, 8, 10, 12)
 REPLAYED_AT = (3, 5)
 

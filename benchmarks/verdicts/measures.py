@@ -13,9 +13,9 @@ LOOKS = range(3, SEEDS + 1)
 AT = (3, 5)  # seeds at which error and coverage are told
 
 
-def wrong(said: Judgement, world: World) -> np.ndarray:
+def wrong(behind: np.ndarray, world: World) -> np.ndarray:
     """(studies,) whether a norm is said to be behind that is as good as the best."""
-    return (said.behind & (world.mean == world.mean.max())).any(1)
+    return (behind & (world.mean == world.mean.max())).any(1)
 
 
 def covered(said: Judgement, world: World) -> np.ndarray:
@@ -31,18 +31,19 @@ def covered(said: Judgement, world: World) -> np.ndarray:
 
 def errors(procedure: Procedure, world: World, test: np.ndarray, val: np.ndarray) -> dict[str, float]:
     """Shares of studies: a wrong statement with 3 and with 5 seeds, at any look, and intervals that all hold."""
-    said = {n: procedure(test[:, :, :n], val[:, :, :n]) for n in LOOKS}
+    false = {n: wrong(procedure.behind(test[:, :, :n], val[:, :, :n]), world) for n in LOOKS}
+    holds = {n: covered(procedure.judge(test[:, :, :n], val[:, :, :n]), world) for n in AT}
     return {
-        **{f"wrong at {n}": float(wrong(said[n], world).mean()) for n in AT},
-        "wrong at any look": float(np.any([wrong(one, world) for one in said.values()], 0).mean()),
-        **{f"cover at {n}": float(covered(said[n], world).mean()) for n in AT},
+        **{f"wrong at {n}": float(false[n].mean()) for n in AT},
+        "wrong at any look": float(np.any(list(false.values()), 0).mean()),
+        **{f"cover at {n}": float(holds[n].mean()) for n in AT},
     }
 
 
 def power(procedure: Procedure, world: World, test: np.ndarray, val: np.ndarray, seeds: Sequence[int]) -> list[float]:
     """The probability, for each number of seeds, that a norm which is behind is said to be."""
     inferior = world.mean < world.mean.max() - GAP / 2
-    return [float(procedure(test[:, :, :n], val[:, :, :n]).behind[:, inferior].mean()) for n in seeds]
+    return [float(procedure.behind(test[:, :, :n], val[:, :, :n])[:, inferior].mean()) for n in seeds]
 
 
 def changes(procedure: Procedure, test: np.ndarray, val: np.ndarray, seeds: int = 3) -> dict[str, float]:
@@ -54,9 +55,9 @@ def changes(procedure: Procedure, test: np.ndarray, val: np.ndarray, seeds: int 
     far = test.mean(2).argmin(1)
     keep = np.arange(test.shape[1]) != far[:, None]
     rest = [x[keep].reshape(len(x), -1, x.shape[2]) for x in (test, val)]
-    all_of_them = procedure(test[:, :, :seeds], val[:, :, :seeds]).behind
-    without = procedure(rest[0][:, :, :seeds], rest[1][:, :, :seeds]).behind
-    more = procedure(test[:, :, : seeds + 1], val[:, :, : seeds + 1]).behind
+    all_of_them = procedure.behind(test[:, :, :seeds], val[:, :, :seeds])
+    without = procedure.behind(rest[0][:, :, :seeds], rest[1][:, :, :seeds])
+    more = procedure.behind(test[:, :, : seeds + 1], val[:, :, : seeds + 1])
     return {
         "dropping": float((all_of_them[keep].reshape(without.shape) != without).any(1).mean()),
         "one more": float((all_of_them & ~more).any(1).mean()),

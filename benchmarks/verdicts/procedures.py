@@ -39,7 +39,19 @@ class Judgement:
         return ~self.behind
 
 
-Procedure = Callable[[np.ndarray, np.ndarray], Judgement]  # of test and validation accuracies
+Judge = Callable[[np.ndarray, np.ndarray], Judgement]  # of test and validation accuracies
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """A way of judging; `behind` where that is had without the intervals. Either may look at the first studies only."""
+
+    judge: Judge
+    only_behind: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+
+    def behind(self, test: np.ndarray, val: np.ndarray) -> np.ndarray:
+        """(studies, norms) which norms are said to be behind."""
+        return self.judge(test, val).behind if self.only_behind is None else self.only_behind(test, val)
 
 
 def paired_holm(test: np.ndarray, val: np.ndarray) -> Judgement:
@@ -137,7 +149,7 @@ def e_values(test: np.ndarray, val: np.ndarray) -> Judgement:
     return Judgement(mean + half < 0, low, high, chosen)
 
 
-PROCEDURES: dict[str, Procedure] = {
+TEXTBOOK: dict[str, Judge] = {
     "paired t, Holm (before)": paired_holm,
     "Tukey": tukey,
     "Dunnett": dunnett,

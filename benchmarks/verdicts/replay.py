@@ -31,16 +31,17 @@ def replayed(procedure: Procedure, table: Table, seeds: int, count: int) -> dict
     "twice the same": two draws without a common seed recommend norms that are as good over all seeds.
     """
     means = np.array([table.test[norm].mean() for norm in table.norms])
+    count = min(count, 300)
     good = means >= means.max() - LIKE
     far = far_behind(table)
-    said = procedure(*of_draws(table, draws(table, count, seeds), table.norms))
+    said = procedure.judge(*of_draws(table, draws(table, count, seeds), table.norms))
     found = {
         "any": float(said.behind.any(1).mean()),
         "far": float(said.behind[:, far].all(1).mean()),
         "wrong": float((said.behind & good).any(1).mean()),
     }
     if 2 * seeds <= table.seeds:
-        again = procedure(*of_draws(table, draws(table, count, seeds, fold=1), table.norms))
+        again = procedure.judge(*of_draws(table, draws(table, count, seeds, fold=1), table.norms))
         found["twice the same"] = float((good[said.chosen] == good[again.chosen]).mean())
     return found
 

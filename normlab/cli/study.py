@@ -97,6 +97,9 @@ def compare(
     budget: Annotated[
         str | None, typer.Option(help="Time to spend where it tells most: 90s, 10m, 1.5h.", show_default=False)
     ] = None,
+    until_sure: Annotated[
+        bool, typer.Option("--until-sure", help="Add seeds where the question is open; stop when it is settled.")
+    ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed often.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train cells again that are done.")] = False,
@@ -145,6 +148,7 @@ def compare(
         cluster=ClusterOptions(address, gpus=gpus, placement=placement, runtime_env=_read_runtime_env(runtime_env)),
         checkpoints=checkpoints,
         budget=None if budget is None else parse_budget(budget),
+        until_sure=until_sure,
     )
     try:
         results = run_study(spec, directory, options)

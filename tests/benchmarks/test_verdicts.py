@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.verdicts import procedures, replay
+from benchmarks.verdicts import ours, procedures, replay
 from benchmarks.verdicts.__main__ import main
 from benchmarks.verdicts.cells import table, tables
 from benchmarks.verdicts.measures import changes, covered, wrong
 from benchmarks.verdicts.worlds import WORLDS
+from normlab.study.statistics import compare_all
 
 EQUAL, ONE_BEST = WORLDS[0], WORLDS[1]
 
@@ -59,11 +60,10 @@ def test_a_wrong_statement_and_an_interval_that_misses_are_counted():
     none = np.zeros((1, 7), bool)
     said = procedures.Judgement(none, low, high, np.array([0]))
     assert covered(said, EQUAL).all()
-    assert not wrong(said, EQUAL).any()
+    assert not wrong(none, EQUAL).any()
     assert not covered(said, ONE_BEST).any()  # the others are 5 points behind
-    said = procedures.Judgement(~none, low, high, np.array([0]))
-    assert wrong(said, EQUAL).all()
-    assert wrong(said, ONE_BEST).all()
+    assert wrong(~none, EQUAL).all()
+    assert wrong(~none, ONE_BEST).all()
 
 
 def test_a_rule_that_looks_at_nothing_else_never_changes_its_mind():
@@ -73,8 +73,8 @@ def test_a_rule_that_looks_at_nothing_else_never_changes_its_mind():
         return procedures.Judgement(behind, zeros, zeros, test.mean(2).argmax(1))
 
     test, val = ONE_BEST.draw(50, np.random.default_rng(4))
-    assert changes(below_half, test, val) == {"dropping": 0.0, "one more": 0.0}
-    assert changes(procedures.paired_holm, test, val, seeds=5)["one more"] > 0
+    assert changes(procedures.Procedure(below_half), test, val) == {"dropping": 0.0, "one more": 0.0}
+    assert changes(procedures.Procedure(procedures.paired_holm), test, val, seeds=5)["one more"] > 0
 
 
 def test_two_folds_of_draws_share_no_seed():
@@ -97,3 +97,16 @@ def test_every_table_is_printed(capsys):
     printed = capsys.readouterr().out
     assert "MCB, pooled" in printed
     assert "digits, 7 norms x 20 seeds" in printed
+
+
+def test_many_studies_at_once_are_judged_as_one_by_one():
+    for world, seeds in ((ONE_BEST, 3), (ONE_BEST, 5), (WORLDS[3], 4)):
+        test, val = world.draw(6, np.random.default_rng(5), seeds)
+        said = ours.judge(test, val)
+        assert (said.behind == ours.behind(test, val)).all()
+        for accuracies, chosen, behind, low in zip(test, said.chosen, said.behind, said.low, strict=True):
+            found = compare_all({str(norm): list(values) for norm, values in enumerate(accuracies)})
+            seen = [c.seen_from(str(chosen)).difference.negated for c in found if str(chosen) in (c.a, c.b)]
+            np.testing.assert_allclose(np.delete(low, chosen), [i.low for i in seen], atol=1e-5)
+            told = {c.b if c.difference.mean > 0 else c.a for c in found if c.detectable}
+            assert {str(norm) for norm in np.flatnonzero(behind)} == told

@@ -26,7 +26,8 @@ from normlab.study.running.inline import InlineExecutor
 from normlab.study.running.jobs import Executor, Job
 from normlab.study.running.local import LocalExecutor, plan_layout
 from normlab.study.running.torchrun import LeadingExecutor, launched
-from normlab.study.running.tuning import tuned
+from normlab.study.running.tuning import SEEDS, tuned
+from normlab.study.running.until_sure import MOST, run_until_sure
 from normlab.study.source import identity, open_data
 from normlab.study.spec import StudySpec
 from normlab.study.verdict import MATTERS
@@ -43,8 +44,9 @@ class Options:
     (all GPUs), "cuda:0,cuda:1", or "auto", with `per_gpu` cells sharing a GPU. `inline` trains in this process.
     `backend` "ray" trains on a Ray cluster (`normlab.study.running.cluster`); `checkpoints` is a path or an fsspec
     URL that all its machines can reach, by default a folder of the study's directory. A difference of accuracies below
-    `matters` counts as none. `budget` is a number of
-    seconds, spent where it tells most (`normlab.study.running.budget`).
+    `matters` counts as none. `budget` is a number of seconds, spent where it tells most
+    (`normlab.study.running.budget`). `until_sure` trains seeds only where the question is open, and stops when it is
+    settled (`normlab.study.running.until_sure`).
     """
 
     jobs: int | None = None
@@ -58,6 +60,7 @@ class Options:
     fail_fast: bool = False
     force: bool = False
     budget: float | None = None
+    until_sure: bool = False
     backend: str = "local"
     cluster: ClusterOptions | None = None
     checkpoints: str | None = None
@@ -82,6 +85,8 @@ def run_study(
         dataset = open_data(spec.data_choice(), progress=console.data)
         for note in dataset.notes:
             console.notice(f"note: {' '.join(note.split())}")
+        if options.until_sure and "seeds" not in spec.model_fields_set:
+            spec = spec.model_copy(update={"seeds": tuple(range(MOST))})
         cells = spec.cells(len(dataset.train))
         for model in filter(is_code, spec.models):
             from normlab.study.training.contract import check_contract
@@ -104,12 +109,13 @@ def run_study(
         study = Study(spec.model_dump(mode="json"), study_facts(dataset, options), identity(dataset, spec), driver)
         forget = (lambda ids: _forget(store, locks, ids, directory)) if options.force else None
         if spec.tune:
-            cells = tuned(study, cells, spec, forget)
-        ids = study.enter(cells, forget)
-        if options.budget is None:
-            driver.run(ids)
+            cells = tuned(study, cells, spec, forget, seeds=SEEDS if options.until_sure else 1)
+        if options.until_sure:
+            run_until_sure(study, cells, forget)
+        elif options.budget is None:
+            driver.run(study.enter(cells, forget))
         else:
-            run_within_budget(study, ids)
+            run_within_budget(study, study.enter(cells, forget))
         return write_results(store, directory)
 
 

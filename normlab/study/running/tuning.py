@@ -2,11 +2,16 @@
 
 Comparing norms at one learning rate favours whichever it happens to suit. A trial is a cell like any other, with a
 seed that the study does not use, so that a tuning that was interrupted goes on and the seeds are fresh evidence.
+
+One seed may favour the wrong value. With several, the better half of the values tried goes on to another seed, the
+better half of those to a third (successive halving over seeds; Jamieson & Talwalkar 2016, arXiv:1502.07943), and the
+best mean over all seeds is taken.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +22,7 @@ from normlab.study.running.driver import Study
 from normlab.study.spec import StudySpec
 
 TRIALS = 12  # if there are more combinations than that
+SEEDS = 3  # of the values that come out best, where several seeds decide
 
 
 def tuned(
@@ -24,8 +30,10 @@ def tuned(
     cells: Sequence[Cell],
     spec: StudySpec,
     prepare: Callable[[list[int]], None] | None = None,
+    *,
+    seeds: int = 1,
 ) -> list[Cell]:
-    """The study's cells with each tuned setting at the value that suited its norm best.
+    """The study's cells with each tuned setting at the value that suited its norm best over so many seeds.
 
     What was tried and found goes to `study.facts["tuning"]`. Raises UsageError if Optuna is not installed.
     """
@@ -34,17 +42,25 @@ def tuned(
     seed = max(spec.seeds) + 1
     searches = {variant: _Search(grids, spec.trials, replace(variant, seed=seed)) for variant in variants}
     tried: list[Cell] = []
-    while any(search.open for search in searches.values()):
-        asked = [search.ask() for search in searches.values() if search.open]
+
+    def run(asked: list[Cell]) -> dict[Cell, float]:
+        nonlocal tried, prepare
         tried = list(dict.fromkeys([*tried, *asked]))
         ids = study.enter(tried, prepare)
         prepare = None  # what was forgotten once has been trained anew
         study.driver.run(ids)
-        values = dict(zip(tried, (_objective(study, cell) for cell in ids), strict=True))
+        return dict(zip(tried, (_objective(study, cell) for cell in ids), strict=True))
+
+    while any(search.open for search in searches.values()) and not study.driver.late():
+        values = run([search.ask() for search in searches.values() if search.open])
         for search in searches.values():
             search.tell(values)
+    for further in range(1, seeds):
         if study.driver.late():
             break
+        values = run([cell for search in searches.values() for cell in search.better_half(further)])
+        for search in searches.values():
+            search.add(values)
     study.facts["tuning"] = [search.summary() for search in searches.values()]
     best = {variant: search.best() for variant, search in searches.items()}
     return list(dict.fromkeys(_with(cell, best[_without(cell, spec.tune)]) for cell in cells))
@@ -64,7 +80,7 @@ class _Search:
             for indices in everything:
                 self._study.enqueue_trial(dict(zip(grids, indices, strict=True)))
         self._asked: tuple[Any, Cell] | None = None
-        self._values: dict[Cell, float] = {}
+        self._values: dict[Cell, list[float]] = {}  # of a trial's cell: one per seed
         self._count = 0
 
     @property
@@ -83,13 +99,28 @@ class _Search:
         """What came of the trials."""
         if self._asked is not None:
             trial, cell = self._asked
-            self._values[cell] = values[cell]
+            self._values[cell] = [values[cell]]
             self._study.tell(trial, values[cell])
             self._asked = None
 
+    def better_half(self, further: int) -> list[Cell]:
+        """The trials that all seeds before this further one put first, at that seed: half of those that got so far."""
+        so_far = [cell for cell, values in self._values.items() if len(values) == further]
+        ranked = sorted(so_far, key=self._mean, reverse=True)
+        return [replace(cell, seed=cell.seed + further) for cell in ranked[: math.ceil(len(ranked) / 2)]]
+
+    def add(self, values: dict[Cell, float]) -> None:
+        """What came of further seeds."""
+        for cell, so_far in self._values.items():
+            if (further := replace(cell, seed=cell.seed + len(so_far))) in values:
+                so_far.append(values[further])
+
+    def _mean(self, cell: Cell) -> float:
+        return sum(self._values[cell]) / len(self._values[cell])
+
     def best(self) -> dict[str, float]:
-        """The best value of each tuned setting."""
-        cell = max(self._values, key=lambda c: self._values[c])
+        """The best value of each tuned setting, of those that were tried at most seeds."""
+        cell = max(self._values, key=lambda c: (len(self._values[c]), self._mean(c)))
         return {axis: getattr(cell, axis) for axis in self._grids}
 
     def summary(self) -> dict[str, Any]:
@@ -103,8 +134,12 @@ class _Search:
             "best": best,
             "at_edge": [axis for axis, value in best.items() if value in _edges(axis, self._grids[axis])],
             "trials": [
-                {**{axis: getattr(cell, axis) for axis in self._grids}, "val_accuracy": value}
-                for cell, value in self._values.items()
+                {
+                    **{axis: getattr(cell, axis) for axis in self._grids},
+                    "val_accuracy": self._mean(cell),
+                    **({"seeds": len(values)} if len(values) > 1 else {}),
+                }
+                for cell, values in self._values.items()
             ],
         }
 

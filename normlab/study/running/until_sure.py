@@ -1,0 +1,89 @@
+"""A study that stops when its question is settled: seeds go where it is open, until it is not or the time is up.
+
+Every norm trains two seeds. After that the study is looked at after every further seed, and only the norms that may
+still be the best train on; one that some other surely beats is dropped. The study is settled when one norm is left, or
+when no two of those that are left differ by more than matters. The verdict's intervals hold at every look
+(`normlab.study.statistics`), so that stopping at the first sure one makes it no less sure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from normlab.study.axes import Cell
+from normlab.study.keeping.records import collect
+from normlab.study.running.driver import Study
+from normlab.study.verdict import Verdict, judge_results
+
+FEWEST = 2  # seeds of every norm, before anything can be said
+MOST = 12  # seeds of a norm, where the study names no number
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a study stands after a look: the norms that are out, and those that are open, if any."""
+
+    out: tuple[str, ...]
+    open: tuple[str, ...]
+
+    @property
+    def settled(self) -> bool:
+        return not self.open
+
+    def words(self, seeds: int, verdict: Verdict) -> str:
+        """As a sentence for whoever waits."""
+        said = f"after {seeds} seeds: " + (f"behind: {', '.join(self.out)}; " if self.out else "")
+        if self.settled:
+            return f"{said}settled: {', '.join(verdict.best_set)}"
+        return f"{said}still open: {', '.join(self.open)}"
+
+
+def look(verdict: Verdict) -> Progress:
+    """What is settled and what is open: everything while nothing has learned."""
+    best = verdict.best_set
+    between = [c for c in verdict.comparisons if c.a in best and c.b in best]
+    settled = bool(best) and all(c.same for c in between)
+    return Progress(tuple(verdict.behind), () if settled else tuple(best))
+
+
+def run_until_sure(study: Study, cells: Sequence[Cell], prepare: Callable[[list[int]], None] | None = None) -> None:
+    """Train the cells seed by seed as far as the question needs, or until the driver's deadline.
+
+    `cells` are those of all seeds that may be trained; of each norm they are taken in the order of their seeds.
+    `prepare` is called once with the ids of the first ones.
+    """
+    driver = study.driver
+    rounds = _rounds(cells)
+    entered = [cell for cells_of_seed in rounds[:FEWEST] for cell in cells_of_seed]
+    began, trained = time.monotonic(), 0
+    for turn in range(min(FEWEST, len(rounds)), len(rounds) + 1):
+        ids = study.enter(entered, prepare)
+        prepare = None
+        driver.run(ids)
+        if driver.late():
+            driver.listener.notice("the time is up")
+            return
+        verdict = judge_results(collect(driver.store))
+        progress = look(verdict)
+        driver.listener.notice(progress.words(turn, verdict))
+        if progress.settled or turn == len(rounds):
+            return
+        more = [cell for cell in rounds[turn] if not progress.open or cell.norm in progress.open]
+        trained, each = len(entered), (time.monotonic() - began) / len(entered)
+        entered += more
+        driver.listener.notice(_time_left(each * (len(entered) - trained), driver.deadline))
+
+
+def _time_left(seconds: float, deadline: float | None) -> str:
+    text = f"another seed of these takes about {seconds:.0f} s"
+    return text if deadline is None else f"{text}; {max(0.0, deadline - time.monotonic()):.0f} s are left"
+
+
+def _rounds(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells by seed, in the order in which the seeds first come."""
+    rounds: dict[int, list[Cell]] = {}
+    for cell in cells:
+        rounds.setdefault(cell.seed, []).append(cell)
+    return list(rounds.values())

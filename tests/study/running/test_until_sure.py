@@ -1,0 +1,93 @@
+"""Studies that stop when the question is settled."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from normlab.study.keeping.records import collect
+from normlab.study.running.driver import Study
+from normlab.study.running.jobs import Event, Job
+from normlab.study.running.until_sure import run_until_sure
+from normlab.study.spec import make_spec
+from tests.study.running.test_tuning import study, trained
+
+
+def noisy(means: dict[str, float], spread: float = 0.01) -> Callable[[Job], list[Event]]:
+    """Trainings that reach a norm's mean and luck that comes from norm and seed."""
+
+    def answer(job: Job) -> list[Event]:
+        luck = np.random.default_rng([job.cell.seed, *job.cell.norm.encode()]).normal()
+        return trained(job, lambda job: means[job.cell.norm] + spread * float(luck))
+
+    return answer
+
+
+def seeds_of(under_way: Study) -> Counter[str]:
+    return Counter(stored.cell.norm for stored in under_way.driver.store.cells() if stored.status == "done")
+
+
+SPEC = make_spec({"norms": "bn,gn,ln,none", "epochs": 8, "seeds": 12, "batch_sizes": 32})
+
+
+def test_norms_that_are_behind_get_no_more_seeds(tmp_path: Path) -> None:
+    means = {"bn": 0.95, "gn": 0.925, "ln": 0.7, "none": 0.5}
+    with study(tmp_path, noisy(means)) as (under_way, _):
+        run_until_sure(under_way, SPEC.cells(100))
+        seeds = seeds_of(under_way)
+        verdict = collect(under_way.driver.store)["verdict"]
+        notices = under_way.driver.listener.notices
+    assert seeds["ln"] <= 3
+    assert seeds["none"] <= 3
+    assert seeds["ln"] < seeds["bn"] < 12
+    assert verdict["best_set"] == ["bn"]
+    assert notices[-1].endswith("settled: bn")
+    assert any("still open: bn, gn" in notice and "behind: " in notice for notice in notices)
+
+
+def test_norms_that_do_not_differ_by_more_than_matters_are_settled(tmp_path: Path) -> None:
+    means = {"bn": 0.95, "gn": 0.95, "ln": 0.7, "none": 0.5}
+    with study(tmp_path, noisy(means, 0.002)) as (under_way, _):
+        run_until_sure(under_way, SPEC.cells(100))
+        assert seeds_of(under_way)["bn"] < 12
+        assert sorted(collect(under_way.driver.store)["verdict"]["best_set"]) == ["bn", "gn"]
+
+
+def test_it_ends_with_the_seeds_that_there_are(tmp_path: Path) -> None:
+    few = make_spec({"norms": "bn,gn", "epochs": 8, "seeds": 3, "batch_sizes": 32})
+    with study(tmp_path, noisy({"bn": 0.9, "gn": 0.9}, 0.05)) as (under_way, _):
+        run_until_sure(under_way, few.cells(100))
+        assert seeds_of(under_way) == {"bn": 3, "gn": 3}
+
+
+def test_with_one_seed_there_is_nothing_to_look_at(tmp_path: Path) -> None:
+    one = make_spec({"norms": "bn,gn", "epochs": 8, "batch_sizes": 32})
+    with study(tmp_path, noisy({"bn": 0.9, "gn": 0.5})) as (under_way, _):
+        run_until_sure(under_way, one.cells(100))
+        assert seeds_of(under_way) == {"bn": 1, "gn": 1}
+
+
+def test_it_goes_on_where_it_stopped_and_stops_when_the_time_is_up(tmp_path: Path) -> None:
+    means = {"bn": 0.95, "gn": 0.925, "ln": 0.7, "none": 0.5}
+    under_way: Study
+
+    def answer(job: Job) -> list[Event]:
+        if len(executor.jobs) == 10:
+            under_way.driver.deadline = time.monotonic() - 1
+        return noisy(means)(job)
+
+    with study(tmp_path, answer) as (under_way, executor):
+        run_until_sure(under_way, SPEC.cells(100))
+        assert len(executor.jobs) == 10
+        assert collect(under_way.driver.store)["verdict"]["sentence"]
+    with study(tmp_path, noisy(means)) as (under_way, executor):
+        run_until_sure(under_way, SPEC.cells(100))
+        resumed = seeds_of(under_way)
+    (tmp_path / "fresh").mkdir()
+    with study(tmp_path / "fresh", noisy(means)) as (under_way, _):
+        run_until_sure(under_way, SPEC.cells(100))
+        assert seeds_of(under_way) == resumed
