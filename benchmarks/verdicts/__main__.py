@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from benchmarks.verdicts import ours
 from benchmarks.verdicts.cells import tables
 from benchmarks.verdicts.measures import AT, changes, errors, power
-from benchmarks.verdicts import ours
 from benchmarks.verdicts.procedures import TEXTBOOK, Procedure
 from benchmarks.verdicts.replay import far_behind, replayed
 from benchmarks.verdicts.worlds import POWER_WORLD, WORLDS

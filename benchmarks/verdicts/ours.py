@@ -11,7 +11,6 @@ import numpy as np
 
 from benchmarks.verdicts.procedures import Judgement
 from normlab.study import statistics
-from normlab.study.verdict import judge as judge_cells
 
 INTERVALS_OF = 200  # studies whose intervals are computed, which takes longest
 ONE_BY_ONE = 60  # studies looked at one by one, where trainings collapse
@@ -73,28 +72,23 @@ def _any_collapsed(test: np.ndarray) -> bool:
 
 
 def _one_by_one(test: np.ndarray, val: np.ndarray) -> Judgement:
-    """The first studies as the verdict itself has them: trainings at chance count as failures, not in the means."""
+    """The first studies, with trainings at chance left out of the means, as failures that are counted apart."""
     test, val = test[:ONE_BY_ONE], val[:ONE_BY_ONE]
     shape = test.shape[:2]
     found, low, high = np.zeros(shape, bool), np.full(shape, -1.0), np.full(shape, 1.0)
     chosen = np.zeros(shape[0], int)
     for at, (accuracies, seen) in enumerate(zip(test, val, strict=True)):
-        names = [f"{norm}" for norm in "abcdefghijkl"[: shape[1]]]
-        cells = [
-            {
-                "norm": name,
-                "seed": seed,
-                "status": "done",
-                "epochs": [{"val_accuracy": float(seen[norm, seed])}],
-                "test": {"accuracy": float(accuracies[norm, seed])},
-            }
-            for norm, name in enumerate(names)
-            for seed in range(test.shape[2])
-        ]
-        verdict = judge_cells(cells, test_images=round(1 / statistics.RESOLUTION), floors={"chance": 0.1})
-        found[at] = [name in verdict.behind for name in names]
-        chosen[at] = names.index(verdict.best or names[0])
-        for name, lead in verdict.differences.items():
-            if lead.low is not None and lead.high is not None:
-                low[at, names.index(name)], high[at, names.index(name)] = lead.low, lead.high
+        learned = accuracies >= _COLLAPSED * accuracies.max()
+        values = {str(norm): list(accuracies[norm, learned[norm]]) for norm in range(shape[1])}
+        chosen[at] = max(
+            range(shape[1]), key=lambda norm: float(seen[norm, learned[norm]].sum()) / max(1, learned[norm].sum())
+        )
+        for pair in statistics.compare_all({norm: of for norm, of in values.items() if of}):
+            if pair.detectable:
+                found[at, int(pair.b if pair.difference.mean > 0 else pair.a)] = True
+            if str(chosen[at]) in (pair.a, pair.b):
+                lead = pair.seen_from(str(chosen[at])).difference.negated
+                other = int(pair.b if pair.a == str(chosen[at]) else pair.a)
+                if lead.low is not None and lead.high is not None:
+                    low[at, other], high[at, other] = lead.low, lead.high
     return Judgement(found, low, high, chosen)
