@@ -1,4 +1,4 @@
-"""Errors against float64, for inputs N(mean, 1) with means far from zero, beside the better of torch's two layouts."""
+"""Errors against float64, for inputs far from zero and of any size, beside the better of torch's two layouts."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from normlab.layers.norms import make_norm
 from normlab.report import columns
 
 MEANS = (0.0, 1.0, 10.0, 100.0, 1000.0, 10000.0)
+SIZES = (1e-20, 1e15, 1e20, 1e30, 1e37)  # standard deviations, about zero: their squares leave float32
+POINTS = (*((mean, 1.0) for mean in MEANS), *((0.0, size) for size in SIZES))
 SHAPE = (8, 32, 28, 28)
 
 
 def measure(norm: str, device: str = "cpu", shape: tuple[int, ...] = SHAPE) -> list[dict[str, Any]]:
-    """One row per layout and mean: the largest absolute errors of y and of every gradient, ours and torch's.
+    """One row per layout and mean or size: the largest absolute errors of y and of every gradient, ours and torch's.
 
     Inputs and parameters are float32, the truth is torch's own layer in float64 on the same numbers. `ratio` is our
     error over the smaller of torch's two, for the worst of y and the gradients; an error of torch's below half a
     rounding unit of the largest value counts as that half unit.
     """
     rows = []
-    for mean in MEANS:
+    for mean, size in POINTS:
         generator = torch.Generator().manual_seed(int(mean))
         x, dy = (torch.randn(shape, generator=generator) for _ in range(2))
-        x = x + mean
+        x = size * x + mean
         theirs, ours = stock(norm, shape[1], len(shape)), make_norm(norm, shape[1])
         for parameter, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             value = torch.rand(parameter.shape, generator=generator)  # a gate lies between 0 and 1
@@ -41,22 +43,22 @@ def measure(norm: str, device: str = "cpu", shape: tuple[int, ...] = SHAPE) -> l
             errors = {k: _errors(truth[k], got[k], [t[k] for t in torchs]) for k in truth}
             worst = max(errors, key=lambda k: errors[k]["ratio"])
             ratio = errors[worst]["ratio"]
-            rows.append(
-                {"norm": norm, "layout": layout, "mean": mean, "errors": errors, "worst": worst, "ratio": ratio}
-            )
+            row = {"norm": norm, "layout": layout, "mean": mean, "size": size}
+            rows.append({**row, "errors": errors, "worst": worst, "ratio": ratio})
     return rows
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """A line per norm and layout, a column per mean."""
-    means = list(dict.fromkeys(r["mean"] for r in rows))
-    yield "largest error of y against float64, for x ~ N(mean, 1), float32; behind it our error over the better of"
+    """A line per norm and layout, a column per mean and size."""
+    points = list(dict.fromkeys((r["mean"], r["size"]) for r in rows))
+    yield "largest error of y against float64, for x ~ N(mean, size^2), float32; behind it our error over the better of"
     yield "torch's two layouts, for the worst of y, dx and the parameters' gradients (below 1: ours is closer)"
-    table = [["norm", "layout", *(f"mean {mean:g}" for mean in means)]]
+    table = [["norm", "layout", *map(_name, points)]]
     for norm, layout in dict.fromkeys((r["norm"], r["layout"]) for r in rows):
         here = [r for r in rows if (r["norm"], r["layout"]) == (norm, layout)]
         table.append([norm, layout, *(f"{r['errors']['y']['ours']:.1e} ({r['ratio']:4.2f}x)" for r in here)])
     yield from columns.lines(table, left={0, 1})
+    rows = [r for r in rows if r["size"] == 1]
     worst = max(rows, key=lambda r: r["ratio"])
     off = max((r for r in rows), key=lambda r: max(r["errors"]["y"]["torch"]))
     yield (
@@ -64,6 +66,11 @@ def lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         f"{worst['mean']:g}); torch's worst error of y {max(off['errors']['y']['torch']):.1e} ({off['norm']}, mean "
         f"{off['mean']:g})"
     )
+
+
+def _name(point: tuple[float, float]) -> str:
+    mean, size = point
+    return f"mean {mean:g}" if size == 1 else f"size {size:g}"
 
 
 def _run(layer: nn.Module, x: Tensor, dy: Tensor, device: str) -> dict[str, Tensor]:
@@ -78,6 +85,6 @@ def _run(layer: nn.Module, x: Tensor, dy: Tensor, device: str) -> dict[str, Tens
 
 
 def _errors(truth: Tensor, ours: Tensor, torchs: Sequence[Tensor]) -> dict[str, Any]:
-    error, *others = (float((v - truth).abs().max()) for v in (ours, *torchs))
+    error, *others = (float((v - truth).abs().max().nan_to_num(torch.inf)) for v in (ours, *torchs))
     rounding = torch.finfo(torch.float32).eps / 2 * float(truth.abs().max())
     return {"ours": error, "torch": others, "ratio": error / max(min(others), rounding)}

@@ -17,7 +17,7 @@ TINY: dict[str, Any] = {"model": "resnet8:width=4", "batch": 4, "image_size": 8}
 @pytest.mark.parametrize("norm", NORMS)
 def test_exactness_has_a_row_per_layout_and_mean(norm: str) -> None:
     rows = exactness.measure(norm, shape=(2, 4, 3, 3))
-    assert [(r["layout"], r["mean"]) for r in rows] == [(a, m) for m in exactness.MEANS for a in LAYOUTS]
+    assert [(r["layout"], r["mean"], r["size"]) for r in rows] == [(a, *p) for p in exactness.POINTS for a in LAYOUTS]
     for row in rows:
         assert row["worst"] in row["errors"]
         assert row["ratio"] == max(e["ratio"] for e in row["errors"].values())
@@ -34,7 +34,9 @@ def test_exactness_notices_a_layer_that_is_off(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(exactness, "make_norm", lambda norm, channels: Off(channels))
     rows = exactness.measure("bn", shape=(2, 4, 3, 3))
-    assert all(r["errors"]["y"]["ours"] == pytest.approx(1e-3, rel=0.5) for r in rows if r["mean"] < 100)
+    assert all(
+        r["errors"]["y"]["ours"] == pytest.approx(1e-3, rel=0.5) for r in rows if r["mean"] < 100 and r["size"] == 1
+    )
     assert max(r["ratio"] for r in rows) > 100
 
 
