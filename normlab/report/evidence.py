@@ -81,7 +81,7 @@ def warnings(study: Study) -> list[str]:
         verb = "was" if whom == "Every norm" or len(single) == 1 else "were"
         found.append(f"{whom} {verb} trained with a single seed: no interval, and small differences are chance.")
     elif len(set(counts.values())) > 1:
-        found.append("Some norms have fewer finished seeds than others; comparisons use the seeds they share.")
+        found.append("Some norms have fewer finished seeds than others; what is said of them is less sure.")
     tuning = study.raw.get("tuning")
     return found + (edge_warnings(tuning) if tuning else _edges(study))
 
