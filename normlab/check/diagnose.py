@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from normlab.check import slips
-from normlab.check.oracle import Array, Case
-from normlab.check.slips import Slip, StateSlip, Update
+from normlab.check.oracle import Array, Case, updated_running
+from normlab.check.slips import ForwardSlip, GradientSlip, StateSlip, Update
 
 
 @dataclass(frozen=True)
@@ -40,73 +42,107 @@ def relative_error(got: NDArray, expected: NDArray) -> float:
     return error(np.asarray(got, dtype=np.float64) / scale, np.asarray(expected, dtype=np.float64) / scale)
 
 
-def explain(
-    candidates: Sequence[Slip],
-    seen: Sequence[Observation],
-    tolerance: float,
-    measure: Callable[[NDArray, NDArray], float] = error,
-) -> Slip | None:
-    """The candidate that predicts every observation, the failing ones to the rounding; None where none does."""
-    best, best_misfit = None, np.inf
-    wrong = max((measure(o.got, o.right) for o in seen), default=0.0)
-    for slip in candidates:
-        if seen[0].case.recipe.kind not in slip.kinds:
-            continue
-        if getattr(slip, "only_running", False) and not all(o.case.uses_running for o in seen):
-            continue
-        with np.errstate(all="ignore"):
+S = TypeVar("S", ForwardSlip, GradientSlip, StateSlip)
+
+
+def _pairs(candidates: Sequence[S]) -> Iterator[S]:
+    """Every two slips that can be made at once."""
+    for first, second in combinations(candidates, 2):
+        both = first.together(second)
+        if both is not None:
+            yield both
+
+
+def _best(candidates: Iterable[S], misfit: Callable[[S, float], float], limit: float) -> S | None:
+    """The candidate of the smallest misfit, the earlier one where two are alike; None above the limit.
+
+    A misfit is handed the largest value that can still win, so that it may stop there.
+    """
+    best, least = None, np.inf
+    with np.errstate(all="ignore"):
+        for slip in candidates:
             try:
-                misfit = max(measure(o.got, slip.predict(o.case, o.dy)) for o in seen)
+                found = misfit(slip, min(least / 3, limit))
             except (ValueError, IndexError):  # the slip makes no sense for this shape
                 continue
-        if misfit < best_misfit / 3:
-            best, best_misfit = slip, misfit
-    return best if best_misfit < max(30 * tolerance, 0.01 * min(wrong, 1.0)) else None
+            if found < least / 3:
+                best, least = slip, found
+    return best if least < limit else None
 
 
-def explain_output(seen: Sequence[Observation], tolerance: float) -> Slip | None:
-    return explain(slips.FORWARD, seen, tolerance)
+def _find(singles: Sequence[S], misfit: Callable[[S, float], float], tolerance: float, wrong: float) -> S | None:
+    """One slip that explains what was seen, or two at once, of which closer agreement is demanded."""
+    one = _best(singles, misfit, max(30 * tolerance, 0.01 * min(wrong, 1.0)))
+    if one is not None and misfit(one, np.inf) < max(30 * tolerance, 1e-4 * min(wrong, 1.0)):
+        return one
+    two = _best(_pairs(singles), misfit, max(30 * tolerance, 1e-4 * min(wrong, 1.0)))
+    return two or one
 
 
-def explain_gradient(of: str, seen: Sequence[Observation], tolerance: float) -> Slip | None:
-    return explain([s for s in slips.GRADIENT if s.of == of], seen, tolerance, relative_error)
+def _misfit(
+    seen: Sequence[Observation], measure: Callable[[NDArray, NDArray], float]
+) -> Callable[[ForwardSlip | GradientSlip, float], float]:
+    def of(slip: ForwardSlip | GradientSlip, enough: float) -> float:
+        worst = 0.0
+        for o in seen:
+            worst = max(worst, measure(o.got, slip.predict(o.case, o.dy)))
+            if not worst <= enough:
+                return np.inf
+        return worst
+
+    return of
+
+
+def _candidates(library: Iterable[S], seen: Sequence[Observation]) -> list[S]:
+    """The slips that can be made in this kind of norm and mode."""
+    evaluation = all(o.case.uses_running for o in seen)
+    kind = seen[0].case.recipe.kind
+    return [s for s in library if kind in s.kinds and (evaluation or not getattr(s, "only_running", False))]
+
+
+def explain_output(
+    seen: Sequence[Observation], tolerance: float, measured: Sequence[ForwardSlip] = ()
+) -> ForwardSlip | None:
+    """The wrong formula, or the two, that predict every output; `measured` are further candidates."""
+    wrong = max((error(o.got, o.right) for o in seen), default=0.0)
+    candidates = _candidates((*slips.FORWARD, *measured), seen)
+    return _find(candidates, _misfit(_hardest_first(seen, error), error), tolerance, wrong)
+
+
+def explain_gradient(of: str, seen: Sequence[Observation], tolerance: float) -> GradientSlip | None:
+    """The wrong formula, or the two, that predict every gradient."""
+    wrong = max((relative_error(o.got, o.right) for o in seen), default=0.0)
+    candidates = _candidates([s for s in slips.GRADIENT if s.of == of], seen)
+    return _find(candidates, _misfit(_hardest_first(seen, relative_error), relative_error), tolerance, wrong)
+
+
+def _hardest_first(seen: Sequence[Observation], measure: Callable[[NDArray, NDArray], float]) -> Sequence[Observation]:
+    """What is most wrong first: most candidates fail there, and need not be compared with the rest."""
+    return sorted(seen, key=lambda o: -measure(o.got, o.right))
 
 
 def explain_running(cases: Sequence[Case], after: Sequence[tuple[Array, Array]], tolerance: float) -> StateSlip | None:
-    """The wrong update that predicts the running statistics after one step of every case."""
-    from normlab.check.oracle import updated_running
-
+    """The wrong update, or the two, that predict the running statistics after one step of every case."""
     right = [updated_running(c) for c in cases]
     off = [max(error(a[i], r[i]) for a, r in zip(after, right, strict=True)) for i in (0, 1)]
-    wrong_of = {(True, True): "both", (True, False): "mean", (False, True): "var"}.get(
-        (off[0] > tolerance, off[1] > tolerance)
-    )
-    best, best_misfit = None, np.inf
-    for slip in slips.STATE:
-        misfit = 0.0
-        for case, (mean, var) in zip(cases, after, strict=True):
-            u = Update.of(case)
-            with np.errstate(all="ignore"):
-                if slip.mean is not None:
-                    misfit = max(misfit, error(mean, slip.mean(u)))
-                elif wrong_of in ("mean", "both"):
-                    misfit = np.inf
-                if slip.var is not None:
-                    misfit = max(misfit, error(var, slip.var(u)))
-                elif wrong_of in ("var", "both"):
-                    misfit = np.inf
-        if misfit < best_misfit / 3:
-            best, best_misfit = slip, misfit
-    if best_misfit < max(30 * tolerance, 1e-3 * max(off)):
-        return best
-    for slip in slips.STATE:  # two mistakes at once: the mean's alone may still tell
-        if slip.mean is not None and off[0] > tolerance:
-            predicted = [slip.mean(Update.of(c)) for c in cases]
-            if max(error(mean, p) for (mean, _), p in zip(after, predicted, strict=True)) < 30 * tolerance:
-                return slip
-    return None
+    updates = [Update.of(c) for c in cases]
 
+    def misfit(slip: StateSlip, enough: float) -> float:
+        worst = 0.0
+        for u, (mean, var) in zip(updates, after, strict=True):
+            worst = max(worst, error(mean, slip.predict_mean(u)), error(var, slip.predict_var(u)))
+            if not worst <= enough:
+                return np.inf
+        return worst
 
-def bare(case: Case) -> Case:
-    """The same case without weight and bias."""
-    return replace(case, weight=None, bias=None)
+    wanted = (off[0] > tolerance, off[1] > tolerance)
+    singles = [s for s in slips.STATE if (wanted[0] or not s.of_mean) and (wanted[1] or not s.of_var)]
+    found = _find(singles, misfit, tolerance, max(off))
+    if found is not None or not all(wanted):
+        return found
+
+    def of_mean(slip: StateSlip, enough: float) -> float:
+        return max(error(mean, slip.predict_mean(u)) for u, (mean, _) in zip(updates, after, strict=True))
+
+    # the mean's slip alone may still tell
+    return _best([s for s in singles if s.of_mean], of_mean, 30 * tolerance)

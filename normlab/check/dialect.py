@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normlab.check.oracle import KINDS, Recipe
+from normlab.check.oracle import KINDS, RIGHT, Recipe, Stages
 from normlab.check.pools import PER_SAMPLE, Reach, computes_in_float64, inputs_of, kind_of, over_of, reach, tail_of
 from normlab.check.subjects import Subject, TargetFailure, Unsupported
 from normlab.errors import UsageError
@@ -51,6 +51,7 @@ class Setup:
     quick: bool = False
     elements: int | None = None
     strict: bool = False
+    written: Stages = RIGHT  # the forward pass as it was found to be written in training, slips and all
 
     def rng(self) -> np.random.Generator:
         return np.random.default_rng(2024)

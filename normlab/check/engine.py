@@ -72,21 +72,21 @@ FORMS_THAT_PROMISE = ("torch Module", "Keras layer", "Flax layer")
 
 # what a check builds on: where that is wrong, its own answer would only repeat it
 BUILDS_ON = {
-    "values.eps": "values.train",
-    "values.affine": "values.train",
-    "values.momentum": "values.running",
-    "values.first-batch": "values.running",
-    "gradients.numerical": "gradients.train",
-    "numerics.running": "values.running",
-    "numerics.gradient": "gradients.train",
-    "numerics": "values.train",
+    "values.eps": ("values.train", "values.eval"),
+    "values.affine": ("values.train",),
+    "values.momentum": ("values.running",),
+    "values.first-batch": ("values.running",),
+    "gradients.numerical": ("gradients.train",),
+    "numerics.running": ("values.running",),
+    "numerics.gradient": ("gradients.train",),
+    "numerics": ("values.train",),
 }
 
 
 def _spoiled(name: str, report: Report) -> str | None:
     """The check, already failed, that this one builds on."""
     failed = {f.check for f in report.bugs}
-    roots = (BUILDS_ON.get(name), BUILDS_ON.get(name.split(".")[0]))
+    roots = (*BUILDS_ON.get(name, ()), *BUILDS_ON.get(name.split(".")[0], ()))
     return next((r for r in roots if r in failed), None)
 
 

@@ -7,14 +7,14 @@ K channels, S positions. Batch norm pools a group's values over N, K and S; the 
     y    = weight * xhat + bias
     dx   = (g - pool(g) - xhat * pool(g * xhat)) / sqrt(var + eps),      g = weight * dy
 
-Each stage is a function that may be handed in, so that a *wrong* formula is a right one with a stage exchanged
-(see slips/). Nothing here is shared with the layers under test, ours included.
+Each stage is a function of `Stages`, so that a *wrong* formula is a right one with a stage exchanged, and two slips
+at once are two stages exchanged (see slips/). Nothing here is shared with the layers under test, ours included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib import import_module
 
@@ -58,6 +58,12 @@ class Recipe:
     def group_count(self) -> int:
         return {"group": self.groups, "layer": 1, "rms": 1}.get(self.kind, self.channels)
 
+    def spatial(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The sizes of the positions' axes of an input of this shape."""
+        if self.over != "sample":
+            return (1,)
+        return tuple(s for i, s in enumerate(shape) if i not in (0, self.channel_axis % len(shape))) or (1,)
+
     def to_grid(self, a: NDArray) -> Array:
         """View `a` as (N, G, K, S) in float64."""
         a = np.asarray(a, dtype=np.float64)
@@ -87,6 +93,41 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Stages:
+    """The formulas of the forward pass that are not the right ones; None is the right one.
+
+    `axes` are the pooled axes of (N, G, K, *positions), for so many axes of positions; `center` gives x - mean,
+    `spread` the variance, `deviation` what is divided by, `standardize` all three together. `inner` is the call that
+    is made in place of this one, and `outer` makes the output of that call's.
+    """
+
+    axes: Callable[[int], tuple[int, ...]] | None = None
+    center: Callable[[Pass], Array] | None = None
+    spread: Callable[[Pass], Array] | None = None
+    deviation: Callable[[Pass], Array] | None = None
+    standardize: Callable[[Pass], Array] | None = None
+    mix: Callable[[Array, Array, Array, Case], Array] | None = None
+    scale: Callable[[Array, Array, Array], Array] | None = None
+    inner: Callable[[Case], Case] | None = None
+    outer: Callable[[Case, Array], Array] | None = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another call is made than the one that was asked for."""
+        return self.inner is not None or self.outer is not None
+
+    def together(self, other: Stages) -> Stages | None:
+        """Both slips at once; None where they are about the same stage."""
+        mine, others = ({f.name: getattr(s, f.name) for f in fields(Stages)} for s in (self, other))
+        if any(mine[k] is not None and others[k] is not None for k in mine) or (self.elsewhere and other.elsewhere):
+            return None
+        return Stages(**{k: others[k] if v is None else v for k, v in mine.items()})
+
+
+RIGHT = Stages()
+
+
+@dataclass(frozen=True)
 class Case:
     """One call of a layer: input, parameters (None where the layer has none), running statistics, mode."""
 
@@ -97,6 +138,7 @@ class Case:
     gate: Array | None = None
     running: tuple[Array, Array] | None = None
     training: bool = True
+    stages: Stages = RIGHT
 
     @property
     def uses_running(self) -> bool:
@@ -109,10 +151,14 @@ class Case:
     def passes(self) -> list[Pass]:
         """The standardizations that the output mixes: one, or batch and instance."""
         grid = self.recipe.to_grid(self.x)
-        first = Pass(grid, self.recipe, self.recipe.axes, self.grid_running())
-        if self.recipe.kind != "batch-instance":
-            return [first]
-        return [first, Pass(grid, self.recipe, (2, 3), None)]
+        spatial = self.recipe.spatial(self.x.shape)
+
+        def made(axes: tuple[int, ...], running: tuple[Array, Array] | None) -> Pass:
+            pooled = self.stages.axes(len(spatial)) if self.stages.axes else axes
+            return Pass(grid, self.recipe, pooled, running, self.stages, spatial)
+
+        first = made(self.recipe.axes, self.grid_running())
+        return [first] if self.recipe.kind != "batch-instance" else [first, made((2, 3), None)]
 
     def grid_running(self) -> tuple[Array, Array] | None:
         if not self.uses_running:
@@ -128,17 +174,38 @@ class Case:
 class Pass:
     """One standardization and its intermediate values, each (N, G, K, S) or pooled to ones."""
 
-    def __init__(self, x: Array, recipe: Recipe, axes: tuple[int, ...], running: tuple[Array, Array] | None) -> None:
+    def __init__(
+        self,
+        x: Array,
+        recipe: Recipe,
+        axes: tuple[int, ...],
+        running: tuple[Array, Array] | None,
+        stages: Stages = RIGHT,
+        spatial: tuple[int, ...] = (1,),
+    ) -> None:
         self.x, self.recipe, self.axes, self.running = x, recipe, axes, running
+        self.stages, self.spatial = stages, spatial
         self.eps = recipe.eps
-        self.count = int(np.prod([x.shape[a] for a in axes]))
+        self.whole = self.stages.axes is None  # axes of the grid, all positions in one
+        shape = x.shape if self.whole else (*x.shape[:3], *spatial)
+        self.count = int(np.prod([shape[a] for a in axes]))
 
-    def over(self, *axes: int) -> Pass:
-        """The same values pooled over other axes (a wrong formula needs that)."""
-        return Pass(self.x, self.recipe, axes, self.running)
+    def as_written(self) -> Pass:
+        """The same values by the right formulas, pooled over the same axes."""
+        return Pass(self.x, self.recipe, self.axes, self.running, Stages(axes=self.stages.axes), self.spatial)
+
+    def afresh(self) -> Pass:
+        """The same without running statistics."""
+        return Pass(self.x, self.recipe, self.axes, None, self.stages, self.spatial)
 
     def pool(self, a: Array) -> Array:
-        return a.mean(axis=self.axes, keepdims=True)
+        """The mean over the pooled axes, kept as axes of length one where all positions are pooled or none."""
+        if self.whole:
+            return a.mean(axis=self.axes, keepdims=True)
+        split = np.broadcast_to(a, self.x.shape).reshape(*self.x.shape[:3], *self.spatial)
+        pooled = split.mean(axis=self.axes, keepdims=True)
+        full = np.broadcast_to(pooled, (*pooled.shape[:3], *self.spatial))
+        return full.reshape(*pooled.shape[:3], self.x.shape[3])
 
     @cached_property
     def mean(self) -> Array:
@@ -151,38 +218,27 @@ class Pass:
 
     @cached_property
     def centred(self) -> Array:
-        return self.x - self.mean
+        return self.x - self.mean if self.stages.center is None else self.stages.center(self)
+
+    @cached_property
+    def biased(self) -> Array:
+        """The mean of the squared deviations from the mean, whatever `spread` says."""
+        return self.running[1] if self.running is not None else self.pool((self.x - self.mean) ** 2)
 
     @cached_property
     def var(self) -> Array:
-        return self.running[1] if self.running is not None else self.pool(self.centred**2)
+        return self.biased if self.stages.spread is None else self.stages.spread(self)
 
     @cached_property
     def std(self) -> Array:
-        return np.sqrt(self.var + self.eps)
+        return np.sqrt(self.var + self.eps) if self.stages.deviation is None else self.stages.deviation(self)
 
     @cached_property
     def xhat(self) -> Array:
-        return self.centred / self.std
+        return self.centred / self.std if self.stages.standardize is None else self.stages.standardize(self)
 
 
-Standardize = Callable[[Pass], Array]
-Scale = Callable[[Array, Array, Array], Array]
-Mix = Callable[[Array, Array, Array], Array]
 InputGradient = Callable[[Pass, Array, Array], Array]
-ParameterGradient = Callable[[Array, "Case", Array], Array]
-
-
-def right_standardize(p: Pass) -> Array:
-    return p.xhat
-
-
-def right_scale(xhat: Array, weight: Array, bias: Array) -> Array:
-    return weight * xhat + bias
-
-
-def right_mix(gate: Array, batch: Array, instance: Array) -> Array:
-    return gate * batch + (1 - gate) * instance
 
 
 def right_dx(p: Pass, dy: Array, weight: Array) -> Array:
@@ -193,25 +249,40 @@ def right_dx(p: Pass, dy: Array, weight: Array) -> Array:
     return (g - mean_share - p.xhat * p.pool(g * p.xhat)) / p.std
 
 
-def forward(
-    case: Case,
-    standardize: Standardize = right_standardize,
-    scale: Scale = right_scale,
-    mix: Mix = right_mix,
-) -> Array:
-    """The layer's output, or what it would be with the given stage in place of the right one."""
-    xhat = mixed(case, standardize, mix)
-    y = scale(xhat, case.parameter("weight", 1.0), case.parameter("bias", 0.0))
+def forward(case: Case) -> Array:
+    """The layer's output, or what it would be with the case's stages in place of the right ones."""
+    stages = case.stages
+    if stages.elsewhere:
+        plain = replace(case, stages=replace(stages, inner=None, outer=None))
+        y = forward(stages.inner(plain) if stages.inner else plain)
+        return stages.outer(plain, y) if stages.outer else y
+    return scaled(case, mixed(case))
+
+
+def scaled(case: Case, xhat: Array) -> Array:
+    """The output: xhat on the grid times weight plus bias."""
+    weight, bias = case.parameter("weight", 1.0), case.parameter("bias", 0.0)
+    y = weight * xhat + bias if case.stages.scale is None else case.stages.scale(xhat, weight, bias)
     return case.recipe.from_grid(np.broadcast_to(y, xhat.shape), case.x.shape)
 
 
-def mixed(case: Case, standardize: Standardize = right_standardize, mix: Mix = right_mix) -> Array:
+def bare(case: Case) -> Case:
+    """The same case before weight and bias."""
+    return replace(case, weight=None, bias=None, stages=replace(case.stages, scale=None))
+
+
+def mixed(case: Case) -> Array:
     """xhat on the grid, before weight and bias."""
     passes = case.passes()
-    standardized = [np.broadcast_to(standardize(p), p.x.shape) for p in passes]
+    standardized = [np.broadcast_to(p.xhat, p.x.shape) for p in passes]
     if len(passes) == 1:
         return standardized[0]
-    return mix(case.parameter("gate", 1.0), *standardized)
+    gate, (batch, instance) = case.parameter("gate", 1.0), standardized
+    return (
+        gate * batch + (1 - gate) * instance
+        if case.stages.mix is None
+        else case.stages.mix(gate, batch, instance, case)
+    )
 
 
 def input_gradient(case: Case, dy: NDArray, dx: InputGradient = right_dx) -> Array:
@@ -256,7 +327,10 @@ def updated_running(case: Case) -> tuple[Array, Array]:
 
 def batch_moments(case: Case) -> tuple[Array, Array, int]:
     """Mean and biased variance per channel that a training step sees, (C,) each, and their count."""
-    p = replace(case, training=True).passes()[0]
+    case = replace(case, training=True)
+    if case.stages.inner is not None:
+        return batch_moments(case.stages.inner(replace(case, stages=replace(case.stages, inner=None, outer=None))))
+    p = case.passes()[0]
     if case.recipe.kind == "instance":  # torch averages the instances' statistics over the batch
         return p.mean.mean(axis=0).reshape(-1), p.var.mean(axis=0).reshape(-1), p.count
     return p.mean.reshape(-1), p.var.reshape(-1), p.count
@@ -280,7 +354,7 @@ def exact_forward(case: Case, digits: int = 60) -> Array:
                 out[members] = np.array([float((v - mean) / std) for v in values]).reshape(out[members].shape)
         return out
 
-    return forward(case, standardize=standardize)
+    return forward(replace(case, stages=replace(case.stages, standardize=standardize)))
 
 
 def _pools(shape: tuple[int, ...], axes: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[slice | int, ...]]]:

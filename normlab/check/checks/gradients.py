@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from normlab.check.checks.values import counted
 from normlab.check.diagnose import Observation, explain_gradient, relative_error
 from normlab.check.dialect import Setup
+from normlab.check.oracle import RIGHT as NO_SLIP
 from normlab.check.oracle import Array, Case, input_gradient, parameter_gradients
 from normlab.check.probe import bug, check, compact, fresh, load, passed, sample, shapes, skip, small
 from normlab.check.report import Finding
@@ -107,17 +109,49 @@ def _judge(setup: Setup, training: bool) -> Finding:
         first = observations[int(np.argmax(errors))]
         if setup.precise and _follows_own_forward(setup, first, of):
             continue  # the forward pass is at fault, and its own check says so
-        wrong.append(_explained(of, mode, observations, tolerance, max(errors), _example(setup, training, of)))
+        as_written = _as_written(setup, of, observations) if training else None
+        if as_written and max(relative_error(o.got, o.right) for o in as_written) <= tolerance:
+            continue  # it is the right backward pass of what that forward pass kept
+        example = _example(setup, training, of)
+        wrong.append(_explained(of, mode, observations, as_written, tolerance, max(errors), example))
     if wrong:
         return _together(wrong)
     return passed(f"gradients in {mode} are right: {', '.join(seen)}", error=worst)
 
 
+def _as_written(setup: Setup, of: str, seen: list[Observation]) -> list[Observation] | None:
+    """The same gradients beside those of the forward pass as it is written, slips and all; None where it has none."""
+    if setup.written == NO_SLIP:
+        return None
+    out = []
+    for o in seen:
+        assert o.dy is not None
+        case = replace(o.case, stages=replace(setup.written, inner=None, outer=None))
+        right = input_gradient(case, o.dy) if of == "x" else parameter_gradients(case, o.dy)[of]
+        out.append(Observation(case, o.got, right, o.dy))
+    return out
+
+
 def _explained(
-    of: str, mode: str, seen: list[Observation], tolerance: float, worst: float, example: str | None
+    of: str,
+    mode: str,
+    seen: list[Observation],
+    as_written: list[Observation] | None,
+    tolerance: float,
+    worst: float,
+    example: str | None,
 ) -> Finding:
     name = {"x": "dx"}.get(of, f"d{of}")
-    slip = explain_gradient(of, seen, tolerance)
+    slip = (explain_gradient(of, as_written, tolerance) if as_written else None) or explain_gradient(
+        of, seen, tolerance
+    )
+    if slip is None and as_written:
+        return bug(
+            f"{name} in {mode} is wrong, too; the forward pass is wrong already: mend that first, and check again",
+            None,
+            FORMULAS[of],
+            example,
+        )
     if slip is None:
         return bug(
             f"{name} in {mode} is wrong by {worst:.3g} (relative); no known slip explains it",
@@ -125,17 +159,17 @@ def _explained(
             FORMULAS[of],
             example,
         )
-    return bug(f"{name} in {mode} is wrong: {slip.sentence}", slip.cause, slip.formula, example, error=worst)
+    return bug(f"{name} in {mode} is wrong: {counted(slip)}", slip.cause, slip.formula, example, error=worst)
 
 
 def _together(wrong: list[Finding]) -> Finding:
     """One finding for all wrong gradients of a mode; its cause names them all, what is explained first."""
-    named = [f for f in wrong if not (f.cause or "").startswith("unexplained")]
+    named = [f for f in wrong if f.cause and not f.cause.startswith("unexplained")]
     wrong = [*named, *(f for f in wrong if f not in named)]
     first = wrong[0]
     if len(wrong) > 1:
         first.message = (f"{len(named)} slips: " if len(named) > 1 else "") + "; ".join(f.message for f in wrong)
-        first.cause = " + ".join(dict.fromkeys(f.cause or "" for f in named or wrong[:1]))
+        first.cause = " + ".join(dict.fromkeys(f.cause or "" for f in named or wrong[:1])) or None
         first.formula = "; ".join(dict.fromkeys(f.formula for f in wrong if f.formula))
         first.example = "\n".join(f.example for f in wrong if f.example) or None
     return first

@@ -1,19 +1,22 @@
-"""What a wrong formula is: one stage of the oracle exchanged, with a name, words and the right formula."""
+"""What a wrong formula is: a stage of the oracle exchanged, with a name, words and the right formula.
+
+Two slips about different stages can be made at once: `together`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
 
 from normlab.check.oracle import (
     KINDS,
+    RIGHT,
     Array,
     Case,
-    InputGradient,
-    Mix,
-    ParameterGradient,
-    Scale,
-    Standardize,
+    Pass,
+    Stages,
     batch_moments,
     forward,
     input_gradient,
@@ -43,17 +46,66 @@ class Slip:
 
 @dataclass(frozen=True)
 class ForwardSlip(Slip):
-    standardize: Standardize | None = None
-    scale: Scale | None = None
-    mix: Mix | None = None
-    whole: Callable[[Case], Array] | None = None
+    """A wrong output: the stages that are exchanged."""
+
+    stages: Stages = RIGHT
     only_running: bool = False
 
     def predict(self, case: Case, dy: Array | None = None) -> Array:
-        if self.whole is not None:
-            return self.whole(case)
-        stages = {"standardize": self.standardize, "scale": self.scale, "mix": self.mix}
-        return forward(case, **{k: v for k, v in stages.items() if v is not None})  # type: ignore[arg-type]
+        return forward(replace(case, stages=self.stages))
+
+    def together(self, other: ForwardSlip) -> ForwardSlip | None:
+        """Both slips at once; None where they are about the same stage."""
+        stages = self.stages.together(other.stages)
+        if stages is None:
+            return None
+        return ForwardSlip(
+            *_both_names(self, other), stages=stages, only_running=self.only_running or other.only_running
+        )
+
+
+Pool = Callable[[Pass, Array], Array]
+
+
+@dataclass(frozen=True)
+class Backward:
+    """The formula of dx in stages; None is the right one.
+
+    g = weigh(dy, weight), pooled by `pool`; from g the terms through the `mean` and the `variance` are taken off, the
+    rest is divided by `divide`, and `after` makes dx of it.
+    """
+
+    weigh: Callable[[Pass, Array, Array], Array] | None = None
+    pool: Pool | None = None
+    mean: Callable[[Pass, Array, Pool], Array] | None = None
+    variance: Callable[[Pass, Array, Pool], Array] | None = None
+    divide: Callable[[Pass], Array] | None = None
+    after: Callable[[Pass, Array, Array], Array] | None = None
+    whole: Callable[[Case, Array], Array] | None = None
+
+    def dx(self, p: Pass, dy: Array, weight: Array) -> Array:
+        """dx on the grid."""
+        pool = self.pool or Pass.pool
+        g = self.weigh(p, dy, weight) if self.weigh else dy * weight
+        if p.running is None or self.mean or self.variance:
+            g = g - self._through_mean(p, g, pool) - self._through_variance(p, g, pool)
+        dx = g / (self.divide(p) if self.divide else p.std)
+        return self.after(p, dx, weight) if self.after else dx
+
+    def _through_mean(self, p: Pass, g: Array, pool: Pool) -> Array:
+        if self.mean is not None:
+            return self.mean(p, g, pool)
+        return pool(p, g) if p.recipe.centers else np.zeros((1, 1, 1, 1))
+
+    def _through_variance(self, p: Pass, g: Array, pool: Pool) -> Array:
+        return self.variance(p, g, pool) if self.variance is not None else p.xhat * pool(p, g * p.xhat)
+
+    def together(self, other: Backward) -> Backward | None:
+        """Both slips at once; None where they are about the same stage."""
+        mine, others = ({f.name: getattr(s, f.name) for f in fields(Backward)} for s in (self, other))
+        if self.whole or other.whole or any(mine[k] and others[k] for k in mine):
+            return None
+        return Backward(**{k: others[k] if v is None else v for k, v in mine.items()})
 
 
 @dataclass(frozen=True)
@@ -61,27 +113,64 @@ class GradientSlip(Slip):
     """A wrong gradient with respect to `of`: x, weight, bias or gate."""
 
     of: str = "x"
-    dx: InputGradient | None = None
-    whole: Callable[[Case, Array], Array] | None = None
-    parameter: ParameterGradient | None = None
+    dx: Backward | None = None
+    parameter: Callable[[Array, Case, Array], Array] | None = None
 
     def predict(self, case: Case, dy: Array | None = None) -> Array:
         assert dy is not None
-        if self.whole is not None:
-            return self.whole(case, dy)
         if self.dx is not None:
-            return input_gradient(case, dy, self.dx)
+            return self.dx.whole(case, dy) if self.dx.whole else input_gradient(case, dy, self.dx.dx)
         assert self.parameter is not None
         return self.parameter(case.recipe.to_grid(dy), case, mixed(case))
+
+    def together(self, other: GradientSlip) -> GradientSlip | None:
+        """Both slips at once; None where they are about the same stage."""
+        both = self.dx.together(other.dx) if self.dx and other.dx else None
+        return None if both is None else GradientSlip(*_both_names(self, other), of="x", dx=both)
+
+
+def _both_names(first: Slip, second: Slip) -> tuple[str, str, str, tuple[str, ...]]:
+    formulas = dict.fromkeys((first.formula, second.formula))
+    kinds = tuple(k for k in first.kinds if k in second.kinds)
+    return f"{first.cause} + {second.cause}", f"{first.sentence}; and {second.sentence}", "; ".join(formulas), kinds
+
+
+Blend = Callable[["Update", Array, Array], Array]
 
 
 @dataclass(frozen=True)
 class StateSlip(Slip):
-    """A wrong update of one running statistic, `of` "mean" or "var"; or of both."""
+    """A wrong update of the running statistics: of what is averaged (`mean`, `var`), or how (the two blends).
 
-    of: str = "both"
+    A blend makes the new running value from the old one and the batch's.
+    """
+
     mean: Callable[[Update], Array] | None = None
     var: Callable[[Update], Array] | None = None
+    blend_mean: Blend | None = None
+    blend_var: Blend | None = None
+
+    @property
+    def of_mean(self) -> bool:
+        return bool(self.mean or self.blend_mean)
+
+    @property
+    def of_var(self) -> bool:
+        return bool(self.var or self.blend_var)
+
+    def predict_mean(self, u: Update) -> Array:
+        return (self.blend_mean or Update.blend)(u, u.old_mean, self.mean(u) if self.mean else u.mean)
+
+    def predict_var(self, u: Update) -> Array:
+        return (self.blend_var or Update.blend)(u, u.old_var, self.var(u) if self.var else u.stored_var)
+
+    def together(self, other: StateSlip) -> StateSlip | None:
+        """Both slips at once; None where they are about the same stage."""
+        names = ("mean", "var", "blend_mean", "blend_var")
+        pairs = {n: (getattr(self, n), getattr(other, n)) for n in names}
+        if any(a and b for a, b in pairs.values()):
+            return None
+        return StateSlip(*_both_names(self, other), **{n: a or b for n, (a, b) in pairs.items()})
 
 
 @dataclass(frozen=True)

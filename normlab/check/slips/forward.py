@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from normlab.check.oracle import KINDS, Array, Case, Pass, Scale, Standardize, forward, mixed, updated_running
+from normlab.check.oracle import KINDS, Array, Case, Pass, Stages, bare, scaled, updated_running
 from normlab.check.slips.base import BIN, CENTRING, MIX, RMS_Y, ForwardSlip, Y
-
-
-def _with_weights(case: Case, weight: Array | None, bias: Array | None) -> Array:
-    return forward(replace(case, weight=weight, bias=bias))
+from normlab.check.slips.moved import MOVED
 
 
 def _channel_repeats_group(values: Array | None, case: Case) -> Array | None:
@@ -23,200 +21,288 @@ def _channel_repeats_group(values: Array | None, case: Case) -> Array | None:
     return np.repeat(values[:groups], values.size // groups)
 
 
-def _interleaved(case: Case) -> Array:
-    """Groups of every G-th channel in place of neighbouring ones."""
+def _order(case: Case) -> NDArray:
+    """Every G-th channel in place of neighbouring ones."""
     groups, channels = case.recipe.group_count, case.recipe.channels
-    order = np.arange(channels).reshape(channels // groups, groups).T.ravel()
-    shuffled = np.take(case.x, order, axis=case.recipe.channel_axis)
-    moved = replace(
+    return np.arange(channels).reshape(channels // groups, groups).T.ravel()
+
+
+def _interleave(case: Case) -> Case:
+    order = _order(case)
+    return replace(
         case,
-        x=shuffled,
+        x=np.take(case.x, order, axis=case.recipe.channel_axis),
         weight=None if case.weight is None else case.weight[order],
         bias=None if case.bias is None else case.bias[order],
     )
-    return np.take(forward(moved), np.argsort(order), axis=case.recipe.channel_axis)
 
 
-def _size_for_count(case: Case) -> Array:
-    recipe = replace(case.recipe, groups=case.recipe.channels // case.recipe.groups)
-    return forward(replace(case, recipe=recipe))
+def _size_for_count(case: Case) -> Case:
+    return replace(case, recipe=replace(case.recipe, groups=case.recipe.channels // case.recipe.groups))
 
 
-def _memory_mixed(case: Case) -> Array:
-    """Reshaped to (G, N * K, S) or the like without moving axes: values of different samples are pooled."""
-    n, g, k, s = case.recipe.to_grid(case.x).shape
-    flat = case.recipe.to_grid(case.x).reshape(n * k * s, g, 1, 1)
-    wrong = replace(case, x=flat.reshape(-1, g), recipe=replace(case.recipe, channel_axis=1))
-    xhat = mixed(replace(wrong, weight=None, bias=None)).reshape(n, g, k, s)
-    y = case.parameter("weight", 1.0) * xhat + case.parameter("bias", 0.0)
-    return case.recipe.from_grid(y, case.x.shape)
-
-
-def _spatial_count_only_n(p: Pass) -> Array:
+def _samples_counted(p: Pass) -> Array:
+    """Sums over the positions too, divided by the number of samples alone."""
     factor = p.x.shape[2] * p.x.shape[3]
-    return (p.x - p.mean * factor) / np.sqrt(p.pool((p.x - p.mean * factor) ** 2) * factor + p.eps)
+    centred = p.x - p.mean * factor
+    return centred / np.sqrt(p.pool(centred**2) * factor + p.eps)
 
 
-def _layer(over: str, trailing: int) -> Callable[[Case], Array]:
+def _elsewhere(over: str, trailing: int) -> Stages:
     """A layer or RMS norm that pools over other axes, with its parameters still on the right ones."""
 
-    def predict(case: Case) -> Array:
-        bare = replace(case, weight=None, bias=None, recipe=replace(case.recipe, over=over, trailing=trailing))
+    def inner(case: Case) -> Case:
+        return replace(bare(case), recipe=replace(case.recipe, over=over, trailing=trailing))
+
+    def outer(case: Case, xhat: Array) -> Array:
         if over == "trailing" and trailing > case.x.ndim:
             return np.full(case.x.shape, np.nan)
-        xhat = case.recipe.to_grid(forward(bare))
-        y = case.parameter("weight", 1.0) * xhat + case.parameter("bias", 0.0)
-        return case.recipe.from_grid(y, case.x.shape)
+        return scaled(case, case.recipe.to_grid(xhat))
 
-    return predict
+    return Stages(inner=inner, outer=outer)
 
 
-def _standardize(
-    cause: str, sentence: str, fn: Standardize, kinds: tuple[str, ...] = KINDS, formula: str = Y, running: bool = False
+Formula = Callable[[Pass], Array]
+
+
+def _stage(
+    stage: str,
+    cause: str,
+    sentence: str,
+    fn: Callable[..., Array],
+    kinds: tuple[str, ...] = KINDS,
+    formula: str = Y,
+    running: bool = False,
 ) -> ForwardSlip:
-    return ForwardSlip(cause, sentence, formula, kinds, standardize=fn, only_running=running)
+    return ForwardSlip(cause, sentence, formula, kinds, Stages(**{stage: fn}), running)  # type: ignore[arg-type]
 
 
-def _scale(cause: str, sentence: str, fn: Scale, kinds: tuple[str, ...] = KINDS, formula: str = Y) -> ForwardSlip:
-    return ForwardSlip(cause, sentence, formula, kinds, scale=fn)
+def _divisor(cause: str, sentence: str, fn: Formula, running: bool = False) -> ForwardSlip:
+    return _stage("deviation", cause, sentence, fn, running=running)
+
+
+def _scale(cause: str, sentence: str, fn: Callable[[Array, Array, Array], Array]) -> ForwardSlip:
+    return _stage("scale", cause, sentence, fn)
+
+
+def _mix(cause: str, sentence: str, fn: Callable[..., Array]) -> ForwardSlip:
+    return _stage("mix", cause, sentence, lambda r, b, i, case: fn(r, b, i), BIN, MIX)
 
 
 def _axes(cause: str, sentence: str, axes: tuple[int, ...], kinds: tuple[str, ...], formula: str) -> ForwardSlip:
-    return _standardize(cause, sentence, lambda p: p.over(*axes).xhat, kinds, formula)
+    """Axes of the grid; 3 stands for all positions."""
+
+    def split(spatial: int) -> tuple[int, ...]:
+        return tuple(a for a in axes if a < 3) + (tuple(range(3, 3 + spatial)) if 3 in axes else ())
+
+    return ForwardSlip(cause, sentence, formula, kinds, Stages(axes=split))
 
 
-def _both(batch_slip: bool) -> Callable[[Case], Array]:
-    """A batch-instance norm of which one half alone is unbiased."""
+def _unbiased(p: Pass) -> Array:
+    return p.biased * p.count / max(p.count - 1, 1)
 
-    def predict(case: Case) -> Array:
-        passes = case.passes()
-        halves = [p.xhat for p in passes]
-        i = 0 if batch_slip else 1
-        p = passes[i]
-        halves[i] = p.centred / np.sqrt(p.var * p.count / (p.count - 1) + p.eps)
-        gate = case.parameter("gate", 1.0)
-        xhat = gate * halves[0] + (1 - gate) * halves[1]
-        y = case.parameter("weight", 1.0) * xhat + case.parameter("bias", 0.0)
-        return case.recipe.from_grid(y, case.x.shape)
 
-    return predict
+def _unbiased_half(which: int) -> Formula:
+    """One half of a batch-instance norm alone is unbiased."""
+    return lambda p: _unbiased(p) if (0 in p.axes) == (which == 0) and p.running is None else p.biased
+
+
+def _parts_averaged(*axes: int) -> Formula:
+    """The variance within each part, averaged over the parts: their means' spread is lost. Axes of (N, G, K, *)."""
+
+    def spread(p: Pass) -> Array:
+        split = p.x.reshape(*p.x.shape[:3], *p.spatial)
+        kept = tuple(a for a in p.axes if a < 3) + (tuple(range(3, split.ndim)) if 3 in p.axes else ())
+        averaged = tuple(a % split.ndim for a in axes if a < split.ndim)
+        if p.running is not None or not set(averaged) < set(kept):
+            return np.full((1, 1, 1, 1), np.nan)
+        within = split.var(axis=tuple(a for a in kept if a not in averaged), keepdims=True)
+        full = within.mean(axis=averaged, keepdims=True)
+        return full.reshape(*full.shape[:3], -1)
+
+    return spread
+
+
+def _in_evaluation(mix: Callable[[Array, Array, Array], Array]) -> Callable[[Array, Array, Array, Case], Array]:
+    """A batch-instance norm whose instance half has batch statistics: of the batch at hand, in evaluation too."""
+
+    def fn(gate: Array, batch: Array, instance: Array, case: Case) -> Array:
+        return mix(gate, batch, case.passes()[0].afresh().xhat)
+
+    return fn
 
 
 FORWARD: tuple[ForwardSlip, ...] = (
-    _standardize(
+    _divisor(
         "eps-outside-root",
         "eps is added outside the square root",
-        lambda p: p.centred / (np.sqrt(p.var) + p.eps),
+        lambda p: np.sqrt(p.var) + p.eps,
     ),
-    _standardize(
+    _divisor(
         "eps-missing",
         "eps is missing: the variance is used without it",
-        lambda p: p.centred / np.sqrt(np.maximum(p.var, 1e-300)),
+        lambda p: np.sqrt(np.maximum(p.var, 1e-300)),
     ),
-    _standardize(
+    _divisor(
         "eps-clamp",
         "eps is used as a floor of the variance, max(var, eps), in place of being added",
-        lambda p: p.centred / np.sqrt(np.maximum(p.var, p.eps)),
+        lambda p: np.sqrt(np.maximum(p.var, p.eps)),
     ),
-    _standardize(
+    _divisor(
         "eps-squared",
         "eps is squared before it is added to the variance",
-        lambda p: p.centred / np.sqrt(p.var + p.eps**2),
+        lambda p: np.sqrt(p.var + p.eps**2),
     ),
-    _standardize(
+    _divisor(
         "eps-twice",
         "eps is added twice",
-        lambda p: p.centred / np.sqrt(p.var + 2 * p.eps),
+        lambda p: np.sqrt(p.var + 2 * p.eps),
     ),
-    _standardize(
+    _divisor(
         "eps-inside-and-outside",
         "eps is added both inside and outside the square root",
-        lambda p: p.centred / (np.sqrt(p.var + p.eps) + p.eps),
+        lambda p: np.sqrt(p.var + p.eps) + p.eps,
     ),
     *(
-        _standardize(
+        _divisor(
             "eps-ignored",
             f"the eps that was asked for is ignored: {value:g} is built in",
-            lambda p, value=value: p.centred / np.sqrt(p.var + value),  # type: ignore[misc]
+            lambda p, value=value: np.sqrt(p.var + value),  # type: ignore[misc]
         )
         for value in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-12)
     ),
-    _standardize(
+    _divisor(
         "root-missing",
         "the square root is missing: the input is divided by the variance",
-        lambda p: p.centred / (p.var + p.eps),
+        lambda p: p.var + p.eps,
     ),
-    _standardize(
+    _stage(
+        "spread",
         "running-var-corrected-again",
         "in evaluation the running variance is corrected by n / (n - 1) although it is used as it is stored",
-        lambda p: p.centred / np.sqrt(p.var * _batch_count(p) / (_batch_count(p) - 1) + p.eps),
+        lambda p: p.biased * p.count / max(p.count - 1, 1),
         running=True,
     ),
-    _standardize(
+    _stage(
+        "spread",
         "unbiased-normalization",
         "the normalization divides by the unbiased variance (n - 1); every norm normalizes with the biased one (n)",
-        lambda p: p.centred / np.sqrt(p.var * p.count / max(p.count - 1, 1) + p.eps),
+        _unbiased,
     ),
-    _standardize(
-        "unbiased-normalization",
-        "the input is divided by the unbiased standard deviation (n - 1) plus eps: the biased one (n) belongs there, "
-        "and eps inside the root",
-        lambda p: p.centred / (np.sqrt(p.var * p.count / max(p.count - 1, 1)) + p.eps),
-    ),
-    ForwardSlip(
+    _stage(
+        "spread",
         "unbiased-normalization",
         "the instance half normalizes with the unbiased variance (n - 1) where the biased one (n) belongs",
-        Y,
+        _unbiased_half(1),
         BIN,
-        whole=_both(False),
     ),
-    ForwardSlip(
+    _stage(
+        "spread",
         "unbiased-normalization",
         "the batch half normalizes with the unbiased variance (n - 1) where the biased one (n) belongs",
-        Y,
+        _unbiased_half(0),
         BIN,
-        whole=_both(True),
     ),
-    _standardize(
-        "mean-not-subtracted",
-        "the mean is not subtracted",
-        lambda p: p.x / p.std,
+    _stage("center", "mean-not-subtracted", "the mean is not subtracted", lambda p: p.x, CENTRING),
+    _stage(
+        "standardize",
+        "mean-alone-divided",
+        "only the mean is divided by the deviation: x - mean / sqrt(...) in place of (x - mean) / sqrt(...)",
+        lambda p: p.x - p.mean / p.std,
         CENTRING,
     ),
-    _standardize(
+    _stage("standardize", "deviation-missing", "the input is centred and not divided by anything", lambda p: p.centred),
+    _stage(
+        "standardize",
+        "multiplied-by-deviation",
+        "the input is multiplied by the standard deviation; it must be divided by it",
+        lambda p: p.centred * p.std,
+    ),
+    _stage("center", "mean-added", "the mean is added; it must be subtracted", lambda p: p.x + p.mean, CENTRING),
+    _stage(
+        "spread",
         "second-moment-for-variance",
         "the mean of x^2 is used as the variance: the mean is not taken off before squaring",
-        lambda p: p.centred / np.sqrt(p.pool(p.x**2) + p.eps),
+        lambda p: p.pool(p.x**2),
         CENTRING,
     ),
-    _standardize(
+    _stage(
+        "center",
+        "mean-subtracted-in-rms",
+        "the mean is subtracted: RMS norm does not centre",
+        lambda p: p.x - p.pool(p.x),
+        ("rms",),
+        RMS_Y,
+    ),
+    _stage(
+        "spread",
+        "variance-for-rms",
+        "the input is divided by the standard deviation: RMS norm divides by the root of the mean of x^2",
+        lambda p: p.pool((p.x - p.pool(p.x)) ** 2),
+        ("rms",),
+        RMS_Y,
+    ),
+    _stage(
+        "standardize",
         "layer-norm-for-rms",
         "the mean is subtracted: that is layer norm, RMS norm does not centre",
         lambda p: (p.x - p.pool(p.x)) / np.sqrt(p.pool((p.x - p.pool(p.x)) ** 2) + p.eps),
         ("rms",),
         RMS_Y,
     ),
-    _standardize(
-        "variance-for-rms",
-        "the input is divided by the standard deviation: RMS norm divides by the root of the mean of x^2",
-        lambda p: p.x / np.sqrt(p.pool((p.x - p.pool(p.x)) ** 2) + p.eps),
+    _stage(
+        "spread",
+        "sum-for-mean",
+        "squares are summed where their mean belongs: the division by n is missing",
+        lambda p: p.biased * p.count,
+        CENTRING,
+    ),
+    _stage(
+        "spread",
+        "sum-for-mean",
+        "the L2 norm is used for the root mean square: squares are summed where their mean belongs, the division by n "
+        "is missing",
+        lambda p: p.biased * p.count,
         ("rms",),
         RMS_Y,
     ),
-    _standardize(
-        "sum-for-mean",
-        "squares are summed where their mean belongs: the division by n is missing",
-        lambda p: p.centred / np.sqrt(p.pool(p.centred**2) * p.count + p.eps),
-    ),
-    _standardize(
+    _divisor(
         "absolute-deviation",
         "the mean absolute deviation is used as the standard deviation",
-        lambda p: p.centred / np.sqrt(p.pool(np.abs(p.centred)) ** 2 + p.eps),
+        lambda p: p.pool(np.abs(p.centred)) + p.eps,
     ),
-    _standardize(
+    _divisor(
+        "absolute-deviation",
+        "the mean absolute deviation is used as the standard deviation",
+        lambda p: p.pool(np.abs(p.centred)),
+    ),
+    _stage(
+        "spread",
+        "absolute-deviation",
+        "the mean absolute deviation, squared, is used as the variance",
+        lambda p: p.pool(np.abs(p.x - p.mean)) ** 2,
+    ),
+    _stage(
+        "spread",
+        "absolute-deviation",
+        "the mean absolute deviation is used as the variance",
+        lambda p: p.pool(np.abs(p.x - p.mean)),
+    ),
+    *(
+        _stage(
+            "spread",
+            "variance-of-parts-averaged",
+            f"the variance is an average of the variances within each {what}; those do not see how the means of the "
+            "parts differ",
+            _parts_averaged(*axes),
+        )
+        for what, axes in (("sample", (0,)), ("column", (-1,)), ("row", (3,)), ("position", (3, 4)), ("channel", (2,)))
+    ),
+    _stage(
+        "standardize",
         "positions-not-counted",
         "sums run over the positions too, but are divided by the number of samples alone",
-        _spatial_count_only_n,
+        _samples_counted,
         ("batch",),
     ),
     # --- pooled over the wrong values ---
@@ -276,72 +362,64 @@ FORWARD: tuple[ForwardSlip, ...] = (
         ("group",),
         "group norm: mean and var over a group's channels and all positions",
     ),
-    ForwardSlip(
-        "pools-instance-for-batch",
-        "the batch half uses the instance's statistics",
-        MIX,
-        BIN,
-        mix=lambda gate, batch, instance: instance,
-    ),
+    _mix("pools-instance-for-batch", "the batch half uses the instance's statistics", lambda gate, batch, inst: inst),
     ForwardSlip(
         "pools-channels-only",
         "statistics are pooled over the channels alone, separately at every position",
         "layer norm: mean and var over all of a sample's features",
         ("layer", "rms"),
-        whole=_layer("channels", 1),
+        _elsewhere("channels", 1),
     ),
     ForwardSlip(
         "pools-sample",
         "statistics are pooled over all of a sample's axes in place of the last one",
         "mean and var over the last axes, as many as the parameters have",
         ("layer", "rms"),
-        whole=_layer("sample", 1),
+        _elsewhere("sample", 1),
     ),
     ForwardSlip(
         "pools-last-axis",
         "statistics are pooled over the last axis alone",
         "mean and var over all the axes that are normalized",
         ("layer", "rms"),
-        whole=_layer("trailing", 1),
+        _elsewhere("trailing", 1),
     ),
     ForwardSlip(
         "pools-too-many-axes",
         "statistics are pooled over one axis too many",
         "mean and var over the last axes, as many as the parameters have",
         ("layer", "rms"),
-        whole=_layer("trailing", 2),
+        _elsewhere("trailing", 2),
     ),
     ForwardSlip(
         "groups-interleaved",
         "a group takes every G-th channel; it must take neighbouring channels",
         "x.reshape(N, G, C // G, *): channels 0 .. C/G - 1 are group 0",
         ("group",),
-        whole=_interleaved,
+        Stages(inner=_interleave, outer=lambda c, y: np.take(y, np.argsort(_order(c)), axis=c.recipe.channel_axis)),
     ),
     ForwardSlip(
         "group-size-for-count",
         "the number of groups is used as the number of channels per group",
         "G groups of C / G channels",
         ("group",),
-        whole=_size_for_count,
+        Stages(inner=_size_for_count),
     ),
-    ForwardSlip(
-        "axes-not-moved",
-        "the input is reshaped to (N * H * W, C) without moving the channel axis to the end first",
-        "x.transpose(0, 2, 3, 1).reshape(-1, C)",
-        ("batch",),
-        whole=_memory_mixed,
-    ),
+    *MOVED,
     # --- weight, bias, gate ---
     ForwardSlip(
         "weight-per-group",
         "weight and bias are applied one per group; there is one per channel",
         Y,
         ("group",),
-        whole=lambda c: _with_weights(c, _channel_repeats_group(c.weight, c), _channel_repeats_group(c.bias, c)),
+        Stages(
+            inner=lambda c: replace(
+                c, weight=_channel_repeats_group(c.weight, c), bias=_channel_repeats_group(c.bias, c)
+            )
+        ),
     ),
     _scale("weight-missing", "the weight (gamma) is not applied", lambda h, w, b: h + b),
-    _scale("bias-missing", "the bias (beta) is not applied", lambda h, w, b: w * h, CENTRING),
+    _scale("bias-missing", "the bias (beta) is not applied", lambda h, w, b: w * h),
     _scale("affine-missing", "weight and bias are not applied", lambda h, w, b: h + 0 * b),
     _scale(
         "bias-before-weight",
@@ -353,35 +431,35 @@ FORWARD: tuple[ForwardSlip, ...] = (
     _scale("weight-twice", "the weight is applied twice", lambda h, w, b: w * w * h + b),
     _scale("weight-absolute", "the weight's sign is lost", lambda h, w, b: np.abs(w) * h + b),
     _scale("bias-subtracted", "the bias is subtracted", lambda h, w, b: w * h - b),
-    ForwardSlip(
+    _stage(
+        "mix",
+        "batch-statistics-for-instance",
+        "the instance half uses the batch's statistics",
+        _in_evaluation(lambda gate, batch, fresh: gate * batch + (1 - gate) * fresh),
+        BIN,
+        MIX,
+    ),
+    _mix(
         "gate-swapped",
         "the gate multiplies the wrong half: gate 1 must mean batch norm",
-        MIX,
-        BIN,
-        mix=lambda r, b, i: r * i + (1 - r) * b,
+        lambda r, b, i: r * i + (1 - r) * b,
     ),
-    ForwardSlip("gate-ignored", "the gate is not applied", MIX, BIN, mix=lambda r, b, i: b),
-    ForwardSlip("gate-ignored", "the gate is not applied", MIX, BIN, mix=lambda r, b, i: (b + i) / 2),
-    ForwardSlip(
+    _mix("gate-ignored", "the gate is not applied", lambda r, b, i: b + 0 * r),
+    _mix("gate-ignored", "the gate is not applied", lambda r, b, i: (b + i) / 2),
+    _mix(
         "gate-half-missing",
         "the instance half is not weighted by 1 - gate",
-        MIX,
-        BIN,
-        mix=lambda r, b, i: r * b + i,
+        lambda r, b, i: r * b + i,
     ),
-    ForwardSlip(
+    _mix(
         "gate-sigmoid",
         "the gate goes through a sigmoid; it is used as it is and clamped to [0, 1] after each step",
-        MIX,
-        BIN,
-        mix=lambda r, b, i: b / (1 + np.exp(-r)) + i * (1 - 1 / (1 + np.exp(-r))),
+        lambda r, b, i: b / (1 + np.exp(-r)) + i * (1 - 1 / (1 + np.exp(-r))),
     ),
-    ForwardSlip(
+    _mix(
         "gate-not-per-channel",
         "one gate is used for all channels; there is one per channel",
-        MIX,
-        BIN,
-        mix=lambda r, b, i: r.mean() * b + (1 - r.mean()) * i,
+        lambda r, b, i: r.mean() * b + (1 - r.mean()) * i,
     ),
     # --- evaluation ---
     ForwardSlip(
@@ -389,25 +467,27 @@ FORWARD: tuple[ForwardSlip, ...] = (
         "evaluation uses the batch's statistics; it must use the running ones",
         "evaluation: y = weight * (x - running_mean) / sqrt(running_var + eps) + bias",
         ("batch", "batch-instance", "instance"),
-        whole=lambda c: forward(replace(c, running=None)),
-        only_running=True,
+        Stages(inner=lambda c: replace(c, running=None)),
+        True,
     ),
-    _standardize(
+    _divisor(
         "running-var-as-std",
         "evaluation divides by the running variance as if it were the standard deviation",
-        lambda p: p.centred / p.var,
+        lambda p: p.var,
         running=True,
     ),
-    _standardize(
+    _stage(
+        "spread",
         "batch-var-in-eval",
         "evaluation takes the running mean but the batch's variance",
-        lambda p: p.centred / np.sqrt(p.pool((p.x - p.pool(p.x)) ** 2) + p.eps),
+        lambda p: p.pool((p.x - p.pool(p.x)) ** 2),
         running=True,
     ),
-    _standardize(
+    _stage(
+        "center",
         "batch-mean-in-eval",
         "evaluation takes the running variance but the batch's mean",
-        lambda p: (p.x - p.pool(p.x)) / p.std,
+        lambda p: p.x - p.pool(p.x),
         running=True,
     ),
     ForwardSlip(
@@ -415,21 +495,13 @@ FORWARD: tuple[ForwardSlip, ...] = (
         "training uses the running statistics; it must use the batch's",
         Y,
         ("batch", "batch-instance"),
-        whole=lambda c: forward(replace(c, training=False)) if c.running is not None else np.full(c.x.shape, np.nan),
+        Stages(inner=lambda c: replace(c, training=c.running is None)),
     ),
     ForwardSlip(
         "running-in-training",
         "training uses the running statistics, just updated; it must use the batch's",
         Y,
         ("batch", "batch-instance"),
-        whole=lambda c: (
-            forward(replace(c, training=False, running=updated_running(c)))
-            if c.running is not None
-            else np.full(c.x.shape, np.nan)
-        ),
+        Stages(inner=lambda c: c if c.running is None else replace(c, training=False, running=updated_running(c))),
     ),
 )
-
-
-def _batch_count(p: Pass) -> int:
-    return int(np.prod([p.x.shape[a] for a in p.axes]))
