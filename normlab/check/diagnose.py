@@ -63,17 +63,21 @@ def _best(candidates: Iterable[S], misfit: Callable[[S, float], float], limit: f
         for slip in candidates:
             try:
                 found = misfit(slip, min(least / 3, limit))
-            except (ValueError, IndexError):  # the slip makes no sense for this shape
+            except (ValueError, LookupError):  # the slip makes no sense for this shape
                 continue
             if found < least / 3:
                 best, least = slip, found
     return best if least < limit else None
 
 
-def _find(singles: Sequence[S], misfit: Callable[[S, float], float], tolerance: float, wrong: float) -> S | None:
+def _find(
+    singles: Sequence[S], misfit: Callable[[S, float], float], tolerance: float, wrong: float, pairs: bool = True
+) -> S | None:
     """One slip that explains what was seen, or two at once, of which closer agreement is demanded."""
     one = _best(singles, misfit, max(30 * tolerance, 0.01 * min(wrong, 1.0)))
     if one is not None and misfit(one, np.inf) < max(30 * tolerance, 1e-4 * min(wrong, 1.0)):
+        return one
+    if not pairs:
         return one
     two = _best(_pairs(singles), misfit, max(30 * tolerance, 1e-4 * min(wrong, 1.0)))
     return two or one
@@ -101,12 +105,12 @@ def _candidates(library: Iterable[S], seen: Sequence[Observation]) -> list[S]:
 
 
 def explain_output(
-    seen: Sequence[Observation], tolerance: float, measured: Sequence[ForwardSlip] = ()
+    seen: Sequence[Observation], tolerance: float, measured: Sequence[ForwardSlip] = (), pairs: bool = True
 ) -> ForwardSlip | None:
     """The wrong formula, or the two, that predict every output; `measured` are further candidates."""
     wrong = max((error(o.got, o.right) for o in seen), default=0.0)
     candidates = _candidates((*slips.FORWARD, *measured), seen)
-    return _find(candidates, _misfit(_hardest_first(seen, error), error), tolerance, wrong)
+    return _find(candidates, _misfit(_hardest_first(seen, error), error), tolerance, wrong, pairs)
 
 
 def explain_gradient(of: str, seen: Sequence[Observation], tolerance: float) -> GradientSlip | None:

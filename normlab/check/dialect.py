@@ -220,7 +220,7 @@ def _measure(subject: Subject, recipe: Recipe, shape: tuple[int, ...], dialect: 
         if gain:
             usual = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-12, 2.0**-52, 2.0**-23)
             near = [e for e in usual if abs(gain.eps / e - 1) < 1e-3]
-            eps = near[0] if near and gain.placement.startswith("inside") else eps
+            eps = near[0] if near else eps
     described["eps"] = f"{gain.eps:.3g} {gain.placement}" if gain else "not to be measured"
     if gain and abs(gain.slope - 1) > 1e-4:
         pool = recipe.to_grid(np.zeros(shape)).shape

@@ -13,6 +13,7 @@ import numpy as np
 
 from normlab.check.dialect import Setup, prepare
 from normlab.check.probe import CHECKS
+from normlab.check.process import SideEffects
 from normlab.check.report import FAULT_OF_THE_CHECK, GROUPS, Finding, Report
 from normlab.check.subjects import Subject, TargetFailure, Unsupported
 from normlab.errors import UsageError
@@ -31,21 +32,24 @@ def examine(
     strict: bool = False,
     starting: Told = lambda name: None,
     found: Callable[[Finding], None] = lambda finding: None,
+    effects: SideEffects | None = None,
 ) -> Report:
     """Probe the subject's dialect, then run every check.
 
     `only` names groups or checks; `first_bug` ends at the first bug; `elements` asks for one huge input; `strict`
     demands engineering and numerics too, and of functions and NumPy layers as well as of modules; `starting` is
-    called with each check's name before it runs, `found` with each finding after.
+    called with each check's name before it runs, `found` with each finding after; `effects` are what the target's
+    import changed of the process.
     """
     from normlab.check import checks  # noqa: F401  (importing enrols the checks)
 
-    began = time.perf_counter()
+    began, effects = time.perf_counter(), effects or SideEffects()
     report = Report(subject.name, subject.form, strict=strict)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         starting("target.probe")
-        setup = _probe(report, subject, kind, dialect, quick)
+        with effects.watched():
+            setup = _probe(report, subject, kind, dialect, quick)
         for finding in report.findings:
             found(finding)
         if setup is not None:
@@ -56,13 +60,18 @@ def examine(
                     continue
                 starting(name)
                 spoiled = _spoiled(name, report)
-                finding = (
-                    Finding(name, "skip", f"{spoiled} is wrong already") if spoiled else _guarded(name, run, setup)
-                )
+                with effects.watched():
+                    finding = (
+                        Finding(name, "skip", f"{spoiled} is wrong already") if spoiled else _guarded(name, run, setup)
+                    )
                 report.findings.append(_asked_for(finding, setup))
                 found(report.findings[-1])
                 if first_bug and report.bugs:
                     break
+        said = effects.finding()
+        if said is not None:
+            report.findings.append(said if setup is None else _asked_for(said, setup))
+            found(report.findings[-1])
     report.seconds = time.perf_counter() - began
     return report
 
@@ -72,11 +81,13 @@ FORMS_THAT_PROMISE = ("torch Module", "Keras layer", "Flax layer")
 
 # what a check builds on: where that is wrong, its own answer would only repeat it
 BUILDS_ON = {
+    "values": ("values.options",),
+    "gradients": ("values.options",),
     "values.eps": ("values.train", "values.eval"),
     "values.affine": ("values.train",),
     "values.momentum": ("values.running",),
     "values.first-batch": ("values.running",),
-    "gradients.numerical": ("gradients.train",),
+    "gradients.numerical": ("gradients.train", "values.train"),
     "numerics.running": ("values.running",),
     "numerics.gradient": ("gradients.train",),
     "numerics": ("values.train",),

@@ -97,16 +97,20 @@ class Stages:
     """The formulas of the forward pass that are not the right ones; None is the right one.
 
     `axes` are the pooled axes of (N, G, K, *positions), for so many axes of positions; `center` gives x - mean,
-    `spread` the variance, `deviation` what is divided by, `standardize` all three together. `inner` is the call that
-    is made in place of this one, and `outer` makes the output of that call's.
+    `spread` the variance, `deviation` what is divided by, `standardize` all three together. `weigh` applies the weight,
+    `shift` the bias, `scale` both. `inner` is the call that is made in place of this one, and `outer` makes the output
+    of that call's.
     """
 
     axes: Callable[[int], tuple[int, ...]] | None = None
+    mean: Callable[[Pass], Array] | None = None
     center: Callable[[Pass], Array] | None = None
     spread: Callable[[Pass], Array] | None = None
     deviation: Callable[[Pass], Array] | None = None
     standardize: Callable[[Pass], Array] | None = None
     mix: Callable[[Array, Array, Array, Case], Array] | None = None
+    weigh: Callable[[Array, Array], Array] | None = None
+    shift: Callable[[Array, Array], Array] | None = None
     scale: Callable[[Array, Array, Array], Array] | None = None
     inner: Callable[[Case], Case] | None = None
     outer: Callable[[Case, Array], Array] | None = None
@@ -119,7 +123,9 @@ class Stages:
     def together(self, other: Stages) -> Stages | None:
         """Both slips at once; None where they are about the same stage."""
         mine, others = ({f.name: getattr(s, f.name) for f in fields(Stages)} for s in (self, other))
-        if any(mine[k] is not None and others[k] is not None for k in mine) or (self.elsewhere and other.elsewhere):
+        twice = any(mine[k] is not None and others[k] is not None for k in mine)
+        scales = (mine["scale"] and (other.weigh or other.shift)) or (others["scale"] and (self.weigh or self.shift))
+        if twice or scales or (self.elsewhere and other.elsewhere):
             return None
         return Stages(**{k: others[k] if v is None else v for k, v in mine.items()})
 
@@ -211,6 +217,13 @@ class Pass:
     def mean(self) -> Array:
         if self.running is not None:
             return self.running[0]
+        if self.stages.mean is not None:
+            return self.stages.mean(self)
+        return self.right_mean
+
+    @cached_property
+    def right_mean(self) -> Array:
+        """The mean of the pool, zero in RMS norm."""
         if not self.recipe.centers:
             return np.zeros((1, 1, 1, 1))
         first = self.pool(self.x)
@@ -262,13 +275,18 @@ def forward(case: Case) -> Array:
 def scaled(case: Case, xhat: Array) -> Array:
     """The output: xhat on the grid times weight plus bias."""
     weight, bias = case.parameter("weight", 1.0), case.parameter("bias", 0.0)
-    y = weight * xhat + bias if case.stages.scale is None else case.stages.scale(xhat, weight, bias)
+    stages = case.stages
+    if stages.scale is not None:
+        y = stages.scale(xhat, weight, bias)
+    else:
+        weighed = weight * xhat if stages.weigh is None else stages.weigh(xhat, weight)
+        y = weighed + bias if stages.shift is None else stages.shift(weighed, bias)
     return case.recipe.from_grid(np.broadcast_to(y, xhat.shape), case.x.shape)
 
 
 def bare(case: Case) -> Case:
     """The same case before weight and bias."""
-    return replace(case, weight=None, bias=None, stages=replace(case.stages, scale=None))
+    return replace(case, weight=None, bias=None, stages=replace(case.stages, scale=None, weigh=None, shift=None))
 
 
 def mixed(case: Case) -> Array:
@@ -331,9 +349,9 @@ def batch_moments(case: Case) -> tuple[Array, Array, int]:
     if case.stages.inner is not None:
         return batch_moments(case.stages.inner(replace(case, stages=replace(case.stages, inner=None, outer=None))))
     p = case.passes()[0]
-    if case.recipe.kind == "instance":  # torch averages the instances' statistics over the batch
-        return p.mean.mean(axis=0).reshape(-1), p.var.mean(axis=0).reshape(-1), p.count
-    return p.mean.reshape(-1), p.var.reshape(-1), p.count
+    shape = (1, *p.x.shape[1:3], 1)  # torch averages the statistics of instances over the batch
+    mean, var = (np.broadcast_to(m.mean(axis=(0, 3), keepdims=True), shape).reshape(-1) for m in (p.mean, p.var))
+    return mean, var, p.count
 
 
 def exact_forward(case: Case, digits: int = 60) -> Array:

@@ -28,12 +28,16 @@ def main(job: dict[str, Any], events: TextIO) -> None:
 
         from normlab.check import checks  # noqa: F401
         from normlab.check.engine import examine, failure
+        from normlab.check.process import SideEffects
         from normlab.check.subjects import TargetFailure, load, subject_of
 
         tell(starting="target.load")
+        effects = SideEffects()
         try:
-            thing, backward, name = load(job["target"])
-            subject = subject_of(thing, name, backward, job["kind"])
+            with effects.watched(seeds=True):
+                thing, backward, name = load(job["target"])
+            with effects.watched():
+                subject = subject_of(thing, name, backward, job["kind"])
         except TargetFailure as e:
             tell(finding=asdict(failure("target.load", e)))
             tell(done={"form": "", "dialect": {}, "seconds": 0.0})
@@ -47,6 +51,7 @@ def main(job: dict[str, Any], events: TextIO) -> None:
             strict=job["strict"],
             starting=lambda name: tell(starting=name),
             found=lambda finding: tell(finding=asdict(finding)),
+            effects=effects,
         )
         tell(done={"form": report.form, "dialect": report.dialect, "seconds": report.seconds})
     except NormlabError as e:

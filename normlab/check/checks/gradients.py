@@ -12,7 +12,7 @@ from normlab.check.diagnose import Observation, explain_gradient, relative_error
 from normlab.check.dialect import Setup
 from normlab.check.oracle import RIGHT as NO_SLIP
 from normlab.check.oracle import Array, Case, input_gradient, parameter_gradients
-from normlab.check.probe import bug, check, compact, fresh, load, passed, sample, shapes, skip, small
+from normlab.check.probe import bug, check, compact, fresh, load, note, passed, sample, shapes, skip, small
 from normlab.check.report import Finding
 from normlab.check.subjects import Subject, TargetFailure, Unsupported
 
@@ -109,7 +109,8 @@ def _judge(setup: Setup, training: bool) -> Finding:
         first = observations[int(np.argmax(errors))]
         if setup.precise and _follows_own_forward(setup, first, of):
             continue  # the forward pass is at fault, and its own check says so
-        as_written = _as_written(setup, of, observations) if training else None
+        trained = training or not first.case.uses_running
+        as_written = _as_written(setup, of, observations) if trained else None
         if as_written and max(relative_error(o.got, o.right) for o in as_written) <= tolerance:
             continue  # it is the right backward pass of what that forward pass kept
         example = _example(setup, training, of)
@@ -182,7 +183,9 @@ def _follows_own_forward(setup: Setup, seen: Observation, of: str) -> bool:
         {r: v for r, v in (("weight", case.weight), ("bias", case.bias), ("gate", case.gate)) if v is not None}
     )
     assert seen.dy is not None
-    return relative_error(seen.got, numeric_gradient(layer, case, seen.dy, of)) < 1e-4
+    slope = numeric_gradient(layer, case, seen.dy, of)
+    size = max(float(np.abs(slope).max(initial=0.0)), float(np.abs(seen.right).max(initial=0.0))) or 1.0
+    return float(np.abs(seen.got - slope).max(initial=0.0)) < 1e-4 * size
 
 
 def _example(setup: Setup, training: bool, of: str) -> str | None:
@@ -301,6 +304,35 @@ def directional(layer: Subject, case: Case, dy: Array, direction: NDArray) -> fl
         return float((np.asarray(y, dtype=np.float64) * dy).sum())
 
     return (at(h) - at(-h)) / (2 * h)
+
+
+@check("gradients.degenerate")
+def degenerate(setup: Setup) -> Finding:
+    """Of a pool of one value the normalized value is zero, and so is the weight's gradient: exactly, in float32."""
+    recipe = setup.recipe
+    if not setup.subject.has_backward or "float32" not in setup.subject.dtypes or not recipe.centers:
+        return skip("no backward pass in float32, or no mean that is taken off")
+    sizes = {"layer": {"channels": 1}, "group": {"channels": 6, "groups": 6}, "instance": {}}.get(recipe.kind)
+    if sizes is None or (recipe.kind == "layer" and recipe.over != "trailing"):
+        return skip("batch norm has no pool of one value")
+    shape = (9, 4, 1) if recipe.kind == "layer" else (9, 6, *(1,) * (len(setup.shape) - 2))
+    rng = np.random.default_rng(31)
+    x, dy = (rng.normal(m, s, shape).astype(np.float32) for m, s in ((1e4, 1e3), (0.0, 1.0)))
+    try:
+        layer = fresh(setup, shape, dtype="float32", **sizes)
+        layer.set_parameters({r: np.full(v.size, float(r != "bias")) for r, v in layer.parameters.items()})
+        layer.forward(x, True)
+        got = layer.backward(dy)
+    except (TargetFailure, Unsupported) as e:
+        return skip(f"an input of shape {shape} is not taken: it {e}")
+    worst = {k: float(np.abs(g).max(initial=0.0)) for k, g in got.items() if k in ("x", "weight")}
+    off = {k: v for k, v in worst.items() if not v <= 1e-3}
+    if off:
+        told = ", ".join(f"{'dx' if k == 'x' else 'dweight'} is up to {v:.3g} where 0 is right" for k, v in off.items())
+        return note(
+            f"of pools of one value, shape {shape}, float32, x about 1e4, dy about 1: {told}", "degenerate-gradient"
+        )
+    return passed("gradients of pools of one value are zero", error=max(worst.values(), default=0.0))
 
 
 @check("gradients.numerical")

@@ -12,10 +12,11 @@ from normlab.check.dialect import Setup
 from normlab.check.forgotten import pools_as_measured
 from normlab.check.oracle import RIGHT as NO_SLIP
 from normlab.check.oracle import Array, Case, forward, updated_running
+from normlab.check.pools import PER_SAMPLE
 from normlab.check.probe import bug, check, fresh, load, passed, sample, shapes, skip, small, smallest
 from normlab.check.report import Finding
-from normlab.check.slips import Slip, StateSlip
-from normlab.check.subjects import Unsupported
+from normlab.check.slips import ForwardSlip, Slip, StateSlip
+from normlab.check.subjects import TargetFailure, Unsupported
 
 
 def judge(setup: Setup, seen: list[Observation], what: str, also: Callable[[], list[Observation]] = list) -> Finding:
@@ -25,11 +26,7 @@ def judge(setup: Setup, seen: list[Observation], what: str, also: Callable[[], l
     tolerance = setup.tolerance_in(all(o.case.training for o in seen))
     if worst <= tolerance:
         return passed(f"{what} is right", error=worst)
-    measured = pools_as_measured(setup, list({o.case.x.shape: None for o in seen}))
-    slip = explain_output(seen, tolerance, measured)
-    more = also() if slip is not None else []
-    if more:
-        slip = explain_output([*seen, *more], max(tolerance, setup.tolerance_in(False)), measured) or slip
+    slip = _explained(setup, seen, tolerance, also)
     if slip is not None and all(o.case.training for o in seen):
         setup.written = slip.stages
     first = seen[int(np.argmax(errors))].case
@@ -40,6 +37,41 @@ def judge(setup: Setup, seen: list[Observation], what: str, also: Callable[[], l
             f"{what} is wrong by {worst:.3g} (relative); no known slip explains it", "unexplained", RIGHT[kind], example
         )
     return bug(f"{what} is wrong: {counted(slip)}", slip.cause, slip.formula, example, error=worst)
+
+
+# what layers that do not say their eps have
+USUAL_EPS = (1e-5, 1e-6, 1e-8, 1e-3, 1e-7, 1e-12)
+
+
+def _explained(
+    setup: Setup, seen: list[Observation], tolerance: float, also: Callable[[], list[Observation]]
+) -> ForwardSlip | None:
+    """The slip, or the two, that explain the outputs; with another eps, where the layer does not say which it has.
+
+    Where none explains the inputs of every rank, those of the main shape decide: what else a layer takes without an
+    error, it may not be meant for.
+    """
+    main = [o for o in seen if o.case.x.shape == setup.shape]
+    measured = pools_as_measured(setup, list({o.case.x.shape: None for o in seen}))
+    free = "eps" not in setup.subject.declared and "eps" not in setup.subject.settable
+    rivals = [seen, *(with_eps(seen, e) for e in USUAL_EPS if free and e != setup.recipe.eps)]
+    for pairs in (False, True):
+        for some in (*rivals, main) if len(main) < len(seen) else rivals:
+            slip = explain_output(some, tolerance, measured, pairs)
+            if slip is None or (free and "eps-ignored" in slip.cause):
+                continue
+            setup.recipe = replace(setup.recipe, eps=some[0].case.recipe.eps)
+            more = also()
+            if more:
+                return explain_output([*some, *more], max(tolerance, setup.tolerance_in(False)), measured) or slip
+            return slip
+    return None
+
+
+def with_eps(seen: list[Observation], eps: float) -> list[Observation]:
+    """The same observations of a layer that has another eps."""
+    cases = [replace(o.case, recipe=replace(o.case.recipe, eps=eps)) for o in seen]
+    return [replace(o, case=c, right=forward(c)) for o, c in zip(seen, cases, strict=True)]
 
 
 def counted(slip: Slip) -> str:
@@ -72,6 +104,34 @@ def observe(setup: Setup, training: bool, scale: float = 2.0, **built: float) ->
             layer.set_running(*case.running)  # type: ignore[misc]
         seen.append(Observation(case, layer.forward(x, training), forward(case)))
     return seen
+
+
+@check("values.options")
+def options(setup: Setup) -> Finding:
+    """Eps and momentum, both numbers between 0 and 1, each reach their own place."""
+    told = setup.subject.declared
+    given = {"eps": 0.25, "momentum": 0.4} if {"eps", "momentum"} <= setup.subject.settable else {}
+    eps, momentum = (given or told).get("eps"), (given or told).get("momentum")
+    if eps is None or momentum is None or abs(eps - momentum) < 1e-9:
+        return skip("the layer has no eps and momentum that could be exchanged")
+    try:
+        layer = fresh(setup, setup.shape, **given)
+    except Unsupported as e:
+        return skip(str(e))
+    x = sample(setup.shape, 0.5)
+    case = load(setup, layer, x, True)
+    y = layer.forward(x, True)
+    right, crossed = (
+        error(y, forward(replace(case, recipe=replace(setup.recipe, eps=value)))) for value in (eps, momentum)
+    )
+    if crossed <= 10 * setup.tolerance < right:
+        return bug(
+            f"eps and momentum are exchanged: with eps {eps:g} and momentum {momentum:g} the output is that of eps "
+            f"{momentum:g}",
+            "eps-and-momentum-swapped",
+            "F.batch_norm(x, mean, var, weight, bias, training, momentum, eps): momentum comes before eps",
+        )
+    return passed("eps and momentum each reach their own place")
 
 
 @check("values.initial")
@@ -143,10 +203,10 @@ def _judge_running(setup: Setup, momentum: float, built: dict[str, float]) -> Fi
     tolerance = max(setup.tolerance_in(False), 1e-5 if _stores_float32(after) else 0.0)
     if max(errors) <= tolerance:
         return passed("running statistics follow the batches", error=max(errors))
-    written = [replace(c, stages=setup.written) for c in cases]
-    if _follows(written, after, tolerance):
+    written = [_as_written(setup, c) for c in cases]
+    if _follows(setup, cases, after, tolerance):
         return skip("the running statistics are those of the forward pass as it is written, which is wrong already")
-    slip = explain_running(cases, after, tolerance) or _explained_as_written(written, after, tolerance)
+    slip = _explained_as_written(written, after, tolerance) or explain_running(cases, after, tolerance)
     example = _running_example(cases[0], after[0])
     if slip is None:
         return bug(
@@ -158,26 +218,35 @@ def _judge_running(setup: Setup, momentum: float, built: dict[str, float]) -> Fi
     return bug(f"running statistics: {counted(slip)}", slip.cause, slip.formula, example, error=max(errors))
 
 
-def _follows(cases: list[Case], after: list[tuple[Array, Array]], tolerance: float) -> bool:
-    """Whether the statistics are those of a forward pass with slips."""
-    if cases[0].stages == NO_SLIP:
+def _as_written(setup: Setup, case: Case, unbiased: bool | None = None) -> Case:
+    """The case of the forward pass with its slips; a variance that is unbiased already is not corrected again."""
+    if unbiased is None:
+        unbiased = case.recipe.unbiased_running_var and setup.written.spread is None
+    return replace(case, stages=setup.written, recipe=replace(case.recipe, unbiased_running_var=unbiased))
+
+
+def _follows(setup: Setup, cases: list[Case], after: list[tuple[Array, Array]], tolerance: float) -> bool:
+    """Whether the statistics are those of the forward pass as it is written, with its slips."""
+    if setup.written == NO_SLIP:
         return False
-    try:
-        return all(
-            max(error(m, r[0]), error(v, r[1])) <= tolerance
-            for (m, v), r in zip(after, map(updated_running, cases), strict=True)
-        )
-    except (ValueError, IndexError):  # not one value for each channel
-        return False
+    for unbiased in (True, False):  # of a wrong pool, the dialect could not be measured
+        right = (updated_running(_as_written(setup, c, unbiased)) for c in cases)
+        try:
+            if all(max(error(m, r[0]), error(v, r[1])) <= tolerance for (m, v), r in zip(after, right, strict=True)):
+                return True
+        except (ValueError, LookupError):  # not one value for each channel
+            return False
+    return False
 
 
 def _explained_as_written(cases: list[Case], after: list[tuple[Array, Array]], tolerance: float) -> StateSlip | None:
     if cases[0].stages == NO_SLIP:
         return None
     try:
-        return explain_running(cases, after, tolerance)
-    except (ValueError, IndexError):
+        slip = explain_running(cases, after, tolerance)
+    except (ValueError, LookupError):
         return None
+    return None if slip is None or " + " in slip.cause else slip
 
 
 def _stores_float32(after: list[tuple[Array, Array]]) -> bool:
@@ -230,6 +299,24 @@ def affine(setup: Setup) -> Finding:
     return judge(setup, [Observation(case, layer.forward(x, True), forward(case))], "the output without affine")
 
 
+@check("values.shape")
+def several_axes(setup: Setup) -> Finding:
+    """A layer that takes a shape to normalize over pools over all of its axes."""
+    if setup.recipe.kind not in PER_SAMPLE or "tail" not in setup.subject.settable:
+        return skip("the layer takes no shape to normalize over")
+    tail = (4, 3)
+    try:
+        layer = setup.subject.fresh(tail=tail)
+    except (TargetFailure, Unsupported) as e:
+        return skip(f"with the shape {tail} it {e}")
+    if any(v.size != 12 for v in layer.parameters.values()):
+        return skip("its parameters do not have the shape that is normalized over")
+    recipe = replace(setup.recipe, over="trailing", trailing=2, channels=12)
+    x = sample((5, *tail))
+    case = load(setup, layer, x, True, recipe=recipe)
+    return judge(setup, [Observation(case, layer.forward(x, True), forward(case))], f"the output over {tail}")
+
+
 @check("values.first-batch")
 def first_batch(setup: Setup) -> Finding:
     """The first batch of a new layer is like any other: it must not be taken whole into the running statistics."""
@@ -245,6 +332,8 @@ def first_batch(setup: Setup) -> Finding:
     off = max(error(got[0], right[0]), error(got[1], right[1]))
     if off <= max(setup.tolerance_in(False), 1e-5 if _stores_float32([got]) else 0.0):
         return passed("the first batch enters the running statistics like any other", error=off)
+    if _follows(setup, [case], [got], setup.tolerance):
+        return skip("the running statistics are those of the forward pass as it is written, which is wrong already")
     slip = explain_running([case], [got], setup.tolerance)
     sentence = slip.sentence if slip else "not what momentum gives"
     if slip is not None and slip.cause == "momentum-missing":

@@ -243,12 +243,19 @@ FORWARD: tuple[ForwardSlip, ...] = (
         RMS_Y,
     ),
     _stage(
-        "standardize",
+        "mean",
         "layer-norm-for-rms",
         "the mean is subtracted: that is layer norm, RMS norm does not centre",
-        lambda p: (p.x - p.pool(p.x)) / np.sqrt(p.pool((p.x - p.pool(p.x)) ** 2) + p.eps),
+        lambda p: p.pool(p.x),
         ("rms",),
         RMS_Y,
+    ),
+    _stage(
+        "mean",
+        "rms-for-centred",
+        "the mean is taken off nowhere: that is RMS norm",
+        lambda p: np.zeros((1, 1, 1, 1)),
+        CENTRING,
     ),
     _stage(
         "spread",
@@ -287,6 +294,31 @@ FORWARD: tuple[ForwardSlip, ...] = (
         "absolute-deviation",
         "the mean absolute deviation is used as the variance",
         lambda p: p.pool(np.abs(p.x - p.mean)),
+    ),
+    *(
+        _divisor(
+            "absolute-deviation",
+            "the mean absolute deviation is used as the standard deviation",
+            lambda p, value=value: p.pool(np.abs(p.centred)) + value,  # type: ignore[misc]
+        )
+        for value in (1e-5, 1e-6, 1e-7, 1e-8)
+    ),
+    _stage(
+        "mean",
+        "pools-first-sample",
+        "the mean is that of the first sample alone",
+        lambda p: p.x[:1].mean(axis=tuple(a for a in p.axes if a), keepdims=True),
+        ("batch", "batch-instance"),
+    ),
+    ForwardSlip(
+        "pools-first-sample",
+        "the statistics are those of the first sample alone",
+        "batch norm: mean and var per channel, over the batch and all positions",
+        ("batch",),
+        Stages(
+            mean=lambda p: p.x[:1].mean(axis=(0, 3), keepdims=True),
+            spread=lambda p: p.running[1] if p.running is not None else p.x[:1].var(axis=(0, 3), keepdims=True),
+        ),
     ),
     *(
         _stage(
@@ -418,8 +450,8 @@ FORWARD: tuple[ForwardSlip, ...] = (
             )
         ),
     ),
-    _scale("weight-missing", "the weight (gamma) is not applied", lambda h, w, b: h + b),
-    _scale("bias-missing", "the bias (beta) is not applied", lambda h, w, b: w * h),
+    _stage("weigh", "weight-missing", "the weight (gamma) is not applied", lambda h, w: h),
+    _stage("shift", "bias-missing", "the bias (beta) is not applied", lambda y, b: y, CENTRING),
     _scale("affine-missing", "weight and bias are not applied", lambda h, w, b: h + 0 * b),
     _scale(
         "bias-before-weight",
@@ -427,10 +459,13 @@ FORWARD: tuple[ForwardSlip, ...] = (
         lambda h, w, b: w * (h + b),
     ),
     _scale("weight-bias-swapped", "weight and bias are exchanged", lambda h, w, b: b * h + w),
-    _scale("weight-plus-one", "the weight is applied as 1 + weight", lambda h, w, b: (1 + w) * h + b),
-    _scale("weight-twice", "the weight is applied twice", lambda h, w, b: w * w * h + b),
-    _scale("weight-absolute", "the weight's sign is lost", lambda h, w, b: np.abs(w) * h + b),
-    _scale("bias-subtracted", "the bias is subtracted", lambda h, w, b: w * h - b),
+    _stage("weigh", "weight-plus-one", "the weight is applied as 1 + weight", lambda h, w: (1 + w) * h),
+    _stage("weigh", "weight-twice", "the weight is applied twice", lambda h, w: w * w * h),
+    _stage("weigh", "weight-absolute", "the weight's sign is lost", lambda h, w: np.abs(w) * h),
+    _stage("weigh", "weight-divides", "the input is divided by the weight", lambda h, w: h / w),
+    _stage("weigh", "weight-sign", "the weight is applied with the wrong sign", lambda h, w: -w * h),
+    _stage("shift", "bias-subtracted", "the bias is subtracted", lambda y, b: y - b, CENTRING),
+    _stage("shift", "bias-twice", "the bias is added twice", lambda y, b: y + 2 * b, CENTRING),
     _stage(
         "mix",
         "batch-statistics-for-instance",
