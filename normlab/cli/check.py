@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from normlab.errors import UsageError, require
 from normlab.errors.files import to_json
+
+if TYPE_CHECKING:
+    from normlab.check.lint import Input
 
 
 def check(
@@ -71,7 +74,12 @@ def lint(
         float, typer.Option(help="Weight decay on all parameters (an optimizer tells its own).")
     ] = 0.0,
     size: Annotated[
-        str | None, typer.Option("--input", help="One sample's shape, such as 3,224,224 (default: guessed).")
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="One sample's shape, such as 3,224,224 (default: guessed); once for every argument; 16:int holds "
+            "integers; ids=16:int is handed by name.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the warnings as JSON.")] = False,
     brief: Annotated[bool, typer.Option("--brief", help="Leave out the programs that show each warning.")] = False,
@@ -81,7 +89,7 @@ def lint(
     from normlab.check.lint import lint as lint_model
 
     plan = Plan(batch_size, last_batch, accumulate, checkpointing, ddp, weight_decay)
-    shape = _shape(size)
+    shape = [_input(text) for text in size or []] or None
     model, optimizer = load_model(target)
     warnings = lint_model(model, plan, optimizer=optimizer, size=shape)
     if as_json:
@@ -94,10 +102,16 @@ def lint(
         raise typer.Exit(1)
 
 
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = text.split(",")
-    if not all(p.strip().isdigit() and int(p) > 0 for p in parts):
-        raise UsageError(f"--input {text!r}: expected positive sizes with commas, such as 3,224,224")
-    return tuple(int(p) for p in parts)
+def _input(text: str) -> Input:
+    """One `--input`: [NAME=]SIZES[:int]."""
+    from normlab.check.lint import Input
+
+    name, _, rest = text.rpartition("=")
+    sizes, colon, dtype = rest.partition(":")
+    parts = sizes.split(",")
+    if not all(p.strip().isdigit() and int(p) > 0 for p in parts) or dtype not in (("int",) if colon else ("",)):
+        raise UsageError(
+            f"--input {text!r}: expected positive sizes with commas, such as 3,224,224, with :int behind them for "
+            "integers, or NAME= before them"
+        )
+    return Input(tuple(int(p) for p in parts), name or None, True if colon else None)

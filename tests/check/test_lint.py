@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import normlab
-from normlab.check.lint import RULES, Plan, lint
+from normlab.check.lint import RULES, Input, Plan, lint
 from normlab.check.lint.trace import kind_of, watch
 from normlab.errors import UsageError
 from tests.check import nets
@@ -83,6 +83,28 @@ class Functional(nn.Module):
         return nn.functional.group_norm(x, 4)
 
 
+class ImageNorm(nn.Module):
+    """A norm whose parameters have four dimensions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(1, channels, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.group_norm(x, 1) * self.gamma
+
+
+class OnRows(nn.Module):
+    """A batch norm whose axis is not the one that the linear layer writes to, though as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm = nn.Linear(5, 12), nn.BatchNorm1d(12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.inner(x[:, None, :].expand(-1, 12, -1)))
+
+
 def frozen() -> nn.Module:
     model = nn.Sequential(conv(), BATCH(8))
     for p in model.parameters():
@@ -116,6 +138,30 @@ WARNS = [
     ("bias-before-norm", nn.Sequential(conv(bias=True), nn.InstanceNorm2d(8)), Plan(), "the bias with it"),
     ("bias-before-norm", nn.Sequential(conv(bias=True), nn.GroupNorm(8, 8)), Plan(), "the bias with it"),
     ("norm-after-dropout", nn.Sequential(nn.Dropout(0.2), conv(), BATCH(8)), Plan(), "0 dropped out"),
+    ("small-batch", nn.Sequential(conv(), BATCH(8)), Plan(2), "come from 2 samples"),
+    ("weight-decay-on-norm", nn.Sequential(conv(), ImageNorm(8)), Plan(weight_decay=0.1), "pulls it to 0"),
+    ("unusual-momentum", nn.Sequential(conv(), nn.BatchNorm2d(8, momentum=0.0)), Plan(), "never leave 0 and 1"),
+    ("unusual-momentum", nn.Sequential(conv(), nn.BatchNorm2d(8, momentum=0.99)), Plan(), "the last batches alone"),
+    (
+        "averaged-away",
+        nn.Sequential(conv(), nn.InstanceNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)),
+        Plan(),
+        "that average is the bias",
+    ),
+    (
+        "averaged-away",
+        nn.Sequential(conv(), nn.InstanceNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)),
+        Plan(),
+        "after relu",
+    ),
+    ("tiny-eps", nn.Sequential(conv(), nn.GroupNorm(2, 8, eps=1e-12)).half(), Plan(), "eps 1e-12 in float16"),
+    ("wrong-axis", OnRows(), Plan(), "inner writes its features to the last axis"),
+    (
+        "one-value-groups",
+        nn.Sequential(conv(), nn.AdaptiveAvgPool2d(1), nn.InstanceNorm2d(8)),
+        Plan(),
+        "one value",
+    ),
 ]
 
 
@@ -190,6 +236,45 @@ def test_our_layers_are_known() -> None:
     assert rules(nn.Sequential(conv(), normlab.make_norm("bn", 8)), Plan(checkpointing=True)) == []
     assert kind_of(normlab.make_norm("ln", 8)) == "layer"
     assert kind_of(nn.Linear(2, 2)) is None
+
+
+def test_a_bias_on_another_axis_than_the_norms_is_kept() -> None:
+    """Linear(5, 12) and BatchNorm1d(12) on (N, 12, 12): the mean is taken over the linear layer's features."""
+    assert rules(OnRows()) == ["wrong-axis"]
+
+
+class Siamese(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Sequential(conv(), BATCH(8)), nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+
+    def forward(self, image: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
+        return self.left(image).mean((2, 3)) + self.right(facts)
+
+
+class Tokens(nn.Module):
+    """Integers in, deep inside; another argument is a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Sequential(nn.Sequential(nn.Embedding(10, 4))))
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"out": self.norm(self.body(batch["ids"])) * batch["mask"][..., None]}
+
+
+def test_models_of_several_inputs_of_tokens_and_of_dictionaries() -> None:
+    assert rules(Siamese(), Plan(8), size=[(3, 8, 8), (4,)]) == ["bias-before-norm"]
+    assert rules(Siamese(), Plan(8), size={"facts": (4,), "image": (3, 8, 8)}) == ["bias-before-norm"]
+    assert rules(Tokens(), size=[Input((16,), "ids", True), Input((16,), "mask")]) == []
+    assert rules(nn.Sequential(Tokens().body, nn.LayerNorm(4)), size=(16,)) == []
+
+
+def test_alike_warnings_are_told_once() -> None:
+    blocks = [nn.Sequential(nn.Dropout(0.1), nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4)) for _ in range(7)]
+    (warning,) = lint(nn.Sequential(*blocks))
+    assert len(warning.where) == 7
 
 
 def test_the_model_is_left_as_it_is() -> None:

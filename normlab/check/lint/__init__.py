@@ -7,5 +7,6 @@ for warning in lint(model, Plan(batch_size=8, last_batch=1)):
 
 from normlab.check.lint.plan import Plan, load_model
 from normlab.check.lint.rules import RULES, Rule, Warning_, lint
+from normlab.check.lint.trace import Input
 
-__all__ = ["RULES", "Plan", "Rule", "Warning_", "lint", "load_model"]
+__all__ = ["RULES", "Input", "Plan", "Rule", "Warning_", "lint", "load_model"]

@@ -102,3 +102,45 @@ for _ in range(500):
 model.eval()
 assert (model(x).var(0) < 0.3).all()  # the variance of evaluation is no longer 1
 """
+
+SMALL_BATCH = """
+import torch
+torch.manual_seed(0)
+norm = torch.nn.BatchNorm1d(4)
+data = torch.randn(1000, 4)
+means = torch.stack([batch.mean(0) for batch in data.split(2)])
+assert means.std(0).min() > 0.5  # half the data's own spread, from batch to batch
+assert torch.stack([batch.mean(0) for batch in data.split(100)]).std(0).max() < 0.25
+"""
+
+MOMENTUM = """
+import torch
+still, last = torch.nn.BatchNorm1d(3, momentum=0.0), torch.nn.BatchNorm1d(3, momentum=0.99)
+for size in (10.0, 1.0):
+    x = size * torch.randn(64, 3)
+    still(x), last(x)
+assert (still.running_var == 1).all()  # never moved
+assert (last.running_var < 10).all()  # the batch before, a hundred times larger, is forgotten
+"""
+
+AVERAGED = """
+import torch
+norm, pool = torch.nn.InstanceNorm2d(3), torch.nn.AdaptiveAvgPool2d(1)
+assert pool(norm(7 * torch.randn(2, 3, 8, 8) + 5)).abs().max() < 1e-5  # whatever the input
+"""
+
+WRONG_AXIS = """
+import torch
+linear, norm = torch.nn.Linear(5, 12), torch.nn.BatchNorm1d(12)
+y = norm(linear(torch.randn(64, 12, 5)))
+assert y.mean((0, 2)).abs().max() < 1e-5  # axis 1 has mean 0,
+assert y.mean((0, 1)).abs().max() > 0.05  # the features of the linear layer do not
+"""
+
+TINY_EPS = """
+import torch
+x = torch.ones(4, 3, requires_grad=True)
+torch.nn.functional.layer_norm(x, (3,), eps=1e-12).backward(torch.tensor([[1.0, 0.0, 0.0]] * 4))
+assert x.grad.abs().max() > torch.finfo(torch.float16).max  # infinite in half precision
+assert torch.tensor(1e-12).half() == 0
+"""

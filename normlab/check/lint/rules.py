@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from normlab.check.lint import cases
 from normlab.check.lint.plan import Plan
-from normlab.check.lint.trace import Site, Trace, watch
+from normlab.check.lint.trace import Inputs, Site, Trace, is_norm, watch
 
 # samples per process from which batch statistics are steady; below, error grows (Wu & He 2018, figure 1)
 ENOUGH = 16
+# below this, one batch after another is too small by itself: there, ImageNet's error grows by more than a point
+TOO_FEW = 8
 
 
 @dataclass(frozen=True)
@@ -142,23 +146,101 @@ def ddp_buffers(trace: Trace, plan: Plan, model: nn.Module, optimizer: Any) -> I
             )
 
 
+def small_batch(trace: Trace, plan: Plan, model: nn.Module, optimizer: Any) -> Iterator[tuple[str, str]]:
+    if plan.batch_size < 2 or plan.batch_size >= TOO_FEW or plan.accumulate > 1 or plan.ddp:
+        return  # one sample, accumulation and several processes have rules of their own
+    for site in trace.of(*BATCH):
+        if site.training:
+            yield (
+                site.path,
+                f"its statistics come from {plan.batch_size} samples: they change from batch to batch, and evaluation "
+                "uses others",
+            )
+
+
+def unusual_momentum(trace: Trace, plan: Plan, model: nn.Module, optimizer: Any) -> Iterator[tuple[str, str]]:
+    for site in trace.of(*BATCH, "instance"):
+        momentum = getattr(site.module, "momentum", None)
+        if not site.tracks or isinstance(momentum, bool) or not isinstance(momentum, (int, float)):
+            continue
+        if momentum == 0:
+            yield site.path, "momentum 0: its running statistics never leave 0 and 1, and evaluation uses those"
+        elif momentum >= 0.5:
+            yield (
+                site.path,
+                f"momentum {momentum:g} is the weight of the new batch in torch: its running statistics are those of "
+                "the last batches alone; elsewhere the number is the weight of the old ones",
+            )
+
+
+def averaged_away(trace: Trace, plan: Plan, model: nn.Module, optimizer: Any) -> Iterator[tuple[str, str]]:
+    for site in trace.of("instance"):
+        if site.averaged_by is None:
+            continue
+        if site.through is None:
+            yield site.path, "its output is averaged over all positions: that average is the bias, whatever the input"
+        else:
+            yield (
+                site.path,
+                f"its output is averaged over all positions after {site.through}: mean and size of each channel are "
+                "gone, only the shape of its distribution is left",
+            )
+
+
+def wrong_axis(trace: Trace, plan: Plan, model: nn.Module, optimizer: Any) -> Iterator[tuple[str, str]]:
+    for site in trace.of(*BATCH, "instance", "group"):
+        if _other_axis(site):
+            assert site.fed_by is not None
+            yield (
+                site.path,
+                f"it normalizes axis 1 of an input of shape (N, {', '.join(map(str, site.shape[1:]))}), and "
+                f"{site.fed_by[0]} writes its features to the last axis",
+            )
+
+
+def tiny_eps(trace: Trace, plan: Plan, model: nn.Module, optimizer: Any) -> Iterator[tuple[str, str]]:
+    for site in trace.sites.values():
+        eps = getattr(site.module, "eps", None)
+        if not isinstance(eps, float) or site.dtype not in SMALLEST or eps >= SMALLEST[site.dtype]:
+            continue
+        yield (
+            site.path,
+            f"eps {eps:g} in {str(site.dtype).removeprefix('torch.')}: a channel that is constant is divided by "
+            f"{eps**0.5:.0e}, which half precision cannot hold apart from zero, nor its inverse from infinity",
+        )
+
+
+# below it eps is nothing: float16 has no smaller number, and 1 / sqrt(eps) of a gradient overflows or drowns
+SMALLEST = {torch.float16: 6e-8, torch.bfloat16: 6e-8}
+
+
 def decay_on_norm(trace: Trace, plan: Plan, model: nn.Module, optimizer: Any) -> Iterator[tuple[str, str]]:
     decayed = None
     if optimizer is not None:
         decayed = {id(p) for g in optimizer.param_groups if g.get("weight_decay", 0) for p in g["params"]}
     elif not plan.weight_decay:
         return
-    for site in trace.sites.values():
-        for name in ("weight", "bias"):
-            p = getattr(site.module, name, None)
-            if isinstance(p, nn.Parameter) and p.requires_grad and (decayed is None or id(p) in decayed):
-                yield f"{site.path}.{name}", "weight decay pulls it to 0; the network's function does not need it small"
+    for path, module in model.named_modules():
+        for name, p in module.named_parameters(recurse=False) if is_norm(module) else ():
+            if p.requires_grad and (decayed is None or id(p) in decayed):
+                yield (
+                    f"{path}.{name}".strip("."),
+                    "weight decay pulls it to 0; the network's function does not need it small",
+                )
 
 
 def bias_before_norm(trace: Trace, plan: Plan, model: nn.Module, optimizer: Any) -> Iterator[tuple[str, str]]:
     for site in trace.of("batch", "instance", "group"):
-        if site.fed_by is not None and _centres_each_channel(site):
-            yield f"{site.fed_by[0]}.bias", f"{site.path} subtracts the mean, and the bias with it: it learns nothing"
+        if site.fed_by is not None and _centres_each_channel(site) and not _other_axis(site):
+            yield (
+                f"{site.fed_by[0]}.bias",
+                "the norm after it subtracts the mean, and the bias with it: it learns nothing",
+            )
+
+
+def _other_axis(site: Site) -> bool:
+    """Whether a linear layer's features are on another axis than the one that is normalized."""
+    return site.fed_by is not None and isinstance(site.fed_by[1], nn.Linear) and len(site.shape) > 2
 
 
 def _centres_each_channel(site: Site) -> bool:
@@ -210,34 +292,55 @@ RULES = (
     ),
     Rule(
         "weight-decay-on-norm",
-        "two parameter groups: weight_decay=0 for parameters with one dimension",
+        "two parameter groups: weight_decay=0 for every parameter of a norm, whatever its number of dimensions, and "
+        "for biases",
         cases.DECAY,
         decay_on_norm,
     ),
+    Rule(
+        "small-batch",
+        f"group norm, or at least {ENOUGH} samples in a batch",
+        cases.SMALL_BATCH,
+        small_batch,
+    ),
+    Rule(
+        "unusual-momentum",
+        "momentum=0.1 (torch's momentum is the weight of the new batch: 1 - 0.99 = 0.01)",
+        cases.MOMENTUM,
+        unusual_momentum,
+    ),
+    Rule(
+        "averaged-away",
+        "average before the norm, or use batch or group norm in front of the pooling",
+        cases.AVERAGED,
+        averaged_away,
+    ),
+    Rule("wrong-axis", "norm(x.transpose(1, 2)).transpose(1, 2), or layer norm", cases.WRONG_AXIS, wrong_axis),
+    Rule("tiny-eps", "eps=1e-5, or the norms in float32", cases.TINY_EPS, tiny_eps),
     Rule("bias-before-norm", "bias=False in the layer before the norm", cases.BIAS, bias_before_norm),
     Rule("norm-after-dropout", "dropout after the last batch norm, or no dropout", cases.DROPOUT, after_dropout),
 )
 
 
-def lint(
-    model: nn.Module, plan: Plan | None = None, *, optimizer: Any = None, size: tuple[int, ...] | None = None
-) -> list[Warning_]:
+def lint(model: nn.Module, plan: Plan | None = None, *, optimizer: Any = None, size: Inputs = None) -> list[Warning_]:
     """What will bite when this model is trained by this plan, most grave first.
 
-    `optimizer` tells its own weight decay per group; `size` is one sample's shape (default: guessed from the first
-    layer). Raises UsageError when the model cannot be run on two samples.
+    `optimizer` tells its own weight decay per group; `size` is one sample's shape, a list of shapes for a model of
+    several arguments, or a dictionary by their names (default: guessed from the first layer). Raises UsageError when
+    the model cannot be run on two samples.
     """
     plan = plan or Plan()
     trace = watch(model, size)
     warnings = []
     for rule in RULES:
-        by_message: dict[str, list[str]] = {}
+        alike: dict[str, tuple[str, list[str]]] = {}
         for where, message in rule.find(trace, plan, model, optimizer):
-            key = (
-                message
-                if rule.name != "bias-before-norm"
-                else "the norm after it subtracts the mean, and the bias with it"
-            )
-            by_message.setdefault(key, []).append(where)
-        warnings += [Warning_(rule.name, tuple(w), m, rule.fix, rule.case) for m, w in by_message.items()]
+            alike.setdefault(_gist(message), (message, []))[1].append(where)
+        for message, places in alike.values():
+            warnings.append(Warning_(rule.name, tuple(places), message, rule.fix, rule.case))
     return warnings
+
+
+def _gist(message: str) -> str:
+    """The message without its numbers and names of layers: those alike are told once, with all their places."""
+    return re.sub(r"\b\S*\d\S*|\b\w+(\.\w+)+", "#", message)
