@@ -14,7 +14,7 @@ import numpy as np
 from normlab.check.dialect import Setup, prepare
 from normlab.check.probe import CHECKS
 from normlab.check.process import SideEffects
-from normlab.check.report import FAULT_OF_THE_CHECK, GROUPS, Finding, Report
+from normlab.check.report import FAULT_OF_THE_CHECK, GROUPS, Finding, Report, part_of
 from normlab.check.subjects import Subject, TargetFailure, Unsupported
 from normlab.errors import UsageError
 
@@ -81,8 +81,6 @@ FORMS_THAT_PROMISE = ("torch Module", "Keras layer", "Flax layer")
 
 # what a check builds on: where that is wrong, its own answer would only repeat it
 BUILDS_ON = {
-    "values": ("values.options",),
-    "gradients": ("values.options",),
     "values.eps": ("values.train", "values.eval"),
     "values.affine": ("values.train",),
     "values.momentum": ("values.running",),
@@ -94,8 +92,15 @@ BUILDS_ON = {
 }
 
 
+# with such a fault, the layer is held to settings that it does not have
+UNDERMINES = ("eps-and-momentum-swapped",)
+
+
 def _spoiled(name: str, report: Report) -> str | None:
     """The check, already failed, that this one builds on."""
+    undermined = next((f.check for f in report.bugs if f.cause in UNDERMINES), None)
+    if undermined is not None and part_of(name) == "mathematics":
+        return undermined
     failed = {f.check for f in report.bugs}
     roots = (*BUILDS_ON.get(name, ()), *BUILDS_ON.get(name.split(".")[0], ()))
     return next((r for r in roots if r in failed), None)

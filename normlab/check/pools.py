@@ -103,7 +103,7 @@ def candidate_shapes(subject: Subject, over: str, channel_axis: int) -> Shapes:
     # no other axis may have the channels' size: an input without a batch axis would pass for one with it
     a, b = [s for s in (4, 3, 5) if s != c][:2]  # of two values, the normalized ones are always -1 and 1
     spatial = {4: (a, b), 2: (), 3: (a,), 5: (b, a, b)}
-    batch = {rank: n + 1 if n == c else n for rank, n in {4: 5, 2: 9, 3: 5, 5: 3}.items()}
+    batch = {rank: n + 1 if n == c else n for rank, n in {4: 5, 2: 8, 3: 5, 5: 3}.items()}
     if channel_axis == -1:
         return {rank: (batch[rank], *s, c) for rank, s in spatial.items()}
     return {rank: (batch[rank], c, *s) for rank, s in spatial.items()}

@@ -106,34 +106,6 @@ def observe(setup: Setup, training: bool, scale: float = 2.0, **built: float) ->
     return seen
 
 
-@check("values.options")
-def options(setup: Setup) -> Finding:
-    """Eps and momentum, both numbers between 0 and 1, each reach their own place."""
-    told = setup.subject.declared
-    given = {"eps": 0.25, "momentum": 0.4} if {"eps", "momentum"} <= setup.subject.settable else {}
-    eps, momentum = (given or told).get("eps"), (given or told).get("momentum")
-    if eps is None or momentum is None or abs(eps - momentum) < 1e-9:
-        return skip("the layer has no eps and momentum that could be exchanged")
-    try:
-        layer = fresh(setup, setup.shape, **given)
-    except Unsupported as e:
-        return skip(str(e))
-    x = sample(setup.shape, 0.5)
-    case = load(setup, layer, x, True)
-    y = layer.forward(x, True)
-    right, crossed = (
-        error(y, forward(replace(case, recipe=replace(setup.recipe, eps=value)))) for value in (eps, momentum)
-    )
-    if crossed <= 10 * setup.tolerance < right:
-        return bug(
-            f"eps and momentum are exchanged: with eps {eps:g} and momentum {momentum:g} the output is that of eps "
-            f"{momentum:g}",
-            "eps-and-momentum-swapped",
-            "F.batch_norm(x, mean, var, weight, bias, training, momentum, eps): momentum comes before eps",
-        )
-    return passed("eps and momentum each reach their own place")
-
-
 @check("values.initial")
 def initial(setup: Setup) -> Finding:
     layer = setup.subject.fresh()
@@ -163,8 +135,34 @@ def initial(setup: Setup) -> Finding:
     return passed("a new layer starts from weight 1, bias 0, running mean 0, running variance 1")
 
 
+def _exchanged(setup: Setup) -> Finding | None:
+    """Eps and momentum in each other's place, both numbers between 0 and 1; None where they are not."""
+    told = setup.subject.declared
+    given = {"eps": 0.25, "momentum": 0.4} if {"eps", "momentum"} <= setup.subject.settable else {}
+    eps, momentum = (given or told).get("eps"), (given or told).get("momentum")
+    if eps is None or momentum is None or abs(eps - momentum) < 1e-9:
+        return None
+    x = sample(setup.shape, 0.5)
+    layer = fresh(setup, setup.shape, **given)
+    case = load(setup, layer, x, True)
+    if (
+        error(layer.forward(x, True), forward(replace(case, recipe=replace(setup.recipe, eps=momentum))))
+        > 10 * setup.tolerance
+    ):
+        return None
+    return bug(
+        f"eps and momentum are exchanged: with eps {eps:g} and momentum {momentum:g} the output is that of eps "
+        f"{momentum:g}",
+        "eps-and-momentum-swapped",
+        "F.batch_norm(x, mean, var, weight, bias, training, momentum, eps): momentum comes before eps",
+    )
+
+
 @check("values.train")
 def train(setup: Setup) -> Finding:
+    exchanged = _exchanged(setup) if setup.recipe.tracks else None
+    if exchanged is not None:
+        return exchanged
     mixes = setup.recipe.kind == "batch-instance"  # some slips of its two halves differ in evaluation alone
     in_eval = (lambda: observe(setup, training=False)) if mixes else list
     return judge(setup, observe(setup, training=True), "the output in training", in_eval)
