@@ -44,7 +44,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "pools the batch instead": ("pools-feature", "pools-batch"),
     "pools the batch too": ("pools-batch", "axis-too-many"),
     "precedence of the division": ("mean-alone-divided",),
-    "reshape without transpose": ("axes-not-moved",),
+    "reshape without transpose": ("axes-not-moved", "running-axes-not-moved"),
     "sign in dx": ("dx-variance-sign", "dx-mean-sign", "dx-sign"),
     "transpose not undone in dx": ("gradient-axes-not-moved",),
     "transpose not undone in the backward pass": ("gradient-axes-not-moved",),
