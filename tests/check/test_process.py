@@ -1,0 +1,68 @@
+"""What a target changes of the process is put back and reported; no check blames the layer for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from normlab.check.contain import check_contained
+from normlab.check.process import SideEffects
+
+TARGET = """
+import random, warnings
+import numpy as np
+import torch
+{line}
+
+def layernorm_forward(x, gamma, beta, ln_param):
+    xc = x - x.mean(1, keepdims=True)
+    xhat = xc / np.sqrt((xc**2).mean(1, keepdims=True) + ln_param.get("eps", 1e-5))
+    return gamma * xhat + beta, None
+"""
+
+
+# gradients switched off at import made six bugs of a right layer
+def test_gradients_switched_off_at_import_are_no_fault_of_the_layer(tmp_path: Path) -> None:
+    path = tmp_path / "target.py"
+    lines = "torch.set_grad_enabled(False); torch.manual_seed(3); np.seterr(all='raise')"
+    path.write_text(f"import numpy as np, torch\n{lines}\nclass MyNorm(torch.nn.LayerNorm):\n    pass\n")
+    report = check_contained(f"{path}:MyNorm", "layer", quick=True)
+    assert report.ok, report.text()
+    (said,) = (f for f in report.findings if f.check == "target.side-effects")
+    for name in ("torch.set_grad_enabled", "torch.manual_seed", "np.seterr"):
+        assert name in said.message
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("torch.set_grad_enabled(False)", "torch.set_grad_enabled"),
+        ("torch.set_default_dtype(torch.float64)", "torch.set_default_dtype"),
+        ("torch.set_num_threads(torch.get_num_threads() + 1)", "torch.set_num_threads"),
+        ("torch.manual_seed(7)", "torch.manual_seed"),
+        ("np.random.seed(7)", "np.random.seed"),
+        ("random.seed(7)", "random.seed"),
+        ("np.seterr(all='raise')", "np.seterr"),
+        ("warnings.filterwarnings('ignore')", "the filters of warnings"),
+    ],
+)
+def test_every_setting_is_put_back(line: str, name: str) -> None:
+    effects = SideEffects()
+    before = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+    with effects.watched(seeds=True):
+        exec(TARGET.format(line=line), {})
+    assert (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()) == before
+    assert effects.changed
+    assert name in effects.changed[0]
+    with effects.watched(seeds=True):
+        pass
+    assert len(effects.changed) == 1
+
+
+def test_nothing_is_said_of_a_target_that_changes_nothing() -> None:
+    effects = SideEffects()
+    with effects.watched(seeds=True):
+        exec(TARGET.format(line=""), {})
+    assert effects.finding() is None
