@@ -126,6 +126,17 @@ def _gates_crossed(case: Case, dy: Array) -> Array:
 
 GRADIENT: tuple[GradientSlip, ...] = (
     _dx(
+        "dx-training-formula-in-eval",
+        "evaluation uses training's dx; with running statistics dx = weight * dy / sqrt(running_var + eps)",
+        whole=lambda case, dy: input_gradient(case, dy, _train_dx),
+    ),
+    _dx(
+        "dx-training-formula-in-eval",
+        "evaluation uses training's dx, with terms through statistics that do not depend on the input",
+        mean=_mean,
+        variance=_variance,
+    ),
+    _dx(
         "dx-statistics-constant",
         "mean and variance are treated as constants: both terms through them are missing in dx",
         mean=lambda p, g, pool: 0 * g,
@@ -334,17 +345,6 @@ GRADIENT: tuple[GradientSlip, ...] = (
         "dx has a term through the mean: that is layer norm's, RMS norm does not centre",
         ("rms",),
         mean=lambda p, g, pool: pool(p, g),
-    ),
-    _dx(
-        "dx-training-formula-in-eval",
-        "evaluation uses training's dx; with running statistics dx = weight * dy / sqrt(running_var + eps)",
-        whole=lambda case, dy: input_gradient(case, dy, _train_dx),
-    ),
-    _dx(
-        "dx-training-formula-in-eval",
-        "evaluation uses training's dx, with terms through statistics that do not depend on the input",
-        mean=_mean,
-        variance=_variance,
     ),
     _dx("dx-sign", "dx has the wrong sign", after=lambda p, dx, w: -dx),
     _dx("dx-zero", "dx is zero: no gradient reaches the input", whole=lambda c, dy: np.zeros(dy.shape)),
