@@ -13,6 +13,8 @@ from torch.nn import functional
 import normlab
 from normlab.errors import UsageError
 from normlab.layers import normalize_weights
+from normlab.study.axes import listed_norms
+from tests.norms.test_docs import run
 from tests.norms.test_members import CHANNELS, made, moments, planes, row, standard
 
 
@@ -258,13 +260,42 @@ def test_wrong_weights(spec: str) -> None:
         normlab.make_norm(spec, 4)
 
 
-@pytest.mark.slow
-def test_a_study_of_all_members(tmp_path: Any) -> None:
-    """Every norm that needs images alone, in one study, with a report."""
-    from tests.norms.test_docs import run
+def test_all_stands_for_every_norm_that_needs_images_alone() -> None:
+    found = listed_norms("all,gn+ws,bn")
+    assert set(found) == {n for n in normlab.norm_names() if normlab.norms.describe(n).given is None} | {"gn+ws"}
+    assert len(found) == len(set(found))
 
+
+@pytest.mark.slow
+def test_members_in_a_study(tmp_path: Any) -> None:
+    """A layer of each kind: with memory, in parts, element-wise, of positions, of weights."""
     small = "--model resnet8:width=4 --epochs 1 --seeds 1 --limit-train 64 --limit-eval 64 --jobs 1 --out out"
-    run(tmp_path, "-m", "normlab", "compare", "digits", "--norms", "all,gn+ws", *small.split())
+    names = ("brn", "ghost:size=8", "evonorm-b0", "channel-ln", "gn+ws")
+    run(tmp_path, "-m", "normlab", "compare", "digits", "--norms", ",".join(names), *small.split())
     found = (tmp_path / "out" / "results.json").read_text()
-    for name in (*(n for n in normlab.norm_names() if normlab.norms.describe(n).given is None), "gn+ws"):
-        assert f'"{name}"' in found
+    assert all(f'"{name}"' in found for name in names)
+
+
+def test_padded_sequences_are_learned() -> None:
+    """Masked batch norm in a network that tells sequences apart whatever lies in their padding."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    lengths = torch.randint(3, 9, (64,), generator=generator)
+    mask = torch.arange(8) < lengths[:, None]
+    x = torch.randn(64, 4, 8, generator=generator)
+    label = ((x[:, 0] * mask).sum(1) > 0).long()
+    first, norm, last = nn.Conv1d(4, 8, 1), normlab.make_norm("bn", 8, act="relu"), nn.Linear(8, 2)
+    optimizer = torch.optim.Adam([*first.parameters(), *norm.parameters(), *last.parameters()], 0.02)
+
+    def logits(x: Tensor) -> Tensor:
+        return last(norm(first(x), mask=mask).sum(2))
+
+    for _ in range(60):
+        optimizer.zero_grad()
+        functional.cross_entropy(logits(x), label).backward()
+        optimizer.step()
+    norm.eval()
+    with torch.no_grad():
+        padded = logits(torch.where(mask[:, None], x, 1e6))
+        torch.testing.assert_close(padded, logits(x))
+    assert (padded.argmax(1) == label).float().mean() > 0.9
