@@ -138,3 +138,9 @@ def test_a_wrong_setting_is_told(settings: dict[str, Any], word: str, tmp_path: 
 def test_a_directory_without_a_study_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no study"):
         normlab.open_study(tmp_path)
+
+
+def test_the_report_shows_how_to_load_the_winner(compared: Study) -> None:
+    page = compared.report().read_text(encoding="utf-8")
+    head, _, _ = page.partition("<nav")
+    assert f"open_study(&#39;{compared.path}&#39;).best.model()" in head

@@ -55,7 +55,7 @@ def write(directory: Path | str, format: str = "html", *, matters: float | None 
     packed, left_out = raw.fitting(study.raw)
     parts.append(sections.provenance(study, left_out))
     target = directory / f"report.{format}"
-    text = exports.markdown(study, parts) if format == "md" else _html(study, parts, packed)
+    text = exports.markdown(study, parts) if format == "md" else _html(study, parts, packed, directory)
     files.write_text(target, text)
     return target
 
@@ -67,7 +67,7 @@ def write_side_by_side(first: Path | str, second: Path | str) -> Path:
     return side_by_side.write(Path(first), Path(second))
 
 
-def _html(study: Any, parts: Sequence[Any], packed: str) -> str:
+def _html(study: Any, parts: Sequence[Any], packed: str, directory: Path) -> str:
     from normlab.report import evidence, page, theme
 
     return page.render(
@@ -78,10 +78,16 @@ def _html(study: Any, parts: Sequence[Any], packed: str) -> str:
         eyebrow=" · ".join([study.name, _count(study.norms, "norm"), _count(study.seeds, "seed")]),
         headline=study.judged.sentence,
         best=study.judged.best,
+        loading=_loading(directory) if study.judged.best is not None else "",
         warnings=evidence.warnings(study),
         styles=theme.styles(study.norms),
         sections=parts,
     )
+
+
+def _loading(directory: Path) -> str:
+    """The lines that load the network of the recommended norm and use it."""
+    return f'import normlab\n\nnet = normlab.open_study({str(directory)!r}).best.model()\nnet.predict("picture.jpg")'
 
 
 def _count(items: Sequence[Any], noun: str) -> str:
