@@ -111,6 +111,7 @@ class GhostBatchNorm(_OfBatches):
     """
 
     takes_act = True
+    is_local = True
 
     def __init__(self, norm: str, num_features: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(norm, num_features, *args, **kwargs)
@@ -212,6 +213,7 @@ class FrozenBatchNorm(RunningNorm):
     """
 
     takes_act = True
+    is_local = True
 
     def __init__(self, norm: str, num_features: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(norm, num_features, *args, **kwargs)

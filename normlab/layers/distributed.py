@@ -67,6 +67,8 @@ def synchronize(model: Model, process_group: Any = None) -> Model:
 
 def pools_samples(layer: Norm) -> bool:
     """Whether a layer's norm pools over the samples in training, found by applying its grid function to two."""
+    if layer.is_local:
+        return False
     shape = (2, layer.num_features)
     params = {k: np.ones((1, v.numel())) for k, v in _parameters(layer).items()}
     applied = Application(

@@ -64,6 +64,7 @@ class Norm(nn.Module):
     num_batches_tracked: Tensor | None
     counts_once = True  # under activation checkpointing, `normlab lint` asks
     takes_act: ClassVar[bool] = True
+    is_local: ClassVar[bool] = False  # its statistics are not to be those of several processes together
     most_dimensions: ClassVar[int | None] = 5
 
     def __init__(
