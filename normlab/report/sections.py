@@ -60,9 +60,9 @@ def _result(study: Study, chosen: Chosen, styles: Styles) -> Section:
         )
     table = main_table(study, chosen)
     tables, more = [table], None
-    if len(table.rows) > MOST_NORMS:
+    if len(chosen) > MOST_NORMS:
         tables = [replace(table, rows=table.rows[:MOST_NORMS])]
-        more = (f"The other {len(table.rows) - MOST_NORMS} norms", replace(table, rows=table.rows[MOST_NORMS:]))
+        more = (f"The other {len(chosen) - MOST_NORMS} norms", replace(table, rows=table.rows[MOST_NORMS:]))
     if study.judged.differences:
         tables.append(_differences(study.judged))
     title = "Test accuracy, each norm at its best setting" if several else "Test accuracy"
