@@ -34,11 +34,13 @@ class _Entry:
 
     @cached_property
     def planes(self) -> Planes:
-        return self._part("planes")
+        planes: Planes = self._part("planes")
+        return planes
 
     @cached_property
     def positions(self) -> Positions:
-        return self._part("positions")
+        positions: Positions = self._part("positions")
+        return positions
 
     def _part(self, name: str) -> Any:
         return import_module(f"{self.folder}.{name}") if isinstance(self.folder, str) else getattr(self.folder, name)

@@ -16,7 +16,7 @@ Nothing else in normlab uses a private name of torch to compute.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,11 @@ def _name(path: str, otherwise: Any) -> Any:
     return found
 
 
+def _traces() -> bool | None:
+    is_tracing: Any = getattr(torch.jit, "is_tracing")  # noqa: B009 - torch does not list it
+    return True if is_tracing() else None
+
+
 def _add_zero(tensors: Any) -> None:
     for tensor in [tensors] if isinstance(tensors, Tensor) else tensors:
         with torch.no_grad():
@@ -45,12 +50,19 @@ transforms_active = _name("_C._are_functorch_transforms_active", lambda: False)
 is_batch_of_gradients = _name("_C._functorch.is_legacy_batchedtensor", lambda tensor: False)
 count_change = _name("_C._increment_version", _add_zero)
 dispatch_modes = _name("_C._len_torch_dispatch_stack", lambda: 1)
-tracing_state = _name("_C._get_tracing_state", lambda: True if torch.jit.is_tracing() else None)
+tracing_state = _name("_C._get_tracing_state", _traces)
 graph_task = _name("_C._current_graph_task_id", lambda: -1)
 
 _bases = nn.BatchNorm1d.__mro__[1], nn.InstanceNorm1d.__mro__[1]
-BatchNormBase: Any = _name("nn.modules.batchnorm._BatchNorm", _bases[0])
-InstanceNormBase: Any = _name("nn.modules.instancenorm._InstanceNorm", _bases[1])
+if TYPE_CHECKING:
+    from torch.nn.modules.batchnorm import _BatchNorm
+    from torch.nn.modules.instancenorm import _InstanceNorm
+
+    BatchNormBase: TypeAlias = _BatchNorm
+    InstanceNormBase: TypeAlias = _InstanceNorm
+else:
+    BatchNormBase = _name("nn.modules.batchnorm._BatchNorm", _bases[0])
+    InstanceNormBase = _name("nn.modules.instancenorm._InstanceNorm", _bases[1])
 NormBase: Any = _name("nn.modules.batchnorm._NormBase", BatchNormBase.__mro__[1])  # of both
 
 

@@ -87,7 +87,8 @@ def normalize(layer: Norm, x: Tensor, process_group: Any = None) -> Tensor:
     shared = _OverRanks(layer.entry, process_group)
     recipe = _recipe(layer)
     recipe = replace(recipe, entry=replace(recipe.entry, grid=shared.grid))
-    y: Tensor = _Normalize.apply(x, recipe, layer.eps, *_parameters(layer).values())
+    apply: Any = _Normalize.apply
+    y: Tensor = apply(x, recipe, layer.eps, *_parameters(layer).values())
     if layer.training:
         _update(layer, shared.batch)
     return y

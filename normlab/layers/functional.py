@@ -55,6 +55,7 @@ def normalize(
         if mask is not None:
             return masked.normalize(x, residual, mask, call)
         return plain.normalize(x, residual, call) if looked_at else operators.normalize(x, residual, call)
+    y: Tensor
     y, _, mean, var = operators.OPERATOR(
         x, residual, [*params.values()], [] if held is None else [*held], seen if update else None,
         norm, " ".join(params), repr(options), use_batch, eps, "" if act is None else str(act), momentum,

@@ -7,7 +7,7 @@ finds a leaf, that of a library included, without being told of our classes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 from torch.fx import Proxy
@@ -20,16 +20,19 @@ def traces(x: Any) -> bool:
     return type(x) not in _TENSORS and isinstance(x, Proxy)
 
 
-def as_leaf(layer: nn.Module, *inputs: Any) -> Any:
+def as_leaf(layer: nn.Module, *inputs: Any) -> Tensor:
     """The node of a graph that calls the layer with these inputs; those that are None at the end are left out."""
     given = list(inputs)
     while given and given[-1] is None:
         given.pop()
     tracer: Any = given[0].tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(layer), tuple(given), {})
+    node: Tensor = tracer.create_proxy(
+        "call_module", tracer.path_of_module(layer), tuple(given), {}
+    )  # that passes for the output
+    return node
 
 
-def refuse_script(layer: nn.Module) -> Any:
+def refuse_script(layer: nn.Module) -> NoReturn:
     """Raise RuntimeError: TorchScript compiles Python, and finds kernels where it expects torch's functions."""
     raise RuntimeError(
         f"{type(layer).__name__}: TorchScript cannot compile normlab's layers; compile a copy that has torch's own: "

@@ -130,7 +130,7 @@ class Norm(nn.Module):
             bounds.keep(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy, or out of a file
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._keep_in_bounds()
 
     def reset_running_stats(self) -> None:
@@ -251,7 +251,7 @@ class Norm(nn.Module):
         return self
 
     def __prepare_scriptable__(self) -> nn.Module:
-        return refuse_script(self)
+        refuse_script(self)
 
     def _is_by_name(self) -> bool:
         """Whether the class says less than the norm's name."""

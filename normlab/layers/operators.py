@@ -71,7 +71,7 @@ def is_recomputation() -> bool:
 
     No statistics are to be updated then: the batch has been counted. Not to be asked while compiling.
     """
-    return _torch.graph_task() != -1
+    return bool(_torch.graph_task() != -1)
 
 
 def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:

@@ -48,7 +48,8 @@ def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
     y = function(x, weight, bias, dict(call.recipe.options), running, training, momentum, call.eps)
     if residual is not None:
         y = y + residual
-    return y if call.act is None else activations.apply(call.act, y)
+    acted: Tensor = y if call.act is None else activations.apply(call.act, y)
+    return acted
 
 
 def batch_norm(

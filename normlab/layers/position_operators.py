@@ -26,7 +26,8 @@ def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, 
     elif seen_through(x):
         y = OPERATOR(x, weight, bias, size, eps, centred)[0]
     else:
-        y = Normalize.apply(x, weight, bias, size, eps, centred)
+        apply: Any = Normalize.apply
+        y = apply(x, weight, bias, size, eps, centred)
     return y
 
 
@@ -38,6 +39,7 @@ class Normalize(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, centred: bool
     ) -> Tensor:
         arranged = _arrange(x, size)
+        y: Tensor
         y, cache = positions.forward(arranged, weight, bias, eps=eps, centred=centred)
         # all that the backward pass uses travels as saved tensors: see `normlab.layers.operators.Normalize`
         ctx.kept = None if cache.saved is None else torch.as_tensor(cache.saved.kept)

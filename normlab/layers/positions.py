@@ -36,7 +36,7 @@ class LayerNorm(nn.LayerNorm):
     """
 
     def __prepare_scriptable__(self) -> nn.Module:
-        return refuse_script(self)
+        refuse_script(self)
 
     def forward(self, input: Tensor) -> Tensor:
         if traces(input):
@@ -64,7 +64,7 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def __prepare_scriptable__(self) -> nn.Module:
-        return refuse_script(self)
+        refuse_script(self)
 
     def forward(self, input: Tensor) -> Tensor:
         if traces(input):

@@ -92,6 +92,7 @@ class _Output:
             other.again()
         call, residual = self.call, self.residual
         with torch.no_grad(), use_backend(self.backend):
+            y: Tensor
             y, _ = stages.forward(
                 call.recipe, self.x.again(), call.params, running=call.running, eps=call.eps, act=call.act,
                 residual=None if residual is None else residual.again(),
@@ -101,7 +102,7 @@ class _Output:
 
 def _pack(tensor: Tensor) -> _Kept | _Output:
     """What is saved in the place of a tensor."""
-    known = _outputs.get()
+    known: Any = _outputs.get()
     output = None if known is None else known.get(tensor)
     # what was changed in place since the layer put it out is something else
     return output if output is not None and tensor._version == output.version else _Kept(tensor)

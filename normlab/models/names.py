@@ -61,7 +61,7 @@ def own_factory(spec: str) -> Callable[..., Any] | None:
         return of_library(library, name)
     if own_place(spec) is None:
         return None
-    factory = targets.load(spec, "model")
+    factory: Callable[..., Any] = targets.load(spec, "model")
     if not callable(factory):
         raise UsageError(f"model {spec!r}: this is a {type(factory).__name__}; expected a function or a class")
     return factory

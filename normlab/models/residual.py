@@ -88,7 +88,8 @@ class Projection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.every > 1:
             x = x[:, :, :: self.every, :: self.every]
-        return self.norm(self.conv(x))
+        y: Tensor = self.norm(self.conv(x))
+        return y
 
 
 class ZeroPadding(nn.Module):
@@ -145,10 +146,12 @@ class ResNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What the classifier sees: the last block's planes averaged, (N, channels)."""
-        return self.blocks(self.stem(x)).mean((2, 3))
+        y: Tensor = self.blocks(self.stem(x))
+        return y.mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.dropout(self.features(x)))
+        logits: Tensor = self.classifier(self.dropout(self.features(x)))
+        return logits
 
 
 def build_model(
@@ -210,7 +213,8 @@ def _before_relu(layer: nn.Module) -> nn.Module:
 def _rectified(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """relu(norm(x) + residual): in one pass over memory by a layer that was told so, else one after the other."""
     if getattr(norm, "applies_relu", False):
-        return norm(x, residual)
+        y: Tensor = norm(x, residual)
+        return y
     y = norm(x)
     return functional.relu(y if residual is None else y + residual)
 

@@ -51,7 +51,7 @@ class Application:
         running: tuple[Array, Array] | None,
         eps: Any,
     ) -> None:
-        self.tape: list = []
+        self.tape: list[Any] = []
         self.measured: tuple[Grid, ...] = ()
         self.size = size
 

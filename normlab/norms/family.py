@@ -308,7 +308,8 @@ def instance(m: Moments, p: SimpleNamespace) -> Affine:
 )
 def batch_instance(m: Moments, p: SimpleNamespace) -> Affine:
     """Each channel's gate rho mixes the batch-normalized and the instance-normalized value."""
-    return p.rho * batch(m, p) + (1 - p.rho) * instance(m, p)
+    mixed: Affine = p.rho * batch(m, p) + (1 - p.rho) * instance(m, p)
+    return mixed
 
 
 @register_norm(

@@ -43,7 +43,7 @@ class Grid:
     __slots__ = ("tape", "value")
     __array_ufunc__ = None  # so that `ndarray * Grid` comes to Grid.__rmul__
 
-    def __init__(self, value: Array, tape: list) -> None:
+    def __init__(self, value: Array, tape: list[Any]) -> None:
         self.value = value
         self.tape = tape
 
@@ -51,40 +51,40 @@ class Grid:
         return f"Grid({self.value!r})"
 
     def __add__(self, other: Value) -> Grid:
-        return _record(self.value + raw(other), (self, lambda g: g), (other, lambda g: g))
+        return _step(self.value + raw(other), (self, lambda g: g), (other, lambda g: g))
 
     __radd__ = __add__
 
     def __neg__(self) -> Grid:
-        return _record(-self.value, (self, lambda g: -g))
+        return _step(-self.value, (self, lambda g: -g))
 
     def __sub__(self, other: Value) -> Grid:
-        return _record(self.value - raw(other), (self, lambda g: g), (other, lambda g: -g))
+        return _step(self.value - raw(other), (self, lambda g: g), (other, lambda g: -g))
 
     def __rsub__(self, other: Value) -> Grid:
-        return _record(raw(other) - self.value, (self, lambda g: -g))
+        return _step(raw(other) - self.value, (self, lambda g: -g))
 
     def __mul__(self, other: Value) -> Grid:
         if isinstance(other, Affine):
             return NotImplemented  # Affine.__rmul__ knows how
         a, b = self.value, raw(other)
-        return _record(a * b, (self, lambda g: g * b), (other, lambda g: g * a))
+        return _step(a * b, (self, lambda g: g * b), (other, lambda g: g * a))
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Value) -> Grid:
         a, b = self.value, raw(other)
         ratio = a / b
-        return _record(ratio, (self, lambda g: g / b), (other, lambda g: -(g / b) * ratio))
+        return _step(ratio, (self, lambda g: g / b), (other, lambda g: -(g / b) * ratio))
 
     def __rtruediv__(self, other: Value) -> Grid:
         a, b = raw(other), self.value
         ratio = a / b
-        return _record(ratio, (self, lambda g: -(g / b) * ratio))
+        return _step(ratio, (self, lambda g: -(g / b) * ratio))
 
     def __pow__(self, power: float) -> Grid:
         a = self.value
-        return _record(a**power, (self, lambda g: g * (power * a ** (power - 1))))
+        return _step(a**power, (self, lambda g: g * (power * a ** (power - 1))))
 
 
 def raw(v: Value) -> Any:
@@ -306,7 +306,7 @@ def standardize(m: Moments, p: SimpleNamespace) -> Affine:
     return Affine(p.weight * rsqrt(m.var + p.eps), m.mean, p.bias)
 
 
-def pull_back(tape: list, seeds: list[tuple[Value, Array]]) -> Callable[[Value], Any]:
+def pull_back(tape: list[Any], seeds: list[tuple[Value, Array]]) -> Callable[[Value], Any]:
     """Vector-Jacobian product: given cotangents of some values, answers the cotangent of any value on the tape.
 
     The answer is a function `Grid -> array`, None where nothing depends on that grid.
@@ -353,9 +353,12 @@ def update_running(
 
 def _record(result: Array, *inputs: tuple[Value, Callable[[Array], Array]]) -> Any:
     """A Grid if any input is one, else the bare result."""
+    return _step(result, *inputs) if any(isinstance(value, Grid) for value, _ in inputs) else result
+
+
+def _step(result: Array, *inputs: tuple[Value, Callable[[Array], Array]]) -> Grid:
+    """The result of an operation of Grids, which its tape remembers."""
     grids = tuple(pair for pair in inputs if isinstance(pair[0], Grid))
-    if not grids:
-        return result
     out = Grid(result, grids[0][0].tape)
     out.tape.append((out, grids))
     return out

@@ -219,7 +219,7 @@ class _Trace:
         self.pinned = len(self.inputs)
         self.constants: dict[float, Symbol] = {}
         self.code: list[tuple[int, int, int, int, int, int]] = []
-        self.known: dict[tuple, Symbol] = {}
+        self.known: dict[tuple[Any, ...], Symbol] = {}
         self.next = 1 << 16  # virtual registers; real ones are dealt out at the end
 
     def constant(self, number: float) -> Symbol:
@@ -229,7 +229,7 @@ class _Trace:
 
     def record(self, op: str, a: Any, b: Any, axis: int | None = None, argument: int = 0) -> Symbol:
         if isinstance(a, Grid | Affine) or isinstance(b, Grid | Affine):
-            return NotImplemented  # their reflected operators know how
+            return NotImplemented  # type: ignore[no-any-return]  # their reflected operators know how
         a = a if isinstance(a, Symbol) else self.constant(_number(a))
         b = a if b is None else b if isinstance(b, Symbol) else self.constant(_number(b))
         key = (op, a.register, b.register, argument, a.shape, b.shape)
