@@ -102,5 +102,6 @@ def as_planes(image: Any) -> Pixels:
     if pixels.dtype == np.uint8:
         return pixels[:, :3]
     if pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1:
-        return np.rint(pixels[:, :3] * 255).astype(np.uint8)
+        whole: Pixels = np.rint(pixels[:, :3] * 255).astype(np.uint8)
+        return whole
     raise UsageError(f"an image is {pixels.dtype} from {pixels.min()} to {pixels.max()}; expected uint8, or 0 to 1")

@@ -252,7 +252,8 @@ def _made(spot: _Spot, spec: str) -> nn.Module:
         new.eps, new.momentum = old.eps, old.momentum
     if "applies_relu" in vars(old):
         new.applies_relu = True
-    return new.train(old.training)
+    made: nn.Module = new.train(old.training)
+    return made
 
 
 def _act_behind(old: nn.Module) -> Any:

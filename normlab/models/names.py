@@ -54,7 +54,8 @@ def own_factory(spec: str) -> Callable[..., Any] | None:
 
     Raises UsageError where there is no such factory (`normlab.errors.targets`).
     """
-    if (at_hand := given(spec)) is not None:
+    at_hand: Callable[..., Any] | None = given(spec)
+    if at_hand is not None:
         return at_hand
     library, _, name = spec.partition(":")
     if library in LIBRARIES:

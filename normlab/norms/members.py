@@ -7,6 +7,7 @@ map per plane is registered by `normlab.norms.modules`.
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 from normlab.norms.family import (
     AFFINE,
@@ -114,7 +115,7 @@ def switchable(m: Moments, p: SimpleNamespace) -> Affine:
     return Affine(p.weight * rsqrt(var + p.eps), mean, p.bias)
 
 
-def _mixed(values: list, logits: list) -> object:
+def _mixed(values: list[Any], logits: list[Any]) -> Any:
     largest = stop_gradient(maximum(maximum(logits[0], logits[1]), logits[2]))
     shares = [exp(v - largest) for v in logits]
     return sum(a * v for a, v in zip(shares, values, strict=True)) / sum(shares)
@@ -141,7 +142,8 @@ def _first(channels: int, *, ratio: float = 0.5, **_: object) -> list[float]:
 )
 def instance_batch(m: Moments, p: SimpleNamespace, *, ratio: float = 0.5) -> Affine:
     """Instance norm of the first channels, `ratio` of them, and batch norm of the others."""
-    return p.instances * instance(m, p) + (1 - p.instances) * batch(m, p)
+    mixed: Affine = p.instances * instance(m, p) + (1 - p.instances) * batch(m, p)
+    return mixed
 
 
 register_norm(
@@ -247,4 +249,5 @@ def global_response(m: Moments, p: SimpleNamespace) -> Affine:
 )
 def frozen(m: Moments, p: SimpleNamespace) -> Affine:
     """The running statistics of batch norm, in training too."""
-    return batch(m, p)
+    same: Affine = batch(m, p)
+    return same
