@@ -51,7 +51,7 @@ format: $(TEST)  ## bring the code into the project's style
 	$(BIN)/ruff format .
 
 docs: $(DOCS)  ## build the site in site/; a dead link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(TEST)  ## ours beside torch's, milliseconds and ratios, losses included
 	$(BIN)/python -m benchmarks
