@@ -335,11 +335,13 @@ def _batch(weight: Any, bias: Any, mean: Any, var: Any, eps: float, momentum: fl
     if count is not None:
         var = var * (count / max(count - 1, 1))
     layer = BatchNorm(len(mean), eps, round(momentum, 12), affine=weight is not None or bias is not None)
-    return _fill(layer, weight=weight, bias=bias, running_mean=mean, running_var=var)
+    filled: BatchNorm = _fill(layer, weight=weight, bias=bias, running_mean=mean, running_var=var)
+    return filled
 
 
 def _instance(weight: Any, bias: Any, eps: float) -> InstanceNorm:
-    return _fill(InstanceNorm(_length(weight, bias), eps, affine=True), weight=weight, bias=bias)
+    filled: InstanceNorm = _fill(InstanceNorm(_length(weight, bias), eps, affine=True), weight=weight, bias=bias)
+    return filled
 
 
 def _group(channels: int, groups: int, weight: Any, bias: Any, eps: float) -> Any:

@@ -249,7 +249,8 @@ class ScaleNorm(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.g * input / input.norm(dim=self.dim, keepdim=True).clamp(min=self.eps)
+        y: Tensor = self.g * input / input.norm(dim=self.dim, keepdim=True).clamp(min=self.eps)
+        return y
 
 
 class AdaNorm(nn.Module):
