@@ -11,8 +11,9 @@ from benchmarks.verdicts import ours
 from benchmarks.verdicts.cells import tables
 from benchmarks.verdicts.measures import AT, changes, errors, power
 from benchmarks.verdicts.procedures import TEXTBOOK, Procedure
-from benchmarks.verdicts.replay import far_behind, replayed
+from benchmarks.verdicts.replay import draws, far_behind, replayed, until_sure
 from benchmarks.verdicts.worlds import POWER_WORLD, WORLDS
+from normlab.study.running.until_sure import MOST
 
 PROCEDURES = {name: Procedure(judge) for name, judge in TEXTBOOK.items()} | {
     "normlab": Procedure(ours.judge, ours.behind)
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(_table(wheres))
     print("\nReal cells: small studies drawn from large ones.\n")
     print(_table(_real(chosen, options.studies)))
+    print("\nTrainings of --until-sure (at most as many seeds as there are, or 12) beside 5 seeds of every norm.\n")
+    print(_table(_spent(options.studies)))
 
 
 def _simulated(
@@ -82,6 +85,22 @@ def _real(procedures: Mapping[str, Procedure], count: int) -> list[dict[str, str
                 row[f"both of the last, {seeds} seeds"] = _percent(of["far"])
                 row[f"one as good as the best, {seeds} seeds"] = _percent(of["wrong"])
             rows.append(row)
+    return rows
+
+
+def _spent(count: int) -> list[dict[str, str]]:
+    rows = []
+    for table in tables():
+        most = min(MOST, table.seeds)
+        found = [until_sure(table, order, most) for order in draws(table, min(count, 40), most)]
+        rows.append(
+            {
+                "cells": table.name,
+                "trainings, median": f"{np.median([trainings for trainings, _ in found]):.0f}",
+                "of 5 seeds each": str(5 * len(table.norms)),
+                "all that are as good stay in": _percent(float(np.mean([kept for _, kept in found]))),
+            }
+        )
     return rows
 
 

@@ -8,6 +8,9 @@ import numpy as np
 
 from benchmarks.verdicts.cells import Table
 from benchmarks.verdicts.procedures import Procedure
+from normlab.study.running.until_sure import FEWEST
+from normlab.study.statistics import compare_all
+from normlab.study.verdict import MATTERS
 
 LIKE = 0.01  # norms whose means over all seeds are this near to the best's are called as good
 
@@ -50,3 +53,21 @@ def far_behind(table: Table) -> np.ndarray:
     """(norms,) the two that are last over all seeds."""
     means = np.array([table.test[norm].mean() for norm in table.norms])
     return means <= np.sort(means)[1]
+
+
+def until_sure(table: Table, order: np.ndarray, most: int) -> tuple[int, bool]:
+    """Trainings that `--until-sure` takes where seeds come in this order, and whether all that are as good stay in."""
+    norms, trained = set(table.norms), dict.fromkeys(table.norms, FEWEST)
+    means = {norm: float(table.test[norm].mean()) for norm in norms}
+    for turn in range(FEWEST, most + 1):
+        comparisons = compare_all(
+            {norm: table.test[norm][order[:seeds]].tolist() for norm, seeds in trained.items()},
+            resolution=1 / table.about["images"]["test"],
+            matters=MATTERS,
+        )
+        behind = {c.b if c.difference.mean > 0 else c.a for c in comparisons if c.detectable}
+        best = norms - behind
+        if all(c.same for c in comparisons if {c.a, c.b} <= best) or turn == most:
+            break
+        trained |= dict.fromkeys(best, turn + 1)
+    return sum(trained.values()), all(norm in best for norm in norms if means[norm] >= max(means.values()) - LIKE)
