@@ -49,6 +49,19 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert not imported & {"torch", "scipy", "numba", "numpy", "pydantic", "rich", "altair", "pandas", "sklearn"}
 
 
+@pytest.mark.parametrize(
+    ("words", "position", "found"), [("normlab co", 1, ["compare"]), ("normlab compare --batch-s", 2, ["--batch-size"])]
+)
+def test_a_shell_completes_commands_and_options(
+    words: str, position: int, found: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("COMP_WORDS", words), ("COMP_CWORD", position), ("_NORMLAB_COMPLETE", "complete_bash")):
+        monkeypatch.setenv(name, str(value))
+    code, out, _ = call(capsys=capsys)
+    assert code == 0
+    assert set(found) <= set(out.split())
+
+
 def test_help_lists_the_commands_there_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cli.COMMANDS, "dance", ("normlab.dance.cli:main", "Dance."))
     code, out, _ = call("--help", capsys=capsys)

@@ -97,7 +97,6 @@ def _with_extras(what: str, extras: Sequence[str], call: Any) -> Any:
 
 app = typer.Typer(
     cls=LazyGroup,
-    add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
     epilog=EXIT_CODES,

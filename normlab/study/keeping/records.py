@@ -13,6 +13,7 @@ from normlab.study.keeping.store import NothingSelected, Store
 from normlab.study.verdict import edge_warnings, judge_results
 
 JSON, CSV = "results.json", "results.csv"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
 METRICS = ("loss", "accuracy", "micro_f1", "macro_f1")
 COLUMNS = (
     *(axis.column for axis in AXES),
@@ -79,11 +80,18 @@ def write_json(results: dict[str, Any], path: Path) -> None:
 
 
 def write_csv(results: dict[str, Any], path: Path) -> None:
-    """One row per cell and epoch, columns as in `COLUMNS`; numbers that are not finite are nan, inf, -inf."""
+    """One row per cell and epoch, columns as in `COLUMNS`; numbers that are not finite are nan, inf, -inf.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
     with files.whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(rows(results))
+        writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows(results))
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def write_parquet(results: dict[str, Any], path: Path) -> None:
