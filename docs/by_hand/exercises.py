@@ -146,7 +146,7 @@ EXERCISES: dict[str, tuple[Exercise, ...]] = {
         Exercise(
             RESHAPING,
             "spatial_batchnorm_forward",
-            "axes-not-moved",
+            "not-permuted-back",
             OUT,
             "return out.reshape(samples, channels, height, width)",
         ),

@@ -314,7 +314,11 @@ def several_axes(setup: Setup) -> Finding:
     recipe = replace(setup.recipe, over="trailing", trailing=2, channels=12)
     x = sample((5, *tail))
     case = load(setup, layer, x, True, recipe=recipe)
-    return judge(setup, [Observation(case, layer.forward(x, True), forward(case))], f"the output over {tail}")
+    try:
+        y = layer.forward(x, True)
+    except TargetFailure as e:
+        return skip(f"built for the shape {tail} it {e}")
+    return judge(setup, [Observation(case, y, forward(case))], f"the output over {tail}")
 
 
 @check("values.first-batch")

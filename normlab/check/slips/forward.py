@@ -133,6 +133,33 @@ def _in_evaluation(mix: Callable[[Array, Array, Array], Array]) -> Callable[[Arr
 
 
 FORWARD: tuple[ForwardSlip, ...] = (
+    _stage(
+        "spread",
+        "running-var-corrected-again",
+        "in evaluation the running variance is corrected by n / (n - 1) although it is used as it is stored",
+        lambda p: p.biased * p.count / max(p.count - 1, 1),
+        running=True,
+    ),
+    _stage(
+        "spread",
+        "unbiased-normalization",
+        "the normalization divides by the unbiased variance (n - 1); every norm normalizes with the biased one (n)",
+        _unbiased,
+    ),
+    _stage(
+        "spread",
+        "unbiased-normalization",
+        "the instance half normalizes with the unbiased variance (n - 1) where the biased one (n) belongs",
+        _unbiased_half(1),
+        BIN,
+    ),
+    _stage(
+        "spread",
+        "unbiased-normalization",
+        "the batch half normalizes with the unbiased variance (n - 1) where the biased one (n) belongs",
+        _unbiased_half(0),
+        BIN,
+    ),
     _divisor(
         "eps-outside-root",
         "eps is added outside the square root",
@@ -175,33 +202,6 @@ FORWARD: tuple[ForwardSlip, ...] = (
         "root-missing",
         "the square root is missing: the input is divided by the variance",
         lambda p: p.var + p.eps,
-    ),
-    _stage(
-        "spread",
-        "running-var-corrected-again",
-        "in evaluation the running variance is corrected by n / (n - 1) although it is used as it is stored",
-        lambda p: p.biased * p.count / max(p.count - 1, 1),
-        running=True,
-    ),
-    _stage(
-        "spread",
-        "unbiased-normalization",
-        "the normalization divides by the unbiased variance (n - 1); every norm normalizes with the biased one (n)",
-        _unbiased,
-    ),
-    _stage(
-        "spread",
-        "unbiased-normalization",
-        "the instance half normalizes with the unbiased variance (n - 1) where the biased one (n) belongs",
-        _unbiased_half(1),
-        BIN,
-    ),
-    _stage(
-        "spread",
-        "unbiased-normalization",
-        "the batch half normalizes with the unbiased variance (n - 1) where the biased one (n) belongs",
-        _unbiased_half(0),
-        BIN,
     ),
     _stage("center", "mean-not-subtracted", "the mean is not subtracted", lambda p: p.x, CENTRING),
     _stage(

@@ -62,7 +62,13 @@ def _stages(into: Callable[..., Array], back: Callable[..., Array], weight_in_ro
 
 
 MOVED: tuple[ForwardSlip, ...] = tuple(
-    ForwardSlip("axes-not-moved", sentence, ROWS, ("batch",), _stages(into, back, weight_in_rows))
+    ForwardSlip(
+        "axes-not-moved" if into is cut_rows else "not-permuted-back",
+        sentence,
+        ROWS,
+        ("batch",),
+        _stages(into, back, weight_in_rows),
+    )
     for sentence, into, back in WAYS
     for weight_in_rows in (True, False)
 )
