@@ -93,7 +93,7 @@ def test_the_tables_of_real_cells_are_whole():
 
 
 def test_every_table_is_printed(capsys):
-    main(["--studies", "20", "--only", "pooled"])
+    main(["--studies", "3", "--only", "pooled"])
     printed = capsys.readouterr().out
     assert "MCB, pooled" in printed
     assert "digits, 7 norms x 20 seeds" in printed
