@@ -284,7 +284,7 @@ def test_export_says_the_same_in_every_format(finished: Path, capsys: pytest.Cap
     assert (finished / "export.csv").read_text() == (finished / "results.csv").read_text()
     header, *rows = (finished / "export.csv").read_text().splitlines()
     assert tuple(header.split(",")) == COLUMNS
-    assert len(rows) == 14 * 2
+    assert len(rows) == 8 * 2
     table = pyarrow.parquet.read_table(finished / "export.parquet")
     assert tuple(table.column_names) == COLUMNS
     assert table.num_rows == len(rows)
