@@ -197,10 +197,11 @@ def _traced(
 
 
 def _number(v: Any) -> float:
-    """A constant of a grid function; raises TypeError for an array of several numbers."""
-    if math.prod(getattr(v, "shape", ())) != 1:
+    """A constant of a grid function; raises TypeError for several numbers."""
+    if isinstance(v, list | tuple) or math.prod(getattr(v, "shape", ())) != 1:
+        came = f"{type(v).__name__} of {len(v)}" if isinstance(v, list | tuple) else f"array of shape {tuple(v.shape)}"
         raise TypeError(
-            f"a grid function computes with grids and single numbers, got an array of shape {tuple(v.shape)}; make it "
+            f"a grid function computes with grids and single numbers, got one {came}; make it "
             "a parameter of the norm, one number per channel: register_norm(..., parameters={'name': Learned(...)})"
         )
     return float(v.reshape(()) if hasattr(v, "reshape") else v)

@@ -371,6 +371,8 @@ def own(monkeypatch: pytest.MonkeyPatch, grid: Any) -> nn.Module:
         (lambda m, p: Affine(p.weight, average(m.mean, "s")), "expected 'n' .samples. or 'c'"),
         (lambda m, p: standardize(m.pool("c", 0), p), "1 or more"),
         (lambda m, p: Affine(p.weight * np.arange(4.0), m.mean), "make it a parameter"),
+        (lambda m, p: Affine(p.weight * torch.arange(4.0), m.mean), "make it a parameter"),
+        (lambda m, p: Affine(p.weight * [1, 2, 3, 4], m.mean), "make it a parameter"),
     ],
 )
 def test_arguments_that_were_dropped(grid: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Activations on a row of elements, compiled: `z` is replaced by act(z), or by g * act'(z).
 
-The exponential and, in float32, the error function are written out in arithmetic, so that their loops vectorize.
+The exponential and, in float32, the error function are written out in arithmetic, so that their loops vectorize. What
+every layer would have to compile stands here; the others are called at an address (`normlab.kernels.cpu._called`),
+which takes the place of their number.
 """
 
 from __future__ import annotations
@@ -53,11 +55,13 @@ def _activate(act: int, slope: float, z: Any) -> None:
             z[k] = z[k] if z[k] > nothing else low * z[k]
     elif act == SILU:
         for k in range(z.size):
-            z[k] = z[k] / (one + _exp(-z[k]))
+            z[k] = z[k] / (one + exp(-z[k]))
     elif act == GELU:
         root = z.dtype.type(math.sqrt(0.5))
         for k in range(z.size):
             z[k] = half * z[k] * (one + _erf(root * z[k]))
+    elif act > GELU:
+        _call_at(act, z.ctypes.data, z.size, low)
 
 
 @compiled
@@ -83,13 +87,29 @@ def _pull(act: int, slope: float, g: Any, z: Any) -> None:
             z[k] = number(g[k]) if z[k] > nothing else low * number(g[k])
     elif act == SILU:
         for k in range(z.size):
-            s = one / (one + _exp(-z[k]))
+            s = one / (one + exp(-z[k]))
             z[k] = number(g[k]) * (s * (one + z[k] * (one - s)))
     elif act == GELU:
         root, density = z.dtype.type(math.sqrt(0.5)), z.dtype.type(1 / math.sqrt(2 * math.pi))
         for k in range(z.size):
-            bell = density * _exp(-half * z[k] * z[k])
+            bell = density * exp(-half * z[k] * z[k])
             z[k] = number(g[k]) * (half * (one + _erf(root * z[k])) + z[k] * bell)
+    elif act > GELU:
+        _call_at(act, z.ctypes.data, z.size, low)
+        for k in range(z.size):
+            z[k] *= number(g[k])
+
+
+@intrinsic
+def _call_at(typingctx: Any, address: Any, numbers: Any, size: Any, constant: Any) -> Any:
+    """Call `void f(numbers, size, constant)` at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args[1:]])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.intp, types.intp, constant), generate
 
 
 @intrinsic
@@ -138,7 +158,7 @@ _BOUND = {np.float32: 87.0, np.float64: 708.0}
 _TERMS = {np.float32: 8, np.float64: 14}
 
 
-def _exp(v: Any) -> Any:
+def exp(v: Any) -> Any:
     """exp(v) by 2**n times the Taylor sum of what is left of v, at most log(2) / 2 in size (Cody & Waite 1980).
 
     Where the result would leave the type's normal numbers it is the last one inside.
@@ -146,7 +166,7 @@ def _exp(v: Any) -> Any:
     raise NotImplementedError("for compiled code")
 
 
-@overload(_exp, jit_options=_JIT)
+@overload(exp, jit_options=_JIT)
 def _exp_of_type(v: Any) -> Any:
     kind = np.float32 if v == types.float32 else np.float64
     log2_e, high, low, bound = kind(_LOG2_E), kind(math.log(2)), kind(_LOW[kind]), kind(_BOUND[kind])

@@ -30,8 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from normlab.kernels.activations import NAMES, Activation
-from normlab.kernels.cpu import _kernels
+from normlab.kernels.activations import Activation
+from normlab.kernels.cpu import _called, _kernels
 from normlab.kernels.cpu._exact import least_variance
 from normlab.kernels.cpu._machine import perform
 from normlab.kernels.cpu._passes import direction
@@ -50,10 +50,12 @@ from normlab.kernels.runtime.job import (
     EPS,
     EXTENT,
     FOLDED,
+    GELU,
     GROUP,
     ITEMSIZE,
     LANES,
     LAST,
+    LEAKY_RELU,
     LENGTH,
     MEASURE,
     MEMORY,
@@ -64,6 +66,7 @@ from normlab.kernels.runtime.job import (
     PULL,
     REAL,
     REGISTERS,
+    RELU,
     RESIDUAL,
     ROUND,
     ROWS,
@@ -71,6 +74,7 @@ from normlab.kernels.runtime.job import (
     RUNNING_MEAN,
     RUNNING_VAR,
     SAMPLES,
+    SILU,
     SIZE,
     SLOPE,
     SPARE,
@@ -92,6 +96,7 @@ _UNIT_BYTES = 1 << 17  # of x in a unit of work: stays in the second-level cache
 _FUSED_BYTES = 1 << 15  # where dz is computed on the way, so that it stays in the first-level cache
 _LANES = 256  # shortest row that channels-last rows are joined into
 _KEPT = 256  # plans of one recipe
+_INSIDE = {"relu": RELU, "leaky_relu": LEAKY_RELU, "silu": SILU, "gelu": GELU}  # what the kernels themselves have
 _MANY = 8  # samples from which on whole samples are units; fewer are cut into parts, to keep all threads busy
 
 
@@ -279,7 +284,8 @@ def _prepare(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], No
     job[FOLDED], job[STRETCH] = folded, size // folded
     job[ROWS] = plan.rows
     if act is not None:
-        job[ACT], job[SLOPE] = 1 + NAMES.index(act.name), bits(act.slope)
+        job[ACT] = _INSIDE.get(act.name) or _called.address(act.name, dtype, backward)
+        job[SLOPE] = bits(act.constant)
     if across:
         unit = (_FUSED_BYTES if backward and act is not None else _UNIT_BYTES) // real
         stretch = size // folded

@@ -427,7 +427,32 @@ def _act(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
         z = z / (1.0 + tl.exp(-z))
     elif ACT == "gelu":
         z = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+    elif ACT == "relu6":
+        z = tl.where(z <= 0.0, 0.0, tl.where(z >= 6.0, 6.0, z))
+    elif ACT == "hardsigmoid":
+        z = tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, 1.0, (z + 3.0) * 0.16666666666666666))
+    elif ACT == "hardswish":
+        z = tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, z, z * ((z + 3.0) * 0.16666666666666666)))
+    elif ACT == "elu":
+        z = tl.where(z <= 0.0, SLOPE * _expm1(tl.where(z <= 0.0, z, 0.0)), z)
+    elif ACT == "tlu":
+        z = tl.where(z <= SLOPE, tl.full([], SLOPE, z.dtype), z)
+    elif ACT == "mish":
+        e = tl.exp(tl.where(z > 40.0, 40.0, z))
+        n = e * (e + 2.0)
+        z = z * (n / (n + 2.0))
+    elif ACT == "quick_gelu":
+        z = z / (1.0 + tl.exp(-1.702 * z))
     return z
+
+
+@triton.jit
+def _expm1(z):
+    """exp(z) - 1 for z <= 0: where that would lose digits, by its series."""
+    series = z * 0.0
+    for i in tl.static_range(13):
+        series = z / (14 - i) * (1.0 + series)
+    return tl.where(z > -0.35, series, tl.exp(z) - 1.0)
 
 
 @triton.jit
@@ -439,6 +464,24 @@ def _derivative(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
     elif ACT == "silu":
         s = 1.0 / (1.0 + tl.exp(-z))
         slope = s * (1.0 + z * (1.0 - s))
+    elif ACT == "relu6":
+        slope = tl.where((z <= 0.0) | (z >= 6.0), 0.0, 1.0)
+    elif ACT == "hardsigmoid":
+        slope = tl.where((z > -3.0) & (z < 3.0), tl.full([], 1 / 6, z.dtype), tl.full([], 0.0, z.dtype))
+    elif ACT == "hardswish":
+        slope = tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, 1.0, z * 0.3333333333333333 + 0.5))
+    elif ACT == "elu":
+        slope = tl.where(z <= 0.0, SLOPE * tl.exp(tl.where(z <= 0.0, z, 0.0)), 1.0)
+    elif ACT == "tlu":
+        slope = tl.where(z <= SLOPE, 0.0, 1.0)
+    elif ACT == "mish":
+        e = tl.exp(tl.where(z > 40.0, 40.0, z))
+        n = e * (e + 2.0)
+        slope = n / (n + 2.0) + z * (e / (1.0 + e)) * (4.0 / (n + 2.0)) * ((n + 1.0) / (n + 2.0))
+    elif ACT == "quick_gelu":
+        v = 1.702 * z
+        s = 1.0 / (1.0 + tl.exp(-v))
+        slope = s * (1.0 + v * (1.0 - s))
     else:
         bell = 0.3989422804014327 * tl.exp(-0.5 * z * z)
         slope = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * bell

@@ -201,7 +201,7 @@ def _seen(elements: Iterable[Tensor | None], rows: tuple[Tensor, ...]) -> tuple[
 
 
 def _named(act: Activation | None) -> tuple[str | None, float]:
-    return (None, 0.0) if act is None else (act.name, act.slope)
+    return (None, 0.0) if act is None else (act.name, act.constant)
 
 
 def _plan(recipe: Recipe, layout: Layout, x: Tensor) -> Plan:

@@ -1,0 +1,154 @@
+"""`python -m benchmarks.census`: every family of timm and tiny configurations of transformers, with random weights.
+
+Needs timm (with torchvision) and transformers: `pip install timm torchvision transformers`. Each model is visited in a
+process that others share until one takes too long. `--write docs/models.md` puts the table into the page; `--speed`
+measures ten models before and after instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import select
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.census.models import TRANSFORMERS, families
+
+START, END = "<!-- census -->", "<!-- end of census -->"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.census", description=__doc__)
+    parser.add_argument(
+        "models", nargs="*", help="names such as timm:resnet or transformers:llama; all of them if none"
+    )
+    parser.add_argument("--seconds", type=float, default=240, help="of a model at most (240)")
+    parser.add_argument("--write", type=Path, help="the page to write the table into")
+    parser.add_argument(
+        "--rows", type=Path, help="a file of rows: read at the start, those models are not visited again"
+    )
+    parser.add_argument("--speed", action="store_true", help="time ten models before and after, instead")
+    parser.add_argument("--visit", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.speed:
+        from benchmarks.census.speed import print_speed
+
+        print_speed(given.models)
+        return 0
+    if given.visit:
+        return _visit(given.models)
+    names = given.models or [*(f"timm:{f}" for f in families()), *(f"transformers:{t}" for t in TRANSFORMERS)]
+    rows = (
+        [json.loads(line) for line in given.rows.read_text().splitlines()] if given.rows and given.rows.exists() else []
+    )
+    seen = {row["model"] for row in rows}
+    for row in _rows([name for name in names if name not in seen], given.seconds):
+        rows.append(row)
+        print(_line(row), flush=True)
+        if given.rows:
+            with given.rows.open("a") as file:
+                print(json.dumps(row), file=file)
+    rows = [row for row in rows if row["model"] in names]
+    print("\n" + summary(rows))
+    if given.write:
+        page = given.write.read_text()
+        before, after = page[: page.index(START) + len(START)], page[page.index(END) :]
+        given.write.write_text(f"{before}\n{summary(rows)}\n\n{table(rows)}\n{after}")
+    return 0
+
+
+def _visit(names: list[str]) -> int:
+    import torch
+
+    from benchmarks.census.visit import visit
+
+    torch.set_num_threads(1)
+    for name in names:
+        try:
+            row = visit(name)
+        except Exception as error:
+            row = {
+                "model": name,
+                "failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            }
+        print("row", json.dumps(row), flush=True)
+    return 0
+
+
+def _rows(names: list[str], seconds: float) -> Any:
+    """A row of each model; a process that takes longer for one is ended, and another one goes on behind it."""
+    while names:
+        command = [sys.executable, "-m", "benchmarks.census", "--visit", *names]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            assert process.stdout is not None
+            patience = seconds + 120  # of the first: libraries are imported
+            while names:
+                if not select.select([process.stdout], [], [], patience)[0]:
+                    process.kill()
+                    yield {"model": names.pop(0), "failed": f"more than {seconds:.0f} seconds"}
+                    break
+                line = process.stdout.readline()
+                if not line:
+                    yield {"model": names.pop(0), "failed": "the process ended"}
+                    break
+                if line.startswith("row "):
+                    names.pop(0)
+                    patience = seconds
+                    yield json.loads(line[4:])
+
+
+def _line(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"| {row['model']} | not visited: {row['failed']} | | | | | |"
+    why = "; ".join(f"{sum(w == v for w in row['left'].values())} {v}" for v in dict.fromkeys(row["left"].values()))
+    silent = f"silently: {', '.join(row['silent'])}" if row["silent"] else ""
+    left = "; ".join(v for v in (why, silent, row.get("refused", "")) if v)
+    name = row["model"].partition(":")[2]
+    shown = name if row["architecture"] == name else f"{name}: {row['architecture']}"
+    return (
+        f"| {shown} | {row['taken'] + len(row['left']) + len(row['silent'])} | {row['taken']} | {row['fused']} "
+        f"| {left.replace('|', '/')} | {worst(row, 'torch'):.0e} | {max(worst(row, 'ours'), worst(row, 'with_fused')):.0e} |"
+    )
+
+
+def worst(row: dict[str, Any], who: str) -> float:
+    """The largest of a row's distances."""
+    return max(row.get(who, {}).values(), default=0.0)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table in Markdown."""
+    parts = []
+    for library in ("timm", "transformers"):
+        own = [row for row in rows if row["model"].startswith(library)]
+        head = f"| {library} {version(library)} | norms | taken | fused | left, and why | torch | ours |\n|---|---|---|---|---|---|---|"
+        parts.append("\n".join([head, *map(_line, own)]))
+    return "\n\n".join(parts)
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """What came of it, in a few sentences."""
+    done = [row for row in rows if "failed" not in row]
+    taken, left = sum(r["taken"] for r in done), sum(len(r["left"]) for r in done)
+    silent, fused = sum(len(r["silent"]) for r in done), sum(r["fused"] for r in done)
+    whole = sum(not r["left"] and not r["silent"] for r in done)
+    refused = sum("refused" in r for r in done)
+    ratios = [max(worst(r, "ours"), worst(r, "with_fused")) / max(worst(r, "torch"), 1e-9) for r in done]
+    finite = sorted(r for r in ratios if math.isfinite(r))
+    share = taken / max(taken + left + silent, 1)
+    return (
+        f"Of {len(rows)} models {len(done)} were visited. They have {taken + left + silent} normalization layers: {taken} "
+        f"({share:.1%}) were taken, {fused} of them with what follows; {left} were left with a reason, {silent} silently. "
+        f"{whole} models were taken whole. `fuse_norms` refused {refused}. The distance from float64 is "
+        f"{finite[len(finite) // 2] if finite else math.nan:.2g} times torch's in the median model, at most "
+        f"{max(ratios, default=math.nan):.2g} times."
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,89 @@
+"""One model of the census: what is taken, and how far outputs, gradients and statistics are from float64's."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import normlab
+from benchmarks.census.models import built, tensors
+
+_GRADIENTS = 30_000_000  # parameters up to which gradients are compared, too
+
+
+def visit(name: str) -> dict[str, Any]:
+    """The row of one model."""
+    warnings.simplefilter("ignore")
+    stock, inputs = built(name)
+    row: dict[str, Any] = {"model": name, "architecture": stock.architecture}
+    swapped = normlab.swap_norms(copy.deepcopy(stock))
+    report = normlab.swap_report(swapped)
+    row["taken"], row["left"] = len(report.taken), report.left
+    row["silent"] = [n for n in looks_like_norms(stock) if n not in report.left and n not in report.taken]
+    with_gradients = sum(p.numel() for p in stock.parameters()) <= _GRADIENTS
+    torch.manual_seed(2)
+    try:
+        fused = normlab.fuse_norms(stock, **inputs) if ":" in name and "x" not in inputs else normlab.fuse_norms(
+            stock, *inputs.values()
+        )  # fmt: skip
+        row["fused"] = len(normlab.swap_report(fused).fused)
+    except Exception as error:
+        row["fused"], row["refused"] = 0, str(error).splitlines()[0]
+        fused = None
+    precise = measured(built(name, torch.float64), with_gradients)
+    theirs = measured((stock, inputs), with_gradients)
+    row["torch"] = distances(theirs, precise)
+    row["ours"] = distances(measured((swapped, inputs), with_gradients), precise)
+    if fused is not None:
+        row["with_fused"] = distances(measured((fused, inputs), with_gradients), precise)
+    row["restored"] = type(normlab.restore_norms(swapped)) is type(stock) and [type(m) for m in swapped.modules()] == [
+        type(m) for m in stock.modules()
+    ]
+    return row
+
+
+def looks_like_norms(model: nn.Module) -> list[str]:
+    """Names of whatever looks like a normalization layer, judged apart from normlab."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if any(word in type(module).__name__.lower() for word in ("norm", "grn"))
+        and not any(p.dim() > 1 and max(p.shape) != p.numel() for p in module.parameters())
+        and not any("norm" in type(m).__name__.lower() for m in module.modules() if m is not module)
+    ]
+
+
+def measured(given: tuple[nn.Module, dict[str, Any]], with_gradients: bool) -> dict[str, list[Tensor]]:
+    """Outputs in both modes, gradients and statistics of a copy of a model."""
+    model, inputs = copy.deepcopy(given[0]), given[1]
+    found: dict[str, list[Tensor]] = {}
+    with torch.no_grad():
+        torch.manual_seed(3)
+        found["outputs"] = [v.double() for v in tensors(model.eval()(**inputs))]
+    if with_gradients:
+        torch.manual_seed(3)
+        outputs = tensors(model.train()(**inputs))
+        torch.manual_seed(4)
+        loss = sum((v.double() * torch.randn(v.shape, dtype=torch.float64)).mean() for v in outputs)
+        loss.backward()  # type: ignore[union-attr]
+        found["gradients"] = [p.grad.double().flatten() for p in model.parameters() if p.grad is not None]
+        found["statistics"] = [
+            b.double() for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var"))
+        ]
+    return found
+
+
+def distances(got: dict[str, list[Tensor]], want: dict[str, list[Tensor]]) -> dict[str, float]:
+    """The relative distance of each kind of numbers, the largest of its tensors; of gradients, of all together."""
+    found = {}
+    for kind, exact in want.items():
+        if len(got[kind]) != len(exact):
+            found[kind] = float("inf")
+        elif exact:
+            a, b = ([torch.cat(v)] if kind == "gradients" else v for v in (got[kind], exact))
+            found[kind] = max(float((p - q).norm() / q.norm().clamp_min(1e-30)) for p, q in zip(a, b, strict=True))
+    return found
