@@ -110,9 +110,10 @@ def _line(row: dict[str, Any]) -> str:
     left = "; ".join(v for v in (why, silent, row.get("refused", "")) if v)
     name = row["model"].partition(":")[2]
     shown = name if row["architecture"] == name else f"{name}: {row['architecture']}"
+    ours = max(worst(row, "ours"), worst(row, "with_fused"))
     return (
         f"| {shown} | {row['taken'] + len(row['left']) + len(row['silent'])} | {row['taken']} | {row['fused']} "
-        f"| {left.replace('|', '/')} | {worst(row, 'torch'):.0e} | {max(worst(row, 'ours'), worst(row, 'with_fused')):.0e} |"
+        f"| {left.replace('|', '/')} | {worst(row, 'torch'):.0e} | {ours:.0e} |"
     )
 
 
@@ -126,8 +127,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     parts = []
     for library in ("timm", "transformers"):
         own = [row for row in rows if row["model"].startswith(library)]
-        head = f"| {library} {version(library)} | norms | taken | fused | left, and why | torch | ours |\n|---|---|---|---|---|---|---|"
-        parts.append("\n".join([head, *map(_line, own)]))
+        head = f"| {library} {version(library)} | norms | taken | fused | left, and why | torch | ours |"
+        parts.append("\n".join([head, "|---" * 7 + "|", *map(_line, own)]))
     return "\n\n".join(parts)
 
 
@@ -142,9 +143,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
     finite = sorted(r for r in ratios if math.isfinite(r))
     share = taken / max(taken + left + silent, 1)
     return (
-        f"Of {len(rows)} models {len(done)} were visited. They have {taken + left + silent} normalization layers: {taken} "
-        f"({share:.1%}) were taken, {fused} of them with what follows; {left} were left with a reason, {silent} silently. "
-        f"{whole} models were taken whole. `fuse_norms` refused {refused}. The distance from float64 is "
+        f"Of {len(rows)} models {len(done)} were visited. They have {taken + left + silent} normalization layers: "
+        f"{taken} ({share:.1%}) were taken, {fused} of them with what follows; {left} were left with a reason, "
+        f"{silent} silently. {whole} models were taken whole. `fuse_norms` refused {refused}. The distance from float64 is "
         f"{finite[len(finite) // 2] if finite else math.nan:.2g} times torch's in the median model, at most "
         f"{max(ratios, default=math.nan):.2g} times."
     )

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 MOST = 60_000_000  # parameters; larger models are left out
 IMAGE, BATCH = 96, 4
 _SMALL = (
-    "test_ zepto atto pico femto nano xxtiny xxt xxs micro mini tiny xt xsmall xs small _t _s b0 050 18 s0 m0".split()
-)
-_LARGE = "base large huge giant xlarge _b _l _h _g x2 200 152 101 b5 b6 b7 384 448 512 in21k".split()
+    "test_", "zepto", "atto", "pico", "femto", "nano", "xxtiny", "xxt", "xxs", "micro", "mini", "tiny", "xt", "xsmall", "xs", "small",
+    "_t", "_s", "b0", "050", "18", "s0", "m0",
+)  # fmt: skip
+_LARGE = (
+    "base", "large", "huge", "giant", "xlarge", "_b", "_l", "_h", "_g", "x2", "200", "152", "101", "b5", "b6", "b7", "384", "448", "512", "in21k",
+)  # fmt: skip
 # what a configuration is given of, where it has such an attribute: a model of some thousand parameters
 _TINY: dict[str, Any] = {
     "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "embed_dim": 16, "embedding_size": 16,
@@ -131,14 +134,8 @@ def _of_transformers(kind: str) -> tuple[nn.Module, dict[str, Any]]:
     model.architecture = kind
     name = model.main_input_name
     if name == "pixel_values":
-        return model, {
-            name: torch.randn(
-                2,
-                3,
-                64 if kind in ("resnet", "bit", "convnext", "convnextv2", "segformer") else 32,
-                64 if kind in ("resnet", "bit", "convnext", "convnextv2", "segformer") else 32,
-            )
-        }
+        size = 64 if hasattr(config, "hidden_sizes") else 32
+        return model, {name: torch.randn(2, 3, size, size)}
     if name == "input_values":
         return model, {name: torch.randn(2, 400)}
     tokens = torch.randint(3, 100, (2, 12))

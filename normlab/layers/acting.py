@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -47,7 +46,6 @@ _FUNCTIONS: dict[Any, str] = {
     functional.elu: "elu",
     functional.elu_: "elu",
     functional.threshold: "tlu",
-    functional.threshold_: "tlu",
     functional.mish: "mish",
 }
 _IN_TORCH: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -96,7 +94,8 @@ def activation_called(node: fx.Node) -> Activation | None:
 
 def in_torch(act: Activation) -> Callable[[Tensor], Tensor]:
     """torch's function for an activation."""
-    return partial(_IN_TORCH[act.name], c=act.constant)
+    function = _IN_TORCH[act.name]
+    return lambda z: function(z, act.constant)
 
 
 def is_watched(module: nn.Module) -> bool:

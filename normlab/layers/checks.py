@@ -22,7 +22,10 @@ Held = Mapping[str, Tensor | None]  # parameters or buffers by name
 def floats(title: str, x: Tensor) -> None:
     """Raise DtypeError unless x has floating-point numbers."""
     if not x.is_floating_point():
-        raise DtypeError(f"{title}: expected a floating-point input, got {x.dtype}; convert it first")
+        fix = (
+            "put torch's own layers back before, normlab.restore_norms(model)" if x.is_quantized else "convert it first"
+        )
+        raise DtypeError(f"{title}: expected a floating-point input, got {x.dtype}; {fix}")
 
 
 def rank(title: str, x: Tensor, most: int | None) -> None:

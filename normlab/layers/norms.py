@@ -16,12 +16,13 @@ from typing import Any, ClassVar, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx.proxy import TraceError
 
 from normlab.errors import InputError, UsageError
 from normlab.kernels.activations import Activation, activation
-from normlab.layers import bounds, checks, functional, guards
+from normlab.layers import bounds, checks, functional, guards, plain
 from normlab.layers._torch import BatchNormBase, InstanceNormBase
-from normlab.layers.leaves import as_leaf, refuse_script, traces
+from normlab.layers.leaves import as_leaf, finished, is_root, refuse_script, traces
 from normlab.layers.positions import ChannelNorm, LayerNorm, RMSNorm
 from normlab.norms import family as norms
 
@@ -159,7 +160,7 @@ class Norm(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         if traces(input):
-            return as_leaf(self, input, residual, act, mask)
+            return self._traced(input, residual, act, mask)
         self._check_input(input)
         mean, var, eps = self.running_mean, self.running_var, self._eps()
         use_batch = self.training or (mean is None and var is None)
@@ -174,6 +175,19 @@ class Norm(nn.Module):
         if momentum is None and count is None:
             momentum = 0.0  # an average over nothing counted: torch leaves the statistics alone
         return self._normalize(input, residual, act, self.norm, use_batch, running, momentum, count, eps, mask)
+
+    def _traced(self, input: Any, residual: Any, act: Any, mask: Any) -> Any:
+        """What torch.fx writes down."""
+        if not is_root(self, input):
+            return as_leaf(self, input, residual, act, mask)
+        function = plain.function_of(self.entry)
+        if function is None or self.entry.running:
+            raise TraceError(
+                f"{self._title()}: torch.fx follows it as a part of a module, not by itself; trace "
+                "torch.nn.Sequential(layer)"
+            )
+        y = function(input, self.weight, self.bias, self.options, None, True, 0.0, self._eps())
+        return input.tracer.create_proxy("call_function", finished, (y, residual, act, self.act, mask), {})
 
     def _check_input(self, x: Tensor) -> None:
         checks.rank(self._title(), x, self.most_dimensions)
@@ -392,7 +406,7 @@ class InstanceNorm(Norm, InstanceNormBase):
         mask: Tensor | None = None,
     ) -> Tensor:
         if traces(input):
-            return as_leaf(self, input, residual, act, mask)
+            return self._traced(input, residual, act, mask)
         self._check_input(input)
         mean, var, eps = self.running_mean, self.running_var, self._eps()
         use_instances = self.training or not self.track_running_stats

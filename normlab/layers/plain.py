@@ -7,6 +7,7 @@ function here; a norm without one is computed from its grid function (`normlab.l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from normlab.kernels import activations
 from normlab.layers import derivatives
 from normlab.layers.call import Call
+from normlab.norms.family import NormEntry
 from normlab.norms.grid import update_running
 
 Running = tuple[Tensor, Tensor] | None
@@ -25,6 +27,15 @@ Running = tuple[Tensor, Tensor] | None
 def is_wanted(x: Tensor) -> bool:
     """Whether torch's own functions must be called on x; to be asked only of what `operators.watched` finds."""
     return torch.onnx.is_in_onnx_export() or type(x).__name__ == "DTensor" or x.is_nested
+
+
+def function_of(entry: NormEntry) -> Callable[..., Tensor] | None:
+    """The function that a norm's entry names, of (x, weight, bias, options, running, training, momentum, eps)."""
+    if entry.plain is None:
+        return None
+    module, _, name = entry.plain.partition(":")
+    function: Callable[..., Tensor] = getattr(import_module(module), name)
+    return function
 
 
 def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
@@ -36,14 +47,13 @@ def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
         running, momentum, seen = call.update[:2], call.update[2], call.update[3]
         if momentum is None:
             momentum = 0.0 if seen is None else 1 / int(seen)
-    if entry.plain is None:
+    function = function_of(entry)
+    if function is None:
         y, applied = derivatives.normalize(call.recipe, x, call.params, call.running, call.eps, call.act, residual)
         if call.update is not None and applied is not None and applied.moments.batch is not None:
             with torch.no_grad():
                 update_running(call.update[:2], applied.moments.batch, momentum)
         return y
-    module, _, name = entry.plain.partition(":")
-    function = getattr(import_module(module), name)
     weight, bias = call.params.get("weight"), call.params.get("bias")
     y = function(x, weight, bias, dict(call.recipe.options), running, training, momentum, call.eps)
     if residual is not None:

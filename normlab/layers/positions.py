@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from normlab.errors import InputError
 from normlab.layers import checks, plain
-from normlab.layers.leaves import as_leaf, refuse_script, traces
+from normlab.layers.leaves import as_leaf, is_root, refuse_script, traces
 from normlab.layers.operators import seen_through
 from normlab.layers.position_operators import normalize
 
@@ -39,9 +39,9 @@ class LayerNorm(nn.LayerNorm):
         refuse_script(self)
 
     def forward(self, input: Tensor) -> Tensor:
-        if traces(input):
+        if traces(input) and not is_root(self, input):
             return as_leaf(self, input)
-        if seen_through(input) and plain.is_wanted(input):
+        if traces(input) or (seen_through(input) and plain.is_wanted(input)):
             return super().forward(input)
         weight: Tensor | None = self.weight
         bias: Tensor | None = self.bias
@@ -67,9 +67,9 @@ class RMSNorm(nn.RMSNorm):
         refuse_script(self)
 
     def forward(self, input: Tensor) -> Tensor:
-        if traces(input):
+        if traces(input) and not is_root(self, input):
             return as_leaf(self, input)
-        if seen_through(input) and plain.is_wanted(input):
+        if traces(input) or (seen_through(input) and plain.is_wanted(input)):
             return super().forward(input)
         weight: Tensor | None = self.weight
         shape = _check(self, input, weight, None)
@@ -103,9 +103,9 @@ class ChannelNorm(LayerNorm):
         self.num_channels = num_channels
 
     def forward(self, input: Tensor) -> Tensor:
-        if traces(input):
+        if traces(input) and not is_root(self, input):
             return as_leaf(self, input)
-        if seen_through(input) and plain.is_wanted(input):
+        if traces(input) or (seen_through(input) and plain.is_wanted(input)):
             return super().forward(input.movedim(1, -1)).movedim(-1, 1)
         checks.floats(type(self).__name__, input)
         weight: Tensor | None = self.weight

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from normlab.errors import InputError
 from normlab.kernels.activations import Activation
 from normlab.layers import checks
-from normlab.layers.leaves import as_leaf, traces
+from normlab.layers.leaves import traces
 from normlab.layers.norms import BatchNorm, InstanceNorm
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
@@ -60,7 +60,7 @@ class _RankedInstanceNorm(InstanceNorm):
         self, input: Tensor, residual: Tensor | None = None, act: Activation | None = None, mask: Tensor | None = None
     ) -> Tensor:
         if traces(input):
-            return as_leaf(self, input, residual, act, mask)
+            return self._traced(input, residual, act, mask)
         self._check_input_dim(input)
         if input.dim() != self._get_no_batch_dim():
             return super().forward(input, residual, act, mask)

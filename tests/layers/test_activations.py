@@ -1,4 +1,4 @@
-"""The activations inside layers, beside torch's functions: values, slopes, half precision, on every way of computing."""
+"""The activations inside layers, beside torch's functions: values, slopes, half precision, second derivatives."""
 
 from __future__ import annotations
 
@@ -40,10 +40,19 @@ def test_values_and_slopes_are_torchs(act: str, backend: str) -> None:
         exact = z.detach().double().requires_grad_()
         want = in_torch(activation(act))(exact)  # type: ignore[arg-type]
         (want_slope,) = torch.autograd.grad(want.sum(), exact)
-        torch.testing.assert_close(
-            y.double(), want.detach(), rtol=tolerance, atol=1e-36 if dtype != torch.bfloat16 else 1e-4
-        )
+        # what the kernels themselves have loses relative digits where it nearly vanishes, as torch does
+        small = tolerance if act in SPECS[:4] or dtype == torch.bfloat16 else 1e-35
+        torch.testing.assert_close(y.double(), want.detach(), rtol=tolerance, atol=small)
         torch.testing.assert_close(slope.double(), want_slope, rtol=tolerance, atol=tolerance)
+
+
+class Behind(nn.Module):
+    def __init__(self, norm: nn.Module, act: Any) -> None:
+        super().__init__()
+        self.norm, self.act = norm, act
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.act(self.norm(x) + residual)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -53,8 +62,10 @@ def test_behind_a_norm_and_an_addition(act: str, layout: torch.memory_format) ->
         torch.manual_seed(0)
         ours, stock = layers.GroupNorm(2, 8, act=act), nn.GroupNorm(2, 8).double()
         x, added, dy = (torch.randn(9, 8, 5, 7).to(dtype, memory_format=layout) for _ in range(3))
-        found = []
-        for run in (ours.to(dtype), lambda v, r: in_torch(activation(act))(stock(v) + r)):  # type: ignore[arg-type]
+        inside = activation(act)
+        assert inside is not None
+        found: list[list[Tensor]] = []
+        for run in (ours.to(dtype), Behind(stock, in_torch(inside))):
             kind = torch.float64 if found else dtype
             v, r = x.to(kind).requires_grad_(), added.to(kind).requires_grad_()
             y: Any = run(v, r)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import io
+import multiprocessing
 import pickle
 import tempfile
 import threading
@@ -88,6 +89,7 @@ SUBJECTS: dict[str, tuple[Make, Make]] = {
     "with act": (lambda: layers.BatchNorm2d(4, act="silu"), lambda: StockActing(4)),
     "with residual": (lambda: Added(layers.BatchNorm2d(4, act="relu")), StockAdded),
     "swapped model": (lambda: normlab.swap_norms(network()), network),
+    "fused model": (lambda: normlab.fuse_norms(network(), given()), network),
 }
 
 # --- what is done ----------------------------------------------------------------------------------------------------
@@ -215,6 +217,10 @@ def symbolic_traced(make: Make) -> Any:
     return used(torch.fx.symbolic_trace(nn.Sequential(made(make))))
 
 
+def traced_by_itself(make: Make) -> Any:
+    return used(torch.fx.symbolic_trace(made(make)))
+
+
 class Features(torch.fx.Interpreter):
     """Every intermediate result by its node, as extractors of features take them."""
 
@@ -291,6 +297,74 @@ def quantization_prepared(make: Make) -> Any:
     model.qconfig = torch.ao.quantization.get_default_qconfig("x86")
     prepared = torch.ao.quantization.prepare(model)
     return [prepared(given())]
+
+
+def quantized(make: Make) -> Any:
+    model = nn.Sequential(torch.ao.quantization.QuantStub(), made(make), torch.ao.quantization.DeQuantStub()).eval()
+    model.qconfig = torch.ao.quantization.get_default_qconfig("x86")
+    prepared = torch.ao.quantization.prepare(model)
+    prepared(given())
+    return [torch.ao.quantization.convert(prepared)(given())]
+
+
+def modules_fused(make: Make) -> Any:
+    """A convolution and what comes behind it, for quantization."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), made(make)).eval()
+    return [torch.ao.quantization.fuse_modules(model, ["0", "1"])(given())]
+
+
+def sequence_parallel(make: Make) -> Any:
+    """Parameters and inputs are DTensors, the inputs split along their second dimension."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import SequenceParallel, parallelize_module
+
+    with group():
+        mesh = init_device_mesh("cpu", (1,))
+        module = parallelize_module(nn.Sequential(made(make)), mesh, {"0": SequenceParallel(use_local_output=True)})
+        y = module(given())
+        return [y.full_tensor() if hasattr(y, "full_tensor") else y]
+
+
+def jagged(make: Make) -> Any:
+    rows = [torch.randn(n, 6, generator=torch.Generator().manual_seed(n)) for n in (2, 5, 3)]
+    module = made(make)
+    x = torch.nested.nested_tensor(rows, layout=torch.jagged, requires_grad=True)
+    y = module(x)
+    return [y.values(), torch.autograd.grad(y.values().square().sum(), x)[0].values()]
+
+
+def hooked(make: Make) -> Any:
+    """As accelerate does it: `forward` is another function, and weights come from elsewhere for each call."""
+    module = made(make)
+    for part in list(module.modules()):
+        kept = {k: p.detach().clone() for k, p in part._parameters.items() if p is not None}
+        forward = part.forward
+        for k, p in kept.items():
+            part._parameters[k] = nn.Parameter(torch.empty_like(p, device="meta"))
+
+        def called(*args: Any, part: Any = part, kept: Any = kept, forward: Any = forward, **kwargs: Any) -> Any:
+            for k, p in kept.items():
+                part._parameters[k] = nn.Parameter(p)
+            return forward(*args, **kwargs)
+
+        part.forward = called
+    return used(module)
+
+
+def forked(make: Make) -> Any:
+    """In a child process that began as a copy of this one."""
+    module, path = made(make).eval(), Path(tempfile.mkdtemp()) / "y.pt"
+    module(given())
+
+    def work() -> None:
+        torch.save(module(given()).detach(), path)
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    return [torch.load(path)]
 
 
 def autocast(make: Make) -> Any:
@@ -383,7 +457,11 @@ OPERATIONS: dict[str, Callable[[Make], Any]] = {
     "FSDP, its default": fsdp,
     "FSDP, `use_orig_params`": fsdp_original,
     "`fully_shard`": fsdp2,
+    "`SequenceParallel` (DTensor)": sequence_parallel,
+    "jagged nested tensors": jagged,
+    "hooks as accelerate's": hooked,
     "`fx.symbolic_trace`": symbolic_traced,
+    "`fx.symbolic_trace` of itself": traced_by_itself,
     "feature extraction": features,
     "`jit.trace`": jit_traced,
     "`jit.script`": jit_scripted,
@@ -394,6 +472,8 @@ OPERATIONS: dict[str, Callable[[Make], Any]] = {
     "`fuse_conv_bn_eval`": folded,
     "`quantize_dynamic`": quantized_dynamically,
     "static quantization, `prepare`": quantization_prepared,
+    "static quantization, `convert`": quantized,
+    "`quantization.fuse_modules`": modules_fused,
     "autocast, `GradScaler`": autocast,
     "`utils.checkpoint`": checkpointed,
     "`AveragedModel`, `update_bn`": averaged,
@@ -402,6 +482,7 @@ OPERATIONS: dict[str, Callable[[Make], Any]] = {
     "meta device, `to_empty`": from_meta,
     "inference mode": inference,
     "threads": threads,
+    "fork": forked,
 }
 SLOW = {
     "`torch.compile`",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 import normlab
+from normlab.errors import UsageError
+from normlab.layers import faster
 from normlab.layers import norms as layers
 
 # --- models as their authors write them ------------------------------------------------------------------------------
@@ -296,3 +299,47 @@ def test_checkpoints_from_before_there_was_a_counter(metadata: bool) -> None:
     del state["num_batches_tracked"]
     state._metadata[""]["version"] = 1
     layers.BatchNorm(4).load_state_dict(state if metadata else dict(state))
+
+
+def test_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is faster is decided by a clock, so the clock is the test's."""
+    taken_to_be_slow = {"GroupNorm"}
+
+    def seconds(layer: nn.Module, x: Tensor) -> float:
+        seen.append((type(layer).__name__, layer.training, tuple(x.shape)))
+        is_ours = type(layer).__module__.startswith("normlab")
+        return 2.0 if is_ours and type(layer).__name__ in taken_to_be_slow else 1.0
+
+    seen: list[Any] = []
+    monkeypatch.setattr(faster, "seconds", seconds)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.GroupNorm(2, 4), nn.LayerNorm(5)
+    )
+    model[4].eval()
+    normlab.swap_norms(model, where="faster", example=torch.randn(2, 3, 5, 5))
+    assert [type(m).__module__.startswith("normlab") for m in model] == [False, True, False, False, True]
+    left = normlab.swap_report(model).left
+    assert left.keys() == {"2", "3"}
+    assert "a training step on (2, 4, 5, 5) takes 2000000 us as ours, 1000000 us as it is" in left["2"]
+    assert len(seen) == 3 * 2 * faster.ROUNDS, "layers alike are timed once"
+    assert ("LayerNorm", False, (2, 4, 5, 5)) in seen
+    assert [m.training for m in model] == [True, True, True, True, False]
+    normlab.swap_norms(model)  # everywhere
+    assert normlab.swap_report(model).left == {}
+
+
+def test_where_it_pays_is_measured() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing was taken, if so
+        normlab.swap_norms(model, where="faster", example=(torch.randn(2, 3, 5, 5),))
+    report = normlab.swap_report(model)
+    assert len(report.taken) + len(report.left) == 1
+    assert model[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(("options", "said"), [({"where": "faster"}, "example"), ({"where": "here"}, "where='here'"),
+                                               ({"where": "faster", "example": torch.ones(2)}, "does not take")])  # fmt: skip
+def test_where_is_refused(options: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        normlab.swap_norms(nn.Sequential(nn.BatchNorm2d(3)), **options)

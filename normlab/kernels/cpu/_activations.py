@@ -61,7 +61,7 @@ def _activate(act: int, slope: float, z: Any) -> None:
         for k in range(z.size):
             z[k] = half * z[k] * (one + _erf(root * z[k]))
     elif act > GELU:
-        _call_at(act, z.ctypes.data, z.size, low)
+        call_at(act, z.ctypes.data, z.size, low)
 
 
 @compiled
@@ -95,7 +95,7 @@ def _pull(act: int, slope: float, g: Any, z: Any) -> None:
             bell = density * exp(-half * z[k] * z[k])
             z[k] = number(g[k]) * (half * (one + _erf(root * z[k])) + z[k] * bell)
     elif act > GELU:
-        _call_at(act, z.ctypes.data, z.size, low)
+        call_at(act, z.ctypes.data, z.size, low)
         for k in range(z.size):
             z[k] *= number(g[k])
 
@@ -150,6 +150,7 @@ def _fused(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
 nearest: Any = _nearest
 power_of_two: Any = _power_of_two
 fused: Any = _fused
+call_at: Any = _call_at
 
 _LOG2_E = 1 / math.log(2)
 # log 2 in two parts: with the product rounded once, what is left of v after n * log 2 keeps its precision
