@@ -145,8 +145,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return (
         f"Of {len(rows)} models {len(done)} were visited. They have {taken + left + silent} normalization layers: "
         f"{taken} ({share:.1%}) were taken, {fused} of them with what follows; {left} were left with a reason, "
-        f"{silent} silently. {whole} models were taken whole. `fuse_norms` refused {refused}. The distance from float64 is "
-        f"{finite[len(finite) // 2] if finite else math.nan:.2g} times torch's in the median model, at most "
+        f"{silent} silently. {whole} models were taken whole. `fuse_norms` refused {refused}. The distance from "
+        f"float64 is {finite[len(finite) // 2] if finite else math.nan:.2g} times torch's in the median model, at most "
         f"{max(ratios, default=math.nan):.2g} times."
     )
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 MOST = 60_000_000  # parameters; larger models are left out
 IMAGE, BATCH = 96, 4
 _SMALL = (
-    "test_", "zepto", "atto", "pico", "femto", "nano", "xxtiny", "xxt", "xxs", "micro", "mini", "tiny", "xt", "xsmall", "xs", "small",
-    "_t", "_s", "b0", "050", "18", "s0", "m0",
+    "test_", "zepto", "atto", "pico", "femto", "nano", "xxtiny", "xxt", "xxs", "micro", "mini", "tiny", "xt",
+    "xsmall", "xs", "small", "_t", "_s", "b0", "050", "18", "s0", "m0",
 )  # fmt: skip
 _LARGE = (
-    "base", "large", "huge", "giant", "xlarge", "_b", "_l", "_h", "_g", "x2", "200", "152", "101", "b5", "b6", "b7", "384", "448", "512", "in21k",
+    "base", "large", "huge", "giant", "xlarge", "_b", "_l", "_h", "_g", "x2", "200", "152", "101", "b5", "b6", "b7",
+    "384", "448", "512", "in21k",
 )  # fmt: skip
 # what a configuration is given of, where it has such an attribute: a model of some thousand parameters
 _TINY: dict[str, Any] = {

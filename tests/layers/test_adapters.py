@@ -83,6 +83,37 @@ class FrozenBatchNorm2d(nn.Module):
         return x * scale + (b - mean * scale)
 
 
+class FrozenWithTwoPaths(FrozenBatchNorm2d):
+    """As detectron2's: torch's function where nothing is to be learned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            bias = self.bias - self.running_mean * scale
+            return x * scale.reshape(1, -1, 1, 1).to(x.dtype) + bias.reshape(1, -1, 1, 1).to(x.dtype)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps)
+
+
+class ConvNormAct(nn.Sequential):
+    """As torchvision's Conv2dNormActivation."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(nn.Conv2d(size, size, 1, bias=False), nn.BatchNorm2d(size), nn.ReLU6(inplace=True))
+
+
+class T5LayerNorm(nn.Module):
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        variance = hidden_states.to(torch.float32).pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        if self.weight.dtype in (torch.float16, torch.bfloat16):
+            hidden_states = hidden_states.to(self.weight.dtype)
+        return self.weight * hidden_states
+
+
 class BatchNormAct2d(nn.BatchNorm2d):
     def __init__(self, size: int, act: nn.Module, drop: nn.Module | None = None) -> None:
         super().__init__(size)
@@ -109,6 +140,8 @@ TAKEN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "channels first": (lambda: ChannelsFirstNorm(8), IMAGES),
     "channels last": (lambda: ChannelsFirstNorm(8, data_format="channels_last"), TOKENS),
     "frozen": (lambda: FrozenBatchNorm2d(8), IMAGES),
+    "frozen, two paths": (lambda: FrozenWithTwoPaths(8), IMAGES),
+    "t5": (lambda: T5LayerNorm(8), TOKENS),
     "batch + silu": (lambda: BatchNormAct2d(8, nn.SiLU(inplace=True)), IMAGES),
     "batch + hardswish": (lambda: BatchNormAct2d(8, nn.Hardswish()), IMAGES),
     "batch + identity": (lambda: BatchNormAct2d(8, nn.Identity()), IMAGES),
@@ -145,6 +178,22 @@ def test_taken_computes_the_same(name: str) -> None:
     back = normlab.restore_norms(model)
     assert type(back[0]) is kind
     assert vars(back[0]).keys() == vars(stock[0]).keys()
+
+
+def test_blocks_of_a_convolution_a_norm_and_an_activation() -> None:
+    model, x = nn.Sequential(ConvNormAct(3), ConvNormAct(3)), torch.randn(2, 3, 5, 5)
+    fused = normlab.fuse_norms(copy.deepcopy(model), x)
+    assert normlab.swap_report(fused).fused == {"0.1": "relu6", "1.1": "relu6"}
+    same(trained(fused, x), trained(model, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "t5", "gemma"])
+def test_fusing_a_model_that_computes_in_float32(name: str, dtype: torch.dtype) -> None:
+    """Bug: a model in float64 whose norms compute in float32 was refused, as off by what float32 rounds."""
+    model, x = built(name, dtype)
+    model.append(nn.Linear(8, 8).to(dtype))
+    assert normlab.swap_report(normlab.fuse_norms(model, x)).taken == ("0",)
 
 
 @pytest.mark.parametrize("held", [torch.float32, torch.bfloat16])

@@ -1,6 +1,6 @@
 """What people do to a model, done to our layers and to torch's: what works with torch's works with ours, alike.
 
-`python -m tests.layers.test_ecosystem` prints the table of what is done to whom.
+`python -m tests.layers.test_ecosystem` prints the table; `--write docs/layers.md` puts it there.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import copy
 import io
 import multiprocessing
 import pickle
+import sys
 import tempfile
 import threading
 import warnings
@@ -491,10 +492,13 @@ SLOW = {
     "ONNX, traced",
     "`DistributedDataParallel`, two forwards",
 }
-# what ours refuses and why; each with a message that says what to do
+# what ours refuses, with an error that matches this; docs/layers.md says why
+_RESTORE, _BY_CLASS = "restore_norms", "quantization"
 REFUSED: dict[tuple[str, str], str] = {
-    **{("`jit.script`", name): "restore_norms" for name in SUBJECTS},
-    ("`fuse_conv_bn_eval`", "with act"): "restore_norms",
+    **{("`jit.script`", name): _RESTORE for name in SUBJECTS},
+    ("`fuse_conv_bn_eval`", "with act"): _RESTORE,
+    **{("static quantization, `convert`", name): _RESTORE for name in SUBJECTS},
+    **{("`quantization.fuse_modules`", name): "fuse" for name in SUBJECTS},
 }
 
 
@@ -510,7 +514,7 @@ def compared(operation: str, subject: str) -> str:
         if (operation, subject) in REFUSED:
             with pytest.raises(Exception, match=REFUSED[operation, subject]):
                 act(ours)
-            return f"error that names `{REFUSED[operation, subject]}`"
+            return "no: `restore_norms`"
         got = act(ours)
     torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-3)
     return "yes"
@@ -533,8 +537,33 @@ def table() -> str:
             except BaseException as error:
                 cells.append(f"NO: {type(error).__name__}")
         rows.append(f"| {operation} | {' | '.join(cells)} |")
+        print(rows[-1], flush=True)
     return "\n".join([f"| | {' | '.join(SUBJECTS)} |", "|---" * (len(SUBJECTS) + 1) + "|", *rows])
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "layers.md"
+START, END = "<!-- ecosystem -->\n", "<!-- end of ecosystem -->"
+
+
+def test_the_page_has_every_row() -> None:
+    text = PAGE.read_text()
+    rows = text[text.index(START) : text.index(END)].splitlines()[1:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows[2:]] == list(OPERATIONS)
+    assert rows[0] == f"| | {' | '.join(SUBJECTS)} |"
+    assert "NO:" not in text
+    refused = {(o, s) for o, s in REFUSED if "no: `restore_norms`" in rows[2 + list(OPERATIONS).index(o)]}
+    assert {o for o, _ in refused} == {o for o, _ in REFUSED}
+
+
+def write(page: Path) -> None:
+    """Put the table into a page."""
+    text, found = page.read_text(), table()
+    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
+    page.write_text(f"{before}{found}\n{after}")
+
+
 if __name__ == "__main__":
-    print(table())
+    if sys.argv[1:2] == ["--write"]:
+        write(Path(sys.argv[2]))
+    else:
+        table()

@@ -338,8 +338,14 @@ def test_where_it_pays_is_measured() -> None:
     assert model[1].num_batches_tracked == 0
 
 
-@pytest.mark.parametrize(("options", "said"), [({"where": "faster"}, "example"), ({"where": "here"}, "where='here'"),
-                                               ({"where": "faster", "example": torch.ones(2)}, "does not take")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"where": "faster"}, "example"),
+        ({"where": "here"}, "where='here'"),
+        ({"where": "faster", "example": torch.ones(2)}, "does not take"),
+    ],
+)
 def test_where_is_refused(options: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         normlab.swap_norms(nn.Sequential(nn.BatchNorm2d(3)), **options)
