@@ -42,6 +42,7 @@ _MORE: dict[str, dict[str, Any]] = {
     "swin": {"depths": [1, 1], "num_heads": [2, 2], "patch_size": 4, "window_size": 4},
     "wav2vec2": {"conv_dim": [16, 16], "conv_stride": [4, 2], "conv_kernel": [8, 4], "num_feat_extract_layers": 2,
                  "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2},
+    "segformer": {"num_attention_heads": [1, 2, 4, 4], "hidden_sizes": [8, 16, 32, 32], "depths": [1, 1, 1, 1]},
     "phi3": {"num_key_value_heads": 4},
     "falcon": {"num_kv_heads": 2},
     "bloom": {"n_head": 4},
@@ -129,7 +130,7 @@ def _of_transformers(kind: str) -> tuple[nn.Module, dict[str, Any]]:
     from transformers import AutoConfig, AutoModel
 
     usual = AutoConfig.for_model(kind).to_dict()
-    config = AutoConfig.for_model(kind, **{k: v for k, v in _TINY.items() if k in usual}, **_MORE.get(kind, {}))
+    config = AutoConfig.for_model(kind, **{k: v for k, v in _TINY.items() if k in usual} | _MORE.get(kind, {}))
     config.use_cache = False
     model = AutoModel.from_config(config, attn_implementation="eager")
     model.architecture = kind

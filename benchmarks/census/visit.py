@@ -52,6 +52,7 @@ def looks_like_norms(model: nn.Module) -> list[str]:
         name
         for name, module in model.named_modules()
         if any(word in type(module).__name__.lower() for word in ("norm", "grn"))
+        and not type(module).__name__.startswith("_")  # the parametrization of torch's weight_norm
         and not any(p.dim() > 1 and max(p.shape) != p.numel() for p in module.parameters())
         and not any("norm" in type(m).__name__.lower() for m in module.modules() if m is not module)
     ]

@@ -447,6 +447,8 @@ _SINGLE = float(torch.finfo(torch.float32).eps)
 
 def _compare(got: list[Tensor], expected: list[Tensor]) -> None:
     for ours, theirs in zip(got, expected, strict=True):
+        if theirs.is_meta:  # without numbers
+            continue
         error = float((ours.double() - theirs.double()).abs().max()) if theirs.numel() else 0.0
         # parts of a model in float64 may compute in float32, as most RMS norms do
         bound = max(float(torch.finfo(theirs.dtype).eps), _SINGLE) ** 0.5 if theirs.is_floating_point() else 0.0

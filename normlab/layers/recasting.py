@@ -5,6 +5,7 @@ So it still *is* what it was for whoever asks for its class, keeps every attribu
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 from torch import nn
@@ -18,11 +19,21 @@ class Recast:
         return _blank, (mixin, own), self.__getstate__()
 
 
-def _subclass(mixin: type, own: type) -> Any:
+def _subclass(mixin: type, own: Any) -> Any:
     if (mixin, own) not in _made:
-        facts = {"__doc__": own.__doc__, "__module__": own.__module__, "__qualname__": own.__qualname__}
+        facts: dict[str, Any] = {"__doc__": own.__doc__, "__module__": own.__module__, "__qualname__": own.__qualname__}
+        facts["forward"] = _signed(mixin.__dict__["forward"], own.forward)
         _made[mixin, own] = type(own.__name__, (mixin, own), facts)
     return _made[mixin, own]
+
+
+def _signed(function: FunctionType, like: Any) -> FunctionType:
+    """The same function with the signature of another, which torch.fx and many a library go by."""
+    code, names = function.__code__, function.__globals__
+    signed = FunctionType(code, names, function.__name__, function.__defaults__, function.__closure__)
+    signed.__kwdefaults__ = function.__kwdefaults__
+    vars(signed)["__wrapped__"] = like
+    return signed
 
 
 _made: dict[tuple[type, type], type] = {}
