@@ -87,7 +87,7 @@ def built(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, dic
 
 
 def _of_timm(family: str) -> tuple[nn.Module, dict[str, Any]]:
-    for name in families()[family][:6]:
+    for name in families()[family][:8]:
         model = _created(name)
         if model is not None:
             break

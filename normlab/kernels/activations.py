@@ -82,7 +82,7 @@ def derivative(act: Activation, z: Array) -> Array:
 
 Formula = Callable[[Any, Array, float], Any]
 _ROOT, _DENSITY, _QUICK = math.sqrt(0.5), 1 / math.sqrt(2 * math.pi), 1.702
-_FLAT = 40.0  # from here on tanh(log(1 + exp(z))) is 1 in float64
+_FLAT = 20.0  # from here on tanh(log(1 + exp(z))) is 1 in float64
 
 
 def _sigmoid(z: Array) -> Array:
@@ -118,7 +118,7 @@ def _mish(one: Any, z: Array, c: float) -> Array:
 
 def _slope_of_mish(one: Any, z: Array, c: float) -> Array:
     e, n = _grown(one, z)
-    return n / (n + 2) + z * (e / (1 + e)) * (4 / (n + 2)) * ((n + 1) / (n + 2))
+    return n / (n + 2) + z.clip(max=_FLAT) * (e / (1 + e)) * (4 / (n + 2)) * ((n + 1) / (n + 2))
 
 
 def _grown(one: Any, z: Array) -> tuple[Array, Array]:

@@ -27,6 +27,26 @@ ACTS: dict[str | None, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
 }
+
+# those that are compiled when a layer first asks for them
+MORE_ACTS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    "relu6": F.relu6,
+    "hardsigmoid": lambda z: F.relu6(z + 3) / 6,  # torch's own has a slope of float32
+    "hardswish": F.hardswish,
+    "elu": F.elu,
+    "elu:alpha=0.3": lambda z: F.elu(z, 0.3),
+    "tlu": lambda z: F.threshold(z, 0.0, 0.0),
+    "tlu:threshold=-0.3": lambda z: F.threshold(z, -0.3, -0.3),
+    "mish": F.mish,
+    "quick_gelu": lambda z: z * torch.sigmoid(1.702 * z),
+}
+
+
+def acted(act: str | None, z: Tensor) -> Tensor:
+    """act(z)."""
+    return (ACTS | MORE_ACTS)[act](z)
+
+
 BACKENDS = ("numba_cpu", "reference")
 LAYOUTS = ("first", "last", "sliced", "transposed", "expanded")
 SHAPES = {2: (6, 8), 3: (4, 8, 7), 4: (3, 8, 5, 4), 5: (2, 8, 3, 4, 2)}

@@ -114,7 +114,7 @@ def _slope_of_tlu(numbers: int, size: int, c: Any) -> None:
 
 def _mish(numbers: int, size: int, c: Any) -> None:
     z = _numbers_at(numbers, size, c)
-    two, flat = z.dtype.type(2), z.dtype.type(40)
+    two, flat = z.dtype.type(2), z.dtype.type(20)  # from here on the factor of z is 1
     for k in range(size):
         e = exp(flat if z[k] > flat else z[k])
         n = e * (e + two)
@@ -123,11 +123,12 @@ def _mish(numbers: int, size: int, c: Any) -> None:
 
 def _slope_of_mish(numbers: int, size: int, c: Any) -> None:
     z = _numbers_at(numbers, size, c)
-    one, two, four, flat = z.dtype.type(1), z.dtype.type(2), z.dtype.type(4), z.dtype.type(40)
+    one, two, four, flat = z.dtype.type(1), z.dtype.type(2), z.dtype.type(4), z.dtype.type(20)
     for k in range(size):
-        e = exp(flat if z[k] > flat else z[k])
+        v = flat if z[k] > flat else z[k]
+        e = exp(v)
         n = e * (e + two)
-        z[k] = n / (n + two) + z[k] * (e / (one + e)) * (four / (n + two)) * ((n + one) / (n + two))
+        z[k] = n / (n + two) + v * (e / (one + e)) * (four / (n + two)) * ((n + one) / (n + two))
 
 
 def _quick_gelu(numbers: int, size: int, c: Any) -> None:
@@ -139,9 +140,10 @@ def _quick_gelu(numbers: int, size: int, c: Any) -> None:
 
 def _slope_of_quick_gelu(numbers: int, size: int, c: Any) -> None:
     z = _numbers_at(numbers, size, c)
-    one, factor = z.dtype.type(1), z.dtype.type(1.702)
+    one, factor, flat = z.dtype.type(1), z.dtype.type(1.702), z.dtype.type(-80)  # before this the slope vanishes
     for k in range(size):
         v = factor * z[k]
+        v = flat if v < flat else v
         small = exp(-v)
         s = one / (one + small)
         z[k] = s * (one + v * (small * s))

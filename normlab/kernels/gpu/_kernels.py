@@ -438,7 +438,7 @@ def _act(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
     elif ACT == "tlu":
         z = tl.where(z <= SLOPE, tl.full([], SLOPE, z.dtype), z)
     elif ACT == "mish":
-        e = tl.exp(tl.where(z > 40.0, 40.0, z))
+        e = tl.exp(tl.where(z > 20.0, 20.0, z))
         n = e * (e + 2.0)
         z = z * (n / (n + 2.0))
     elif ACT == "quick_gelu":
@@ -450,7 +450,7 @@ def _act(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
 def _expm1(z):
     """exp(z) - 1 for z <= 0: where that would lose digits, by its series."""
     series = z * 0.0
-    for i in tl.static_range(13):
+    for i in tl.static_range(14):
         series = z / (14 - i) * (1.0 + series)
     return tl.where(z > -0.35, series, tl.exp(z) - 1.0)
 
@@ -467,7 +467,7 @@ def _derivative(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
     elif ACT == "relu6":
         slope = tl.where((z <= 0.0) | (z >= 6.0), 0.0, 1.0)
     elif ACT == "hardsigmoid":
-        slope = tl.where((z > -3.0) & (z < 3.0), tl.full([], 1 / 6, z.dtype), tl.full([], 0.0, z.dtype))
+        slope = tl.where((z > -3.0) & (z < 3.0), 1.0, 0.0).to(z.dtype) * 0.16666666666666666
     elif ACT == "hardswish":
         slope = tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, 1.0, z * 0.3333333333333333 + 0.5))
     elif ACT == "elu":
@@ -475,9 +475,10 @@ def _derivative(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
     elif ACT == "tlu":
         slope = tl.where(z <= SLOPE, 0.0, 1.0)
     elif ACT == "mish":
-        e = tl.exp(tl.where(z > 40.0, 40.0, z))
+        v = tl.where(z > 20.0, 20.0, z)
+        e = tl.exp(v)
         n = e * (e + 2.0)
-        slope = n / (n + 2.0) + z * (e / (1.0 + e)) * (4.0 / (n + 2.0)) * ((n + 1.0) / (n + 2.0))
+        slope = n / (n + 2.0) + v * (e / (1.0 + e)) * (4.0 / (n + 2.0)) * ((n + 1.0) / (n + 2.0))
     elif ACT == "quick_gelu":
         v = 1.702 * z
         s = 1.0 / (1.0 + tl.exp(-v))

@@ -64,7 +64,8 @@ class Saved:
     def memory(self) -> Array:
         one, found = library(self.scale), self.moments
         if found is None:
-            return one.zeros_like(self.scale, shape=2 * math.prod(self.application.moments.shape))
+            count = 2 * math.prod(self.application.moments.shape)
+            return one.zeros_like(self.scale.reshape(-1)[:1].repeat(count))
         return one.concatenate([v.reshape(-1) for v in found[:2]])
 
 

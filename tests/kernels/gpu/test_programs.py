@@ -22,7 +22,7 @@ from normlab.norms import family as norms
 from normlab.norms.grid import Affine, exp
 from normlab.norms.program import trace
 from tests.kernels.gpu.interpreting import DEVICE, cut, interpret, kernels, programs, triton_gpu
-from tests.layers.parity import ACTS, Case, arrange, channels_of, mixed, normalized, unit
+from tests.layers.parity import ACTS, MORE_ACTS, Case, acted, arrange, channels_of, mixed, normalized, unit
 from tests.norms.test_program import INVENTED, by_autograd, recipe_of
 
 # the interpreter computes the lanes that are masked out, too
@@ -95,7 +95,7 @@ def check(case: Case, act: str | None = None, residual: bool = False, ulps: floa
     z = normalized(case, leaves[0], p, 1e-5)
     z = z * channels_of(p["weight"], z) + channels_of(p["bias"], z)
     z = z if r is None else z + leaves[-1]
-    want = ACTS[act](z)
+    want = acted(act, z)
     wants = torch.autograd.grad(want, leaves, dy.double())
     pairs = {"y": (y, want.detach()), "dx": (dx, wants[0])}
     pairs |= {f"d{k}": (grads[k], w) for k, w in zip(params, wants[1:], strict=False)}
@@ -137,6 +137,13 @@ def test_activations(norm: str, act: str) -> None:
     check(Case(norm, (3, 4, 3, 5)), act)
     check(Case(norm, (3, 4, 3, 5), layout="last"), act, residual=True)
     check(Case(norm, (3, 4, 3, 5), training=False), act, residual=True)
+
+
+@pytest.mark.parametrize("act", MORE_ACTS)
+def test_activations_that_are_compiled_when_asked_for(act: str) -> None:
+    check(Case("gn", (3, 4, 3, 5)), act, residual=True)
+    check(Case("gn", (3, 4, 3, 5), torch.float64), act)
+    check(Case("gn", (3, 4, 3, 5), torch.bfloat16), act, ulps=1)
 
 
 @pytest.mark.parametrize("layout", ["first", "last"])
