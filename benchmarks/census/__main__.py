@@ -2,14 +2,13 @@
 
 Needs timm (with torchvision) and transformers: `pip install timm torchvision transformers`. Each model is visited in a
 process that others share until one takes too long. `--write docs/models.md` puts the table into the page; `--speed`
-measures ten models before and after instead.
+measures ten models before and after instead; `--count` only swaps, in minutes, and runs nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import select
 import subprocess
 import sys
@@ -33,6 +32,7 @@ def main() -> int:
         "--rows", type=Path, help="a file of rows: read at the start, those models are not visited again"
     )
     parser.add_argument("--speed", action="store_true", help="time ten models before and after, instead")
+    parser.add_argument("--count", action="store_true", help="what is taken, without running a model")
     parser.add_argument("--visit", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.speed:
@@ -41,13 +41,13 @@ def main() -> int:
         print_speed(given.models)
         return 0
     if given.visit:
-        return _visit(given.models)
+        return _visit(given.models, given.count)
     names = given.models or [*(f"timm:{f}" for f in families()), *(f"transformers:{t}" for t in TRANSFORMERS)]
     rows = (
         [json.loads(line) for line in given.rows.read_text().splitlines()] if given.rows and given.rows.exists() else []
     )
     seen = {row["model"] for row in rows}
-    for row in _rows([name for name in names if name not in seen], given.seconds):
+    for row in _rows([name for name in names if name not in seen], given.seconds, given.count):
         rows.append(row)
         print(_line(row), flush=True)
         if given.rows:
@@ -62,15 +62,15 @@ def main() -> int:
     return 0
 
 
-def _visit(names: list[str]) -> int:
+def _visit(names: list[str], only_count: bool) -> int:
     import torch
 
-    from benchmarks.census.visit import visit
+    from benchmarks.census.visit import count, visit
 
     torch.set_num_threads(1)
     for name in names:
         try:
-            row = visit(name)
+            row = count(name) if only_count else visit(name)
         except Exception as error:
             row = {
                 "model": name,
@@ -80,10 +80,10 @@ def _visit(names: list[str]) -> int:
     return 0
 
 
-def _rows(names: list[str], seconds: float) -> Any:
+def _rows(names: list[str], seconds: float, only_count: bool) -> Any:
     """A row of each model; a process that takes longer for one is ended, and another one goes on behind it."""
     while names:
-        command = [sys.executable, "-m", "benchmarks.census", "--visit", *names]
+        command = [sys.executable, "-m", "benchmarks.census", "--visit", *(["--count"] if only_count else []), *names]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             assert process.stdout is not None
             patience = seconds + 120  # of the first: libraries are imported
@@ -104,17 +104,17 @@ def _rows(names: list[str], seconds: float) -> Any:
 
 def _line(row: dict[str, Any]) -> str:
     if "failed" in row:
-        return f"| {row['model']} | not visited: {row['failed']} | | | | | |"
+        return f"| {row['model']} | not visited: {row['failed']} | | |"
     why = "; ".join(f"{sum(w == v for w in row['left'].values())} {v}" for v in dict.fromkeys(row["left"].values()))
     silent = f"silently: {', '.join(row['silent'])}" if row["silent"] else ""
     left = "; ".join(v for v in (why, silent, row.get("refused", "")) if v)
     name = row["model"].partition(":")[2]
     shown = name if row["architecture"] == name else f"{name}: {row['architecture']}"
-    ours = max(worst(row, "ours"), worst(row, "with_fused"))
-    return (
-        f"| {shown} | {row['taken'] + len(row['left']) + len(row['silent'])} | {row['taken']} | {row['fused']} "
-        f"| {left.replace('|', '/')} | {worst(row, 'torch'):.0e} | {ours:.0e} |"
-    )
+    cells = [shown, row["taken"] + len(row["left"]) + len(row["silent"]), row["taken"], left.replace("|", "/")]
+    if "torch" in row:
+        ours = max(worst(row, "ours"), worst(row, "with_fused"))
+        cells += [row["fused"], f"{worst(row, 'torch'):.0e}", f"{ours:.0e}"]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def worst(row: dict[str, Any], who: str) -> float:
@@ -127,27 +127,30 @@ def table(rows: list[dict[str, Any]]) -> str:
     parts = []
     for library in ("timm", "transformers"):
         own = [row for row in rows if row["model"].startswith(library)]
-        head = f"| {library} {version(library)} | norms | taken | fused | left, and why | torch | ours |"
-        parts.append("\n".join([head, "|---" * 7 + "|", *map(_line, own)]))
+        more = ["fused", "torch", "ours"] if any("torch" in row for row in own) else []
+        head = [f"{library} {version(library)}", "norms", "taken", "left, and why", *more]
+        parts.append("\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *map(_line, own)]))
     return "\n\n".join(parts)
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """What came of it, in a few sentences."""
     done = [row for row in rows if "failed" not in row]
-    taken, left = sum(r["taken"] for r in done), sum(len(r["left"]) for r in done)
-    silent, fused = sum(len(r["silent"]) for r in done), sum(r["fused"] for r in done)
+    taken, left, silent = (sum(r["taken"] for r in done), *(sum(len(r[k]) for r in done) for k in ("left", "silent")))
     whole = sum(not r["left"] and not r["silent"] for r in done)
-    refused = sum("refused" in r for r in done)
-    ratios = [max(worst(r, "ours"), worst(r, "with_fused")) / max(worst(r, "torch"), 1e-9) for r in done]
-    finite = sorted(r for r in ratios if math.isfinite(r))
-    share = taken / max(taken + left + silent, 1)
-    return (
+    said = (
         f"Of {len(rows)} models {len(done)} were visited. They have {taken + left + silent} normalization layers: "
-        f"{taken} ({share:.1%}) were taken, {fused} of them with what follows; {left} were left with a reason, "
-        f"{silent} silently. {whole} models were taken whole. `fuse_norms` refused {refused}. The distance from "
-        f"float64 is {finite[len(finite) // 2] if finite else math.nan:.2g} times torch's in the median model, at most "
-        f"{max(ratios, default=math.nan):.2g} times."
+        f"{taken} ({taken / max(taken + left + silent, 1):.1%}) were taken, {left} were left with a reason, {silent} "
+        f"silently. {whole} models were taken whole."
+    )
+    run = [row for row in done if "torch" in row]
+    if not run:
+        return said
+    ratios = sorted(max(worst(r, "ours"), worst(r, "with_fused")) / max(worst(r, "torch"), 1e-9) for r in run)
+    return (
+        f"{said} `fuse_norms` fused {sum(r['fused'] for r in run)} with what follows, and refused "
+        f"{sum('refused' in r for r in run)} models. The distance from float64 is {ratios[len(ratios) // 2]:.2g} times "
+        f"torch's in the median model, at most {ratios[-1]:.2g} times."
     )
 
 

@@ -86,6 +86,23 @@ def built(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, dic
     return model.to(dtype), {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
 
 
+def unbuilt(name: str) -> nn.Module:
+    """A model by its name in the census as a structure, whatever its size: timm's without memory for its parameters."""
+    import timm
+
+    library, _, what = name.partition(":")
+    if library != "timm":
+        return built(name)[0]
+    smallest = families()[what][0]
+    try:
+        with torch.device("meta"), _silent():
+            model: nn.Module = timm.create_model(smallest)
+    except (RuntimeError, NotImplementedError):  # it computes while it is built
+        model = timm.create_model(smallest)
+    model.architecture = smallest
+    return model
+
+
 def _of_timm(family: str) -> tuple[nn.Module, dict[str, Any]]:
     for name in families()[family][:8]:
         model = _created(name)

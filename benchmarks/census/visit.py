@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import normlab
-from benchmarks.census.models import built, tensors
+from benchmarks.census.models import built, tensors, unbuilt
 
 _GRADIENTS = 30_000_000  # parameters up to which gradients are compared, too
 
@@ -19,11 +19,8 @@ def visit(name: str) -> dict[str, Any]:
     """The row of one model."""
     warnings.simplefilter("ignore")
     stock, inputs = built(name)
-    row: dict[str, Any] = {"model": name, "architecture": stock.architecture}
-    swapped = normlab.swap_norms(copy.deepcopy(stock))
-    report = normlab.swap_report(swapped)
-    row["taken"], row["left"] = len(report.taken), report.left
-    row["silent"] = [n for n in looks_like_norms(stock) if n not in report.left and n not in report.taken]
+    swapped = copy.deepcopy(stock)
+    row = _taken(name, swapped)
     with_gradients = sum(p.numel() for p in stock.parameters()) <= _GRADIENTS
     torch.manual_seed(2)
     try:
@@ -44,6 +41,26 @@ def visit(name: str) -> dict[str, Any]:
         type(m) for m in stock.modules()
     ]
     return row
+
+
+def count(name: str) -> dict[str, Any]:
+    """The row of one model that is swapped and not run."""
+    warnings.simplefilter("ignore")
+    with normlab.use_backend("reference"):  # which has nothing to compile
+        return _taken(name, unbuilt(name))
+
+
+def _taken(name: str, model: nn.Module) -> dict[str, Any]:
+    names = looks_like_norms(model)
+    report = normlab.swap_report(normlab.swap_norms(model))
+    silent = [n for n in names if n not in report.left and n not in report.taken]
+    return {
+        "model": name,
+        "architecture": model.architecture,
+        "taken": len(report.taken),
+        "left": report.left,
+        "silent": silent,
+    }
 
 
 def looks_like_norms(model: nn.Module) -> list[str]:
