@@ -10,11 +10,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import carray, types
 from numba.extending import overload
 
 from normlab.kernels.cpu._activations import exp, fused
-from normlab.kernels.runtime.compiling import OPTIONS
+from normlab.kernels.runtime.compiling import address_of
 from normlab.kernels.runtime.counters import pointer
 
 
@@ -164,9 +164,4 @@ _ROWS: dict[str, tuple[Any, Any]] = {
 def address(name: str, dtype: Any, slope: bool) -> int:
     """Address of `void f(numbers, how many, constant)`: act, or its slope, of what is computed from this dtype."""
     kind = types.float64 if str(dtype).endswith("float64") else types.float32
-    function: Any = cfunc(types.void(types.intp, types.intp, kind), cache=True, **OPTIONS)(_ROWS[name][slope])
-    _kept.append(function)
-    return int(function.address)
-
-
-_kept: list[Any] = []  # compiled code lives as long as its object
+    return address_of(_ROWS[name][slope], types.void(types.intp, types.intp, kind))
