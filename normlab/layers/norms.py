@@ -176,7 +176,7 @@ class Norm(nn.Module):
             momentum = 0.0  # an average over nothing counted: torch leaves the statistics alone
         return self._normalize(input, residual, act, self.norm, use_batch, running, momentum, count, eps, mask)
 
-    def _traced(self, input: Any, residual: Any, act: Any, mask: Any) -> Any:
+    def _traced(self, input: Any, residual: Any, act: Any, mask: Any) -> Tensor:
         """What torch.fx writes down."""
         if not is_root(self, input):
             return as_leaf(self, input, residual, act, mask)
@@ -187,7 +187,8 @@ class Norm(nn.Module):
                 "torch.nn.Sequential(layer)"
             )
         y = function(input, self.weight, self.bias, self.options, None, True, 0.0, self._eps())
-        return input.tracer.create_proxy("call_function", finished, (y, residual, act, self.act, mask), {})
+        node: Tensor = input.tracer.create_proxy("call_function", finished, (y, residual, act, self.act, mask), {})
+        return node
 
     def _check_input(self, x: Tensor) -> None:
         checks.rank(self._title(), x, self.most_dimensions)
