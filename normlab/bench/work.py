@@ -104,8 +104,15 @@ def grid(
         Work(norm, shape, layout, form == "residual", None if form == "plain" else act, dtype)
         for norm, form, shape, layout in product(norms, forms, shapes, layouts)
         if (layout == "channels_first" or (len(shape) in (4, 5) and norm not in ("layernorm", "rmsnorm")))
-        and not (norm in ("in", "bin") and math.prod(shape[2:]) == 1)
+        and not (math.prod(shape[2:]) == 1 and _takes_instances(norm))
     ]
+
+
+def _takes_instances(norm: str) -> bool:
+    """Whether a norm has statistics of single planes, which need more than one position."""
+    from normlab.norms.family import parse
+
+    return norm not in POSITION_NORMS and parse(norm)[0].instances
 
 
 def shape_above(cache_bytes: int, dtype: str) -> tuple[int, ...]:

@@ -107,8 +107,8 @@ def convert(
         matched = images if match and not exact else None
         wanted = None if matched is None else _recorded(model, spots, matched)
         specs = [to]
-        if entry.name == "gn" and ":" not in to and matched is not None:
-            specs = [f"gn:groups={groups}" for groups in GROUPS]
+        if "groups" in entry.options and ":" not in to and matched is not None:
+            specs = [f"{entry.name}:groups={groups}" for groups in GROUPS]
         tried: dict[str, float] = {}
         expected = None if teacher is None or images is None else _outputs(teacher, images)
         for spec in specs:

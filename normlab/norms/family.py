@@ -59,6 +59,7 @@ class NormEntry:
       else is pooled, so that samples may be laid end to end;
     - `in_evaluation`: the norm that it is in evaluation where running statistics are asked for; it then averages the
       statistics of the instances;
+    - `instances`: it takes statistics of single planes, which need more than one element;
     - `takes_over`: with a batch norm's weight, bias and running statistics it starts as that batch norm, in evaluation;
     - `eps`: the number added to the variance unless a layer is given another;
     - `layer`: the class that wears it, "package.module:name", or None for a general one;
@@ -89,6 +90,7 @@ class NormEntry:
     running: bool = False
     per_channel: bool = False
     in_evaluation: str | None = None
+    instances: bool = False
     takes_over: bool = False
     eps: float = 1e-5
     layer: str | None = None
@@ -276,6 +278,7 @@ def batch(m: Moments, p: SimpleNamespace) -> Affine:
     title="instance normalization",
     formula="y = weight * (x - mean_s) / sqrt(var_s + eps) + bias",
     paper="Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022",
+    instances=True,
     in_evaluation="bn",
     layer="normlab.layers.norms:InstanceNorm",
     stock="torch.nn:InstanceNorm{d}d",
@@ -296,6 +299,7 @@ def instance(m: Moments, p: SimpleNamespace) -> Affine:
     formula="y = weight * (rho * batch(x) + (1 - rho) * instance(x)) + bias, 0 <= rho <= 1",
     paper="Nam & Kim 2018, arXiv:1805.07925",
     parameters={"rho": Learned(1.0, bounds=(0.0, 1.0), lr_scale=10.0, decay=False)},
+    instances=True,
     running=True,
     takes_over=True,
     layer="normlab.layers.norms:BatchInstanceNorm",
