@@ -12,13 +12,9 @@ from normlab import report as report
 from normlab import reproduce as reproduce
 from normlab import scratch as scratch
 from normlab import study as study
-from normlab import trained as trained
 from normlab.kernels import backend_for as backend_for
 from normlab.kernels import stages as stages
 from normlab.kernels import use_backend as use_backend
-from normlab.lab import Study as Study
-from normlab.lab import compare as compare
-from normlab.lab import open_study as open_study
 from normlab.layers import convert as convert
 from normlab.layers import convert_report as convert_report
 from normlab.layers import distributed as distributed
@@ -52,7 +48,10 @@ from normlab.norms import register_norm as register_norm
 from normlab.norms import rsqrt as rsqrt
 from normlab.norms import sqrt as sqrt
 from normlab.norms import stop_gradient as stop_gradient
-from normlab.trained import Trained as Trained
-from normlab.trained import load as load
+from normlab.report.lab import Study as Study
+from normlab.report.lab import compare as compare
+from normlab.report.lab import open_study as open_study
+from normlab.study.trained import Trained as Trained
+from normlab.study.trained import load as load
 
 __version__: str

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from normlab.lab import Study
+    from normlab.report.lab import Study
 
 # compiling a kernel takes seconds: no deadline for the example that does
 settings.register_profile("normlab", deadline=None, print_blob=True)

@@ -11,7 +11,7 @@ import pytest
 
 import normlab
 from normlab import cli
-from normlab.lab import Study
+from normlab.report.lab import Study
 from tests.photographs import CLASSES
 
 

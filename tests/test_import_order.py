@@ -56,3 +56,10 @@ def test_an_import_turned_round_is_noticed(copied: Path, contract: str) -> None:
     assert done.returncode == 1
     broken = [text for text in done.stdout.splitlines() if text.endswith("BROKEN")]
     assert any(text.startswith(contract) for text in broken), done.stdout
+
+
+# the top of the package had grown to 31 entries, and nobody found anything
+def test_the_top_of_the_package_stays_short() -> None:
+    python_s_own = {"__init__.py", "__init__.pyi", "__main__.py", "__pycache__", "py.typed"}
+    entries = {p.name for p in (ROOT / "normlab").iterdir() if not p.name.startswith((".", "_"))} - python_s_own
+    assert len(entries) <= 14, sorted(entries)

@@ -13,7 +13,7 @@ import typer
 from normlab.errors import UsageError, require
 
 if TYPE_CHECKING:
-    from normlab.trained import Prediction, Trained
+    from normlab.study.trained import Prediction, Trained
 
 FORMATS = ("table", "csv", "json")
 
@@ -76,7 +76,7 @@ def best(
 
 
 def _network(run: str, norm: str | None, seed: int | None) -> Trained:
-    from normlab.trained import load, trained_in
+    from normlab.study.trained import load, trained_in
 
     if Path(run).is_file():
         if norm is not None or seed is not None:

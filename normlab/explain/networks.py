@@ -34,7 +34,7 @@ class Network:
     def load(self, dataset: Dataset) -> nn.Module:
         """The trained network in evaluation mode. Raises DataError if the weights are damaged."""
         from normlab.models.residual import build_model
-        from normlab.trained.stored import read_weights
+        from normlab.study.trained.stored import read_weights
 
         model = build_model(
             self.cell.model,
@@ -56,7 +56,7 @@ def trained_networks(directory: Path) -> tuple[Dataset, list[Network], Mapping[s
 
     Raises DataError where no finished network has kept its weights, or the data has changed since.
     """
-    from normlab.trained.stored import images_of, weights_in
+    from normlab.study.trained.stored import images_of, weights_in
 
     records, finished = weights_in(directory)
     found = [Network(stored.cell, path) for stored, path in finished]

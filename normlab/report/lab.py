@@ -24,8 +24,8 @@ from normlab.study.running.run import Options, run_study
 from normlab.study.spec import make_spec, plural
 
 if TYPE_CHECKING:
+    from normlab.study.trained import Trained
     from normlab.study.verdict import Verdict
-    from normlab.trained import Trained
 
 _OPTIONS = {field.name for field in dataclasses.fields(Options)}
 RUNS = Path("runs")
@@ -61,7 +61,7 @@ class Study:
 
     def trained(self, norm: str | None = None, seed: int | None = None) -> Trained:
         """The trained network of a norm at its best setting, and of a seed where one is named."""
-        from normlab.trained import trained_in
+        from normlab.study.trained import trained_in
 
         return trained_in(self.path, norm, seed)
 

@@ -6,9 +6,9 @@ executing anything; `trained_in` finds those of a study's directory.
 
 from __future__ import annotations
 
-from normlab.trained.facts import Facts
-from normlab.trained.network import Trained, load
-from normlab.trained.predictor import Prediction, Predictor
-from normlab.trained.stored import trained_in
+from normlab.study.trained.facts import Facts
+from normlab.study.trained.network import Trained, load
+from normlab.study.trained.predictor import Prediction, Predictor
+from normlab.study.trained.stored import trained_in
 
 __all__ = ["Facts", "Prediction", "Predictor", "Trained", "load", "trained_in"]

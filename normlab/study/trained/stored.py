@@ -17,8 +17,8 @@ from normlab.study.keeping.store import Store, StoredCell
 from normlab.study.running.run import CHECKPOINTS
 from normlab.study.source import open_data
 from normlab.study.spec import make_spec
-from normlab.trained.facts import Facts
-from normlab.trained.network import Trained
+from normlab.study.trained.facts import Facts
+from normlab.study.trained.network import Trained
 
 _ABOUT_DATA = ("data", "split_seed", "image_size", "skip_bad", "limit_train", "limit_eval")
 _VERSIONS = ("normlab", "torch", "numpy", "python")

@@ -14,7 +14,7 @@ import torch
 from normlab.errors import require
 
 if TYPE_CHECKING:
-    from normlab.trained.predictor import Predictor
+    from normlab.study.trained.predictor import Predictor
 
 OPSET = 18
 

@@ -15,9 +15,9 @@ from torch.nn import functional
 
 import normlab
 from normlab.errors import DataError, UsageError
-from normlab.lab import Study
-from normlab.trained import Trained
-from normlab.trained.stored import images_of, weights_in
+from normlab.report.lab import Study
+from normlab.study.trained import Trained
+from normlab.study.trained.stored import images_of, weights_in
 from tests.photographs import CLASSES, picture
 
 

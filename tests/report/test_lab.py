@@ -13,8 +13,8 @@ from torch.utils.data import TensorDataset
 
 import normlab
 from normlab.errors import DataError, UsageError
-from normlab.lab import Study
 from normlab.report import verdict
+from normlab.report.lab import Study
 from tests.photographs import picture
 from tests.study.fakes import Silent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from normlab.trained.facts import Facts
+    from normlab.study.trained.facts import Facts
 
 _SHOWN = 20  # classes that are named
 

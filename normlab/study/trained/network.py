@@ -18,11 +18,11 @@ from normlab.errors import DataError, UsageError, files
 from normlab.models import build_model
 from normlab.models.given import give
 from normlab.models.names import is_code
+from normlab.study.trained.card import card
+from normlab.study.trained.export import export_onnx
+from normlab.study.trained.facts import Facts
+from normlab.study.trained.predictor import Predictor
 from normlab.study.training.cell import memory_format
-from normlab.trained.card import card
-from normlab.trained.export import export_onnx
-from normlab.trained.facts import Facts
-from normlab.trained.predictor import Predictor
 
 KEY, FORMAT = "normlab", 1  # the entry of the header that holds the facts, and the version of what stands there
 
