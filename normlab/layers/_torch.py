@@ -10,6 +10,7 @@
 - `nn.modules.batchnorm._BatchNorm`, `nn.modules.instancenorm._InstanceNorm`, `nn.modules.batchnorm._NormBase`: torch's
   base classes. Else they are found as the bases of the public classes.
 - `_C._FunctionBase.apply`: `autograd.Function.apply` without its preparations. Else those are made: slower.
+- `SymInt.node.hint`: the size that a symbolic one has in the example, which guards nothing. Else the size is guarded.
 
 Nothing else in normlab uses a private name of torch to compute.
 """
@@ -64,6 +65,14 @@ else:
     BatchNormBase = _name("nn.modules.batchnorm._BatchNorm", _bases[0])
     InstanceNormBase = _name("nn.modules.instancenorm._InstanceNorm", _bases[1])
 NormBase: Any = _name("nn.modules.batchnorm._NormBase", BatchNormBase.__mro__[1])  # of both
+
+
+def hint(size: Any) -> int:
+    """A size as a number; of a symbolic one that of the example that is traced."""
+    if isinstance(size, int):
+        return size
+    found = getattr(getattr(size, "node", None), "hint", None)
+    return int(size) if found is None else int(found)
 
 
 def forward_mode() -> bool:

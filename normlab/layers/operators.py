@@ -343,7 +343,7 @@ def _memory(recipe: Recipe, x: Tensor, layout: Layout) -> Tensor:
 def _serving(recipe: Recipe, x: Tensor) -> Any:
     """The reference backend, which serves anything, where no other does."""
     try:
-        trace(recipe, 2, x.shape[1])
+        trace(recipe, 2, _torch.hint(x.shape[1]))
     except NoProgram:
         return use_backend("reference")
     return use_backend("reference") if x.is_meta else nullcontext()

@@ -12,7 +12,7 @@ from torch import nn
 
 
 class Recast:
-    """What comes before the module's own class; subclasses of this one define `forward`."""
+    """What comes before the module's own class; subclasses of this one define methods that come before its own."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # copies and pickles find the class by what it was made of
         mixin, own = type(self).__bases__
@@ -22,7 +22,8 @@ class Recast:
 def _subclass(mixin: type, own: Any) -> Any:
     if (mixin, own) not in _made:
         facts: dict[str, Any] = {"__doc__": own.__doc__, "__module__": own.__module__, "__qualname__": own.__qualname__}
-        facts["forward"] = _signed(mixin.__dict__["forward"], own.forward)
+        if "forward" in vars(mixin):
+            facts["forward"] = _signed(vars(mixin)["forward"], own.forward)
         _made[mixin, own] = type(own.__name__, (mixin, own), facts)
     return _made[mixin, own]
 

@@ -378,6 +378,23 @@ def test_a_layer_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no compiler for this" in finding.message
 
 
+# torch's own fault: the weight of one value to normalize gets a gradient where 0 is right
+def test_gradients_of_one_value() -> None:
+    (finding,) = examine(subject_of(nn.LayerNorm), "layer", only=["gradients.degenerate"]).findings
+    assert (finding.status, finding.cause) == ("note", "degenerate-gradient")
+
+
+class EpsAndMomentumExchanged(BN):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.eps, self.momentum
+        )  # fmt: skip
+
+
+def test_eps_and_momentum_exchanged() -> None:
+    assert conformance(EpsAndMomentumExchanged, quick=True).cause == "eps-and-momentum-swapped"
+
+
 def test_every_cause_in_the_checks_has_a_test() -> None:
     text = "".join(Path(m.__file__).read_text() for m in vars(checks).values() if hasattr(m, "__file__"))
     named = set(
@@ -385,8 +402,9 @@ def test_every_cause_in_the_checks_has_a_test() -> None:
     )
     shown = {cause for _, _, cause, _ in FAULTS} | {m.cause for m in MUTANTS}
     shown |= {s.cause for s in (*FORWARD, *GRADIENT, *STATE)}  # test_slips.py
-    # shown by test_conforming.py (group norm of torch), test_huge above, and with the onnx packages
+    # shown by test_conforming.py (group norm of torch), the tests above, and with the onnx packages
     shown |= {"channels-last-cancellation", "index-overflow", "export-fails", "export-differs", "compile-fails"}
+    shown |= {"degenerate-gradient", "eps-and-momentum-swapped"}
     assert len(named) > 30
     assert named - shown == set()
 

@@ -64,8 +64,8 @@ def test_what_the_target_prints_disturbs_nothing(capfd: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("torch.nn", "a colon and a name"),
-        ("no_such_package.layers:Norm", "there is no module no_such_package"),
+        ("torch.nn", "with a colon between the two"),
+        ("no_such_package.layers:Norm", "there is no module 'no_such_package'"),
         ("missing.py:Norm", "there is no file missing.py"),
         (f"{HERE}:Norm", "has no 'Norm'; it has"),
         (f"{HERE}:number", "is a int; expected a layer class"),

@@ -111,4 +111,6 @@ def test_against_the_better_layout(norm: str) -> None:
     Bug: a centre taken from one element, up to two deviations off, cost instance norm three times torch's error.
     """
     for row in measure(norm):
-        assert row["ratio"] <= 2, row
+        # where eps outweighs the variance the gate's gradient is 1e-18, the difference of two numbers of about 1
+        errors = {k: e for k, e in row["errors"].items() if not (k == "drho" and row["size"] < 1e-10)}
+        assert max(e["ratio"] for e in errors.values()) <= 2, row
