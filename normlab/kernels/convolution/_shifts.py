@@ -34,7 +34,7 @@ from normlab.kernels.convolution._tiles import (
     sum_shifts,
     sum_shifts_rest,
 )
-from normlab.kernels.runtime.compiling import compiled
+from normlab.kernels.runtime.compiling import called, compiled
 from normlab.kernels.runtime.counters import next_unit, unit_done
 
 LANES = 32  # a multiple of the elements of two vectors, whatever they are
@@ -128,7 +128,7 @@ def _padded(weights: list[np.ndarray], shifts: list[np.ndarray], zeros: int) -> 
     return Taps(all_weights, all_shifts, starts)
 
 
-@compiled
+@called
 def convolve(counters, units, x, taps, bias, geo, out):
     """out[n] for the samples n that are units of this job."""
     planes = x.shape[1] * geo.down * geo.across
@@ -151,7 +151,7 @@ def convolve(counters, units, x, taps, bias, geo, out):
         n = next_unit(counters)
 
 
-@compiled
+@called
 def convolve_backward(counters, units, x, dout, forward, backward, geo, per_group, dw, db, dx):
     """dx[n] and the group's shares dw[g] and db[g] for the groups g that are units of this job.
 

@@ -20,6 +20,8 @@ _INNER: Any = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": Tr
 
 # for functions that only compiled code calls, and that are compiled into what is called: nothing of them is on disk
 compiled: Any = njit(**_OPTIONS, **_INNER)
+# for functions that Python calls
+called: Any = njit(nogil=True, cache=True, **_OPTIONS)
 
 
 def address_of(function: Any, signature: Any) -> int:
