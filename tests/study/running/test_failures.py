@@ -119,7 +119,7 @@ def test_a_disk_without_space_is_not_a_failure_of_the_cell(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("normlab.study.keeping.storage.os.fsync", full)
+    monkeypatch.setattr("normlab.errors.files.os.fsync", full)
     heard: list[Event] = []
     run_job(Job(1, "k", make_cell(), DataChoice("x"), str(tmp_path / "c")), dataset, heard.append)
     assert [e["event"] for e in heard] == ["disk"]
