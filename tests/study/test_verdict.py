@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normlab import lab, report
+from normlab import report
+from normlab.report.lab import Study
 from normlab.report.live import LiveStudy
 from normlab.study.keeping.records import write_results
 from normlab.study.keeping.store import Store
@@ -314,7 +315,7 @@ def test_terminal_records_report_live_page_and_python_print_the_same_sentence(tm
     assert recorded.startswith("Use bn: 95.3 % [")
     assert "Avoid " in recorded
     assert json.loads((tmp_path / "results.json").read_text())["verdict"]["sentence"] == recorded
-    assert str(lab.Study(tmp_path).verdict) == recorded
+    assert str(Study(tmp_path).verdict) == recorded
     assert " ".join(report.summary(tmp_path).split()).startswith(recorded)
     assert LiveStudy(tmp_path).state()["verdict"] == recorded
     assert recorded in unescape(report.write(tmp_path).read_text())
