@@ -47,8 +47,8 @@ def grid_function(name: str, function: Callable) -> Plant:
 
 
 def pooled_without_spread(patch: pytest.MonkeyPatch) -> None:
-    def pooled(self: Moments, over: str, groups: int, merged: int) -> Moments:
-        average = lambda v: grid.average(v, over, groups)  # noqa: E731
+    def pooled(self: Moments, over: str, groups: int, parts: int, merged: int) -> Moments:
+        average = lambda v: grid.average(v, over, groups, parts=parts)  # noqa: E731
         return Moments(lambda: (average(self.mean), average(self.var)), self.shape, self.count * merged)
 
     patch.setattr(Moments, "_pooled", pooled)
