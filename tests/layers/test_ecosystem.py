@@ -491,6 +491,7 @@ SLOW = {
     "ONNX",
     "ONNX, traced",
     "`DistributedDataParallel`, two forwards",
+    "fork",  # where this process has used several threads, torch's own layer waits for them in the child
 }
 # what ours refuses, with an error that matches this; docs/layers.md says why
 _RESTORE = "restore_norms"
