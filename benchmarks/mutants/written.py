@@ -61,6 +61,15 @@ def by_name(layers: Iterable[Right]) -> dict[str, Right]:
     return {r.name: r for r in layers}
 
 
+def right_of(folder: Path) -> Callable[..., Right]:
+    """Shorthand of a set: file in the folder, target, kind, backward pass."""
+
+    def right(file: str, target: str, kind: str | None = None, backward: str | None = None) -> Right:
+        return Right(file, target, kind, backward, folder)
+
+    return right
+
+
 def wrong_of(rights: Mapping[str, Right]) -> Callable[..., Wrong]:
     """Shorthand of a set: name, right layer, causes separated by semicolons; edits as old, new, old, new, ..."""
 

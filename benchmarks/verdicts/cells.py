@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +27,6 @@ class Table:
     about: Mapping[str, Any]
     val: Mapping[str, np.ndarray]
     test: Mapping[str, np.ndarray]
-    correct: Mapping[str, list[str | None]]  # a bit per test image, in base64, where the study recorded them
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -41,22 +40,6 @@ class Table:
     def epochs(self) -> int:
         return next(iter(self.val.values())).shape[1]
 
-    def records(self, seeds: Mapping[str, Collection[int]] | Collection[int]) -> list[dict[str, Any]]:
-        """The cells of these seeds as in results.json; `seeds` may differ from norm to norm."""
-        by_norm = seeds if isinstance(seeds, Mapping) else dict.fromkeys(self.norms, seeds)
-        return [
-            {
-                "norm": norm,
-                "seed": seed,
-                "status": "done",
-                "planned_epochs": self.epochs,
-                "epochs": [{"epoch": i, "val_accuracy": float(v)} for i, v in enumerate(self.val[norm][seed], 1)],
-                "test": {"accuracy": float(self.test[norm][seed])} | _present(correct=self.correct[norm][seed]),
-            }
-            for norm, chosen in by_norm.items()
-            for seed in chosen
-        ]
-
 
 @cache
 def table(name: str) -> Table:
@@ -68,7 +51,6 @@ def table(name: str) -> Table:
         found,
         {norm: np.array([cell["val"] for cell in of]) for norm, of in cells.items()},
         {norm: np.array([cell["test"] for cell in of]) for norm, of in cells.items()},
-        {norm: [cell.get("correct") for cell in of] for norm, of in cells.items()},
     )
 
 
@@ -89,7 +71,6 @@ def extract(results: Mapping[str, Any]) -> dict[str, Any]:
                 "val": [round(epoch["val_accuracy"], 5) for epoch in cell["epochs"]],
                 "test": round(cell["test"]["accuracy"], 5),
             }
-            | _present(correct=cell["test"].get("correct"))
         )
     first = cells[0]
     return {
@@ -105,11 +86,6 @@ def extract(results: Mapping[str, Any]) -> dict[str, Any]:
         "versions": {name: environment[name] for name in ("python", "numpy", "numba", "torch")},
         "cells": by_norm,
     }
-
-
-def _present(**entries: Any) -> dict[str, Any]:
-    """The entries that are there."""
-    return {name: value for name, value in entries.items() if value is not None}
 
 
 def _lines(table: Mapping[str, Any]) -> str:

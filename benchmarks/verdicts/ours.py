@@ -28,6 +28,12 @@ def behind(test: np.ndarray, val: np.ndarray) -> np.ndarray:
     return _worse(up & ~down & (difference > 0), down & ~up & (difference < 0), test.shape[1])
 
 
+def told_apart(runs: np.ndarray) -> np.ndarray:
+    """(studies, pairs) which pairs of norms are told apart at some look, in the order of `itertools.combinations`."""
+    found = [spreads.tail(a, b, np.abs(difference)) < alpha for alpha, difference, a, b, spreads in _looks(runs)]
+    return np.logical_or.reduce(found)
+
+
 def judge(test: np.ndarray, val: np.ndarray) -> Judgement:
     """The whole judgement, with intervals, of the first studies."""
     test, val = test[:INTERVALS_OF], val[:INTERVALS_OF]

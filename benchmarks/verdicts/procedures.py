@@ -34,10 +34,6 @@ class Judgement:
     chosen: np.ndarray
     against: Literal["chosen", "best of the others"] = "chosen"
 
-    @property
-    def best_set(self) -> np.ndarray:
-        return ~self.behind
-
 
 Judge = Callable[[np.ndarray, np.ndarray], Judgement]  # of test and validation accuracies
 

@@ -15,11 +15,11 @@ from normlab.study.verdict import MATTERS
 LIKE = 0.01  # norms whose means over all seeds are this near to the best's are called as good
 
 
-def draws(table: Table, count: int, seeds: int, *, fold: int = 0) -> np.ndarray:
-    """(count, seeds) different seeds of the table; two `fold`s of equal `count` share no seed of a draw."""
+def draws(table: Table, count: int, seeds: int) -> np.ndarray:
+    """(count, seeds) different seeds of the table."""
     rng = np.random.default_rng(0)
     order = np.array([rng.permutation(table.seeds) for _ in range(count)])
-    return order[:, fold * seeds : (fold + 1) * seeds]
+    return order[:, :seeds]
 
 
 def of_draws(table: Table, chosen: np.ndarray, norms: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -29,24 +29,17 @@ def of_draws(table: Table, chosen: np.ndarray, norms: Sequence[str]) -> tuple[np
 
 
 def replayed(procedure: Procedure, table: Table, seeds: int, count: int) -> dict[str, float]:
-    """Shares of draws: a norm is named behind, the two last ones are, one is that is as good as the best.
-
-    "twice the same": two draws without a common seed recommend norms that are as good over all seeds.
-    """
+    """Shares of draws: a norm is named behind, the two last ones are, one is that is as good as the best."""
     means = np.array([table.test[norm].mean() for norm in table.norms])
     count = min(count, 300)
     good = means >= means.max() - LIKE
     far = far_behind(table)
     said = procedure.judge(*of_draws(table, draws(table, count, seeds), table.norms))
-    found = {
+    return {
         "any": float(said.behind.any(1).mean()),
         "far": float(said.behind[:, far].all(1).mean()),
         "wrong": float((said.behind & good).any(1).mean()),
     }
-    if 2 * seeds <= table.seeds:
-        again = procedure.judge(*of_draws(table, draws(table, count, seeds, fold=1), table.norms))
-        found["twice the same"] = float((good[said.chosen] == good[again.chosen]).mean())
-    return found
 
 
 def far_behind(table: Table) -> np.ndarray:

@@ -23,7 +23,6 @@ class Exercise:
     cause: str
     old: str
     new: str
-    kind: str | None = None
 
     def source(self) -> str:
         """The code with its slip; raises ValueError where the passage does not stand there once."""

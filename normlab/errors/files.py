@@ -36,6 +36,8 @@ def whole(path: Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary, os.O_RDWR)
         os.replace(temporary, path)
+    except DiskError:  # of a file that the block wrote
+        raise
     except OSError as e:
         advice = "; free some space and run it again" if e.errno in _FULL else ""
         refused = DiskError(f"cannot write {str(path)!r}: {e.strerror or e}{advice}")

@@ -52,7 +52,7 @@ def write(directory: Path | str, format: str = "html", *, matters: float | None 
     if format == "svg":
         exports.write_svg(parts, directory / "report-svg")
         return directory / "report-svg"
-    packed, left_out = raw.fitting(study.raw)
+    packed, left_out = raw.fitting(study.document)
     parts.append(sections.provenance(study, left_out))
     target = directory / f"report.{format}"
     text = exports.markdown(study, parts) if format == "md" else _html(study, parts, packed, directory)

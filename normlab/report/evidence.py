@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from normlab.report.records import Cell, Study, setting_of
 from normlab.study.statistics import Interval, interval
-from normlab.study.verdict import edge_warnings
+from normlab.study.verdict import edge_warnings, listed
 
 _OPEN = ("pending", "running", "interrupted", "paused")
 
@@ -108,7 +108,7 @@ def _whom(norms: Sequence[str], study: Study) -> str:
     """The norms by name, or all at once; nothing for none."""
     if len(norms) > 1 and set(norms) == set(study.norms):
         return "Every norm"
-    return _listed(norms) if norms else ""
+    return listed(norms) if norms else ""
 
 
 def _validation(cells: Sequence[Cell]) -> float:
@@ -120,7 +120,3 @@ def _because(cell: Cell) -> str:
     if cell.reason:
         return f": {cell.reason}"
     return f", epoch {len(cell.epochs)}" if cell.status == "diverged" else ""
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -24,6 +24,7 @@ from normlab.study.running.run import Options, run_study
 from normlab.study.spec import make_spec, plural
 
 if TYPE_CHECKING:
+    from normlab.report import records
     from normlab.study.trained import Trained
     from normlab.study.verdict import Verdict
 
@@ -49,7 +50,7 @@ class Study:
     @property
     def results(self) -> dict[str, Any]:
         """Everything that was recorded, as in `results.json`: cells, environment, spec, verdict, tuning."""
-        return dict(self._read().raw)
+        return self._read().document
 
     @property
     def best(self) -> Trained:
@@ -67,10 +68,7 @@ class Study:
 
     def table(self) -> Table:
         """A row for each norm at its best setting: seeds, test accuracy, macro-F1, speed."""
-        from normlab.report.terminal import aligned, norms_table
-
-        made = norms_table(self._read())
-        return Table(tuple(made.columns), tuple(tuple(row) for row in made.rows), aligned(made))
+        return _table(self._read())
 
     def to_pandas(self) -> Any:
         """A pandas DataFrame with one row for each cell and epoch, the columns of `results.csv`. Needs pandas."""
@@ -86,7 +84,7 @@ class Study:
 
         return write(self.path, format)
 
-    def _read(self) -> Any:
+    def _read(self) -> records.Study:
         from normlab.report import records
 
         return records.read(self.path)
@@ -102,7 +100,8 @@ class Study:
     def _repr_html_(self) -> str:
         from html import escape
 
-        return f"<p><b>{escape(str(self.verdict))}</b></p>{self.table()._repr_html_()}"
+        study = self._read()
+        return f"<p><b>{escape(str(study.judged))}</b></p>{_table(study)._repr_html_()}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +121,13 @@ class Table:
         lines = [("th", self.columns), *(("td", row) for row in self.rows)]
         body = "".join(f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in row)}</tr>" for tag, row in lines)
         return f"<table>{body}</table>"
+
+
+def _table(study: records.Study) -> Table:
+    from normlab.report.terminal import aligned, norms_table
+
+    made = norms_table(study)
+    return Table(tuple(made.columns), tuple(tuple(row) for row in made.rows), aligned(made))
 
 
 def compare(

@@ -77,6 +77,13 @@ class Study:
         """The verdict of the study's cells."""
         return judge_results({**self.raw, "cells": self.records})
 
+    @property
+    def document(self) -> dict[str, Any]:
+        """The records as in results.json, with this verdict."""
+        from normlab.study.keeping.records import with_verdict
+
+        return with_verdict(self.raw, self.judged)
+
     def done(self, norm: str | None = None, setting: tuple[str, ...] | None = None) -> list[Cell]:
         """The cells that finished, of one norm and one setting where these are given."""
         return [
@@ -117,11 +124,11 @@ def read(directory: Path | str) -> Study:
         raise UsageError(f"no study directory at {directory}; expected the --out directory of `normlab compare`")
     results = directory / "results.json"
     if (directory / "study.db").is_file():
-        from normlab.study.keeping.records import collect
+        from normlab.study.keeping.records import gathered
         from normlab.study.keeping.store import Store
 
         with Store(directory, readonly=True) as store:
-            raw = collect(store)
+            raw = gathered(store)
     elif results.is_file():
         raw = _json(results)
     else:

@@ -18,18 +18,14 @@ from normlab.report.sections import CURVES
 from normlab.study.statistics import compare_all
 
 
-def write(first: Path, second: Path, target: Path | None = None) -> Path:
-    """Write a page that compares two studies, by default into the first one's directory; answers its path."""
+def write(first: Path, second: Path) -> Path:
+    """Write a page that compares two studies, into the first one's directory; returns its path."""
     a, b = read(first), read(second)
     fields = contenders(a), contenders(b)
     if not all(fields):
         empty = first if not fields[0] else second
         raise UsageError(f"{empty} has no finished cell to compare")
-    if a.name == b.name:
-        first_name, second_name = str(first), str(second)
-    else:
-        first_name, second_name = a.name, b.name
-    names = (first_name, second_name)
+    names = (str(first), str(second)) if a.name == b.name else (a.name, b.name)
     norms = list(dict.fromkeys([*a.norms, *b.norms]))
     styles = theme.styles(norms)
     shared = [norm for norm in fields[0] if norm in fields[1]]
@@ -54,7 +50,7 @@ def write(first: Path, second: Path, target: Path | None = None) -> Path:
         styles=styles,
         sections=sections,
     )
-    target = target or first / f"beside-{second.resolve().name}.html"
+    target = first / f"beside-{second.resolve().name}.html"
     files.write_text(target, html)
     return target
 

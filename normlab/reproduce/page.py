@@ -50,31 +50,31 @@ def write(name: str, result: Result, setting: Setting, folder: Path, command: st
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        figures = [_draw(folder, key, chart, result.captions.get(key, "")) for key, chart in result.charts.items()]
-        figures += [_show(folder, key, png, result.captions.get(key, "")) for key, png in result.pictures.items()]
-        numbers = {
-            "experiment": name,
-            "question": EXPERIMENTS[name],
-            "findings": [vars(finding) for finding in result.findings],
-            "setting": details,
-            "notes": result.notes,
-            "environment": machine,
-            "records": result.records,
-        }
-        files.write_text(folder / "result.json", files.to_json(numbers, indent=1) + "\n")
-        page = _template().render(
-            name=name,
-            question=EXPERIMENTS[name],
-            findings=result.findings,
-            details=details,
-            notes=([] if setting.full else [QUICK]) + result.notes,
-            figures=figures,
-            classes=_CLASSES,
-        )
-        path = folder / "index.html"
-        files.write_text(path, page)
     except OSError as error:
         raise DataError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
+    figures = [_draw(folder, key, chart, result.captions.get(key, "")) for key, chart in result.charts.items()]
+    figures += [_show(folder, key, png, result.captions.get(key, "")) for key, png in result.pictures.items()]
+    numbers = {
+        "experiment": name,
+        "question": EXPERIMENTS[name],
+        "findings": [vars(finding) for finding in result.findings],
+        "setting": details,
+        "notes": result.notes,
+        "environment": machine,
+        "records": result.records,
+    }
+    files.write_text(folder / "result.json", files.to_json(numbers, indent=1) + "\n")
+    page = _template().render(
+        name=name,
+        question=EXPERIMENTS[name],
+        findings=result.findings,
+        details=details,
+        notes=([] if setting.full else [QUICK]) + result.notes,
+        figures=figures,
+        classes=_CLASSES,
+    )
+    path = folder / "index.html"
+    files.write_text(path, page)
     return path
 
 

@@ -13,20 +13,16 @@ from dataclasses import replace
 
 from normlab.reproduce.finding import Finding
 from normlab.study import statistics
+from normlab.study.verdict import MATTERS, percent
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
 HERE, NOT_HERE, EQUIVALENT = "holds at this scale", "does not hold at this scale", "equivalent"
 VERDICTS = (HOLDS, FAILS, HERE, NOT_HERE, EQUIVALENT, UNKNOWN)
 OURS = "no report says; asked here"  # in place of what was reported
-MATTERS = 0.005  # a difference of accuracies below this is none
 IMAGES = 10_000  # that an accuracy was measured on, where nothing is said: more than in any of the reports
 # what differs between two trainings on the same test images, of the variance p (1 - p) / images of an accuracy p
 _OF_TRAINING = 0.3
 Format = Callable[[float], str]
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
 
 
 def points(value: float) -> str:
@@ -97,34 +93,16 @@ def beyond(claim: str, reported: str, values: Sequence[float], bound: float, *, 
     return Finding(claim, reported, estimate(values, show), _by_bound(low, high, bound), rule, {"values": list(values)})
 
 
-def within_order(claim: str, reported: float, values: Sequence[float], *, allowed: Sequence[float] = ()) -> Finding:
-    """Are errors, whose logarithms are averaged, at most ten times the reported one?
-
-    With `allowed`, what arithmetic explains of each error, there is no chance in it: every error is compared with that.
-    """
-    if allowed:
-        worst = max(range(len(values)), key=lambda i: values[i] / allowed[i])
-        return exact(
-            claim,
-            scientific(reported),
-            f"at most {scientific(max(values))}; arithmetic allows {scientific(allowed[worst])}",
-            all(value <= bound for value, bound in zip(values, allowed, strict=True)),
-            "holds if the error of every seed is at most what the arithmetic allows: the difference between centred "
-            "differences of steps h and 2h, plus the rounding of their terms",
-        )
-    logs = [math.log10(max(value, 1e-300)) for value in values]
-    low, high = interval(logs)
-    bound = math.log10(reported) + 1
-    middle, half = sum(logs) / len(logs), (high - low) / 2
-    spread = "" if math.isnan(half) else f" (times or divided by {10**half:.2g})"
-    return Finding(
+def within_order(claim: str, reported: float, values: Sequence[float], allowed: Sequence[float]) -> Finding:
+    """Are errors at most what arithmetic explains of each? There is no chance in that."""
+    worst = max(range(len(values)), key=lambda i: values[i] / allowed[i])
+    return exact(
         claim,
         scientific(reported),
-        scientific(10**middle) + spread,
-        _opposite(_by_bound(low, high, bound)),
-        f"holds if the interval of the geometric mean lies below ten times the reported error, {10**bound:.2g}; "
-        "does not hold if above; else cannot tell",
-        {"values": list(values)},
+        f"at most {scientific(max(values))}; arithmetic allows {scientific(allowed[worst])}",
+        all(value <= bound for value, bound in zip(values, allowed, strict=True)),
+        "holds if the error of every seed is at most what the arithmetic allows: the difference between centred "
+        "differences of steps h and 2h, plus the rounding of their terms",
     )
 
 

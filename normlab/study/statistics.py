@@ -85,22 +85,18 @@ class Comparison:
         return self if norm == self.a else replace(self, a=self.b, b=self.a, difference=self.difference.negated)
 
 
-def interval(
-    values: Sequence[float], *, resolution: float = 0.0, level: float = LEVEL, sampling: float | None = None
-) -> Interval:
+def interval(values: Sequence[float], *, resolution: float = 0.0) -> Interval:
     """Mean of values, one per seed, with its Student interval.
 
     `resolution` is the step in which the values are measured (one image of n: 1 / n); the spread is taken to be at
-    least that of rounding to it, since equal values of a few seeds do not prove certainty. With `sampling`, a variance,
-    it is the prediction interval of one further value, which has that variance besides. Values that are not finite
+    least that of rounding to it, since equal values of a few seeds do not prove certainty. Values that are not finite
     are left out; the mean of none is NaN.
     """
     x = np.asarray([v for v in values if math.isfinite(v)], dtype=np.float64)
     if x.size < 2:
         return Interval(float(x[0]) if x.size else math.nan, None, None, x.size)
     mean, spread = float(x.mean()), _variances([x], resolution)[0]
-    variance = spread / x.size if sampling is None else spread * (1 + 1 / x.size) + sampling
-    half = float(_quantile(x.size - 1, 1 - level)) * math.sqrt(variance)
+    half = float(_quantile(x.size - 1, 1 - LEVEL)) * math.sqrt(spread / x.size)
     return Interval(mean, mean - half, mean + half, x.size)
 
 
@@ -163,21 +159,6 @@ def compare_all(
                 known and not told and max(-ends[0], ends[1]) <= matters,
             )
         )
-    return found
-
-
-def told_apart(runs: Array) -> NDArray[np.bool_]:
-    """Which pairs of norms `compare_all` tells apart in many studies at once: (studies, pairs).
-
-    `runs` (studies, norms, seeds) are accuracies; the pairs are in the order of `itertools.combinations`.
-    """
-    studies, norms, seeds = runs.shape
-    a, b = _pairs(norms)
-    found = np.zeros((studies, a.size), dtype=bool)
-    for look in _looks(seeds):
-        means, spreads = _fit([runs[:, i, :look] for i in range(norms)], RESOLUTION)
-        alpha = 1 - (1 - spent(look)) ** (1 / a.size)
-        found |= spreads.tail(a, b, np.abs(means[:, a] - means[:, b])) < alpha
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from normlab.errors import UsageError
-from normlab.norms.family import NormEntry, describe
+from normlab.norms.family import NormEntry, parse
 from normlab.study.axes import GROUPING
 from normlab.study.statistics import RESOLUTION, Comparison, Interval, compare_all, mean_intervals, seeds_needed
 
@@ -246,11 +246,11 @@ class _Case:
             why = []
             failed, ended = self.failures[norm]
             if norm in self.behind and norm in seen and seen[norm].mean < 0:
-                why.append(_points(seen[norm]))
+                why.append(in_points(seen[norm], " points"))
             if failed and norm != best and _rate(self.failures, norm) - _rate(self.failures, best) >= _OFTEN:
                 why.append(f"failed to learn in {failed} of {ended} seeds")
             if not why and norm in self.learned and self.intervals[norm].mean <= linear < self.intervals[best].mean:
-                why.append(f"{_UNLEARNED}, {_percent(linear)}")
+                why.append(f"{_UNLEARNED}, {percent(linear)}")
             if why:
                 found[norm] = "; ".join(why)
         return found
@@ -284,7 +284,7 @@ class _Case:
             name, floor = max(self.floors.items(), key=lambda item: item[1])
             return [
                 f"No verdict: nothing learned; {best} comes first with {score}, which is no better than "
-                f"{_CALLED.get(name, name)} ({_percent(floor)}). "
+                f"{_CALLED.get(name, name)} ({percent(floor)}). "
                 "Try more epochs, another learning rate or a larger network."
             ]
         if len(self.learned) == 1 and not avoid:
@@ -304,19 +304,19 @@ class _Case:
             reach = max(max(-(c.difference.low or 0), c.difference.high or 0) for c in among)
             how = "no difference that matters" if all(c.same for c in among) else "not told apart"
             within = f": within {_number(reach)} points" if reach < _TELLING else ""
-            parts.append(f"Use {_listed(names, 'or')} ({how}{within}).")
+            parts.append(f"Use {listed(names, 'or')} ({how}{within}).")
             parts.append(f"Prefer {best}: {self._why(best, names)}; {score}.")
         else:
             parts.append(f"Use {best}: {score}.")
         unlearned = [norm for norm, why in avoid.items() if why.startswith(_UNLEARNED)]
         if worse := [f"{norm} ({why})" for norm, why in avoid.items() if norm not in unlearned]:
-            parts.append(f"Avoid {_listed(worse)}.")
+            parts.append(f"Avoid {listed(worse)}.")
         if unlearned:
             have = "has" if len(unlearned) == 1 else "have"
-            parts.append(f"{_listed(unlearned)} {have} not learned ({avoid[unlearned[0]]}).")
+            parts.append(f"{listed(unlearned)} {have} not learned ({avoid[unlearned[0]]}).")
         if open_:
             more = "" if needed is None else _more(needed, seeds)
-            parts.append(f"Not told from {best} yet: {_listed(open_)}{more}.")
+            parts.append(f"Not told from {best} yet: {listed(open_)}{more}.")
         return parts
 
     def beats_floors(self, norm: str) -> bool:
@@ -341,7 +341,7 @@ class _Case:
         said = [f"{c.b} {in_points(c.difference.negated, ' points')}" for c in seen if c.detectable]
         level = [c.b for c in seen if not c.detectable]
         if level:
-            said.append(f"{_listed(level)} {'is' if len(level) == 1 else 'are'} not told from it")
+            said.append(f"{listed(level)} {'is' if len(level) == 1 else 'are'} not told from it")
         return [f"Against the baseline {baseline}: {'; '.join(said)}."]
 
 
@@ -435,7 +435,7 @@ def _nothing_learned(
     """What can be said while no training has ended well."""
     if failures:
         failed, ended = (sum(counts[i] for counts in failures.values()) for i in (0, 1))
-        above = f" (no better than {_percent(_trivial(floors) or 0)}, which needs no network)" if floors else ""
+        above = f" (no better than {percent(_trivial(floors) or 0)}, which needs no network)" if floors else ""
         return (
             f"No verdict: nothing learned{above}; {failed} of {ended} trainings failed. "
             "Try a smaller learning rate, more epochs or another network."
@@ -450,7 +450,7 @@ def _nothing_learned(
     planned = leader.get("planned_epochs") or max(len(c["epochs"]) for c in started)
     return (
         f"No verdict yet: no cell has finished. After epoch {epoch} of {planned}, {leader['norm']} has the highest "
-        f"validation accuracy ({_percent(_number_of(leader['epochs'][epoch - 1], 'val_accuracy'))}) of "
+        f"validation accuracy ({percent(_number_of(leader['epochs'][epoch - 1], 'val_accuracy'))}) of "
         f"{len(started)} trainings."
     )
 
@@ -530,7 +530,7 @@ def _mean(values: Sequence[float]) -> float:
 def _entry(norm: str) -> NormEntry:
     """The entry of a norm's name, or an empty one for a name that this process does not have."""
     try:
-        return describe(norm.partition(":")[0])
+        return parse(norm)[0]
     except UsageError:
         return NormEntry(norm, norm, "", "")
 
@@ -541,14 +541,15 @@ def _more(needed: tuple[str, int], seeds: int) -> str:
     return f"; about {more} more seed{'' if more == 1 else 's'} would tell {norm}"
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """An accuracy in percent."""
     return f"{100 * value:.1f} %"
 
 
 def _score(found: Interval) -> str:
     if found.low is None or found.high is None:
-        return _percent(found.mean)
-    return f"{_percent(found.mean)} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+        return percent(found.mean)
+    return f"{percent(found.mean)} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def _number(value: float) -> str:
@@ -563,9 +564,6 @@ def in_points(difference: Interval, unit: str = "") -> str:
     return text.replace("-", "−")
 
 
-def _points(difference: Interval) -> str:
-    return in_points(difference, " points")
-
-
-def _listed(names: Sequence[str], word: str = "and") -> str:
+def listed(names: Sequence[str], word: str = "and") -> str:
+    """Names as in a sentence: a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"

@@ -56,6 +56,7 @@ def test_a_bug_exits_with_1_and_is_named(normlab: Callable[..., Done], tmp_path:
     assert "does not conform" in done.out
 
 
+@pytest.mark.slow  # a limit of processor time depends on the machine
 def test_quick_is_quick_and_the_process_answers_by_itself() -> None:
     command = [sys.executable, "-m", "normlab", "check", "torch.nn:LayerNorm", "--quick", "--json"]
     before = _seconds_of_children()

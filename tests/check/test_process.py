@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+import warnings
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,6 +39,14 @@ def test_gradients_switched_off_at_import_are_no_fault_of_the_layer(tmp_path: Pa
         assert name in said.message
 
 
+def settings() -> tuple[Any, ...]:
+    """Everything that a target may have changed, to be compared."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    drawing = random.getstate(), (name, keys.tolist(), *rest), torch.random.get_rng_state().tolist()
+    torchs = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+    return *torchs, np.geterr(), list(warnings.filters), *drawing
+
+
 @pytest.mark.parametrize(
     ("line", "name"),
     [
@@ -50,14 +62,12 @@ def test_gradients_switched_off_at_import_are_no_fault_of_the_layer(tmp_path: Pa
 )
 def test_every_setting_is_put_back(line: str, name: str) -> None:
     effects = SideEffects()
-    before = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+    before = settings()
     with effects.watched(seeds=True):
         exec(TARGET.format(line=line), {})
-    assert (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()) == before
+    assert settings() == before
     assert effects.changed
     assert name in effects.changed[0]
-    with effects.watched(seeds=True):
-        pass
     assert len(effects.changed) == 1
 
 

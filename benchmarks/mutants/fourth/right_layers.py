@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.mutants.written import Right, by_name
+from benchmarks.mutants.written import Right, by_name, right_of
 
 FOLDER = Path(__file__).parent / "right"
 
 
-def right(file: str, target: str, kind: str | None = None, backward: str | None = None) -> Right:
-    return Right(file, target, kind, backward, FOLDER)
-
+right = right_of(FOLDER)
 
 RIGHT: tuple[Right, ...] = (
     right("staged", "batchnorm_forward", "batch", "batchnorm_backward"),

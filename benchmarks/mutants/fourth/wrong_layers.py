@@ -1,7 +1,7 @@
 # ruff: noqa: E501 (the patches quote code)
 """The wrong layers of the fourth set: one or two faults each, and what a knowing reader would say of them.
 
-They were written before the writer read the library of wrong formulas, and nothing was added to it for their sake.
+They were written before the writer read the library of wrong formulas; `docs/check.md` says what came after.
 """
 
 from __future__ import annotations

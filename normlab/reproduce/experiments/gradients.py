@@ -38,7 +38,7 @@ def run(setting: Setting) -> Result:
             errors.setdefault(name, []).append(error)
             allowed.setdefault(name, []).append(bound)
     findings = [
-        verdicts.within_order(f"relative error of {name}", reported, errors[name], allowed=allowed[name])
+        verdicts.within_order(f"relative error of {name}", reported, errors[name], allowed[name])
         for name, reported in REPORTED.items()
     ]
     others = [max(values) for name, values in errors.items() if name not in REPORTED]

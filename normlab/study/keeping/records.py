@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from normlab.errors import files
 from normlab.study.axes import AXES
 from normlab.study.keeping.store import NothingSelected, Store
-from normlab.study.verdict import edge_warnings, judge_results
+from normlab.study.verdict import Verdict, edge_warnings, judge_results
 
 JSON, CSV = "results.json", "results.csv"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
@@ -27,6 +27,12 @@ COLUMNS = (
 
 def collect(store: Store) -> dict[str, Any]:
     """Everything about the study begun last: its cells with their epochs, environment, and verdict."""
+    results = gathered(store)
+    return with_verdict(results, judge_results(results))
+
+
+def gathered(store: Store) -> dict[str, Any]:
+    """The same without the verdict, for whoever judges it."""
     study = store.latest_study()
     if study is None:
         raise NothingSelected(f"{store.path} holds no study yet; start one with `normlab compare`")
@@ -50,11 +56,13 @@ def collect(store: Store) -> dict[str, Any]:
     environment = {**facts, **_where(store, ids)}
     backends = sorted({c["backend"] for c in cells if c["backend"]})
     environment["backend"] = ", ".join(backends)
-    tuning = environment.pop("tuning", [])
-    results = {"cells": cells, "environment": environment, "spec": spec, "tuning": tuning}
-    verdict = judge_results(results).as_dict()
-    verdict["warnings"] += edge_warnings(tuning)
-    return {**results, "verdict": verdict}
+    return {"cells": cells, "environment": environment, "spec": spec, "tuning": environment.pop("tuning", [])}
+
+
+def with_verdict(results: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
+    """The same document with this verdict in it."""
+    said = verdict.as_dict()
+    return {**results, "verdict": {**said, "warnings": said["warnings"] + edge_warnings(results.get("tuning") or ())}}
 
 
 def _where(store: Store, ids: list[int]) -> dict[str, Any]:

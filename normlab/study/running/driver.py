@@ -153,16 +153,17 @@ class Study:
     facts: dict[str, Any]
     data_hash: str
     driver: Driver
+    prepare: Callable[[list[int]], None] | None = None  # called with the ids of cells that are entered, once for each
+    _prepared: set[int] = field(default_factory=set)
 
-    def enter(self, cells: Sequence[Cell], prepare: Callable[[list[int]], None] | None = None) -> list[int]:
-        """Enter cells, tell the listener how many there are and are done, and answer their ids.
-
-        `prepare` is called with the ids first.
-        """
+    def enter(self, cells: Sequence[Cell]) -> list[int]:
+        """Enter cells, report to the listener how many there are and are done, and return their ids."""
         store = self.driver.store
         ids = store.begin_study(self.spec, self.facts, list(cells), self.data_hash)
-        if prepare is not None:
-            prepare(ids)
+        new = [cell for cell in ids if cell not in self._prepared]
+        if self.prepare is not None and new:
+            self.prepare(new)
+        self._prepared.update(new)
         done = sum(stored.status in FINISHED for stored in store.cells(ids))
         if done:
             self.driver.listener.notice(f"{done} of {len(ids)} cells are done already")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from normlab.study.floors import floors
 from normlab.study.keeping.environment import command_line, describe_machine
 from normlab.study.keeping.locks import CellLocks
 from normlab.study.keeping.records import write_results
+from normlab.study.keeping.storage import open_storage
 from normlab.study.keeping.store import LOCKS, Store, StoreBusy, StoredCell
 from normlab.study.running.budget import run_within_budget
 from normlab.study.running.cluster import ClusterOptions, RayExecutor
@@ -93,29 +93,31 @@ def run_study(
 
             check_contract(model, spec.norms, dataset)
         store, locks = open_directory(directory, stack)
+        checkpoints = options.checkpoints or str((directory / CHECKPOINTS).resolve())
         executor = make_executor(spec, options, dataset, len(cells), locks, directory)
         stack.callback(executor.close)
         driver = Driver(
             store,
             locks,
             executor,
-            _job_maker(spec, options.checkpoints or str((directory / CHECKPOINTS).resolve())),
+            _job_maker(spec, checkpoints),
             console,
             describe_machine(),
             retry_failed=options.retry_failed or options.force,
             fail_fast=options.fail_fast or launched(),  # after a failure the processes may not be in step
             deadline=None if options.budget is None else time.monotonic() + options.budget,
         )
-        study = Study(spec.model_dump(mode="json"), study_facts(dataset, options), identity(dataset, spec), driver)
-        forget = (lambda ids: _forget(store, locks, ids, directory)) if options.force else None
+        forget = (lambda ids: _forget(store, locks, ids, directory, checkpoints)) if options.force else None
+        facts = study_facts(dataset, options)
+        study = Study(spec.model_dump(mode="json"), facts, identity(dataset, spec), driver, forget)
         if spec.tune:
-            cells = tuned(study, cells, spec, forget, seeds=SEEDS if options.until_sure else 1)
+            cells = tuned(study, cells, spec, seeds=SEEDS if options.until_sure else 1)
         if options.until_sure:
-            run_until_sure(study, cells, forget)
+            run_until_sure(study, cells)
         elif options.budget is None:
-            driver.run(study.enter(cells, forget))
+            driver.run(study.enter(cells))
         else:
-            run_within_budget(study, study.enter(cells, forget))
+            run_within_budget(study, study.enter(cells))
         return write_results(store, directory)
 
 
@@ -213,7 +215,7 @@ def _job_maker(spec: StudySpec, checkpoints: str) -> Callable[[StoredCell], Job]
     return lambda stored: Job(stored.id, stored.key, stored.cell, choice, f"{checkpoints}/{stored.key}")
 
 
-def _forget(store: Store, locks: CellLocks, ids: list[int], directory: Path) -> None:
+def _forget(store: Store, locks: CellLocks, ids: list[int], directory: Path, checkpoints: str) -> None:
     """Take cells back to the beginning. Raises StoreBusy if somebody is training one of them."""
     held = [cell for cell in ids if locks.acquire(cell)]
     try:
@@ -221,7 +223,9 @@ def _forget(store: Store, locks: CellLocks, ids: list[int], directory: Path) -> 
             raise StoreBusy(f"--force: another process is training cells in {directory}; wait for it, or stop it")
         store.forget(held)
         for stored in store.cells(held):
-            shutil.rmtree(directory / CHECKPOINTS / stored.key, ignore_errors=True)
+            kept = open_storage(f"{checkpoints}/{stored.key}")
+            for name in kept.names():
+                kept.delete(name)
     finally:
         for cell in held:
             locks.release(cell)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,6 @@ def tuned(
     study: Study,
     cells: Sequence[Cell],
     spec: StudySpec,
-    prepare: Callable[[list[int]], None] | None = None,
     *,
     seeds: int = 1,
 ) -> list[Cell]:
@@ -44,14 +43,14 @@ def tuned(
     tried: list[Cell] = []
 
     def run(asked: list[Cell]) -> dict[Cell, float]:
-        nonlocal tried, prepare
+        nonlocal tried
         tried = list(dict.fromkeys([*tried, *asked]))
-        ids = study.enter(tried, prepare)
-        prepare = None  # what was forgotten once has been trained anew
+        ids = study.enter(tried)
         study.driver.run(ids)
         return dict(zip(tried, (_objective(study, cell) for cell in ids), strict=True))
 
-    while any(search.open for search in searches.values()) and not study.driver.late():
+    # something is tried however late it is
+    while any(search.open for search in searches.values()) and not (tried and study.driver.late()):
         values = run([search.ask() for search in searches.values() if search.open])
         for search in searches.values():
             search.tell(values)

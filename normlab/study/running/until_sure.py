@@ -9,11 +9,12 @@ when no two of those that are left differ by more than matters. The verdict's in
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from normlab.study.axes import Cell
-from normlab.study.keeping.records import collect
+from normlab.study.keeping.records import gathered
+from normlab.study.keeping.store import FINISHED
 from normlab.study.running.driver import Study
 from normlab.study.verdict import Verdict, judge_results
 
@@ -23,21 +24,21 @@ MOST = 12  # seeds of a norm, where the study names no number
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a study stands after a look: the norms that are out, and those that are open, if any."""
+    """Where a study stands after a look: the norms that are out, those that are open, and whether it is settled.
+
+    Nothing may be open by name although nothing is settled: where no training has learned, all norms are.
+    """
 
     out: tuple[str, ...]
     open: tuple[str, ...]
-
-    @property
-    def settled(self) -> bool:
-        return not self.open
+    settled: bool
 
     def words(self, seeds: int, verdict: Verdict) -> str:
         """As a sentence for whoever waits."""
         said = f"after {seeds} seeds: " + (f"behind: {', '.join(self.out)}; " if self.out else "")
         if self.settled:
             return f"{said}settled: {', '.join(verdict.best_set)}"
-        return f"{said}still open: {', '.join(self.open)}"
+        return f"{said}still open: {', '.join(self.open) or 'every norm, as nothing has learned'}"
 
 
 def look(verdict: Verdict) -> Progress:
@@ -45,35 +46,35 @@ def look(verdict: Verdict) -> Progress:
     best = verdict.best_set
     between = [c for c in verdict.comparisons if c.a in best and c.b in best]
     settled = bool(best) and all(c.same for c in between)
-    return Progress(tuple(verdict.behind), () if settled else tuple(best))
+    return Progress(tuple(verdict.behind), () if settled else tuple(best), settled)
 
 
-def run_until_sure(study: Study, cells: Sequence[Cell], prepare: Callable[[list[int]], None] | None = None) -> None:
+def run_until_sure(study: Study, cells: Sequence[Cell]) -> None:
     """Train the cells seed by seed as far as the question needs, or until the driver's deadline.
 
     `cells` are those of all seeds that may be trained; of each norm they are taken in the order of their seeds.
-    `prepare` is called once with the ids of the first ones.
     """
     driver = study.driver
     rounds = _rounds(cells)
     entered = [cell for cells_of_seed in rounds[:FEWEST] for cell in cells_of_seed]
     began, trained = time.monotonic(), 0
     for turn in range(min(FEWEST, len(rounds)), len(rounds) + 1):
-        ids = study.enter(entered, prepare)
-        prepare = None
+        ids = study.enter(entered)
+        trained += sum(stored.status not in FINISHED for stored in driver.store.cells(ids))
         driver.run(ids)
         if driver.late():
             driver.listener.notice("the time is up")
             return
-        verdict = judge_results(collect(driver.store))
+        verdict = judge_results(gathered(driver.store))
         progress = look(verdict)
         driver.listener.notice(progress.words(turn, verdict))
         if progress.settled or turn == len(rounds):
             return
         more = [cell for cell in rounds[turn] if not progress.open or cell.norm in progress.open]
-        trained, each = len(entered), (time.monotonic() - began) / len(entered)
         entered += more
-        driver.listener.notice(_time_left(each * (len(entered) - trained), driver.deadline))
+        if trained:
+            each = (time.monotonic() - began) / trained
+            driver.listener.notice(_time_left(each * len(more), driver.deadline))
 
 
 def _time_left(seconds: float, deadline: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -91,3 +92,24 @@ def test_it_goes_on_where_it_stopped_and_stops_when_the_time_is_up(tmp_path: Pat
     with study(tmp_path / "fresh", noisy(means)) as (under_way, _):
         run_until_sure(under_way, SPEC.cells(100))
         assert seeds_of(under_way) == resumed
+
+
+# a study in which nothing had learned was called settled after two seeds
+def test_nothing_is_settled_while_nothing_has_learned(tmp_path: Path) -> None:
+    few = make_spec({"norms": "bn,gn", "epochs": 8, "seeds": 3, "batch_sizes": 32})
+    with study(tmp_path, noisy({"bn": math.nan, "gn": math.nan})) as (under_way, _):
+        run_until_sure(under_way, few.cells(100))
+        notices = under_way.driver.listener.notices
+        assert len(under_way.driver.store.cells()) == 6
+    assert not any("settled" in notice for notice in notices)
+    assert any("still open: every norm" in notice for notice in notices)
+
+
+# --force forgot the first two seeds alone, and later ones of an earlier run entered the verdict
+def test_what_is_forced_is_forgotten_once_whatever_its_seed(tmp_path: Path) -> None:
+    forgotten: list[int] = []
+    with study(tmp_path, noisy({"bn": 0.9, "gn": 0.9}, 0.05)) as (under_way, _):
+        under_way.prepare = forgotten.extend
+        few = make_spec({"norms": "bn,gn", "epochs": 8, "seeds": 4, "batch_sizes": 32})
+        run_until_sure(under_way, few.cells(100))
+        assert sorted(forgotten) == sorted(stored.id for stored in under_way.driver.store.cells())
