@@ -129,7 +129,7 @@ def judge(
     best, alike = case.recommended()
     avoid = case.avoid(best, list(trained))
     seen = {c.b: c for c in case.seen_from(best)}
-    needed = case.needed(best, [norm for norm in best_set if norm not in (best, *alike)])
+    needed = case.needed(best, [norm for norm in best_set if norm not in (best, *alike, *avoid)])
     accuracy = case.corrected(best, alike)
     words = [
         *case.advice(best, alike, accuracy, avoid, seen, needed),

@@ -164,6 +164,14 @@ def test_a_norm_that_diverged_is_not_recommended() -> None:
     assert judge([*cells({"bn": 0.8}, seeds=3), *never]).behind == ["none"]
 
 
+# "Avoid none (failed to learn in 1 of 3 seeds). ... about 2 more seeds would tell none"
+def test_no_more_seeds_are_asked_for_a_norm_to_avoid() -> None:
+    verdict = judge(bare({"bn": [0.66, 0.67, 0.665], "none": [0.64, 0.65, 0.01]}))
+    assert "none" in verdict.avoid
+    assert "would tell none" not in verdict.sentence
+    assert all(c.seeds_needed is None for c in verdict.comparisons)
+
+
 def test_failures_of_the_machine_are_warned_of() -> None:
     rows = [*cells({"bn": 0.8, "gn": 0.7}, seeds=2), record("in", 0, 0, status="failed", epochs=[], test=None)]
     assert judge(rows).warnings == ["in: 1 of 1 trainings failed"]
