@@ -68,8 +68,10 @@ def test_every_chart_has_words_data_and_specification(page: str) -> None:
     assert set(keys) == set(payload(page)["figures"])
 
 
-def test_raw_data_is_carried_whole(page: str) -> None:
-    assert payload(page, "raw") == results(norms=["bn", "gn", "none"], batch_sizes=[8, 128], epochs=4)
+def test_raw_data_is_carried_whole_with_the_verdict_of_the_page(directory: Path, page: str) -> None:
+    carried = payload(page, "raw")
+    assert carried.pop("verdict")["sentence"] == read(directory).judged.sentence
+    assert carried == results(norms=["bn", "gn", "none"], batch_sizes=[8, 128], epochs=4)
 
 
 def test_reading_changes_nothing_and_writing_repeats_itself(directory: Path, page: str) -> None:
