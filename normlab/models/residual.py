@@ -21,6 +21,7 @@ from normlab.errors import UsageError
 from normlab.kernels.activations import activation
 from normlab.layers.norms import make_norm, takes_act
 from normlab.layers.weights import normalize_weights
+from normlab.models.given import title
 from normlab.models.names import AS_IT_IS, SHORTCUTS, own_factory, parse_resnet
 from normlab.models.replacing import build_and_replace, check_as_it_is, takes_norm
 from normlab.norms.family import weights_of
@@ -155,7 +156,7 @@ class ResNet(nn.Module):
 
 
 def build_model(
-    spec: str,
+    spec: str | Callable[..., Any],
     norm: str | NormConstructor,
     *,
     num_classes: int,
@@ -167,16 +168,17 @@ def build_model(
     """The network that `spec` names, with `norm` (a name such as "gn:groups=8", or a constructor).
 
     `spec` is "resnet20", "resnet14:shortcut=zero-padding:width=32", or a factory of the user's own,
-    "package.module:factory" or "file.py:factory". It is called `factory(norm, num_classes, in_channels)` and, if it
-    takes them, with `image_size=(H, W)` and `dropout=p`. One that takes no norm, a network of a library
-    ("timm:resnet18") and a network that was handed over get theirs replaced (`normlab.models.replacing`), and for them
-    `norm` may be "keep" or "frozen". With a `seed` the initial weights depend on it and on the
-    network alone: a norm gets the generator's state back after it is made, so that every norm meets the same
-    convolutions. A name such as "gn+ws" also normalizes the weights of the convolutions. Raises UsageError for a name
-    or an option that is not known.
+    "package.module:factory" or "file.py:factory", or the factory or network itself. A factory is called
+    `factory(norm, num_classes, in_channels)` and, if it takes them, with `image_size=(H, W)` and `dropout=p`. One that
+    takes no norm, a network of a library ("timm:resnet18") and a network that was handed over get theirs replaced
+    (`normlab.models.replacing`), and for them `norm` may be "keep" or "frozen". With a `seed` the initial weights
+    depend on it and on the network alone: a norm gets the generator's state back after it is made, so that every norm
+    meets the same convolutions. A name such as "gn+ws" also normalizes the weights of the convolutions. Raises
+    UsageError for a name or an option that is not known.
     """
     common: dict[str, Any] = {"image_size": image_size, "dropout": dropout}
-    factory = own_factory(spec)
+    factory = own_factory(spec) if isinstance(spec, str) else spec
+    spec = spec if isinstance(spec, str) else title(spec)
     replaces = factory is not None and not callable(norm) and not takes_norm(factory)
     if isinstance(norm, str) and not replaces:
         check_as_it_is(norm, spec)

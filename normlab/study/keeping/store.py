@@ -25,6 +25,7 @@ from normlab.study.axes import Cell
 
 FILE = "study.db"
 LOCKS = "study.lock"
+CHECKPOINTS = "checkpoints"  # the folder of the weights, one within for each cell
 BUSY_SECONDS = 60.0
 FINISHED = ("done", "diverged")
 

@@ -17,7 +17,7 @@ from normlab.study.keeping.environment import command_line, describe_machine
 from normlab.study.keeping.locks import CellLocks
 from normlab.study.keeping.records import write_results
 from normlab.study.keeping.storage import open_storage
-from normlab.study.keeping.store import LOCKS, Store, StoreBusy, StoredCell
+from normlab.study.keeping.store import CHECKPOINTS, LOCKS, Store, StoreBusy, StoredCell
 from normlab.study.running.budget import run_within_budget
 from normlab.study.running.cluster import ClusterOptions, RayExecutor
 from normlab.study.running.console import Console, make_console
@@ -32,7 +32,6 @@ from normlab.study.source import identity, open_data
 from normlab.study.spec import StudySpec
 from normlab.study.verdict import MATTERS
 
-CHECKPOINTS = "checkpoints"
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # where none of these is, torch need not be asked
 
 

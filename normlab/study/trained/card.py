@@ -40,7 +40,7 @@ def card(facts: Facts) -> str:
     ]
     if "hash" in facts.data:
         lines += [f"The images have the hash `{facts.data['hash']}`.", ""]
-    lines.append("The norm was chosen by validation accuracy; the test split was looked at once, at the end.")
+    lines.append("Its settings were chosen by validation accuracy; the test split was looked at once, at the end.")
     return "\n".join(lines) + "\n"
 
 

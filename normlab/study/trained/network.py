@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from normlab.errors import DataError, UsageError, files
 from normlab.models import build_model
-from normlab.models.given import give
 from normlab.models.names import is_code
 from normlab.study.trained.card import card
 from normlab.study.trained.export import export_onnx
@@ -73,20 +72,19 @@ class Trained:
 
     def _loaded(self, model: Callable[..., Any] | nn.Module | str | None) -> nn.Module:
         """The network with the weights in it; one that is handed over has its norms replaced, if it must."""
-        nets = [lambda: self._net(model)]
         if isinstance(model, nn.Module):
-            nets.append(lambda: copy.deepcopy(model))
-        for make in nets:
             try:
-                net = make()
-                net.load_state_dict(dict(self.weights))
-            except (RuntimeError, UsageError) as error:
-                if make is not nets[-1]:
-                    continue
-                if isinstance(error, UsageError):
-                    raise
-                raise DataError(f"the weights of {self} do not fit the network: {error}") from error
-            break
+                return self._filled(self._net(model))
+            except (DataError, UsageError):  # it has this norm already
+                return self._filled(copy.deepcopy(model))
+        return self._filled(self._net(model))
+
+    def _filled(self, net: nn.Module) -> nn.Module:
+        """The network with the weights in it. Raises DataError if they do not fit."""
+        try:
+            net.load_state_dict(dict(self.weights))
+        except RuntimeError as error:
+            raise DataError(f"the weights of {self} do not fit the network: {error}") from error
         return net
 
     def _net(self, model: Callable[..., Any] | nn.Module | str | None) -> nn.Module:
@@ -97,9 +95,8 @@ class Trained:
                 "give the function or the network: model=..."
             )
         channels, height, width = facts.image_shape
-        name = facts.model if model is None else model if isinstance(model, str) else give(model)
         return build_model(
-            name,
+            facts.model if model is None else model,
             facts.norm,
             num_classes=len(facts.class_names),
             in_channels=channels,

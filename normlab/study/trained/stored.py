@@ -13,8 +13,7 @@ from normlab.errors import DataError, UsageError
 from normlab.models.names import is_code
 from normlab.study.keeping.checkpoint import FINAL, Damaged, read_state
 from normlab.study.keeping.records import collect
-from normlab.study.keeping.store import Store, StoredCell
-from normlab.study.running.run import CHECKPOINTS
+from normlab.study.keeping.store import CHECKPOINTS, Store, StoredCell
 from normlab.study.source import open_data
 from normlab.study.spec import make_spec
 from normlab.study.trained.facts import Facts

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch.nn import functional
 
 import normlab
 from normlab.errors import DataError, UsageError
+from normlab.models import given
 from normlab.report.lab import Study
 from normlab.study.trained import Trained
 from normlab.study.trained.stored import images_of, weights_in
@@ -134,9 +137,9 @@ def test_a_network_of_ones_own_comes_back_with_its_code(photographs: Path, tmp_p
 
 
 def test_a_damaged_study_is_told(compared: Study) -> None:
-    with pytest.raises(UsageError, match="in"):
+    with pytest.raises(UsageError, match=r"norm 'in' has no finished training .* there are: (bn, gn|gn, bn)"):
         compared.trained("in")
-    with pytest.raises(UsageError, match="seed 9"):
+    with pytest.raises(UsageError, match=r"gn, seed 9, has no weights"):
         compared.trained("gn", 9)
 
 
@@ -145,6 +148,29 @@ def test_the_card_says_how_to_load_it(compared: Study, tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text() == text
     for word in ("normlab.load(", "leaf, sky", "test accuracy", f"{compared.best.metrics['test_accuracy']:.4f}"):
         assert word in text
+
+
+# the card of a norm that the user had named said that it was chosen by validation accuracy
+def test_the_card_claims_no_choice_of_the_norm(compared: Study) -> None:
+    for norm in ("bn", "gn"):
+        assert "The norm was chosen" not in compared.trained(norm).card()
+
+
+# the network and a copy of all its weights stayed in memory for the rest of the process
+def test_a_network_is_not_kept_by_being_loaded_into(compared: Study, photographs: Path) -> None:
+    kept = dict(given._GIVEN)
+    best = compared.best
+    net = best.model().net
+    assert best.model(net).predict(photographs / "sky") == best.model().predict(photographs / "sky")
+    with pytest.raises(UsageError, match="model is 3"):
+        best.model(3)  # type: ignore[arg-type]
+    assert kept == given._GIVEN
+
+
+# it imported Ray's executor, the console and the rest of what runs a comparison
+def test_loading_a_file_imports_nothing_that_runs_a_study() -> None:
+    code = "import sys, normlab; normlab.load; sys.exit('normlab.study.running' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 @pytest.mark.slow
