@@ -12,6 +12,7 @@ from normlab.models.given import given, is_given
 from normlab.norms.family import parse
 
 AS_IT_IS = "keep"  # what may stand for a norm where a network has norms of its own
+FROZEN, BARE = "frozen", "none"  # norms that a network of its own norms is built with otherwise than with the others
 LIBRARIES = ("timm",)
 SHORTCUTS = ("projection", "zero-padding")
 
@@ -95,6 +96,11 @@ def of_library(library: str, name: str) -> Callable[..., Any]:
         return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_chans, drop_rate=dropout)
 
     return make
+
+
+def norm_called(spec: str) -> str:
+    """The name that a norm has in the registry, whichever alias and options are written; "keep" is itself."""
+    return spec if spec == AS_IT_IS else parse(spec)[0].name
 
 
 def check_norm(spec: str) -> None:

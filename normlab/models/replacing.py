@@ -17,7 +17,8 @@ from torch import nn
 from normlab.errors import UsageError
 from normlab.layers.convert import replace_norms
 from normlab.layers.freezing import freeze
-from normlab.models.names import AS_IT_IS
+from normlab.models.names import AS_IT_IS, FROZEN, norm_called
+from normlab.norms.family import parse, resolve_options
 
 _CLASSES = ("num_classes", "classes", "n_classes", "num_labels", "out_features")
 _CHANNELS = ("in_channels", "in_chans", "channels", "input_channels")
@@ -58,9 +59,12 @@ def build_and_replace(
         model = factory(**_named(factory, offered))
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {spec!r} returned {type(model).__name__}; expected a torch.nn.Module")
-    if norm == "frozen":
+    called = norm_called(norm)
+    if called == FROZEN:
+        entry, options = parse(norm)
+        resolve_options(entry, 1, options)  # refuses those that there are not
         return freeze(model)
-    if norm != AS_IT_IS:
+    if called != AS_IT_IS:
         replace_norms(model, norm)
     return model
 

@@ -52,6 +52,22 @@ def test_norms_are_replaced(model: object) -> None:
     assert not build_model(name, "frozen", **SIZES).train().bn.training
 
 
+# "frozen" was known by that name alone: its alias put other layers in, and what came after the name was ignored
+def test_frozen_by_any_name() -> None:
+    for norm in ("frozen", "frozen-bn", "frozen+ws"):
+        made = build_model(give(Net), norm, **SIZES).train()
+        assert isinstance(made.bn, nn.BatchNorm2d)
+        assert not made.bn.training
+    with pytest.raises(UsageError, match="no option 'groups'"):
+        build_model(give(Net), "frozen:groups=2", **SIZES)
+
+
+# a network whose norms are all taken out was refused as one that has none
+@pytest.mark.parametrize("norm", ["none", "frozen-bn", "ws", "keep"])
+def test_the_contract_of_a_single_norm(norm: str) -> None:
+    check_contract(give(Net), [norm], corner_set())
+
+
 def test_a_network_that_was_handed_over_starts_from_its_weights() -> None:
     net = Net()
     made = build_model(give(net), "gn", seed=3, **SIZES)
@@ -142,7 +158,7 @@ def test_a_factory_that_ignores_its_norm_is_told() -> None:
         check_contract(give(ignoring), ["gn", "bn"], corner_set())
 
     def failing(norm: object, num_classes: int, in_channels: int) -> nn.Module:
-        return nn.Sequential(nn.Linear(3, num_classes))
+        return nn.Sequential(norm(1), nn.Linear(3, num_classes))  # type: ignore[operator]
 
-    with pytest.raises(UsageError, match=r"no norm|forward pass"):
+    with pytest.raises(UsageError, match=r"its forward pass raised RuntimeError for images \(4, 1, 8, 8\)"):
         check_contract(give(failing), ["gn"], corner_set())

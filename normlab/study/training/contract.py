@@ -14,7 +14,7 @@ from normlab.errors import NormlabError, UsageError
 from normlab.layers.norms import make_norm
 from normlab.layers.swap import norms_in
 from normlab.models import build_model
-from normlab.models.names import AS_IT_IS, own_factory
+from normlab.models.names import AS_IT_IS, BARE, FROZEN, norm_called, own_factory
 from normlab.models.replacing import takes_norm
 
 IMAGES = 4
@@ -30,7 +30,7 @@ def check_contract(spec: str, norms: Sequence[str], dataset: Dataset) -> None:
     factory = own_factory(spec)
     if factory is None:
         return
-    norm = next((n for n in norms if n not in (AS_IT_IS, "frozen", "none")), norms[0])
+    norm = next((n for n in norms if norm_called(n) not in (AS_IT_IS, FROZEN, BARE)), norms[0])
     asked: list[int] = []
 
     def constructor(channels: int) -> nn.Module:
@@ -49,7 +49,8 @@ def check_contract(spec: str, norms: Sequence[str], dataset: Dataset) -> None:
             raise
         except Exception as error:
             raise UsageError(f"model {spec!r}: making it raised {type(error).__name__}: {error}") from error
-        if not asked and not any(True for _ in norms_in(model)):
+        # where norms were replaced there were some, though none may be left: "none" takes them out
+        if not asked and (built or norm == AS_IT_IS) and not any(True for _ in norms_in(model)):
             raise UsageError(
                 f"model {spec!r} has no norm that could differ: it never calls norm(channels) and has no norm layer of "
                 "its own; call it where a normalization belongs"
