@@ -10,7 +10,7 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,12 @@ class Held:
 def held(data: Any, class_names: Sequence[str] | None = None, image_size: int | None = None) -> Held:
     """The file that holds these images. Raises UsageError for what is none of the kinds that are understood."""
     if hasattr(data, "columns") and hasattr(data, "itertuples"):
+        _no_names(data, class_names)
         return _listed(data)
     splits, names = _splits(data)
     if all(_are_paths(x) for x, _ in splits.values()):
-        one = len(splits) == 1
-        rows = [(x, y, part) for part, (xs, ys) in splits.items() for x, y in zip(xs, ys, strict=True)]
-        return _table(["path", "label"] if one else ["path", "label", "split"], [row[: 2 + (not one)] for row in rows])
+        _no_names(data, class_names)
+        return _paths(splits)
     names = tuple(class_names) if class_names is not None else names
     arrays: dict[str, np.ndarray] = {}
     labels = {part: _labels(y, f"the labels of {part}") for part, (_, y) in splits.items()}
@@ -63,9 +63,7 @@ def held(data: Any, class_names: Sequence[str] | None = None, image_size: int | 
     for part, (x, _) in splits.items():
         arrays[f"x_{part}"] = _images(x, f"the images of {part}", image_size)
         arrays[f"y_{part}"] = numbers[part]
-        if len(arrays[f"x_{part}"]) != len(numbers[part]):
-            counts = f"{len(arrays[f'x_{part}'])} images and {len(numbers[part])} labels"
-            raise DataError(f"{part} has {counts}; expected one label per image")
+        _one_each(part, arrays[f"x_{part}"], numbers[part])
     arrays["class_names"] = np.array(found)
     sha = hashlib.sha256()
     for key in sorted(arrays):
@@ -74,6 +72,27 @@ def held(data: Any, class_names: Sequence[str] | None = None, image_size: int | 
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return Held(f"arrays-{sha.hexdigest()[:8]}.npz", buffer.getvalue())
+
+
+def _no_names(data: Any, class_names: Sequence[str] | None) -> None:
+    if class_names is not None or (isinstance(data, Mapping) and data.get("class_names") is not None):
+        raise UsageError("class_names is for arrays; the classes of files are called as their folders or labels")
+
+
+def _one_each(part: str, images: Sized, labels: Sized) -> None:
+    if len(images) != len(labels):
+        raise DataError(f"{part} has {len(images)} images and {len(labels)} labels; expected one label per image")
+
+
+def _paths(splits: Mapping[str, tuple[Any, Any]]) -> Held:
+    """Lists of paths and their labels as a CSV of absolute paths."""
+    rows = []
+    for part, (paths, y) in splits.items():
+        labels = _labels(y, f"the labels of {part}")
+        _one_each(part, paths, labels)
+        rows += [(path, label, part) for path, label in zip(paths, labels, strict=True)]
+    one = len(splits) == 1
+    return _table(["path", "label"] if one else ["path", "label", "split"], [row[: 2 + (not one)] for row in rows])
 
 
 def _listed(table: Any) -> Held:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -48,8 +49,9 @@ def table_mark(path: Path) -> str:
 
 
 def ordered(labels: set[str]) -> list[str]:
-    """Labels in the order of their numbers, if all are whole numbers, else of their letters."""
-    return sorted(labels, key=int) if all(label.lstrip("-").isdigit() for label in labels) else sorted(labels)
+    """Labels in the order of their numbers, if all are whole numbers, else (and where two are equal) of their letters."""
+    numbers = all(re.fullmatch(r"-?[0-9]+", label) for label in labels)
+    return sorted(labels, key=lambda label: (int(label), label)) if numbers else sorted(labels)
 
 
 def _part(root: Path, files: Sequence[str], labels: np.ndarray) -> Part:

@@ -164,7 +164,7 @@ def compare(
         values["data"] = str(kept.write(out))
     else:
         if class_names is not None:
-            raise UsageError("class_names is for arrays; the classes of files are called as their folders")
+            raise UsageError("class_names is for arrays; the classes of files are called as their folders or labels")
         values["data"] = str(data)
         out = Path(out) if out is not None else RUNS / (Path(str(data)).stem or "data")
     models = values.get("models", ())

@@ -96,9 +96,31 @@ def test_a_split_that_is_given_is_kept(tmp_path: Path) -> None:
     assert found.class_names == ("leaf", "sky")
 
 
+PATHS = ["a.png", "b.png", "c.png"]
+
+
+# the names were dropped without a word
+@pytest.mark.parametrize("data", [(PATHS, [0, 1, 0]), {"x": PATHS, "y": [0, 1, 0], "class_names": ["leaf", "sky"]}])
+def test_files_have_no_class_names(data: Any) -> None:
+    names = ["leaf", "sky"] if isinstance(data, tuple) else None
+    with pytest.raises(UsageError, match="class_names is for arrays"):
+        normlab.data.held(data, names)
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(UsageError, match="class_names is for arrays"):
+        normlab.data.held(pandas.DataFrame({"path": PATHS, "label": [0, 1, 0]}), ["leaf", "sky"])
+
+
+# a tensor's labels were written as "tensor(0)"
+@pytest.mark.parametrize("labels", [[0, 1, 0], torch.tensor([0, 1, 0]), np.eye(2)[[0, 1, 0]]])
+def test_labels_of_paths_are_those_of_arrays(labels: Any) -> None:
+    table = normlab.data.held((PATHS, labels)).content.decode()
+    assert [line.rpartition(",")[2] for line in table.splitlines()] == ["label", "0", "1", "0"]
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
+        ((PATHS, [0, 1]), ["3 images", "2 labels"]),
         (3, ["int", "(x, y)"]),
         ({"pictures": 1}, ["pictures", "x_train"]),
         ({"x_train": np.zeros((4, 8, 8), np.uint8)}, ["y_train"]),
