@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,23 @@ def test_best_is_written(compared: Study, capsys: pytest.CaptureFixture[str], tm
     assert f"{compared.best.metrics['test_accuracy']:.4f}" in out
     assert normlab.load(file).facts == compared.best.facts
     assert card.read_text() == compared.best.card()
+
+
+# what a file from elsewhere says reached the terminal as it was
+def test_what_a_file_says_is_escaped(
+    compared: Study, photographs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    best = compared.best
+    bad = "\x1b[2J"
+    facts = replace(best.facts, model=bad, class_names=(f"leaf{bad}", f"sky{bad}"), metrics={f"{bad}_accuracy": 1.0})
+    _, out, _ = call(capsys, "best", replace(best, facts=facts).save(tmp_path / "a.safetensors"))
+    assert "\x1b" not in out
+    assert out.count(r"\x1b[2J") == 2
+    facts = replace(facts, model=best.facts.model)
+    file = replace(best, facts=facts).save(tmp_path / "b.safetensors")
+    _, out, _ = call(capsys, "predict", file, photographs)
+    assert "\x1b" not in out
+    assert len({len(line) for line in out.splitlines()}) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from normlab.errors import UsageError, require
+from normlab.study.plain import escaped
 
 if TYPE_CHECKING:
     from normlab.study.trained import Prediction, Trained
@@ -58,10 +59,11 @@ def best(
         if export.suffix.lower() == ".onnx":
             require(f"--export {export}", "onnx")
     network = _network(run, norm, seed)
-    typer.echo(f"{network.facts.model} with {network.norm}, seed {network.facts.settings.get('seed')}")
+    about = f"{network.facts.model} with {network.norm}, seed {network.facts.settings.get('seed')}"
+    typer.echo(escaped(about))
     for name, value in network.metrics.items():
         if name.endswith("accuracy"):
-            typer.echo(f"{name.replace('_', ' ')}: {value:.4f}")
+            typer.echo(escaped(f"{name.replace('_', ' ')}: {value:.4f}"))
     if export is not None:
         if export.suffix.lower() == ".onnx":
             network.export_onnx(export, model)
@@ -86,10 +88,8 @@ def _network(run: str, norm: str | None, seed: int | None) -> Trained:
 
 
 def _table(found: list[Prediction]) -> None:
-    from normlab.study.plain import escaped
-
     width = max(len(escaped(one.source)) for one in found)
-    label = max(len(one.label) for one in found)
+    label = max(len(escaped(one.label)) for one in found)
     for one in found:
         typer.echo(f"{escaped(one.source):<{width}}  {escaped(one.label):<{label}}  {one.confidence:6.1%}")
 
