@@ -14,7 +14,7 @@ from normlab.errors import UsageError
 from normlab.kernels.activations import Activation
 from normlab.layers import checks
 from normlab.layers.norms import Norm, RunningNorm
-from normlab.norms.grid import part_size
+from normlab.norms.grid import part_size, parts_of
 
 __all__ = [
     "BatchRenorm",
@@ -133,7 +133,7 @@ class GhostBatchNorm(_OfBatches):
         mask: Tensor | None = None,
     ) -> Tensor:
         n, parts = x.shape[0], self.options["parts"]
-        size = part_size(n, parts or max(1, -(-n // self.options["size"])))
+        size = part_size(n, parts_of(n, self.options["size"], parts))
         if not use_batch or size >= n:
             return super()._normalize(x, residual, act, "bn", use_batch, running, momentum, count, eps, mask)
         pieces = x.split(size)

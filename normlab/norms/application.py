@@ -65,6 +65,12 @@ class Application:
         entry = recipe.entry
         assert entry.grid is not None
         absent: dict[str, Any] = {k: _NEUTRAL.get(k, v.initial) for k, v in entry.parameters.items() if k not in params}
+        for name, value in absent.items():
+            if callable(value):
+                raise ValueError(
+                    f"norm {entry.name!r}: params has no {name!r}, which starts with another number for each channel; "
+                    f"give one of shape ({shape[1]},)"
+                )
         p = SimpleNamespace(eps=eps, **self.learned, **absent)
         self.map: Affine = entry.grid(self.moments, p, **dict(recipe.options))
         if entry.running and len(self.moments.over_batch) > 1:

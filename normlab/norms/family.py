@@ -72,11 +72,12 @@ class NormEntry:
     - `aliases`: other names that it is found by, unless a norm is registered under them;
     - `of_weights`: whether it normalizes the weights of convolutions (`normlab.layers.weights`) and no activations; it
       is put after another norm's name, as in "gn+ws";
-    - `given`: what its layer needs to be called with beside x ("condition", "map"), or to be built with beside the
+    - `given`: what its layer needs to be called with beside x ("condition"), or to be built with beside the
       number of channels ("size"), or None: a network whose blocks call norms with x alone can take it;
     - `usual`: of norms that do equally well, which to prefer: the smaller, the more frameworks and trained networks
       have it; `cost`: the time of a training step with it, relative to batch norm, where that was not measured;
-      `batchwise`: what it does to an image depends on the others of the batch.
+      `batchwise`: what it does to an image in training depends on the others of the batch, as grid functions with
+      `running` statistics do unless it is said of them that they do not.
     """
 
     name: str
@@ -122,6 +123,7 @@ def register_norm(
     affine: bool = True,
     running: bool = False,
     per_channel: bool = False,
+    batchwise: bool | None = None,
     **fields: Any,
 ) -> Callable[[Any], Any]:
     """Decorator that adds a norm to the family, under `name`, everywhere: `make_norm`, comparison, command line.
@@ -154,6 +156,7 @@ def register_norm(
             options=_options(target) if is_grid else {},
             running=running,
             per_channel=per_channel,
+            batchwise=(is_grid and running) if batchwise is None else batchwise,
             **fields,
         )
         return target
@@ -168,13 +171,14 @@ def norm_names() -> tuple[str, ...]:
 
 def describe(name: str) -> NormEntry:
     """The entry of a norm, by its name or another one; raises UsageError naming the ones that exist."""
-    try:
-        return _REGISTRY[name]
-    except KeyError:
-        for entry in _REGISTRY.values():
-            if name in entry.aliases:
-                return entry
-        raise UsageError(f"norm {name!r} is not known; expected one of: {', '.join(_REGISTRY)}") from None
+    found = _find(name)
+    if found is None:
+        raise UsageError(f"norm {name!r} is not known; expected one of: {', '.join(_REGISTRY)}")
+    return found
+
+
+def _find(name: str) -> NormEntry | None:
+    return _REGISTRY.get(name) or next((e for e in _REGISTRY.values() if name in e.aliases), None)
 
 
 def is_registered(target: Any) -> bool:
@@ -206,8 +210,8 @@ def weights_of(spec: str) -> str | None:
     """
     name = spec.strip().rpartition("+")[2]
     if spec.strip() == _without_weights(spec):
-        entry = _REGISTRY.get(spec.strip())
-        return entry.name if entry is not None and entry.of_weights else None
+        found = _find(name)
+        return found.name if found is not None and found.of_weights else None
     entry = describe(name)
     if not entry.of_weights:
         known = ", ".join(e.name for e in _REGISTRY.values() if e.of_weights)
@@ -266,7 +270,6 @@ def _options(function: Callable[..., Any]) -> dict[str, Any]:
     compared=True,
     usual=0,
     cost=1.0,
-    batchwise=True,
 )
 def batch(m: Moments, p: SimpleNamespace) -> Affine:
     """Statistics of each channel over samples and positions; in evaluation, their running averages."""
@@ -308,7 +311,6 @@ def instance(m: Moments, p: SimpleNamespace) -> Affine:
     dash=2,
     usual=5,
     cost=1.25,
-    batchwise=True,
 )
 def batch_instance(m: Moments, p: SimpleNamespace) -> Affine:
     """Each channel's gate rho mixes the batch-normalized and the instance-normalized value."""

@@ -248,7 +248,7 @@ class Moments:
 
     def _pooled(self, over: str, groups: int, parts: int, merged: int) -> Moments:
         counts = _counts(self.count)
-        share: Any = 1.0 if counts is None else counts / _at_least(average(counts, over, groups, parts=parts), _LEAST)
+        share: Any = 1.0 if counts is None else counts / maximum(average(counts, over, groups, parts=parts), _LEAST)
 
         def merge() -> tuple[Value, Value]:
             mean = average(self.mean if counts is None else share * self.mean, over, groups, parts=parts)
@@ -273,13 +273,14 @@ def _counts(count: Any) -> Any:
     return count if len(getattr(count, "shape", ())) == 2 and not hasattr(count, "register") else None
 
 
-def _at_least(a: Array, bound: float) -> Array:
-    return a.clip(min=bound)
-
-
 def part_size(samples: int, parts: int) -> int:
     """How many samples are in each of the parts, but for the last: as `torch.chunk` cuts them."""
     return -(-samples // parts)
+
+
+def parts_of(samples: int, size: int, parts: int | None = None) -> int:
+    """How many parts the samples are in: as many as are asked for, or else what makes them of `size` samples."""
+    return parts or max(1, -(-samples // size))
 
 
 def _check_pooling(name: str, over: str, groups: int, channels: int, parts: int = 1) -> None:

@@ -23,6 +23,7 @@ from normlab.norms.grid import (
     exp,
     maximum,
     minimum,
+    parts_of,
     rsqrt,
     sqrt,
     standardize,
@@ -85,7 +86,7 @@ def batch_renormalization(
 )
 def ghost(m: Moments, p: SimpleNamespace, *, size: int = 32, parts: int | None = None) -> Affine:
     """Batch norm on parts of the batch, each by itself."""
-    return standardize(m.pool("n", parts=parts or max(1, -(-m.shape[0] // size))), p)
+    return standardize(m.pool("n", parts=parts_of(m.shape[0], size, parts)), p)
 
 
 @register_norm(
@@ -103,6 +104,7 @@ def ghost(m: Moments, p: SimpleNamespace, *, size: int = 32, parts: int | None =
         for moment in ("mean", "var")
         for over in ("in", "ln", "bn")
     },
+    instances=True,
     running=True,
     layer="normlab.layers.batches:SwitchableNorm",
     aliases=("switchable", "switch", "switchable-norm"),
@@ -136,6 +138,7 @@ def _first(channels: int, *, ratio: float = 0.5, **_: object) -> list[float]:
     "the rest. It "
     "costs what bn costs. Its paper claims better transfer, and no loss where nothing changes.",
     parameters={"instances": Learned(_first, trained=False)},
+    instances=True,
     running=True,
     layer="normlab.layers.batches:InstanceBatchNorm",
     aliases=("ibn",),
@@ -154,6 +157,7 @@ register_norm(
     when="The b form of IBN-Net leaves bn in the residual branch and puts this instance norm after the addition, in "
     "the blocks that end the first stages. As a layer it is in.",
     layer="normlab.layers.norms:InstanceNorm",
+    instances=True,
     in_evaluation="bn",
 )(instance)
 
@@ -244,6 +248,7 @@ def global_response(m: Moments, p: SimpleNamespace) -> Affine:
     running=True,
     per_channel=True,
     takes_over=True,
+    batchwise=False,
     layer="normlab.layers.batches:FrozenBatchNorm",
     aliases=("frozen-bn",),
 )

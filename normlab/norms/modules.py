@@ -112,6 +112,7 @@ _member(
     "Liu, Brock, Simonyan & Le 2020, arXiv:2004.02967",
     "In the place of bn and its activation, with usual batches. Found by search; its paper claims better ImageNet "
     "accuracy than bn with ReLU or SiLU. It measures twice, in torch's operations.",
+    batchwise=True,
     aliases=("evonormb0", "evonorm-b"),
 )
 _member(
@@ -165,6 +166,7 @@ _member(
     "many styles or "
     "classes in one network.",
     given="condition",
+    batchwise=True,
     aliases=("conditional-bn",),
 )
 _member(
@@ -177,6 +179,7 @@ _member(
     "in, twice. Its "
     "paper claims transfer of any style in real time.",
     given="condition",
+    instances=True,
 )
 _member(
     "film",
@@ -217,6 +220,7 @@ _member(
     "To make images from label maps: layer(x, map). It costs three convolutions. Its paper claims that the map is no "
     "longer washed away by normalization.",
     given="condition",
+    batchwise=True,
 )
 
 # --- of weights -----------------------------------------------------------------------------------------------------

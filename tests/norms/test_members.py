@@ -221,6 +221,21 @@ def test_wrong_options(spec: str) -> None:
         normlab.make_norm(spec, 4)
 
 
+# Bug: where it was left out, the function that makes it came to the grid function: a TypeError.
+def test_a_constant_of_each_channel_must_be_given() -> None:
+    from normlab.kernels import stages
+
+    x = planes().numpy()
+    with pytest.raises(ValueError, match=r"norm 'ibn-a': params has no 'instances'.*give one of shape \(8,\)"):
+        stages.forward("ibn-a", x, {})
+    first = torch.arange(CHANNELS).lt(4).double().numpy()
+    want = made("ibn-a")
+    torch.nn.init.ones_(want.weight)
+    torch.nn.init.zeros_(want.bias)
+    y, _ = stages.forward("ibn-a", x, {"instances": first})
+    torch.testing.assert_close(torch.from_numpy(y), want(planes()).detach())
+
+
 def test_names() -> None:
     for name in normlab.norm_names():
         entry = describe(name)

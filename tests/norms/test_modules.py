@@ -254,6 +254,15 @@ def test_a_network_with_normalized_weights() -> None:
     assert any("gain" in name or "parametrizations" in name for name in alone.state_dict())
 
 
+# Bug: another name of a norm of weights, alone, normalized nothing.
+def test_a_norm_of_weights_by_any_name() -> None:
+    for entry in map(normlab.norms.describe, normlab.norm_names()):
+        for name in (entry.name, *entry.aliases):
+            assert normlab.norms.weights_of(name) == (entry.name if entry.of_weights else None), name
+            if entry.of_weights:
+                assert normlab.norms.weights_of(f"gn:groups=2+{name}") == entry.name
+
+
 @pytest.mark.parametrize("spec", ["gn+bn", "gn+nothing", "+ws"])
 def test_wrong_weights(spec: str) -> None:
     with pytest.raises(UsageError):
@@ -264,6 +273,42 @@ def test_all_stands_for_every_norm_that_needs_images_alone() -> None:
     found = listed_norms("all,gn+ws,bn")
     assert set(found) == {n for n in normlab.norm_names() if normlab.norms.describe(n).given is None} | {"gn+ws"}
     assert len(found) == len(set(found))
+
+
+GIVEN: dict[str, tuple[dict[str, Any], Callable[[int], Any]]] = {
+    "ln-elementwise": ({"size": (3, 4)}, lambda n: ()),
+    "cbn": ({}, lambda n: (torch.arange(n) % 3,)),
+    "adain": ({}, lambda n: ((torch.ones(n, CHANNELS), torch.zeros(n, CHANNELS)),)),
+    "film": ({}, lambda n: ((torch.ones(n, CHANNELS), torch.zeros(n, CHANNELS)),)),
+    "adaln": ({"dim": 1}, lambda n: (torch.ones(n, CHANNELS),)),
+    "adaln-zero": ({"dim": 1}, lambda n: (torch.ones(n, CHANNELS),)),
+    "spade": ({}, lambda n: (torch.ones(n, 1, 3, 4),)),
+}
+
+
+def answered(name: str, x: Tensor) -> Tensor:
+    """y of a fresh layer in training."""
+    options, more = GIVEN.get(name, ({}, lambda n: ()))
+    y = normlab.make_norm(name, CHANNELS, **options)(x, *more(len(x)))
+    return y[0] if isinstance(y, tuple) else y
+
+
+# Bug: brn, ghost, sn, ibn-a, mobn, vobn, power, evonorm-b0, cbn and spade were said not to depend on the batch.
+@pytest.mark.parametrize("name", normlab.norm_names())
+def test_which_depend_on_the_batch(name: str) -> None:
+    x = planes().float()
+    other = x.clone()
+    other[1:] = 3 * other[1:] + 1
+    torch.manual_seed(0)
+    y = answered(name, x)
+    torch.manual_seed(0)
+    assert torch.equal(y[0], answered(name, other)[0]) != normlab.norms.describe(name).batchwise
+
+
+# Bug: sn, ibn-a, ibn-b and adain were not said to take statistics of single planes.
+def test_which_take_statistics_of_single_planes() -> None:
+    found = {n for n in normlab.norm_names() if normlab.norms.describe(n).instances}
+    assert found == {"in", "bin", "sn", "ibn-a", "ibn-b", "adain"}
 
 
 @pytest.mark.slow
