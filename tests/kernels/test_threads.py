@@ -7,10 +7,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from normlab.kernels.runtime import sharing
 from tests.layers.parity import NORMS, SHAPES, Case, make_input, our_layer, run, threads
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +84,23 @@ def test_without_the_threads_of_torch() -> None:
         [sys.executable, "-c", OWN], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout.strip() == "True True", done.stdout + done.stderr
+
+
+# Bug: an interrupt while helpers were being called left those that had come waiting for ever, awake.
+def test_an_interrupted_call_lets_its_helpers_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Any] = []
+
+    def interrupted(count: int, function: Any, *args: Any) -> None:
+        called.append((function, args))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sharing, "_summon", interrupted)
+    monkeypatch.setattr(sharing, "parallel", lambda: (0, 0))
+    with threads(2), pytest.raises(KeyboardInterrupt):
+        answer("bn", SHAPES_SHARED[0], "first")
+    ((join, (job, control)),) = called
+    assert control[sharing.PART] == sharing._OVER
+    join(job, control)  # and who comes only now leaves at once
 
 
 FORK = """

@@ -28,9 +28,9 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 
-from normlab.kernels.runtime.compiling import compiled
+from normlab.kernels.runtime.compiling import called, compiled
 from normlab.kernels.runtime.counters import (
     ACTIVE,
     ARRIVED,
@@ -95,8 +95,8 @@ def run(direction: Callable[[int], None], job: array, elements: int, *, with_tor
         direction(job.buffer_info()[0])
         return
     job[PAUSE] = pause()
-    _summon(helpers, _join, np.frombuffer(job, np.int64), np.frombuffer(counters, np.int64)[control:])
     try:
+        _summon(helpers, _join, np.frombuffer(job, np.int64), np.frombuffer(counters, np.int64)[control:])
         direction(job.buffer_info()[0])
     finally:
         counters[control + PART] = _OVER
@@ -140,7 +140,7 @@ def _help(tasks: SimpleQueue) -> None:
         del function, args  # do not keep the arrays of the last job alive
 
 
-@njit(nogil=True, cache=True)
+@called
 def _wait(counters: Any, units: int, pause: int) -> None:
     while fetch_add(counters, DONE, 0) < units:
         _rest(pause)  # some helper is in its last unit
@@ -177,7 +177,7 @@ def do_part(address: int) -> None:
         _rest(job[PAUSE])  # some helper is on its way out: the job must not be described anew before it has left
 
 
-@njit(nogil=True, cache=True)
+@called
 def _join(numbers: Any, control: Any) -> None:
     """What a helper does for a job: its share of each part that it meets, until the job is over."""
     address = numbers.ctypes.data
