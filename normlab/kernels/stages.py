@@ -191,7 +191,6 @@ def _wrong_length(name: str, v: Array, expected: tuple[int]) -> ValueError:
 
 
 _ONE = (1,)
-_SEVERAL = 8
 
 
 def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
@@ -200,8 +199,10 @@ def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
     Other activations, and additions, are compiled when they are first called, in some seconds. There are also the
     dtypes "float16" and "bfloat16".
     """
+    from normlab.kernels.cpu.planes import MANY
+
     for dtype in dtypes:
-        x, row = ones(_SEVERAL, 3, dtype), ones(_SEVERAL, 1, dtype)
+        x, row = ones(MANY, 3, dtype), ones(MANY, 1, dtype)
         for planes in (x, x.swapaxes(1, 2)):
             for samples in (planes, planes[:1]):  # worked on in blocks of samples, and in passes
                 for act in (None, "relu"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 
 import numba
 import pytest
 
+from normlab.kernels.cpu import planes
 from normlab.kernels.runtime.compiling import cache_folder, discard_stale
+from normlab.kernels.runtime.job import COMBINE, DOT, TABLE
 
 
 # Bug: with NUMBA_CACHE_DIR, or an installation that cannot be written, code of one folder alone was ever discarded.
@@ -31,3 +34,13 @@ def test_stale_code_is_discarded_where_it_lies(
         source.write_text("after")
         discard_stale(place, [source])
         assert not index.exists()
+
+
+# Bug: what sums and combines was compiled twice for float32 and float64, once for layers with an activation.
+def test_an_activation_has_no_kernels_of_its_own_where_numbers_are_elements() -> None:
+    found = []
+    for acts in (False, True):
+        job = array("q", bytes(8 * TABLE))
+        planes._choose_backward(job, "float32", False, False, acts, True, False)
+        found.append((job[DOT], job[COMBINE]))
+    assert found[0] == found[1]

@@ -17,32 +17,17 @@ from numba.extending import intrinsic, overload
 
 from normlab.kernels.runtime.ahead import read_ahead
 from normlab.kernels.runtime.compiling import compiled
+from normlab.kernels.runtime.counters import call
 from normlab.kernels.runtime.job import GELU, LEAKY_RELU, RELU, SILU
-from normlab.kernels.runtime.narrow import are_narrow, number
+from normlab.kernels.runtime.narrow import number
 
 _BLOCK = 1024  # elements between one asking for memory and the next
 _JIT: Any = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
 
 
-def activate(act: Any, slope: Any, z: Any) -> Any:
-    """act(z), in place; halves are activated before they are stored."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(activate, jit_options=_JIT)
-def _activate_numbers(act: Any, slope: Any, z: Any) -> Any:
-    def nothing(act: Any, slope: Any, z: Any) -> Any:
-        pass
-
-    def numbers(act: Any, slope: Any, z: Any) -> Any:
-        _activate(act, slope, z)
-
-    return nothing if are_narrow(z) else numbers
-
-
 @compiled
-def _activate(act: int, slope: float, z: Any) -> None:
-    """act(z), in place."""
+def activate(act: int, slope: float, z: Any) -> None:
+    """act(z), in place; halves are activated before they are stored."""
     one = z.dtype.type(1)
     half = z.dtype.type(0.5)
     low = z.dtype.type(slope)
@@ -61,7 +46,7 @@ def _activate(act: int, slope: float, z: Any) -> None:
         for k in range(z.size):
             z[k] = half * z[k] * (one + _erf(root * z[k]))
     elif act > GELU:
-        call_at(act, z.ctypes.data, z.size, low)
+        call_row(act, z.ctypes.data, z.size, low)
 
 
 @compiled
@@ -95,18 +80,17 @@ def _pull(act: int, slope: float, g: Any, z: Any) -> None:
             bell = density * exp(-half * z[k] * z[k])
             z[k] = number(g[k]) * (half * (one + _erf(root * z[k])) + z[k] * bell)
     elif act > GELU:
-        call_at(act, z.ctypes.data, z.size, low)
+        call_row(act, z.ctypes.data, z.size, low)
         for k in range(z.size):
             z[k] *= number(g[k])
 
 
 @intrinsic
-def _call_at(typingctx: Any, address: Any, numbers: Any, size: Any, constant: Any) -> Any:
+def _call_row(typingctx: Any, address: Any, numbers: Any, size: Any, constant: Any) -> Any:
     """Call `void f(numbers, size, constant)` at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args[1:]])
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        call(builder, args[0], args[1:])
         return context.get_dummy_value()
 
     return types.void(types.int64, types.intp, types.intp, constant), generate
@@ -150,13 +134,12 @@ def _fused(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
 nearest: Any = _nearest
 power_of_two: Any = _power_of_two
 fused: Any = _fused
-call_at: Any = _call_at
+call_row: Any = _call_row
 
 _LOG2_E = 1 / math.log(2)
 # log 2 in two parts: with the product rounded once, what is left of v after n * log 2 keeps its precision
 _LOW = {np.float32: math.log(2) - float(np.float32(math.log(2))), np.float64: 2.3190468138462996e-17}
 _BOUND = {np.float32: 87.0, np.float64: 708.0}
-_TERMS = {np.float32: 8, np.float64: 14}
 
 
 def exp(v: Any) -> Any:

@@ -32,8 +32,7 @@ def far(sums: Any, tiny: float) -> bool:
     """Whether any of these numbers is not finite, or is so large or small that products have left float32."""
     found = 0
     for k in range(sums.size):
-        v = abs(sums[k])
-        found += not (v <= _LARGEST and v >= tiny)
+        found += is_far(sums[k], tiny)
     return found > 0
 
 

@@ -33,7 +33,7 @@ from normlab.kernels.cpu._rows import (
 from normlab.kernels.runtime.compiling import address_of, compiled
 from normlab.kernels.runtime.counters import pointer
 from normlab.kernels.runtime.job import ACT, CHANNELS, LANES, SLOPE, STRETCH, TINY
-from normlab.kernels.runtime.narrow import BFLOAT16, FLOAT16, numbers_for, put
+from normlab.kernels.runtime.narrow import KINDS, REALS, numbers_for, put
 from normlab.kernels.runtime.unaliased import elements_at
 
 (
@@ -46,16 +46,11 @@ from normlab.kernels.runtime.unaliased import elements_at
 ) = range(14)  # fmt: skip
 
 NO_ACT, RELU, OTHER_ACT = range(3)
-_KINDS: dict[str, Any] = {"float32": np.float32, "float64": np.float64, "bfloat16": BFLOAT16, "float16": FLOAT16}
 
 
 def is_half(dtype: str) -> bool:
     """Whether elements of this dtype are computed with as another."""
     return dtype in ("bfloat16", "float16")
-
-
-def _real(dtype: str) -> Any:
-    return np.float64 if dtype == "float64" else np.float32
 
 
 @compiled
@@ -69,7 +64,7 @@ def _place(job: Any, last: bool, size: int, p: int) -> Any:
 @cache
 def measure(dtype: str, last: bool) -> int:
     """Mean (SUM_0) and variance (SUM_1) of each plane."""
-    kind = _KINDS[dtype]
+    kind = KINDS[dtype]
 
     def kernel(address: int, part_address: int) -> None:
         job, part = elements_at(address, np.int64), elements_at(part_address, np.int64)
@@ -154,7 +149,7 @@ def _affine_last(
 @cache
 def apply(dtype: str, last: bool, add: bool, act: int) -> int:
     """OUT = act(scale * (x - center) + shift), with the residual (OTHER) added if `add`."""
-    kind, real, half, relu = _KINDS[dtype], _real(dtype), is_half(dtype), act == RELU
+    kind, real, half, relu = KINDS[dtype], REALS[dtype], is_half(dtype), act == RELU
 
     def kernel(address: int, part_address: int) -> None:
         job, part = elements_at(address, np.int64), elements_at(part_address, np.int64)
@@ -181,7 +176,7 @@ def apply(dtype: str, last: bool, add: bool, act: int) -> int:
             _affine_first(job, x, other, add, False, scale, center, shift, z)
         activate(job[ACT], elements_at(address, np.float64)[SLOPE], z)
         if half:
-            put(z, carray(pointer(part[OUT]), (size,), kind), 0)
+            put(z, carray(pointer(part[OUT]), (size,), kind))
 
     return _address(acting if act == OTHER_ACT else kernel)
 
@@ -189,7 +184,7 @@ def apply(dtype: str, last: bool, add: bool, act: int) -> int:
 @cache
 def pull(dtype: str, last: bool, add: bool) -> int:
     """OUT = UP * act'(z), numbers, with z computed as in the forward pass."""
-    kind, real = _KINDS[dtype], _real(dtype)
+    kind, real = KINDS[dtype], REALS[dtype]
 
     def kernel(address: int, part_address: int) -> None:
         job, part = elements_at(address, np.int64), elements_at(part_address, np.int64)
@@ -213,7 +208,7 @@ def dot(dtype: str, last: bool, numbers: bool) -> int:
 
     The gradient is elements as x is, or numbers.
     """
-    kind, kind_g = _KINDS[dtype], _real(dtype) if numbers else _KINDS[dtype]
+    kind, kind_g = KINDS[dtype], REALS[dtype] if numbers else KINDS[dtype]
 
     def kernel(address: int, part_address: int) -> None:
         job, part = elements_at(address, np.int64), elements_at(part_address, np.int64)
@@ -286,7 +281,7 @@ def combine(dtype: str, last: bool, numbers: bool, in_place: bool, linear: bool)
 
     Where dx is `linear`, a * g, nothing depends on the moments.
     """
-    kind, kind_g = _KINDS[dtype], _real(dtype) if numbers else _KINDS[dtype]
+    kind, kind_g = KINDS[dtype], REALS[dtype] if numbers else KINDS[dtype]
 
     def kernel(address: int, part_address: int) -> None:
         job, part = elements_at(address, np.int64), elements_at(part_address, np.int64)
@@ -330,11 +325,11 @@ def combine(dtype: str, last: bool, numbers: bool, in_place: bool, linear: bool)
 @cache
 def rounded(dtype: str) -> int:
     """OUT = UP, numbers, as elements."""
-    kind, real = _KINDS[dtype], _real(dtype)
+    kind, real = KINDS[dtype], REALS[dtype]
 
     def kernel(address: int, part_address: int) -> None:
         part = elements_at(part_address, np.int64)
-        put(carray(pointer(part[UP]), (part[COUNT],), real), carray(pointer(part[OUT]), (part[COUNT],), kind), 0)
+        put(carray(pointer(part[UP]), (part[COUNT],), real), carray(pointer(part[OUT]), (part[COUNT],), kind))
 
     return _address(kernel)
 

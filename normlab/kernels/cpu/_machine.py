@@ -73,24 +73,22 @@ def _load(job: Any, eps: float, registers: Any, copies: int) -> None:
     channels, parameters = job[CHANNELS], job[ROWS] - 2
     rows = elements_at(job[MEMORY] + 8 * 5 * job[SAMPLES] * channels, np.float64)
     constants = elements_at(job[CONSTANTS], np.float64)
-    for i in range(4 + parameters + job[CONSTANT_COUNT]):
-        source = -1
-        value = eps
-        to = _EPS
-        if i < 2:
-            source, to = i * channels, _RUNNING_VAR if i else _RUNNING_MEAN
-        elif i == 2:
-            value, to = float(job[SIZE]), _SIZE
-        elif i >= 4:
-            to = _FIRST_PARAMETER + i - 4
-            if i - 4 < parameters:
-                source = (i - 2) * channels
-            else:
-                value = constants[i - 4 - parameters]
-        at = to * copies * channels
-        for k in range(at, at + copies * channels, channels):
+    plane = copies * channels
+    for i in range(2 + parameters):
+        to = _RUNNING_MEAN if i == 0 else _RUNNING_VAR if i == 1 else _FIRST_PARAMETER + i - 2
+        for k in range(to * plane, (to + 1) * plane, channels):
             for c in range(channels):
-                registers[k + c] = rows[source + c] if source >= 0 else value
+                registers[k + c] = rows[i * channels + c]
+    _fill(registers, _SIZE, plane, float(job[SIZE]))
+    _fill(registers, _EPS, plane, eps)
+    for i in range(job[CONSTANT_COUNT]):
+        _fill(registers, _FIRST_PARAMETER + parameters + i, plane, constants[i])
+
+
+@compiled
+def _fill(registers: Any, to: int, plane: int, value: float) -> None:
+    for k in range(to * plane, (to + 1) * plane):
+        registers[k] = value
 
 
 @compiled

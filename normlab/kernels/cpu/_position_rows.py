@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from normlab.kernels.cpu._exact import is_beyond, is_far, least_variance
+from normlab.kernels.cpu._exact import is_beyond, is_far, least_variance, moments
 from normlab.kernels.runtime.ahead import read_ahead, read_soon, write_ahead, write_soon
 from normlab.kernels.runtime.compiling import compiled
 from normlab.kernels.runtime.narrow import element, number
@@ -97,20 +97,10 @@ def _normalize_apart(
     to: int, to_step: int, kept: Any, i: int,
 ) -> None:  # fmt: skip
     """A position whose squares leave float32, in float64; its elements are `step` apart."""
-    mean = 0.0
-    if centred:
-        for k in range(size):
-            mean += np.float64(number(load(x, at + k * step, X)))
-        mean /= size
-    left = 0.0
-    square = 0.0
-    for k in range(size):
-        d = np.float64(number(load(x, at + k * step, X))) - mean
-        left += d
-        square += d * d
-    left = left / size if centred else 0.0
-    mean += left
-    r, m = _rstd(square / size - left * left, eps), real(mean)
+    mean, var = moments(x, at, step, size)
+    if not centred:
+        mean, var = 0.0, var + mean * mean
+    r, m = _rstd(var, eps), real(mean)
     for k in range(size):
         h = (np.float64(number(load(x, at + k * step, X))) - mean) * r
         store(y, to + k * to_step, element(real(h * load(weight, k, WEIGHT) + load(bias, k, BIAS)), y), OUT)

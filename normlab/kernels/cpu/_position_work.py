@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 
 from normlab.kernels.cpu._position_rows import (
     FIRST,
@@ -25,9 +25,9 @@ from normlab.kernels.cpu._position_rows import (
     pull_row,
 )
 from normlab.kernels.runtime.compiling import address_of, compiled
-from normlab.kernels.runtime.counters import next_of_shares, pointer, unit_done
+from normlab.kernels.runtime.counters import next_of_shares, unit_done
 from normlab.kernels.runtime.job import TABLE, UNITS
-from normlab.kernels.runtime.narrow import BFLOAT16, FLOAT16
+from normlab.kernels.runtime.narrow import KINDS, REALS
 from normlab.kernels.runtime.sharing import do_part, joined
 from normlab.kernels.runtime.unaliased import elements_at, load, store
 
@@ -47,63 +47,43 @@ from normlab.kernels.runtime.unaliased import elements_at, load, store
 
 
 @cache
-def work(dtype: Any) -> int:
-    """Address of the work for elements of this dtype, of NumPy or torch, compiled when first asked for."""
-    kinds = {
-        "float32": _work_float32,
-        "float64": _work_float64,
-        "bfloat16": _work_bfloat16,
-        "float16": _work_float16,
-    }
-    return address_of(kinds[str(dtype).removeprefix("torch.")], types.void(types.intp))
+def work(dtype: str) -> int:
+    """Address of the work for elements of this dtype, compiled when first asked for."""
+    like, real = KINDS[dtype], REALS[dtype]
+
+    def kernel(address: int) -> None:
+        _work(address, like, real)
+
+    return address_of(kernel, types.void(types.intp))
 
 
 @cache
 def direction(backward: bool, itemsize: int) -> Callable[[int], None]:
     """The C function of a job's address that does all of it; numbers have this many bytes (4: float32, 8: float64)."""
-    function = {4: _backward_float32, 8: _backward_float64}[itemsize] if backward else _forward
-    return CFUNCTYPE(None, c_ssize_t)(address_of(function, types.void(types.intp)))
+    real = np.float64 if itemsize == 8 else np.float32
 
+    def pull(address: int) -> None:
+        _pull(address, real)
 
-def _work_float32(address: int) -> None:
-    _work(carray(pointer(address), (NUMBERS,), np.int64), np.float32, np.float32)
-
-
-def _work_float64(address: int) -> None:
-    _work(carray(pointer(address), (NUMBERS,), np.int64), np.float64, np.float64)
-
-
-def _work_bfloat16(address: int) -> None:
-    _work(carray(pointer(address), (NUMBERS,), np.int64), BFLOAT16, np.float32)
-
-
-def _work_float16(address: int) -> None:
-    _work(carray(pointer(address), (NUMBERS,), np.int64), FLOAT16, np.float32)
+    return CFUNCTYPE(None, c_ssize_t)(address_of(pull if backward else _forward, types.void(types.intp)))
 
 
 def _forward(address: int) -> None:
     do_part(address)
 
 
-def _backward_float32(address: int) -> None:
-    _pull(carray(pointer(address), (NUMBERS,), np.int64), np.float32)
-
-
-def _backward_float64(address: int) -> None:
-    _pull(carray(pointer(address), (NUMBERS,), np.int64), np.float64)
-
-
 @compiled
-def _pull(job: Any, real: Any) -> None:
-    do_part(job.ctypes.data)
+def _pull(address: int, real: Any) -> None:
+    do_part(address)
+    job = elements_at(address, np.int64)
     if job[LEARNS] != 0:
         size, units = job[SIZE], job[UNITS]
         total = np.empty(size)
         sums = _sums(job, real)
         for i in range(2):
-            address = job[D_BIAS] if i else job[D_WEIGHT]
-            if address != 0:
-                _add_units(sums[i], units, total, elements_at(address, real))
+            gradient = job[D_BIAS] if i else job[D_WEIGHT]
+            if gradient != 0:
+                _add_units(sums[i], units, total, elements_at(gradient, real))
 
 
 @compiled
@@ -125,9 +105,10 @@ def _add_units(sums: Any, units: int, total: Any, gradient: Any) -> None:
 
 
 @compiled
-def _work(job: Any, like: Any, real: Any) -> None:
+def _work(address: int, like: Any, real: Any) -> None:
     """Take units of the job until there are none; `like` is the type of their elements, `real` of numbers."""
-    control, shares, own = joined(elements_at(job.ctypes.data, np.int64))
+    job, eps = elements_at(address, np.int64), elements_at(address, np.float64)[EPS]
+    control, shares, own = joined(job)
     learns, rows = job[LEARNS] != 0, job[INNER] == 0
     items, extent, size = job[OUTER] * job[TILES], job[EXTENT], job[SIZE]
     # a unit's sums grow in memory of the thread's own: beside another's, fetching ahead would keep taking it from there
@@ -140,9 +121,9 @@ def _work(job: Any, like: Any, real: Any) -> None:
         first, stop = u * extent, min((u + 1) * extent, items)
         sums[:] = 0
         if rows:
-            _rows(job, like, real, first, stop, d_weight, d_bias)
+            _rows(job, like, real, eps, first, stop, d_weight, d_bias)
         else:
-            _tiles(job, like, real, first, stop, d_weight, d_bias, scratch)
+            _tiles(job, like, real, eps, first, stop, d_weight, d_bias, scratch)
         if learns:
             _keep(sums, _sums(job, real), u)
         unit_done(control)
@@ -176,9 +157,9 @@ def _tensors(job: Any, like: Any, real: Any) -> Any:
 
 
 @compiled
-def _rows(job: Any, like: Any, real: Any, first: int, stop: int, d_weight: Any, d_bias: Any) -> None:
+def _rows(job: Any, like: Any, real: Any, eps: float, first: int, stop: int, d_weight: Any, d_bias: Any) -> None:
     x, g, y, kept, weight, bias = _tensors(job, like, real)
-    size, centred, learns, eps = job[SIZE], job[CENTRED] != 0, job[LEARNS] != 0, job[EPS : EPS + 1].view(np.float64)[0]
+    size, centred, learns = job[SIZE], job[CENTRED] != 0, job[LEARNS] != 0
     x_outer, g_outer = job[X_OUTER], job[G_OUTER]
     if job[BACKWARD] != 0:
         for i in range(first, stop):
@@ -192,10 +173,12 @@ def _rows(job: Any, like: Any, real: Any, first: int, stop: int, d_weight: Any, 
 
 
 @compiled
-def _tiles(job: Any, like: Any, real: Any, first: int, stop: int, d_weight: Any, d_bias: Any, scratch: Any) -> None:
+def _tiles(
+    job: Any, like: Any, real: Any, eps: float, first: int, stop: int, d_weight: Any, d_bias: Any, scratch: Any
+) -> None:
     x, g, y, kept, weight, bias = _tensors(job, like, real)
     size, inner, centred, learns = job[SIZE], job[INNER], job[CENTRED] != 0, job[LEARNS] != 0
-    eps, x_step, g_step = job[EPS : EPS + 1].view(np.float64)[0], job[X_STEP], job[G_STEP]
+    x_step, g_step = job[X_STEP], job[G_STEP]
     first_sums, second_sums, totals = scratch
     for item in range(first, stop):
         n, start = item // job[TILES], item % job[TILES] * job[WIDTH]

@@ -226,7 +226,7 @@ def _forward_pass(address: int) -> None:
         i, j, r, q, k = _part(job, u)
         part[COUNT], part[PLANES], part[IN] = j - i, q - r, job[X] + bytes_each * i
         if second:
-            if own.size * 8 < (j - i) * job[REAL]:
+            if job[SPARE] != 0 and own.size * 8 < (j - i) * job[REAL]:
                 own = _own(job, j - i)
             at = bytes_each * i
             part[OUT], part[OTHER], part[OWN] = job[Y] + at, job[RESIDUAL] + at, own.ctypes.data
@@ -255,7 +255,7 @@ def _backward_pass(address: int) -> None:
         part[COUNT], part[PLANES], part[IN], part[UP] = j - i, q - r, job[X] + at, job[G] + at
         _say_map(part, grids, all_planes)
         if job[PULL] != 0:
-            if own.size * 8 < (j - i) * job[REAL]:
+            if job[SPARE] != 0 and own.size * 8 < (j - i) * job[REAL]:
                 own = _own(job, j - i)
             down = own.ctypes.data if job[SPARE] != 0 else job[TO_RESIDUAL] + at
             if not second or job[SPARE] != 0:  # (once more where it was nowhere kept, or rounded)

@@ -97,7 +97,7 @@ _FUSED_BYTES = 1 << 15  # where dz is computed on the way, so that it stays in t
 _LANES = 256  # shortest row that channels-last rows are joined into
 _KEPT = 256  # plans of one recipe
 _INSIDE = {"relu": RELU, "leaky_relu": LEAKY_RELU, "silu": SILU, "gelu": GELU}  # what the kernels themselves have
-_MANY = 8  # samples from which on whole samples are units; fewer are cut into parts, to keep all threads busy
+MANY = 8  # samples from which on whole samples are units; fewer are cut into parts, to keep all threads busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +276,7 @@ def _prepare(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], No
     (n, channels, size), folded, last, dtype, act = plan.sizes, plan.folded, plan.last, plan.dtype, plan.act
     half = _kernels.is_half(dtype)
     itemsize, real = (2 if half else int(dtype[-2:]) // 8), (8 if dtype == "float64" else 4)
-    across = program.across_samples or n < _MANY
+    across = program.across_samples or n < MANY
     job = array("q", bytes(8 * TABLE))
     job[WORK], job[PERFORM], job[ITEMSIZE], job[REAL] = work(backward, across), perform(), itemsize, real
     job[SAMPLES], job[CHANNELS], job[SIZE], job[LAST] = n, channels, size, last
@@ -310,9 +310,10 @@ def _choose_backward(
 ) -> None:  # fmt: skip
     """The kernels of a backward pass, and where the gradient of z is kept on the way."""
     half = _kernels.is_half(dtype)
-    job[DOT] = _kernels.dot(dtype, last, acts)
+    numbers = acts and half  # else they are elements as x is: the same code
+    job[DOT] = _kernels.dot(dtype, last, numbers)
     in_place = acts and not (half or adds or across)
-    job[COMBINE] = _kernels.combine(dtype, last, acts, in_place, linear)
+    job[COMBINE] = _kernels.combine(dtype, last, numbers, in_place, linear)
     if acts:
         job[PULL] = _kernels.pull(dtype, last, adds)
         job[SPARE] = half or (across and not adds)

@@ -1,4 +1,4 @@
-"""Compiled kernels for statistics per position: NumPy arrays and CPU tensors, float32 and float64.
+"""Compiled kernels for statistics per position: NumPy arrays and CPU tensors, of float32, float64 and halves.
 
 x is read from memory once: a row, or a tile of columns, stays in cache until y is written, and in the backward pass x
 and g until dx is. The gradients of weight and bias are summed on the way. The work is cut into units that do not depend
@@ -121,7 +121,8 @@ def _job(sizes: tuple[int, ...], dtype: Any, itemsize: int, centred: bool, backw
     """The numbers that are the same in every call with these sizes; `itemsize` is that of numbers."""
     outer, size, inner = sizes if len(sizes) == 3 else (*sizes, 0)
     job = array("q", bytes(8 * NUMBERS))
-    job[WORK], job[BACKWARD], job[CENTRED], job[LEARNS] = work(dtype), backward, centred, learns
+    job[WORK] = work(str(dtype).removeprefix("torch."))
+    job[BACKWARD], job[CENTRED], job[LEARNS] = backward, centred, learns
     job[ITEMSIZE] = itemsize
     job[OUTER], job[SIZE], job[INNER] = outer, size, inner
     position_bytes = size * itemsize * (2 if backward else 1)

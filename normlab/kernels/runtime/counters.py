@@ -42,14 +42,18 @@ def _pointer(typingctx: Any, address: Any) -> Any:
     return types.voidptr(types.intp), generate
 
 
+def call(builder: Any, address: Any, arguments: Any) -> None:
+    """Build a call of the C function `void f(arguments)` at an address."""
+    function = ir.FunctionType(ir.VoidType(), [v.type for v in arguments])
+    builder.call(builder.inttoptr(address, function.as_pointer()), arguments)
+
+
 @intrinsic
 def _call_at(typingctx: Any, address: Any, argument: Any) -> Any:
     """Call the C function `void f(intptr_t)` at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        whole = context.get_value_type(types.intp)
-        function = ir.FunctionType(ir.VoidType(), [whole]).as_pointer()
-        builder.call(builder.inttoptr(args[0], function), [args[1]])
+        call(builder, args[0], args[1:])
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp), generate
@@ -60,9 +64,7 @@ def _call_on(typingctx: Any, address: Any, first: Any, second: Any) -> Any:
     """Call the C function `void f(intptr_t, intptr_t)` at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        whole = context.get_value_type(types.intp)
-        function = ir.FunctionType(ir.VoidType(), [whole, whole]).as_pointer()
-        builder.call(builder.inttoptr(args[0], function), [args[1], args[2]])
+        call(builder, args[0], args[1:])
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), generate
@@ -73,10 +75,8 @@ def _parallel_at(typingctx: Any, address: Any, function: Any, argument: Any, thr
     """Call OpenMP's `void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned)`, which lies at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        whole, number = context.get_value_type(types.intp), ir.IntType(32)
-        parallel = ir.FunctionType(ir.VoidType(), [whole, whole, number, number]).as_pointer()
-        threads = builder.trunc(args[3], number)
-        builder.call(builder.inttoptr(args[0], parallel), [args[1], args[2], threads, number(0)])
+        number = ir.IntType(32)
+        call(builder, args[0], [*args[1:3], builder.trunc(args[3], number), number(0)])
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp, types.intp), generate

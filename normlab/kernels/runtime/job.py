@@ -22,14 +22,14 @@ from struct import pack, unpack
     GROUP,  # samples in a part, where there is one part in a sample
     CODE, LENGTH, CONSTANTS, CONSTANT_COUNT, REGISTERS, OUTPUTS, OUTPUT_COUNT,  # a program
     PERFORM, MEASURE, APPLY, PULL, DOT, COMBINE, ROUND,  # addresses of what is done (`normlab.kernels.cpu`), or 0
-    SPARE,  # numbers that a thread needs of its own for dz or z, which is kept in no tensor; or 0
+    SPARE,  # whether dz or z is kept in no tensor, but in numbers in a thread's own memory
     ACT, SLOPE,  # 0, or the activation's number or address; the constant that it takes
     EPS, TINY,  # and the least variance that is precise enough in float32 squares
     MEMORY, ROWS,  # grids (5, N, C), rows (running mean, running variance, parameters; C each), pooled (2, C)
-    SUMS, SUMS_0, SUMS_1, SUMS_2,  # sum_g, sum_gx, b, c, parameters' gradients (k, N, C); or partial sums
+    SUMS, SUMS_1, SUMS_2,  # sum_g, sum_gx, b, c, parameters' gradients (k, N, C); or partial sums
     RUNNING_MEAN, RUNNING_VAR, RUNNING_BYTES, MOMENTUM,  # running statistics to update with the batch's, or 0
     TABLE,
-) = range(56)  # fmt: skip
+) = range(55)  # fmt: skip
 
 RELU, LEAKY_RELU, SILU, GELU = 1, 2, 3, 4
 

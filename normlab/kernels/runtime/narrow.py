@@ -17,15 +17,14 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from normlab.kernels.runtime.ahead import write_ahead
+from normlab.kernels.runtime.compiling import compiled
 
 BFLOAT16, FLOAT16 = np.uint16, np.int16
+# how compiled code sees elements of a dtype, and the numbers that it computes with
+KINDS: dict[str, Any] = {"float32": np.float32, "float64": np.float64, "bfloat16": BFLOAT16, "float16": FLOAT16}
+REALS: dict[str, Any] = {name: np.float64 if name == "float64" else np.float32 for name in KINDS}
 _JIT: Any = {"nogil": True}
 _BLOCK = 1024  # elements between one asking for memory and the next
-
-
-def is_narrow(elements: Any) -> Any:
-    """Whether these are halves; known when code is compiled."""
-    raise NotImplementedError("for compiled code")
 
 
 def number(element: Any) -> Any:
@@ -48,29 +47,7 @@ def numbers_for(elements: Any, rows: int, columns: int) -> Any:
     raise NotImplementedError("for compiled code")
 
 
-def put(numbers: Any, elements: Any, first: int) -> None:
-    """Store numbers as the elements from first on, if they do not lie there already."""
-    raise NotImplementedError("for compiled code")
-
-
 # Numba asks these with types, and compiles the function that they answer.
-
-
-def are_narrow(elements: Any) -> bool:
-    return elements.dtype in _NARROW
-
-
-_NARROW = (types.uint16, types.int16)
-
-
-@overload(is_narrow, jit_options=_JIT)
-def _is_narrow(elements: Any) -> Any:
-    answer = are_narrow(elements)
-
-    def known(elements: Any) -> Any:
-        return answer
-
-    return known
 
 
 @overload(number, jit_options=_JIT)
@@ -81,7 +58,7 @@ def _number(element: Any) -> Any:
     def widened(element: Any) -> Any:
         return widen(element)
 
-    return widened if element in _NARROW else same
+    return widened if element in (types.uint16, types.int16) else same
 
 
 @overload(element, jit_options=_JIT)
@@ -120,20 +97,15 @@ def _numbers_for(elements: Any, rows: Any, columns: Any) -> Any:
     return double if elements.dtype == types.float64 else single
 
 
-@overload(put, jit_options=_JIT)
-def _put(numbers: Any, elements: Any, first: Any) -> Any:
-    def nothing(numbers: Any, elements: Any, first: Any) -> Any:
-        pass
-
-    def stored(numbers: Any, elements: Any, first: Any) -> Any:
-        for at in range(0, numbers.size, _BLOCK):
-            block = numbers[at : at + _BLOCK]
-            out = elements[first + at : first + at + block.size]
-            write_ahead(elements, first + at, block.size)
-            for k in range(block.size):
-                out[k] = element(block[k], out)
-
-    return stored if are_narrow(elements) else nothing
+@compiled
+def put(numbers: Any, elements: Any) -> None:
+    """Store numbers as elements."""
+    for at in range(0, numbers.size, _BLOCK):
+        block = numbers[at : at + _BLOCK]
+        out = elements[at : at + block.size]
+        write_ahead(elements, at, block.size)
+        for k in range(block.size):
+            out[k] = element(block[k], out)
 
 
 # The conversions are written as instructions: Numba computes with integers of 64 bits, which halves what a vector
