@@ -252,16 +252,17 @@ def _walked(value: Any) -> Iterator[Tensor]:
 
 def _put_into(layer: Any, norm: Any) -> None:
     """Give a layer the weight and bias of both, computed in float64."""
-    wide = [None if v is None else v.double() for v in (layer.weight, layer.bias)]
-    mean, var, scale, shift = (getattr(norm, k, None) for k in ("running_mean", "running_var", "weight", "bias"))
-    mean, var = mean.double(), var.double()
-    scale = torch.ones_like(mean) if scale is None else scale.double()
-    shift = torch.zeros_like(mean) if shift is None else shift.double()
-    eps = float(norm.eps)
+    weight, bias = layer.weight.double(), None if layer.bias is None else layer.bias.double()
+    mean, var = norm.running_mean.double(), norm.running_var.double()
+    held = (getattr(norm, name, None) for name in ("weight", "bias"))
+    scale, shift = (
+        v.double() if isinstance(v, Tensor) else torch.full_like(mean, n) for v, n in zip(held, (1, 0), strict=True)
+    )
+    statistics = (mean, var, float(norm.eps), scale, shift)
     if isinstance(layer, nn.Linear):
-        weight, bias = fuse_linear_bn_weights(*wide, mean, var, eps, scale, shift)
+        weight, bias = fuse_linear_bn_weights(weight, bias, *statistics)
     else:
-        weight, bias = fuse_conv_bn_weights(*wide, mean, var, eps, scale, shift, isinstance(layer, _TRANSPOSED))
+        weight, bias = fuse_conv_bn_weights(weight, bias, *statistics, isinstance(layer, _TRANSPOSED))
     layer.weight.copy_(weight)
     if layer.bias is None:
         layer.bias = nn.Parameter(torch.empty_like(bias, dtype=layer.weight.dtype))
