@@ -26,6 +26,7 @@ from normlab.errors import UsageError
 from normlab.kernels.activations import Activation
 from normlab.layers import adapters
 from normlab.layers.acting import activation_called, activation_of, in_torch, is_passive, is_watched
+from normlab.layers.modes import in_mode
 from normlab.layers.norms import takes_act
 from normlab.layers.recasting import Recast, recast, undo
 from normlab.layers.swap import swap_report, take
@@ -144,7 +145,7 @@ def straighten(module: nn.Module) -> None:
         held: Any = module
         for name in ("_inputs", "_shortcuts", "_fused_spots"):
             vars(held).pop(name, None)
-        undo(held)
+        undo(held, Fused)
 
 
 def _cut(module: nn.Module) -> None:
@@ -222,7 +223,7 @@ def _followed(module: nn.Module, inputs: int, training: bool) -> fx.Graph | None
     kept = torch.get_rng_state(), random.getstate()
     before = dict(vars(module))
     tracer = _Tracer(inputs)
-    with _in_mode(module, training), warnings.catch_warnings():
+    with in_mode(module, training), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with _as(module, own):
@@ -253,20 +254,6 @@ def _as(module: nn.Module, kind: type) -> Iterator[None]:
         yield
     finally:
         module.__class__ = own
-
-
-@contextmanager
-def _in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Training or evaluation mode throughout, without gradients; afterwards every part is in its own again."""
-    modes = {part: part.training for part in module.modules()}
-    for part in modes:
-        vars(part)["training"] = training
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in modes.items():
-            vars(part)["training"] = mode
 
 
 def _called(model: nn.Module, example: tuple[Any, ...], keywords: dict[str, Any]) -> dict[nn.Module, int]:
@@ -418,7 +405,7 @@ def _copied(model: Model) -> Model:
 def _evaluated(model: nn.Module, example: tuple[Any, ...], keywords: dict[str, Any]) -> list[Tensor]:
     """The tensors that a model returns in evaluation mode."""
     given, named = _cloned((example, keywords))
-    with _in_mode(model, False):
+    with in_mode(model, False), torch.no_grad():
         try:
             returned = model(*given, **named)
         except Exception as error:

@@ -49,6 +49,24 @@ def recast(module: nn.Module, mixin: type[Recast]) -> None:
     module.__class__ = _subclass(mixin, type(module))
 
 
-def undo(module: nn.Module) -> None:
-    """Give a recast module its own class back, in place."""
-    module.__class__ = type(module).__bases__[1]
+def undo(module: nn.Module, mixin: type[Recast]) -> None:
+    """Take a mixin out again, in place: what others were put before the class stays."""
+    module.__class__ = _without(type(module), mixin)
+
+
+def become(module: nn.Module, own: type[nn.Module]) -> None:
+    """Give a module another class of its own, in place, behind the mixins that it has."""
+    module.__class__ = _behind_mixins(type(module), own)
+
+
+def _is_made(kind: type) -> bool:
+    return _made.get(kind.__bases__) is kind  # type: ignore[arg-type]
+
+
+def _without(kind: type, mixin: type) -> Any:
+    outer, inner = kind.__bases__
+    return inner if outer is mixin else _subclass(outer, _without(inner, mixin))
+
+
+def _behind_mixins(kind: type, own: type) -> Any:
+    return _subclass(kind.__bases__[0], _behind_mixins(kind.__bases__[1], own)) if _is_made(kind) else own

@@ -17,7 +17,7 @@ from normlab.layers import norms, positions
 from normlab.layers._torch import BatchNormBase, InstanceNormBase
 from normlab.layers.acting import in_torch
 from normlab.layers.fuse import straighten
-from normlab.layers.recasting import Recast, recast
+from normlab.layers.recasting import Recast, become, recast
 from normlab.layers.swap import turn_back
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -126,7 +126,7 @@ def _put(layer: nn.Module, stock: nn.Module) -> None:
     for name in [name for name, b in layer._buffers.items() if b is None and name not in stock._buffers]:
         del layer._buffers[name]
     vars(layer).update({k: v for k, v in vars(stock).items() if k not in vars(layer)})
-    layer.__class__ = type(stock)
+    become(layer, type(stock))
     if act is not None:
         recast(layer, Followed)
         vars(layer)["_act"] = act

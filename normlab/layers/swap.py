@@ -22,7 +22,7 @@ from normlab.kernels.activations import Activation
 from normlab.layers import adapters, faster, ranked
 from normlab.layers._torch import BatchNormBase, InstanceNormBase, NormBase
 from normlab.layers.norms import BatchNorm, ChannelNorm, GroupNorm, LayerNorm, Norm, RMSNorm
-from normlab.layers.recasting import recast, undo
+from normlab.layers.recasting import become, recast, undo
 
 Model = TypeVar("Model", bound=nn.Module)
 Adapter = Callable[[Any], nn.Module | None]
@@ -276,7 +276,7 @@ def turn_back(module: nn.Module) -> bool:
     """Give a layer that was taken its own class back, in place; whether it was one."""
     vars(module).pop("_stays", None)
     if isinstance(module, adapters.Taken):
-        undo(module)
+        undo(module, adapters.Taken)
         vars(module).pop("_plan", None)
         return True
     was = vars(module).pop("_was", None)
@@ -287,7 +287,7 @@ def turn_back(module: nn.Module) -> bool:
         vars(module).pop(name, None)
     for name in buffers:
         module._buffers.pop(name, None)
-    module.__class__ = kind
+    become(module, kind)
     return True
 
 

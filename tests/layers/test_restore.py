@@ -82,3 +82,35 @@ def test_a_restored_model_is_exported() -> None:
     with pytest.warns(DeprecationWarning, match="script"):
         scripted = torch.jit.script(swapped)
     assert torch.equal(scripted(x), swapped(x))
+
+
+class Activated(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: somebody's batch norm with an activation behind it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.behind = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(super().forward(x))
+
+
+# the way back took out what had frozen the layer instead of what had swapped it, or both
+@pytest.mark.parametrize("first", ["swap", "freeze", "written with ours"])
+def test_frozen_layers_stay_frozen_on_the_way_back(first: str) -> None:
+    ours, theirs = normlab.make_norm("bn", 3, act="relu"), nn.Sequential(nn.BatchNorm2d(3), Activated(3))
+    model = nn.Sequential(ours) if first.startswith("written") else theirs
+    x = torch.randn(8, 3, 4, 4) + 1
+    model(x)
+    expected, classes = copy.deepcopy(model).eval()(x), [type(m) for m in model]
+    for step in (normlab.freeze, normlab.swap_norms) if first == "freeze" else (normlab.swap_norms, normlab.freeze):
+        if not first.startswith("written") or step is normlab.freeze:
+            step(model)
+    for back in (model, normlab.restore_norms(copy.deepcopy(model))):
+        torch.testing.assert_close(back.train()(x), expected)
+        torch.testing.assert_close(copy.deepcopy(back)(x), expected)
+        assert not any(m.training for m in back)
+        normlab.unfreeze(back).train()
+        assert not torch.allclose(back(x), expected)
+    if not first.startswith("written"):
+        assert [type(m) for m in normlab.restore_norms(model)] == classes
