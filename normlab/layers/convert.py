@@ -8,8 +8,7 @@ images without labels. It goes from the input to the output, so that a layer is 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -22,12 +21,13 @@ from normlab.layers import adapters
 from normlab.layers._torch import BatchNormBase, InstanceNormBase
 from normlab.layers.acting import activation_of, is_passive
 from normlab.layers.distilling import distill as distilled
+from normlab.layers.images import Images, batches
+from normlab.layers.modes import in_mode
 from normlab.layers.norms import GroupNorm, Norm, RunningNorm, make_norm
 from normlab.layers.swap import norms_in, why_left
 from normlab.norms import family
 
 Model = TypeVar("Model", bound=nn.Module)
-Images = Tensor | Iterable[Any]
 
 GROUPS = (1, 2, 4, 8, 16, 32)  # that are tried where the number is not given
 MOST_ELEMENTS = 1 << 24  # of the images that the norms are matched on: one batch of them
@@ -83,7 +83,7 @@ def convert(
     `distill`, so many further steps train the whole network to repeat the original's outputs on these images.
     `match=False` takes over weight and bias as they are, which is what other converters do. Weight and bias stay the
     same `Parameter` objects where a layer had them, so an optimizer goes on. `convert_report(model)` says what was
-    done, and `revert(model)` is the way back.
+    done, and `revert(model)` is the way back. If it fails or is interrupted, the model is as it was.
 
     Raises UsageError for a norm that has no weight and bias per channel, a model without norms, and missing images.
     """
@@ -94,50 +94,53 @@ def convert(
         )
     if family.weights_of(to) is not None:
         raise UsageError(f"convert: to={to!r} normalizes weights too, which changes every convolution; leave that out")
-    spots, left = _spots(model)
-    if not spots:
-        why = "".join(f"\n  {name}: {reason}" for name, reason in left.items())
-        raise UsageError(f"convert: this model has no norm that can be converted{why}")
+    spots, left = _spots(model, "convert: this model has no norm that can be converted")
     exact = entry.takes_over and all(_is_batch(spot.old) for spot in spots)
     if calibrate is None and (distill or (match and not exact)):
         raise UsageError(f"convert: to={to!r} needs images: calibrate=..., 32 or more as the model takes them")
     images = None if calibrate is None else _batch(calibrate)
-    teacher = copy.deepcopy(model).eval() if images is not None else None
-    with _evaluating(model):
-        matched = images if match and not exact else None
-        wanted = None if matched is None else _recorded(model, spots, matched)
-        specs = [to]
-        if "groups" in entry.options and ":" not in to and matched is not None:
-            specs = [f"{entry.name}:groups={groups}" for groups in GROUPS]
-        tried: dict[str, float] = {}
-        expected = None if teacher is None or images is None else _outputs(teacher, images)
-        for spec in specs:
-            try:
-                _install(model, spots, spec)
-                if matched is not None and wanted is not None:
-                    _match(model, spots, matched, wanted)
-                if images is not None and expected is not None:
-                    tried[spec] = _error(_outputs(model, images), expected)
-            except (UsageError, ValueError):
-                _take_back(model, spots)
-                if len(specs) == 1:
-                    raise
-        if len(specs) > 1:
-            best = min(tried, key=lambda spec: tried[spec])
-            _install(model, spots, best)
-            if matched is not None and wanted is not None:
-                _match(model, spots, matched, wanted)
-            to = best
-    error = tried.get(to)
-    before = None
-    if distill and images is not None and teacher is not None and expected is not None:
-        before = error
-        distilled(model, teacher, images, [spot.names[0] for spot in spots], steps=distill, seed=seed)
-        with _evaluating(model):
-            error = _error(_outputs(model, images), expected)
+    before = copy.deepcopy(model) if distill else None
+    tried: dict[str, float] = {}
+    undistilled = None
+    try:
+        with in_mode(model, False):
+            original = None if images is None else _Original.of(model, spots, images, match and not exact)
+            specs = [to]
+            if "groups" in entry.options and ":" not in to and original is not None and original.moments:
+                specs = [f"{entry.name}:groups={groups}" for groups in GROUPS]
+            failed: ValueError | None = None
+            for spec in specs:
+                try:
+                    error = _fit(model, spots, spec, original)
+                except ValueError as reason:
+                    failed = reason
+                    continue
+                if error is not None:
+                    tried[spec] = error
+            if len(specs) > 1 and tried:
+                to = min(tried, key=lambda spec: tried[spec])
+                _fit(model, spots, to, original)
+            elif failed is not None:
+                raise failed
+        error = tried.get(to)
+        for spot in spots:
+            if spot.new is not None:
+                spot.new.train(spot.old.training)
+        if before is not None and original is not None:
+            undistilled = error
+            distilled(
+                model, before.eval(), original.images, [spot.names[0] for spot in spots], steps=distill, seed=seed
+            )
+            with in_mode(model, False):
+                error = _error(_outputs(model, original.images), original.outputs)
+    except BaseException:
+        _take_back(model, spots)
+        if before is not None:
+            model.load_state_dict(before.state_dict())
+        raise
     changed = {spot.names[0]: str(spot.new) for spot in spots}
     report = ConvertReport(
-        to, changed, left, error, tried if len(specs) > 1 else {}, before, 0 if images is None else len(images)
+        to, changed, left, error, tried if len(specs) > 1 else {}, undistilled, 0 if images is None else len(images)
     )
     _KEPT[model] = (report, spots)
     return model
@@ -145,20 +148,21 @@ def convert(
 
 def convert_report(model: nn.Module) -> ConvertReport:
     """What `convert` did to this model. Raises UsageError if it did nothing."""
-    if model not in _KEPT:
-        raise UsageError("convert_report: this model was not converted, or is a copy of one that was")
-    return _KEPT[model][0]
+    return _kept(model, "convert_report")[0]
 
 
 def revert(model: Model) -> Model:
-    """Put the old norms back, with the weight and bias that they had, in place; returns the model.
+    """Put the old norms back, with the parameters and statistics that they had, in place; returns the model.
 
-    Other parameters stay as they are: whoever trained or distilled the network since has changed them. Raises
-    UsageError if the model was not converted.
+    What is no norm stays as it is: whoever trained or distilled the network since has changed it. Raises UsageError if
+    the model was not converted.
     """
-    if model not in _KEPT:
-        raise UsageError("revert: this model was not converted, or is a copy of one that was")
-    _take_back(model, _KEPT.pop(model)[1])
+    _, spots = _kept(model, "revert")
+    _take_back(model, spots)
+    for spot in spots:
+        if spot.new is not None:
+            spot.old.train(spot.new.training)
+    del _KEPT[model]
     return model
 
 
@@ -168,10 +172,7 @@ def replace_norms(model: Model, to: str) -> Model:
     In place; returns the model. For training from there: nothing is matched (`convert` does that). `to` is any norm of
     `make_norm`, "none" too. Raises UsageError if the model has no norm that can be replaced.
     """
-    spots, left = _spots(model)
-    if not spots:
-        why = "".join(f"\n  {name}: {reason}" for name, reason in left.items())
-        raise UsageError(f"this model has no norm that could be replaced by {to}{why}")
+    spots, _ = _spots(model, f"this model has no norm that could be replaced by {to}")
     _install(model, spots, to)
     return model
 
@@ -183,7 +184,7 @@ class _Spot:
     names: list[str]  # one module may be in several places
     old: nn.Module
     channels: int
-    saved: dict[str, Tensor]
+    saved: dict[str, Tensor]  # its parameters and buffers as they were
     sign: Tensor
     new: nn.Module | None = None
 
@@ -191,8 +192,14 @@ class _Spot:
 _KEPT: WeakKeyDictionary[nn.Module, tuple[ConvertReport, list[_Spot]]] = WeakKeyDictionary()
 
 
-def _spots(model: nn.Module) -> tuple[list[_Spot], dict[str, str]]:
-    """The norms that can be converted, and why others cannot."""
+def _kept(model: nn.Module, asker: str) -> tuple[ConvertReport, list[_Spot]]:
+    if model not in _KEPT:
+        raise UsageError(f"{asker}: this model was not converted, or is a copy of one that was")
+    return _KEPT[model]
+
+
+def _spots(model: nn.Module, else_say: str) -> tuple[list[_Spot], dict[str, str]]:
+    """The norms that can be converted, and why others cannot; raises UsageError where there are none."""
     places: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(id(module), []).append(name)
@@ -202,11 +209,16 @@ def _spots(model: nn.Module) -> tuple[list[_Spot], dict[str, str]]:
         if why is not None:
             left[name] = why
             continue
-        held = {k: v.detach().clone() for k, v in module.named_parameters(recurse=False)}
+        held = {
+            name: v.detach().clone()
+            for name, v in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        }
         weight = held.get("weight")
         channels: Any = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
         sign = torch.ones(channels) if weight is None else torch.where(weight < 0, -1.0, 1.0)
         spots.append(_Spot(places[id(module)], module, channels, held, sign))
+    if not spots:
+        raise UsageError(else_say + "".join(f"\n  {name}: {why}" for name, why in left.items()))
     return spots, left
 
 
@@ -217,21 +229,34 @@ def _unfit(name: str, module: nn.Module) -> str | None:
         return "it has a weight for each element and not for each channel"
     if isinstance(module, nn.SyncBatchNorm):
         return "its statistics are pooled over processes"
-    if isinstance(module, Norm) or type(module).__module__.startswith("torch.nn"):
-        return None
-    plan = adapters.probed(module)
-    if isinstance(plan, str):
-        return why_left(module) or plan
-    behind = [part for name in plan.behind if not is_passive(part := getattr(module, name))]
+    behind = _behind(module)
+    if isinstance(behind, str):
+        return behind
     if len(behind) > 1 or any(activation_of(part) is None for part in behind):
         return f"what it applies behind the norm is none of ours: {', '.join(map(str, behind))}"
     return None
 
 
+def _is_theirs(layer: nn.Module) -> bool:
+    """Whether a norm is another library's, which may do more than a norm."""
+    return not isinstance(layer, Norm) and not type(layer).__module__.startswith("torch.nn")
+
+
+def _behind(layer: Any) -> list[nn.Module] | str:
+    """What a layer applies behind its norm by parts of its own; or why that is not known."""
+    if not _is_theirs(layer):
+        return []
+    plan = adapters.probed(layer)
+    if isinstance(plan, str):
+        return why_left(layer) or plan
+    return [part for name in plan.behind if not is_passive(part := getattr(layer, name))]
+
+
 def _made(spot: _Spot, spec: str) -> nn.Module:
-    """The new layer for a spot, with the old one's parameters, activation and mode."""
+    """The new layer for a spot, with the old one's parameters, statistics, activation and mode."""
     old: Any = spot.old
-    act = getattr(old, "act", None) if isinstance(old, Norm) else _act_behind(old)
+    behind: Any = _behind(old)
+    act = getattr(old, "act", None) if isinstance(old, Norm) else activation_of(behind[0]) if behind else None
     like = next(iter((*old.parameters(), *old.buffers())), torch.empty(0))
     with torch.random.fork_rng(devices=[]):
         new: Any = make_norm(spec, spot.channels).to(like.device, like.dtype)
@@ -241,27 +266,30 @@ def _made(spot: _Spot, spec: str) -> nn.Module:
         new.act = act
     if isinstance(new, GroupNorm) and isinstance(old, nn.GroupNorm):
         new.eps = old.eps
-    for name in ("weight", "bias"):
-        kept = getattr(old, name, None)
-        if kept is not None and name in new._parameters and new._parameters[name] is not None:
-            with torch.no_grad():
-                kept.copy_(spot.saved[name])
-            new._parameters[name] = kept
+    names = ["weight", "bias"]
     if isinstance(old, BatchNormBase) and isinstance(new, RunningNorm) and old.running_mean is not None:
-        new._buffers.update({k: v for k, v in old._buffers.items() if k in new._buffers})
+        names += ["running_mean", "running_var", "num_batches_tracked"]
         new.eps, new.momentum = old.eps, old.momentum
+    for name in names:
+        _hand_over(name, spot, new)
     if "applies_relu" in vars(old):
         new.applies_relu = True
     made: nn.Module = new.train(old.training)
     return made
 
 
-def _act_behind(old: nn.Module) -> Any:
-    if type(old).__module__.startswith("torch.nn"):
-        return None
-    plan: Any = adapters.probed(old)
-    behind = [part for name in plan.behind if not is_passive(part := getattr(old, name))]
-    return activation_of(behind[0]) if behind else None
+def _hand_over(name: str, spot: _Spot, new: nn.Module) -> None:
+    """Give a new layer what the old one had under a name: the same parameter, or the numbers of a buffer."""
+    value, made = spot.saved.get(name), getattr(new, name, None)
+    if value is None or made is None:
+        return
+    kept = getattr(spot.old, name)
+    with torch.no_grad():
+        if isinstance(kept, nn.Parameter) and isinstance(made, nn.Parameter):
+            kept.copy_(value)
+            new.register_parameter(name, kept)
+        else:
+            made.copy_(value)
 
 
 def _install(model: nn.Module, spots: list[_Spot], spec: str) -> None:
@@ -275,10 +303,11 @@ def _install(model: nn.Module, spots: list[_Spot], spec: str) -> None:
 def _for_channels(spec: str, channels: int) -> str:
     """The spec for this many channels: of groups, as many as divide them."""
     entry, options = family.parse(spec)
-    if entry.name != "gn" or "groups" not in options:
+    if "groups" not in options:
         return spec
-    groups = min(int(options["groups"]), channels)
-    return f"gn:groups={next(g for g in range(groups, 0, -1) if channels % g == 0)}"
+    most = min(int(options["groups"]), channels)
+    options["groups"] = next(g for g in range(most, 0, -1) if channels % g == 0)
+    return ":".join([entry.name, *(f"{name}={value}" for name, value in options.items())])
 
 
 def _put(model: nn.Module, spot: _Spot, layer: nn.Module) -> None:
@@ -289,24 +318,55 @@ def _put(model: nn.Module, spot: _Spot, layer: nn.Module) -> None:
 
 def _take_back(model: nn.Module, spots: list[_Spot]) -> None:
     for spot in spots:
+        if spot.new is not None:
+            like = next(iter((*spot.new.parameters(), *spot.new.buffers())), torch.empty(0))
+            spot.old.to(like.device)  # where the model has gone since
         with torch.no_grad():
             for name, value in spot.saved.items():
                 getattr(spot.old, name).copy_(value)
-        if spot.new is not None:
-            spot.old.train(spot.new.training)
         _put(model, spot, spot.old)
 
 
 def _is_batch(layer: nn.Module) -> bool:
-    return isinstance(layer, BatchNormBase) and layer.running_mean is not None
+    """Whether a layer is batch norm in evaluation."""
+    if not isinstance(layer, BatchNormBase) or layer.running_mean is None:
+        return False
+    learned = layer.entry.parameters if isinstance(layer, Norm) else {}
+    more = {name for name, p in learned.items() if p.trained} - {"weight", "bias"}
+    return not isinstance(layer, Norm) or (layer.entry.takes_over and not more)
 
 
 # --- measuring and matching ------------------------------------------------------------------------------------------
 
+Moments = dict[str, tuple[Tensor, Tensor]]  # mean and deviation of each channel, by the norm's name
 
-def _recorded(model: nn.Module, spots: list[_Spot], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+
+@dataclass
+class _Original:
+    """The images that a network is converted on, what it makes of them, and its norms' outputs if they are matched."""
+
+    images: Tensor
+    outputs: Tensor
+    moments: Moments
+
+    @classmethod
+    def of(cls, model: nn.Module, spots: list[_Spot], images: Tensor, match: bool) -> _Original:
+        return cls(images, _outputs(model, images), _recorded(model, spots, images) if match else {})
+
+
+def _fit(model: nn.Module, spots: list[_Spot], spec: str, original: _Original | None) -> float | None:
+    """Put new layers in and match them; the error of the outputs, where there are images."""
+    _install(model, spots, spec)
+    if original is None:
+        return None
+    if original.moments:
+        _match(model, spots, original.images, original.moments)
+    return _error(_outputs(model, original.images), original.outputs)
+
+
+def _recorded(model: nn.Module, spots: list[_Spot], images: Tensor) -> Moments:
     """Mean and deviation of each channel of every norm's output, before its activation, by the norm's name."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    found: Moments = {}
 
     def look(spot: _Spot) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -318,7 +378,7 @@ def _recorded(model: nn.Module, spots: list[_Spot], images: Tensor) -> dict[str,
     return found
 
 
-def _match(model: nn.Module, spots: list[_Spot], images: Tensor, wanted: dict[str, tuple[Tensor, Tensor]]) -> None:
+def _match(model: nn.Module, spots: list[_Spot], images: Tensor, wanted: Moments) -> None:
     """Set weight and bias of each new norm when the images reach it: what comes before has been set by then."""
     done: set[int] = set()
 
@@ -364,7 +424,7 @@ def _bare(layer: Any, x: Tensor) -> Tensor:
             return layer.forward(x)
         finally:
             layer.act = act
-    if not isinstance(layer, Norm) and not type(layer).__module__.startswith("torch.nn"):
+    if _is_theirs(layer):
         return _first_of(layer, x)
     y: Tensor = layer.forward(x)
     return y
@@ -402,31 +462,11 @@ def _error(found: Tensor, expected: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards each part has its own mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in model.modules():
-            module.training = modes.get(module, modes[model])
-
-
 def _batch(images: Images) -> Tensor:
     """One batch of images, as many as there is room for; labels beside them are left out."""
     parts: list[Tensor] = []
     count = 0
-    for part in [images] if isinstance(images, Tensor) else images:
-        first = part[0] if isinstance(part, tuple | list) and part else part
-        if isinstance(first, dict):
-            first = next((first[k] for k in ("image", "img", "pixel_values", "x") if k in first), None)
-        if not isinstance(first, Tensor) or first.dim() < 2:
-            raise UsageError(
-                f"convert: calibrate has {type(first).__name__}; expected a tensor of images (N, C, H, W) as the "
-                "model takes them, or batches of them"
-            )
+    for first in batches(images, "convert: calibrate"):
         parts.append(first)
         count += len(first)
         if first.numel() / max(1, len(first)) * count >= MOST_ELEMENTS:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from normlab.layers.modes import in_mode
+
 BATCH, RATE = 32, 1e-3
 _TINY = 1e-8
 
@@ -25,8 +27,6 @@ def distill(
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    modes = {module: module.training for module in student.modules()}
-    student.eval()
     seen: dict[nn.Module, dict[str, Tensor]] = {student: {}, teacher: {}}
     handles = [
         model.get_submodule(name).register_forward_hook(_keeper(seen[model], name))
@@ -34,21 +34,20 @@ def distill(
         for name in layers
     ]
     try:
-        for _ in range(steps):
-            batch = images[torch.randperm(len(images), generator=generator)[:BATCH]]
-            with torch.no_grad():
-                expected = teacher(batch)
-            loss = _distance(student(batch), expected)
-            loss = loss + sum(_distance(seen[student][name], seen[teacher][name]) for name in layers) / len(layers)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+        with in_mode(student, False):
+            for _ in range(steps):
+                batch = images[torch.randperm(len(images), generator=generator)[:BATCH]]
+                with torch.no_grad():
+                    expected = teacher(batch)
+                loss = _distance(student(batch), expected)
+                loss = loss + sum(_distance(seen[student][name], seen[teacher][name]) for name in layers) / len(layers)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _keeper(into: dict[str, Tensor], name: str) -> Callable[..., None]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normlab.errors import UsageError
+from normlab.layers.modes import in_mode
 
 ROUNDS, SECONDS = 5, 0.003  # of each layer, and of a round
 MARGIN = 1.03  # a layer of ours that takes longer than torch's by less is no slower
@@ -48,18 +49,15 @@ def _inputs(model: nn.Module, layers: list[nn.Module], example: tuple[Any, ...])
         if args and isinstance(args[0], Tensor):
             found.setdefault(layer, args[0].detach().clone(memory_format=torch.preserve_format))
 
-    modes = {part: part.training for part in model.modules()}
     handles = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
-        with torch.no_grad():
-            model.eval()(*example)
+        with in_mode(model, False), torch.no_grad():
+            model(*example)
     except Exception as error:
         raise UsageError(
             f"swap_norms: the model does not take the example ({type(error).__name__}: {error})"
         ) from error
     finally:
-        for part, mode in modes.items():
-            vars(part)["training"] = mode
         for handle in handles:
             handle.remove()
     return found

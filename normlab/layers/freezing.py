@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +9,8 @@ from torch import Tensor, nn
 
 from normlab.errors import UsageError
 from normlab.layers._torch import BatchNormBase
+from normlab.layers.images import Images, batches
+from normlab.layers.modes import in_mode
 from normlab.layers.recasting import Recast, recast, undo
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -26,9 +27,11 @@ class Frozen(Recast):
 
 
 def freeze(model: Model, *, affine: bool = False) -> Model:
-    """Have every norm with running statistics use them in training too, in place; returns the model.
+    """Have every batch norm use its running statistics in training too, in place; returns the model.
 
-    They survive `model.train()` and copying, and are not updated. With `affine` weight and bias get no gradient either.
+    So does every other norm of the family that pools over the batch. Left as they are: instance norms that keep
+    statistics, EvoNorm-B0, and norms of other libraries that are no subclass of torch's batch norm. The statistics
+    survive `model.train()` and copying, and are not updated. With `affine` weight and bias get no gradient either.
     A strong baseline for fine-tuning with small batches. `unfreeze` is the way back. Raises UsageError if the model has
     no such norm.
     """
@@ -50,40 +53,52 @@ def unfreeze(model: Model) -> Model:
         if isinstance(layer, Frozen):
             for name, had in vars(layer).pop("_had_gradients"):
                 layer.get_parameter(name).requires_grad_(had)
-            undo(layer)
+            undo(layer, Frozen)
     return model
 
 
-def recalibrate(model: Model, images: Tensor | Iterable[Any]) -> Model:
-    """Take the running statistics of every norm anew on these images, in place; returns the model.
+def recalibrate(model: Model, images: Images) -> Model:
+    """Take the running statistics of every batch norm anew on these images, in place; returns the model.
 
-    They become the averages over the batches (Li et al. 2016, arXiv:1603.04779: adapted to the domain of the images);
-    everything else of the model is in evaluation mode meanwhile. `images` are a batch or batches of inputs as the model
-    takes them, (N, C, H, W), with or without labels. Raises UsageError if the model has no such norm or there are no
-    images.
+    The norms are those of `freeze`, frozen ones included. Their statistics become the averages over the batches (Li et
+    al. 2016, arXiv:1603.04779: adapted to the domain of the images); everything else of the model is in evaluation mode
+    meanwhile. `images` are a batch or batches of inputs as the model takes them, (N, C, H, W), with or without labels.
+    Raises UsageError if the model has no such norm or there are no images; if that fails, or the model does, the
+    statistics are what they were.
     """
     layers = _running(model, "recalibrate")
-    modes = {module: module.training for module in model.modules()}
+    before = [(held, held.clone()) for layer in layers for held in _statistics(layer)]
     momenta = [layer.momentum for layer in layers]
-    model.eval()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # an average of all batches
-        layer.training = True
+    uncounted = [layer for layer in layers if layer.num_batches_tracked is None]
     try:
-        count = 0
-        with torch.no_grad():
-            for batch in [images] if isinstance(images, Tensor) else images:
-                model(batch[0] if isinstance(batch, tuple | list) else batch)
+        with in_mode(model, False), torch.no_grad():
+            for layer in uncounted:
+                layer.num_batches_tracked = torch.tensor(0, device=layer.running_mean.device)
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # an average of all batches
+                layer.training = True
+            count = 0
+            for batch in batches(images, "recalibrate: images"):
+                model(batch)
                 count += 1
+        if not count:
+            raise UsageError("recalibrate: there are no images; expected at least one batch of them")
+    except BaseException:
+        for held, value in before:
+            held.copy_(value)
+        raise
     finally:
+        for layer in uncounted:
+            layer.num_batches_tracked = None
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
-    if not count:
-        raise UsageError("recalibrate: there are no images; expected at least one batch of them")
     return model
+
+
+def _statistics(layer: Any) -> list[Tensor]:
+    held = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
+    return [v for v in held if v is not None]
 
 
 def _running(model: nn.Module, what: str) -> list[Any]:

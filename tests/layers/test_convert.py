@@ -116,6 +116,82 @@ def test_batch_instance_norm_takes_over_a_batch_norm_exactly(trained: nn.Module)
     torch.testing.assert_close(outputs(fresh.eval(), x), outputs(trained, x))
 
 
+# running statistics of the new layers were the old ones' buffers, which matching and training overwrote
+@pytest.mark.parametrize("to", ["sn", "ibn-a", "bin", "bn", "frozen"])
+def test_statistics_come_back_too(trained: nn.Module, to: str) -> None:
+    model, x = copy.deepcopy(trained), images(32)
+    model = nn.Sequential(model, nn.Linear(4, 24), nn.Unflatten(1, (6, 2, 2)), nn.GroupNorm(2, 6))
+    before = copy.deepcopy(model.state_dict())
+    normlab.convert(model, to, x)
+    model.train()(images(8) + 3)
+    normlab.revert(model)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+# a frozen batch norm has buffers for weight and bias: they stayed 1 and 0, and converting one was a KeyError
+def test_a_frozen_batch_norm_is_converted_both_ways(trained: nn.Module) -> None:
+    x = images(16)
+    expected = outputs(trained, x)
+    model = normlab.convert(copy.deepcopy(trained), "frozen")
+    torch.testing.assert_close(outputs(model, x), expected)
+    before = copy.deepcopy(model.state_dict())
+    normlab.convert(model, "bn")
+    torch.testing.assert_close(outputs(model, x), expected)
+    assert dict(model.named_parameters()).keys() == dict(trained.named_parameters()).keys()
+    normlab.revert(model)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+# a gate that had learned counted as batch norm, and went away without a word
+def test_batch_instance_norm_is_no_batch_norm() -> None:
+    with pytest.raises(UsageError, match="needs images"):
+        normlab.convert(network("bin"), "bn")
+
+
+class Interrupting(nn.Module):
+    """A model that somebody interrupts, after a number of calls."""
+
+    def __init__(self, model: nn.Module, calls: int, error: type[BaseException]) -> None:
+        super().__init__()
+        self.model, self.error, self.calls = model, error, calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls -= 1
+        if self.calls < 0:
+            raise self.error("enough")
+        return self.model(x)
+
+
+# half of the layers were new, and nothing knew the old ones
+@pytest.mark.parametrize(("calls", "distill"), [(0, 0), (2, 0), (3, 0), (7, 5)])
+def test_what_is_interrupted_is_undone(trained: nn.Module, calls: int, distill: int) -> None:
+    model = Interrupting(copy.deepcopy(trained), calls, KeyboardInterrupt).train()
+    modules, before = list(model.modules()), copy.deepcopy(model.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        normlab.convert(model, "ln", images(16), distill=distill)
+    assert list(model.modules()) == modules
+    assert all(module.training for module in modules)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    with pytest.raises(UsageError, match="not converted"):
+        normlab.revert(model)
+
+
+# it was "min() iterable argument is empty"
+def test_the_reason_why_no_number_of_groups_fits(trained: nn.Module) -> None:
+    model = Interrupting(copy.deepcopy(trained), 2, ValueError)
+    with pytest.raises(ValueError, match="enough"):
+        normlab.convert(model, "gn", images(16))
+
+
+def test_every_layer_has_the_mode_of_the_one_before(trained: nn.Module) -> None:
+    model = copy.deepcopy(trained).train()
+    first = next(name for name, module in model.named_modules() if isinstance(module, norms.Norm))
+    model.get_submodule(first).eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    normlab.convert(model, "ln", images(16))
+    assert {name: module.training for name, module in model.named_modules()} == modes
+
+
 def test_distillation_comes_closer(trained: nn.Module) -> None:
     model = normlab.convert(copy.deepcopy(trained), "in", images(48), distill=20)
     report = normlab.convert_report(model)
@@ -209,3 +285,31 @@ def test_statistics_are_taken_anew() -> None:
     torch.testing.assert_close(model[1].running_mean, y.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(outputs(model.eval(), x).std((0, 2, 3)), torch.ones(4), rtol=0.05, atol=0)
     assert model[1].momentum == 0.25
+
+
+# a frozen batch norm counts no batches: its statistics were wiped and not taken anew
+def test_frozen_statistics_are_taken_anew() -> None:
+    x = images(64) * 3 + 1
+    for layer in (normlab.make_norm("frozen", 3), normlab.freeze(nn.Sequential(nn.BatchNorm2d(3)))[0]):
+        model = nn.Sequential(layer).train()
+        normlab.recalibrate(model, ({"image": part, "label": 0} for part in x.split(16)))
+        torch.testing.assert_close(layer.running_mean, x.mean((0, 2, 3)))
+        assert not layer.training
+    assert normlab.make_norm("frozen", 3).num_batches_tracked is None
+
+
+# the statistics were forgotten before the mistake was seen
+def test_statistics_outlive_a_mistake() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3)).train()
+    model(images(8))
+    before = copy.deepcopy(model.state_dict())
+    for wrong, words in (
+        ([], "no images"),
+        (["a.jpg"], "recalibrate: images has str"),
+        ([images(2)[:, :2]], "running_mean"),
+    ):
+        with pytest.raises((UsageError, RuntimeError), match=words):
+            normlab.recalibrate(model, [*([images(4)] if wrong else []), *wrong])
+        torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+        assert model[0].momentum == 0.1
+        assert model[0].training
