@@ -10,7 +10,8 @@
 Running statistics are taken over as they are, so that evaluation is the same to rounding. `count`, the number of values
 that each of them was measured on, turns the biased variance into the unbiased one, or back, where training goes on.
 Keras and Flax have channels last, our layers in dimension 1 (`LayerNorm` and `RMSNorm` last): weights are the same,
-inputs are transposed by the caller. No library is imported but to write ONNX: objects are known by their attributes.
+inputs are transposed by the caller, with which a `ChannelNorm` is their layer norm. No library is imported but to write
+ONNX: objects are known by their attributes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from normlab.errors import UsageError, require
+from normlab.layers._torch import BatchNormBase, InstanceNormBase
 from normlab.layers.norms import BatchNorm, GroupNorm, InstanceNorm, Norm
 from normlab.layers.positions import LayerNorm, RMSNorm
 
@@ -65,13 +67,19 @@ def from_keras(layer: Any, weights: Any = None, *, count: int | None = None) -> 
 
 
 def to_keras(layer: nn.Module, *, count: int | None = None) -> dict[str, Any]:
-    """{"class_name", "config", "weights"} of one of our layers, for Keras's `from_config` and `set_weights`."""
+    """{"class_name", "config", "weights"} of one of our layers, for Keras's `from_config` and `set_weights`.
+
+    Raises UsageError for a layer that Keras has no counterpart of, or that applies an activation.
+    """
     kind, held = _read(layer, count)
+    _refuse_more("to_keras", layer)
     if kind == "instance":  # Keras's spelling: as many groups as channels
         kind, held["groups"] = "group", -1
     names = {"batch": "BatchNormalization", "layer": "LayerNormalization", "group": "GroupNormalization",
              "rms": "RMSNormalization"}  # fmt: skip
     config: dict[str, Any] = {"axis": -1, "epsilon": held["eps"]}
+    if kind in ("layer", "rms") and len(held["shape"]) > 1:
+        config["axis"] = list(range(-len(held["shape"]), 0))
     weight, bias = held["weight"], held["bias"]
     if kind != "rms":
         config |= {"center": bias is not None, "scale": weight is not None}
@@ -194,7 +202,11 @@ _FLAX = ("BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm", "InstanceNorm")
 
 
 def to_flax(model: nn.Module, *, count: int | None = None) -> dict[str, Any]:
-    """{"params": ..., "batch_stats": ...} of one of our layers, or nested by name of all norms of a model."""
+    """{"params": ..., "batch_stats": ...} of one of our layers, or nested by name of all norms of a model.
+
+    Flax keeps numbers only: an activation that a layer applies is called by the module that they are given to, as
+    `groups` and eps are an argument of it.
+    """
     if _kind(model) is not None:
         kind, held = _read(model, count)
         params = {k: v for k, v in (("scale", held["weight"]), ("bias", held["bias"])) if v is not None}
@@ -258,12 +270,19 @@ _ONNX = ("BatchNormalization", "InstanceNormalization", "GroupNormalization", "L
 def to_onnx(layer: nn.Module, *, rank: int = 4, count: int | None = None) -> Any:
     """An ONNX model of one node: one of our layers in evaluation, on inputs of `rank` dimensions and float32.
 
-    Raises UsageError without the package onnx, or for a layer that ONNX has no operator for.
+    Raises UsageError without the package onnx, or for a layer that ONNX has no operator for, or that applies an
+    activation.
     """
     require("to_onnx", "onnx", "onnx")
     from onnx import TensorProto, helper, numpy_helper
 
     kind, held = _read(layer, count)
+    _refuse_more("to_onnx", layer)
+    if kind == "layer" and type(layer).forward not in (nn.LayerNorm.forward, LayerNorm.forward):
+        raise UsageError(
+            f"to_onnx: {type(layer).__name__} may normalize other dimensions than the last, which is all that ONNX's "
+            "LayerNormalization does; export the model with torch.onnx.export"
+        )
     ops = {"batch": "BatchNormalization", "instance": "InstanceNormalization", "group": "GroupNormalization",
            "layer": "LayerNormalization", "rms": "RMSNormalization"}  # fmt: skip
     attributes: dict[str, Any] = {"epsilon": held["eps"]}
@@ -358,13 +377,26 @@ def _position(kind: type, weight: Any, bias: Any, eps: float) -> Any:
 
 def _kind(layer: nn.Module) -> str | None:
     """Which of the norms that all dialects have a layer is, ours or torch's."""
-    if isinstance(layer, Norm):
-        return {"bn": "batch", "in": "instance", "gn": "group"}.get(layer.norm)
-    kinds: Sequence[tuple[Any, str]] = (
-        (nn.modules.batchnorm._BatchNorm, "batch"), (nn.modules.instancenorm._InstanceNorm, "instance"),
-        (nn.GroupNorm, "group"), (nn.RMSNorm, "rms"), (nn.LayerNorm, "layer"),
-    )  # fmt: skip
+    kinds: Sequence[tuple[Any, str]]
+    if isinstance(layer, Norm):  # others of ours are torch's batch norms, too, and compute something else
+        kinds = (BatchNorm, "batch"), (InstanceNorm, "instance"), (GroupNorm, "group")
+    else:
+        kinds = (
+            (BatchNormBase, "batch"), (InstanceNormBase, "instance"), (nn.GroupNorm, "group"), (nn.RMSNorm, "rms"),
+            (nn.LayerNorm, "layer"),
+        )  # fmt: skip
     return next((name for kind, name in kinds if isinstance(layer, kind)), None)
+
+
+def _refuse_more(asker: str, layer: Any) -> None:
+    """Raise UsageError for a layer that does more than normalize."""
+    parts = [part for part in layer.children() if type(part) is not nn.Identity]
+    more = [act for act in (getattr(layer, "act", None), getattr(layer, "_act", None)) if act is not None] or parts
+    if more:
+        raise UsageError(
+            f"{asker}: {type(layer).__name__} applies {more[0]} itself, which a norm in its place would leave out; "
+            "take the activation out of the layer, and apply it behind"
+        )
 
 
 def _read(layer: Any, count: int | None) -> tuple[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import normlab
 from normlab.errors import UsageError
+from tests.layers.test_restore import Activated
 
 C = 6
 RNG = np.random.default_rng(0)
@@ -146,16 +148,14 @@ def test_to_onnx_and_back(name: str) -> None:
     onnx = pytest.importorskip("onnx")
     layer = filled(name)
     model = normlab.to_onnx(layer, rank=4)
-    if name != "rms":
-        onnx.checker.check_model(model)
+    onnx.checker.check_model(model)
     (found,) = normlab.from_onnx(model).values()
     same(found, layer)
     from onnx.reference import ReferenceEvaluator
 
-    if name not in ("rms", "group"):
-        given = x() if name != "layer" else x().movedim(1, -1)
-        (want,) = ReferenceEvaluator(model).run(None, {"x": given.numpy()})
-        torch.testing.assert_close(found(given), torch.from_numpy(np.asarray(want)), rtol=1e-4, atol=1e-5)
+    given = x() if name not in ("layer", "rms") else x().movedim(1, -1)
+    (want,) = ReferenceEvaluator(model).run(None, {"x": given.numpy()})
+    torch.testing.assert_close(found(given), torch.from_numpy(np.asarray(want)), rtol=1e-4, atol=1e-5)
 
 
 def test_variables_of_a_model_of_flax() -> None:
@@ -177,7 +177,7 @@ def test_variables_of_a_model_of_flax() -> None:
 
 
 def test_an_exported_model_of_onnx() -> None:
-    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnx")
     from onnx import helper, numpy_helper
 
     arrays = {"s": GAMMA, "b": BETA, "m": MEAN, "v": VAR}
@@ -193,7 +193,6 @@ def test_an_exported_model_of_onnx() -> None:
         normlab.from_onnx(node)
     with pytest.raises(UsageError, match="'Relu' is no norm"):
         normlab.from_onnx(helper.make_node("Relu", ["x"], ["y"]))
-    assert onnx
 
 
 def test_mistakes() -> None:
@@ -205,3 +204,38 @@ def test_mistakes() -> None:
         normlab.from_flax({"params": {}}, "Dense")
     with pytest.raises(UsageError, match="has no counterpart"):
         normlab.to_keras(nn.Linear(2, 2))
+
+
+# the activation was left out without a word
+@pytest.mark.parametrize("layer", ["bn", "swapped back", "theirs"])
+def test_an_activation_has_no_place(layer: str) -> None:
+    made = normlab.make_norm("bn", C, act="relu")
+    if layer == "swapped back":
+        made = normlab.restore_norms(made)
+    if layer == "theirs":
+        made = Activated(C)
+    for function in (normlab.to_keras, *([normlab.to_onnx] if find_spec("onnx") else [])):
+        with pytest.raises(UsageError, match=r"applies .*(relu|ReLU).* itself"):
+            function(made)
+
+
+# a norm of the channels became one of the last dimension
+def test_a_norm_of_channels_is_no_layer_norm_of_onnx() -> None:
+    pytest.importorskip("onnx")
+    layer = normlab.layers.ChannelNorm(C)
+    for made in (layer, normlab.restore_norms(normlab.layers.ChannelNorm(C))):
+        with pytest.raises(UsageError, match="ChannelNorm may normalize other dimensions"):
+            normlab.to_onnx(made)
+    (weight, bias), config = (normlab.to_keras(layer)[key] for key in ("weights", "config"))
+    want = torch.nn.functional.layer_norm(x().movedim(1, -1), (C,), *map(torch.from_numpy, (weight, bias)), 1e-6)
+    assert config["axis"] == -1
+    torch.testing.assert_close(layer(x()).movedim(1, -1), want)
+
+
+# all dimensions of its weight are normalized, and Keras was told the last
+def test_a_layer_norm_of_several_dimensions_in_keras() -> None:
+    for layer in (nn.LayerNorm((C, 5, 3)), nn.RMSNorm((5, 3))):
+        found = normlab.to_keras(layer)
+        assert found["config"]["axis"] == list(range(-len(layer.normalized_shape), 0))
+        assert found["weights"][0].shape == layer.normalized_shape
+        assert normlab.from_keras(found).normalized_shape == layer.normalized_shape
