@@ -291,8 +291,34 @@ class RunningNorm(Norm, BatchNormBase):
     takes_act = True
 
 
-class _BatchStatistics(RunningNorm):
-    """What batch and batch-instance norm share: running statistics, and a batch of one value is refused."""
+class BatchStatistics(RunningNorm):
+    """A norm that takes statistics of a batch: one value per channel is refused."""
+
+    def _check_input(self, x: Tensor) -> None:
+        super()._check_input(x)
+        if self.training or (self.running_mean is None and self.running_var is None):
+            checks.more_than_one_value(self._title(), x, self.training)
+
+    def _normalize(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        act: Activation | None,
+        norm: str,
+        use_batch: bool,
+        running: tuple[Tensor, Tensor] | None,
+        momentum: float | None,
+        count: Tensor | None,
+        eps: float,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        if mask is not None and use_batch:
+            checks.more_than_one_kept(self._title(), mask, self.training)
+        return super()._normalize(x, residual, act, norm, use_batch, running, momentum, count, eps, mask)
+
+
+class _Named(BatchStatistics):
+    """What batch and batch-instance norm share: torch's arguments."""
 
     name: ClassVar[str]  # of the norm
 
@@ -317,13 +343,8 @@ class _BatchStatistics(RunningNorm):
     def for_channels(cls, norm: str, channels: int, **options: Any) -> Norm:
         return cls(channels, **options)
 
-    def _check_input(self, x: Tensor) -> None:
-        super()._check_input(x)
-        if self.training or (self.running_mean is None and self.running_var is None):
-            checks.more_than_one_value(self._title(), x, self.training)
 
-
-class BatchNorm(_BatchStatistics):
+class BatchNorm(_Named):
     """Batch normalization over (N, *) for each channel.
 
         y = weight * (x - mean) / sqrt(var + eps) + bias
@@ -337,7 +358,7 @@ class BatchNorm(_BatchStatistics):
     name = "bn"
 
 
-class BatchInstanceNorm(_BatchStatistics):
+class BatchInstanceNorm(_Named):
     """Batch-instance normalization: a learned gate per channel between batch and instance normalization.
 
         y = weight * (rho * batch(x) + (1 - rho) * instance(x)) + bias
@@ -520,7 +541,8 @@ def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:
     options = {**given, **options}
     try:
         if entry.module is not None:
-            return _factory(entry.module)(channels, **options)
+            made: nn.Module = factory(entry.module)(channels, **options)
+            return made
         return _class_of(entry).for_channels(entry.name, channels, **options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"norm {spec!r}: {error}") from None
@@ -529,7 +551,7 @@ def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:
 def _class_of(entry: norms.NormEntry) -> type[Norm]:
     """The class that wears a norm: the one that its entry names, or a general one."""
     if entry.layer is not None:
-        return cast(type[Norm], _factory(entry.layer))
+        return cast(type[Norm], factory(entry.layer))
     return RunningNorm if entry.running else Norm
 
 
@@ -538,12 +560,13 @@ def no_norm(channels: int) -> nn.Module:
     return nn.Identity()
 
 
-def _factory(module: Callable[..., nn.Module] | str) -> Callable[..., nn.Module]:
+def factory(module: Callable[..., Any] | str) -> Callable[..., Any]:
+    """A function, or the one of this name: \"package.module:name\"."""
     if not isinstance(module, str):
         return module
     package, _, name = module.partition(":")
-    factory: Callable[..., nn.Module] = getattr(import_module(package), name)
-    return factory
+    found: Callable[..., Any] = getattr(import_module(package), name)
+    return found
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:

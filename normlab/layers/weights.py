@@ -6,7 +6,6 @@ what it had; the weight that a layer uses is computed from it (`torch.nn.utils.p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from normlab.errors import UsageError
+from normlab.layers.norms import factory
 from normlab.norms.family import describe, norm_names
 
 __all__ = ["ScaledStandardized", "Standardized", "normalize_weights"]
@@ -80,14 +80,6 @@ def by_largest_singular_value(layer: nn.Module) -> None:
     parametrizations.spectral_norm(layer)
 
 
-_HOW: dict[str, Callable[[nn.Module], None]] = {
-    "ws": standardize,
-    "sws": standardize_scaled,
-    "wn": by_length,
-    "spectral": by_largest_singular_value,
-}
-
-
 def normalize_weights(model: Model, how: str, *, linear: bool = True) -> Model:
     """Normalize the weights of a model's convolutions, and of its linear layers unless `linear=False`; returns it.
 
@@ -101,15 +93,21 @@ def normalize_weights(model: Model, how: str, *, linear: bool = True) -> Model:
     In place: build optimizers afterwards. Raises UsageError for another name, or a weight that is normalized already.
     """
     try:
-        name = describe(how).name
-        apply = _HOW[name]
-    except (KeyError, UsageError):
+        entry = describe(how)
+    except UsageError:
+        entry = None
+    if entry is None or entry.of_weights is None:
         known = [name for name in norm_names() if describe(name).of_weights]
-        raise UsageError(f"normalize_weights: how={how!r}; expected one of: {', '.join(known)}") from None
+        raise UsageError(f"normalize_weights: how={how!r}; expected one of: {', '.join(known)}")
+    apply = factory(entry.of_weights)
     kinds = (*_CONVOLUTIONS, nn.Linear) if linear else _CONVOLUTIONS
     chosen = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, kinds)]
     for path, layer in chosen:
         if parametrize.is_parametrized(layer, "weight"):
-            raise UsageError(f"normalize_weights: the weight of {path or 'the model'!r} is parametrized already")
+            raise UsageError(
+                f"normalize_weights: the weight of {path or 'the model'!r} is parametrized already, so nothing was "
+                "changed; normalize the other parts one by one, or remove its parametrization first"
+            )
+    for _, layer in chosen:
         apply(layer)
     return model

@@ -70,8 +70,8 @@ class NormEntry:
     - `compared`: whether a study takes it where no norms are named;
     - `when`: when to use it, what it costs and what its paper claims, in a paragraph;
     - `aliases`: other names that it is found by, unless a norm is registered under them;
-    - `of_weights`: whether it normalizes the weights of convolutions (`normlab.layers.weights`) and no activations; it
-      is put after another norm's name, as in "gn+ws";
+    - `of_weights`: of a norm that normalizes weights (`normlab.layers.weights`) and no activations: the function,
+      "package.module:name", that has a layer do so; it is put after another norm's name, as in "gn+ws";
     - `given`: what its layer needs to be called with beside x ("condition"), or to be built with beside the
       number of channels ("size"), or None: a network whose blocks call norms with x alone can take it;
     - `usual`: of norms that do equally well, which to prefer: the smaller, the more frameworks and trained networks
@@ -102,7 +102,7 @@ class NormEntry:
     compared: bool = False
     when: str = ""
     aliases: tuple[str, ...] = ()
-    of_weights: bool = False
+    of_weights: str | None = None
     given: str | None = None
     usual: int = 9
     cost: float = 1.2

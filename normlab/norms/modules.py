@@ -225,9 +225,10 @@ _member(
 
 # --- of weights -----------------------------------------------------------------------------------------------------
 
-for _name, _title, _formula, _paper, _when, _aliases in (
+for _name, _function, _title, _formula, _paper, _when, _aliases in (
     (
         "ws",
+        "standardize",
         "weight standardization",
         "w' = (w - mean) / sqrt(var + eps), over the inputs of each output",
         "Qiao, Wang, Liu, Shen & Yuille 2019, arXiv:1903.10520",
@@ -238,6 +239,7 @@ for _name, _title, _formula, _paper, _when, _aliases in (
     ),
     (
         "sws",
+        "standardize_scaled",
         "scaled weight standardization",
         "w' = gain * (w - mean) / sqrt(max(var * inputs, eps))",
         "Brock, De & Smith 2021, arXiv:2101.08692 and arXiv:2102.06171",
@@ -248,6 +250,7 @@ for _name, _title, _formula, _paper, _when, _aliases in (
     ),
     (
         "wn",
+        "by_length",
         "weight normalization",
         "w' = g * v / norm(v), for each output",
         "Salimans & Kingma 2016, arXiv:1602.07868",
@@ -257,6 +260,7 @@ for _name, _title, _formula, _paper, _when, _aliases in (
     ),
     (
         "spectral",
+        "by_largest_singular_value",
         "spectral normalization",
         "w' = w / sigma, the largest singular value",
         "Miyato, Kataoka, Koyama & Yoshida 2018, arXiv:1802.05957",
@@ -266,4 +270,5 @@ for _name, _title, _formula, _paper, _when, _aliases in (
         ("spectral-norm",),
     ),
 ):
-    _member(_name, "norms:no_norm", _title, _formula, _paper, _when, of_weights=True, aliases=_aliases)
+    _how = f"normlab.layers.weights:{_function}"
+    _member(_name, "norms:no_norm", _title, _formula, _paper, _when, of_weights=_how, aliases=_aliases)

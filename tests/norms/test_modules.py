@@ -222,6 +222,8 @@ def test_spade() -> None:
 def test_weights(layer: Any) -> None:
     from copy import deepcopy
 
+    torch.manual_seed(0)  # the power method takes longer the nearer the two largest singular values are
+    layer.reset_parameters()
     w = layer.weight.detach().clone().flatten(1)
     mean, var = w.mean(1, keepdim=True), w.var(1, unbiased=False, keepdim=True)
     wants = {
@@ -242,6 +244,18 @@ def test_weights(layer: Any) -> None:
         found.sum().backward()
         with pytest.raises(UsageError, match="parametrized already"):
             normalize_weights(copy, how)
+
+
+# the layers before the one that it could not take had been changed already
+def test_a_mistake_changes_no_weights() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), normalize_weights(nn.Conv2d(4, 4, 3), "ws"))
+    before = list(model.state_dict())
+    with pytest.raises(UsageError, match="'1' is parametrized already"):
+        normalize_weights(model, "ws")
+    assert list(model.state_dict()) == before
+    for how in ("bn", "nothing"):
+        with pytest.raises(UsageError, match="expected one of: ws, sws, wn, spectral"):
+            normalize_weights(model, how)
 
 
 def test_a_network_with_normalized_weights() -> None:
