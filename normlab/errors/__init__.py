@@ -13,9 +13,7 @@ EXTRAS = {
     "ray": ("ray", "fsspec"),
     "onnx": ("onnx", "onnxscript"),
     "pandas": ("pandas",),
-    "hf": ("datasets",),
     "timm": ("timm", "torchvision"),
-    "torchvision": ("torchvision",),
 }
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from normlab.errors import UsageError
 from normlab.kernels.activations import Activation
 from normlab.layers import checks
-from normlab.layers.norms import Norm, RunningNorm
+from normlab.layers.checkpoints import flatten
+from normlab.layers.norms import BatchStatistics, Norm, RunningNorm
 from normlab.norms.grid import part_size, parts_of
 
 __all__ = [
@@ -26,16 +27,7 @@ __all__ = [
 ]
 
 
-class _OfBatches(RunningNorm):
-    """A norm that takes statistics of a batch: one value per channel is refused."""
-
-    def _check_input(self, x: Tensor) -> None:
-        super()._check_input(x)
-        if self.training or (self.running_mean is None and self.running_var is None):
-            checks.more_than_one_value(self._title(), x, self.training)
-
-
-class BatchRenorm(_OfBatches):
+class BatchRenorm(BatchStatistics):
     """Batch renormalization: batch statistics, corrected towards the running ones.
 
         y = weight * ((x - mean) / s * r + d) + bias,   s = sqrt(var + eps), s' = sqrt(running_var + eps)
@@ -89,7 +81,7 @@ class BatchRenorm(_OfBatches):
 
     def _known(self, name: str) -> Tensor:
         held: Tensor = getattr(self, name)
-        return held.detach().clone()  # the buffer changes before the backward pass
+        return held.detach().clone() if self.training else held  # the buffer changes before the backward pass
 
     def _clip(self, name: str, first: float, last: float, until: int) -> Tensor:
         given, seen = self.options[name], self.num_batches_tracked
@@ -101,7 +93,7 @@ class BatchRenorm(_OfBatches):
         return (first + (last - first) * share).reshape(1).to(torch.float32)
 
 
-class GhostBatchNorm(_OfBatches):
+class GhostBatchNorm(BatchStatistics):
     """Batch norm on parts of the batch: of `size` samples, or as many as `parts` says; cut as by `torch.chunk`.
 
         y = weight * (x - mean_part) / sqrt(var_part + eps) + bias
@@ -145,7 +137,7 @@ class GhostBatchNorm(_OfBatches):
         return torch.cat(done)
 
 
-class SwitchableNorm(_OfBatches):
+class SwitchableNorm(BatchStatistics):
     """Switchable normalization: mean and variance of instance, layer and batch norm, each mixed by a softmax.
 
     Six logits, one number each: `mean_weight_in`, `_ln`, `_bn`, and `var_weight_...`; the authors' checkpoints, with
@@ -160,11 +152,11 @@ class SwitchableNorm(_OfBatches):
             if together is not None:
                 for over, logit in zip(("in", "ln", "bn"), together, strict=True):
                     state_dict[f"{prefix}{moment}_weight_{over}"] = logit.reshape(1)
-        _flatten(self, state_dict, prefix)
+        flatten(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class InstanceBatchNorm(_OfBatches):
+class InstanceBatchNorm(BatchStatistics):
     """IBN-Net's layer a: instance norm of the first `ratio` of the channels, batch norm of the others.
 
     Weight, bias and running statistics cover all channels; the authors' checkpoints, with those of `IN` and `BN` apart,
@@ -197,10 +189,7 @@ class GlobalResponseNorm(Norm):
     takes_act = True
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for theirs, ours in (("gamma", "weight"), ("beta", "bias")):
-            if f"{prefix}{theirs}" in state_dict:
-                state_dict[f"{prefix}{ours}"] = state_dict.pop(f"{prefix}{theirs}")
-        _flatten(self, state_dict, prefix)
+        flatten(self, state_dict, prefix, {"gamma": "weight", "beta": "bias"})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -231,11 +220,3 @@ class FrozenBatchNorm(RunningNorm):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _flatten(layer: Norm, state_dict: dict[str, Any], prefix: str) -> None:
-    """Give the numbers per channel of a checkpoint the shape (C,): others keep them as (1, C, 1, 1)."""
-    for name, held in layer.state_dict().items():
-        found = state_dict.get(prefix + name)
-        if found is not None and held.dim() == 1 and found.numel() == held.numel():
-            state_dict[prefix + name] = found.reshape(held.shape)

@@ -125,6 +125,17 @@ def more_than_one_value(title: str, x: Tensor, training: bool) -> None:
         )
 
 
+def more_than_one_kept(title: str, mask: Tensor, training: bool) -> None:
+    """Raise InputError if a mask leaves one value of each channel."""
+    if int(torch.count_nonzero(mask)) == 1:
+        when, fix = _when(training)
+        raise InputError(
+            f"{title}: expected more than 1 value per channel when {when}, got a mask of shape {tuple(mask.shape)} "
+            "that keeps 1: the variance of one value is zero, so the output would be the bias whatever the input; use "
+            f"a larger batch (or drop this one){fix}"
+        )
+
+
 def more_than_one_position(title: str, x: Tensor, training: bool, has_running: bool = False) -> None:
     """Raise InputError if each plane of x has one element."""
     if math.prod(x.shape[2:]) == 1:

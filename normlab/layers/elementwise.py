@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from normlab.errors import InputError, UsageError
+from normlab.layers.checkpoints import flatten
 from normlab.layers.functional import normalize
 from normlab.layers.positions import LayerNorm
 from normlab.norms.family import default_groups
@@ -70,17 +71,6 @@ class _Channels(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, affine={self.affine}"
-
-
-def flatten(module: nn.Module, state_dict: dict[str, Any], prefix: str, names: dict[str, str] | None = None) -> None:
-    """Give a checkpoint's tensors our names and shapes: others keep numbers per channel as (1, C, 1, 1)."""
-    for theirs, ours in (names or {}).items():
-        if prefix + theirs in state_dict:
-            state_dict[prefix + ours] = state_dict.pop(prefix + theirs)
-    for name, held in module.named_parameters(recurse=False):
-        found = state_dict.get(prefix + name)
-        if found is not None and held.dim() == 1 and found.numel() == held.numel():
-            state_dict[prefix + name] = found.reshape(held.shape)
 
 
 class DyT(_Channels):

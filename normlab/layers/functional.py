@@ -38,10 +38,11 @@ def normalize(
     `params` has the norm's learned parameters that are applied, (C,) each. `running` (mean (C,), variance (C,))
     normalizes unless `use_batch`; with `update` it moves by the batch's own, and `seen` counts that batch. A `momentum`
     of None averages all batches seen. The second forward pass of activation checkpointing updates nothing. A `mask`
-    says which positions there are (`normlab.layers.masked`).
+    says which positions there are (`normlab.layers.masked`); one of none updates nothing.
     """
     compiling = torch.compiler.is_compiling()
     update = update and (compiling or not operators.is_recomputation())
+    update = update and (mask is None or bool(mask.any()))  # nothing was seen
     if update and seen is not None:
         seen.add_(1)
     if residual is not None and residual.dtype != x.dtype:

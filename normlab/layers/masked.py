@@ -42,8 +42,9 @@ def normalize(x: Tensor, residual: Tensor | None, mask: Tensor, call: Call) -> T
     z = z if call.act is None else activations.apply(call.act, z)
     y = torch.where(kept.reshape(n, 1, *x.shape[2:]), z, 0.0).to(x.dtype)
     if call.update is not None and applied.moments.batch is not None:
-        mean, var, _, seen = call.update
-        momentum = call.update[2] if call.update[2] is not None else 0.0 if seen is None else 1 / int(seen)
+        mean, var, momentum, seen = call.update
+        if momentum is None:
+            momentum = 0.0 if seen is None else 1 / int(seen)
         with torch.no_grad():
             update_running((mean, var), applied.moments.batch, momentum)
     return y

@@ -282,6 +282,26 @@ def test_masked_batch_norm_is_that_of_all_elements_in_a_row(spec: str) -> None:
     torch.testing.assert_close(layer.running_var, flat.running_var)
 
 
+# the statistics of nothing, 0, were averaged in
+@pytest.mark.parametrize("spec", ["bn", "bin", "sn", "mobn"])
+def test_a_mask_of_nothing_updates_nothing(spec: str) -> None:
+    layer = made(spec)
+    before = {name: b.clone() for name, b in layer.named_buffers()}
+    assert not layer(planes(), mask=torch.zeros(6, 3, 4)).any()
+    torch.testing.assert_close(dict(layer.named_buffers()), before, rtol=0, atol=0)
+
+
+# without a mask it is an error, and with one it was the bias
+@pytest.mark.parametrize("spec", ["bn", "sn", "ibn-a"])
+def test_one_value_that_a_mask_keeps_has_no_variance(spec: str) -> None:
+    mask = torch.zeros(6, 3, 4)
+    mask[2, 1, 1] = 1
+    layer = made(spec)
+    with pytest.raises(ValueError, match=r"1 value per channel when training, got a mask of shape \(6, 3, 4\)"):
+        layer(planes(), mask=mask)
+    layer.eval()(planes(), mask=mask)
+
+
 def test_wrong_mask() -> None:
     with pytest.raises(ValueError, match=r"mask: expected shape \(6, 3, 4\) or \(6, 1, 3, 4\)"):
         normlab.make_norm("bn", CHANNELS)(planes().float(), mask=torch.ones(6, 4))
