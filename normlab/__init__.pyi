@@ -18,6 +18,8 @@ from normlab.kernels import use_backend as use_backend
 from normlab.layers import convert as convert
 from normlab.layers import convert_report as convert_report
 from normlab.layers import distributed as distributed
+from normlab.layers import fold as fold
+from normlab.layers import fold_report as fold_report
 from normlab.layers import freeze as freeze
 from normlab.layers import from_flax as from_flax
 from normlab.layers import from_keras as from_keras

@@ -129,6 +129,8 @@ SOMETIMES = [
     ("ray", ["compare", "digits", "--limit-train", "20", "--checkpoints", "memory://x"]),
     ("study", ["plan", "--config", "a.yaml"]),
     ("timm", ["plan", "digits", "--model", "timm:resnet18"]),
+    ("torchvision", ["plan", "digits", "--model", "torchvision:resnet18"]),
+    ("hf", ["plan", "hf:owner/name"]),
     ("onnx", ["best", ".", "--export", "a.onnx"]),
 ]
 

@@ -20,6 +20,7 @@ from normlab.data._dataset import Dataset, Split, measured
 from normlab.data._decode import Request, decoded
 from normlab.data._files import fingerprint, open_tree
 from normlab.data._folder import open_folder
+from normlab.data._hub import fetched, is_of_hub
 from normlab.data._npz import open_npz
 from normlab.data._parquet import open_parquet
 from normlab.data._pixels import fit_array
@@ -37,7 +38,8 @@ UNDERSTOOD = """Understood are:
   CIFAR-10, CIFAR-100    the official python or binary files, as a folder or as the .tar.gz
   an .npz file           x_train, y_train and, perhaps, x_val, y_val, x_test, y_test
   a .csv file            path,label (and perhaps split) of image files
-  Parquet                a file, or a folder of train*.parquet, test*.parquet, with encoded images and labels"""
+  Parquet                a file, or a folder of train*.parquet, test*.parquet, with encoded images and labels
+  hf:owner/name          a data set of the Hugging Face hub (needs normlab[hf])"""
 
 
 def load(
@@ -49,7 +51,7 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """The images of a folder, an archive, CIFAR, an .npz, a .csv, Parquet, or the embedded `digits`, in three splits.
+    """The images of a folder, an archive, CIFAR, .npz, .csv, Parquet, the hub, or the embedded `digits`, in splits.
 
     A missing split is dealt out of the training images, class by class, by `seed`: 20 % if validation or test is
     missing, 15 % each if both are. `image_size=S` crops every image about its centre to a square and resizes it to
@@ -70,8 +72,8 @@ def load(
     if source == "digits":
         return _digits(int(seed), size)
 
-    path = _existing(source)
     root = _cache.cache_root(cache_dir)
+    path = fetched(str(source), root) if is_of_hub(source) else _existing(source)
     name = printable(_ENDINGS.sub("", path.resolve().name)) or "data"
     with _naming(path):
         mark = table_mark(path) if _is_table(path) else fingerprint(path)

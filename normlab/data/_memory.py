@@ -1,7 +1,8 @@
 """Images that a Python program holds, as a file that `load` reads: whoever opens the study later finds them there.
 
 Understood are (x, y); a dict of x_train, y_train and, perhaps, x_val, y_val, x_test, y_test, or of a split's name and
-its (x, y) or its dataset; a torch `Dataset` of images and labels; and a table (a DataFrame) of paths and labels.
+its (x, y) or its dataset; a torch `Dataset` of images and labels, or one of
+`datasets`; and a table (a DataFrame) of paths and labels.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from normlab.data._decode import DEFAULT_SIZE
 from normlab.data._folder import SPLIT_NAMES
+from normlab.data._hub import image_and_label
 from normlab.data._pictures import as_planes, fitted
 from normlab.data._split import SPLITS
 from normlab.data._table import LABELS, PATHS, ordered
@@ -158,6 +160,8 @@ def _pair(data: Any) -> tuple[tuple[Any, Any], tuple[str, ...] | None]:
     """(images, labels) of one split, and its class names if it has some."""
     if isinstance(data, tuple | list) and len(data) == 2 and not _is_item(data):
         return (data[0], data[1]), None
+    if hasattr(data, "features") and hasattr(data, "column_names"):
+        return _of_columns(data)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not hasattr(data, "shape"):
         return _gathered(data)
     raise UsageError(f"data is {type(data).__name__}; expected {EXPECTED}")
@@ -166,6 +170,13 @@ def _pair(data: Any) -> tuple[tuple[Any, Any], tuple[str, ...] | None]:
 def _is_item(data: Sequence[Any]) -> bool:
     """Whether a list of two is two items of a dataset, and not images and labels."""
     return all(isinstance(item, tuple) and len(item) == 2 for item in data)
+
+
+def _of_columns(dataset: Any) -> tuple[tuple[Any, Any], tuple[str, ...] | None]:
+    """The images and labels of a data set of `datasets`."""
+    image, label = image_and_label(dataset)
+    names = getattr(dataset.features[label], "names", None)
+    return (list(dataset[image]), list(dataset[label])), None if names is None else tuple(map(str, names))
 
 
 def _gathered(dataset: Any) -> tuple[tuple[Any, Any], tuple[str, ...] | None]:
@@ -185,10 +196,6 @@ def _gathered(dataset: Any) -> tuple[tuple[Any, Any], tuple[str, ...] | None]:
         images.append(image)
         labels.append(label.item() if hasattr(label, "item") and np.ndim(label) == 0 else label)
     names = getattr(dataset, "classes", None)
-    if names is None:
-        feature = getattr(dataset, "features", {})
-        feature = feature.get("label") if isinstance(feature, Mapping) else None
-        names = getattr(feature, "names", None)
     return (images, labels), None if names is None else tuple(map(str, names))
 
 

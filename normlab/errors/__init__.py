@@ -13,7 +13,9 @@ EXTRAS = {
     "ray": ("ray", "fsspec"),
     "onnx": ("onnx", "onnxscript"),
     "pandas": ("pandas",),
+    "hf": ("datasets",),
     "timm": ("timm", "torchvision"),
+    "torchvision": ("torchvision",),
 }
 
 

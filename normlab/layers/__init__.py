@@ -27,6 +27,7 @@ from normlab.layers.elementwise import (
     QKNorm,
     ScaleNorm,
 )
+from normlab.layers.folding import FoldReport, fold, fold_report
 from normlab.layers.freezing import freeze, recalibrate, unfreeze
 from normlab.layers.fuse import fuse_norms
 from normlab.layers.norms import (
@@ -77,6 +78,7 @@ __all__ = [
     "EvoNormB0",
     "EvoNormS0",
     "FiLM",
+    "FoldReport",
     "FrozenBatchNorm",
     "GhostBatchNorm",
     "GlobalResponseNorm",
@@ -100,6 +102,8 @@ __all__ = [
     "constrain",
     "convert",
     "convert_report",
+    "fold",
+    "fold_report",
     "freeze",
     "from_flax",
     "from_keras",

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from typing import Any
 
-from normlab.errors import UsageError, require, targets
+from normlab.errors import UsageError, targets
 from normlab.models.given import given, is_given
+from normlab.models.libraries import LIBRARIES, factory_of
 from normlab.norms.family import parse
 
 AS_IT_IS = "keep"  # what may stand for a norm where a network has norms of its own
 FROZEN, BARE = "frozen", "none"  # norms that a network of its own norms is built with otherwise than with the others
-LIBRARIES = ("timm",)
 SHORTCUTS = ("projection", "zero-padding")
 
 
@@ -60,7 +59,7 @@ def own_factory(spec: str) -> Callable[..., Any] | None:
         return at_hand
     library, _, name = spec.partition(":")
     if library in LIBRARIES:
-        return of_library(library, name)
+        return factory_of(library, name)
     if own_place(spec) is None:
         return None
     factory: Callable[..., Any] = targets.load(spec, "model")
@@ -82,25 +81,14 @@ def is_code(spec: str) -> bool:
     return is_given(spec) or own_place(spec) is not None
 
 
-def of_library(library: str, name: str) -> Callable[..., Any]:
-    """The factory of a library's network, as `timm:resnet18`: new weights. Raises UsageError if there is none."""
-    require(f"model '{library}:{name}'", library)
-    import timm
-
-    if not timm.is_model(name):
-        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), 3))
-        hint = f"; did you mean {near}?" if near else ""
-        raise UsageError(f"model 'timm:{name}': timm has no such network{hint}")
-
-    def make(num_classes: int, in_chans: int, dropout: float = 0.0) -> Any:
-        return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_chans, drop_rate=dropout)
-
-    return make
-
-
 def norm_called(spec: str) -> str:
     """The name that a norm has in the registry, whichever alias and options are written; "keep" is itself."""
     return spec if spec == AS_IT_IS else parse(spec)[0].name
+
+
+def is_foreign(spec: str) -> bool:
+    """Whether a network was written elsewhere, by the user or in a library."""
+    return is_code(spec) or spec.partition(":")[0] in LIBRARIES
 
 
 def check_norm(spec: str) -> None:

@@ -61,7 +61,7 @@ def write(directory: Path | str, format: str = "html", *, matters: float | None 
 
 
 def write_side_by_side(first: Path | str, second: Path | str) -> Path:
-    """Write a page that compares two studies into the first one's directory and answer its path."""
+    """Write a page that compares two studies into the first one's directory; returns its path."""
     from normlab.report import side_by_side
 
     return side_by_side.write(Path(first), Path(second))
@@ -78,11 +78,18 @@ def _html(study: Any, parts: Sequence[Any], packed: str, directory: Path) -> str
         eyebrow=" · ".join([study.name, _count(study.norms, "norm"), _count(study.seeds, "seed")]),
         headline=study.judged.sentence,
         best=study.judged.best,
-        loading=_loading(directory) if study.judged.best is not None else "",
+        loading=_loading(directory) if study.judged.best is not None and _keeps_weights(directory) else "",
         warnings=evidence.warnings(study),
         styles=theme.styles(study.norms),
         sections=parts,
     )
+
+
+def _keeps_weights(directory: Path) -> bool:
+    from normlab.study.keeping.checkpoint import FINAL
+    from normlab.study.keeping.store import CHECKPOINTS
+
+    return any((directory / CHECKPOINTS).glob(f"*/{FINAL}"))
 
 
 def _loading(directory: Path) -> str:

@@ -189,7 +189,7 @@ class Cell:
     )  # fmt: skip
     model: str = _axis(
         "--model", "--models",
-        help="resnet14, resnet20:shortcut=zero-padding, or your own: file.py:factory, package.module:factory.",
+        help="resnet14, resnet20:shortcut=zero-padding, timm:NAME, torchvision:NAME, or your own: file.py:factory.",
         parse=text, default=("resnet14",), setting="models", groups=True,
     )  # fmt: skip
     seed: int = _axis(

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from PIL import Image
+from torch.utils.data import Subset, TensorDataset
 
 import normlab
 from normlab.errors import DataError, UsageError
@@ -65,6 +66,12 @@ def kinds() -> dict[str, Callable[[np.ndarray, np.ndarray], Any]]:
         "by name": lambda x, y: {"x": x, "y": y},
         "training part": lambda x, y: {"x_train": x, "y_train": y},
         "splits": lambda x, y: {"train": (x, y)},
+        "a dict of tensors": lambda x, y: {"x_train": torch.from_numpy(x), "y_train": torch.from_numpy(y)},
+        "a dataset of pictures": lambda x, y: [
+            (Image.fromarray(p.transpose(1, 2, 0)), int(k)) for p, k in zip(x, y, strict=True)
+        ],
+        "a subset": lambda x, y: Subset(TensorDataset(torch.from_numpy(x), torch.from_numpy(y)), range(len(y))),
+        "items by name": lambda x, y: [{"image": p, "label": k} for p, k in zip(x, y, strict=True)],
         "torch dataset": lambda x, y: TensorDataset(torch.from_numpy(x), torch.from_numpy(y)),
         "one-hot": lambda x, y: (x, np.eye(2)[y]),
         "from 1": lambda x, y: (x, y + 1),
@@ -84,6 +91,24 @@ def test_images_in_memory_are_those_images(kind: str, tmp_path: Path) -> None:
     assert found.hash == expected.hash
     names = {"from 1": ("1", "2"), "text": ("a", "b")}
     assert found.class_names == names.get(kind, ("0", "1"))
+
+
+def test_a_table_of_files_in_each_form(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pandas = pytest.importorskip("pandas")
+    files = sorted(photographs.rglob("*.png"))
+    table = pandas.DataFrame({"file": files, "class": [file.parent.name for file in files]})
+    table.to_csv(tmp_path / "table.csv", index=False)
+    monkeypatch.chdir(photographs)
+    relative = [file.relative_to(photographs) for file in files]
+    ways = [
+        normlab.data.held(table).write(tmp_path),
+        normlab.data.held(table.assign(file=relative)).write(tmp_path),
+        normlab.data.held((relative, table["class"])).write(tmp_path),
+        tmp_path / "table.csv",
+    ]
+    found = {normlab.data.load(way, cache_dir=tmp_path / "cache").hash for way in ways}
+    assert len(found) == 1
+    assert normlab.data.load(ways[0], cache_dir=tmp_path / "cache").class_names == ("leaf", "sky")
 
 
 def test_a_split_that_is_given_is_kept(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import pytest
 from normlab.errors import DataError, UsageError
 from normlab.report import write
 from normlab.report.records import from_results, read
+from normlab.study.keeping.checkpoint import FINAL
+from normlab.study.keeping.store import CHECKPOINTS
 from tests.report.studies import HOSTILE, results
 
 
@@ -72,6 +74,15 @@ def test_raw_data_is_carried_whole_with_the_verdict_of_the_page(directory: Path,
     carried = payload(page, "raw")
     assert carried.pop("verdict")["sentence"] == read(directory).judged.sentence
     assert carried == results(norms=["bn", "gn", "none"], batch_sizes=[8, 128], epochs=4)
+
+
+# the page of records without networks had lines that load one
+def test_only_networks_that_are_there_are_offered(tmp_path: Path) -> None:
+    assert "best.model()" not in written(tmp_path)
+    weights = tmp_path / CHECKPOINTS / "key" / FINAL
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    assert "best.model()" in written(tmp_path)
 
 
 def test_reading_changes_nothing_and_writing_repeats_itself(directory: Path, page: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from normlab.data import Dataset
 from normlab.errors import DataError, UsageError
-from normlab.models.names import is_code
+from normlab.models.names import is_foreign
 from normlab.study.floors import floors
 from normlab.study.keeping.environment import command_line, describe_machine
 from normlab.study.keeping.locks import CellLocks
@@ -87,7 +87,7 @@ def run_study(
         if options.until_sure and "seeds" not in spec.model_fields_set:
             spec = spec.model_copy(update={"seeds": tuple(range(MOST))})
         cells = spec.cells(len(dataset.train))
-        for model in filter(is_code, spec.models):
+        for model in filter(is_foreign, spec.models):
             from normlab.study.training.contract import check_contract
 
             check_contract(model, spec.norms, dataset)
