@@ -44,9 +44,18 @@ def takes_norm(factory: Callable[..., Any]) -> bool:
 
 
 def build_and_replace(
-    factory: Any, spec: str, norm: str, *, num_classes: int, in_channels: int, common: dict[str, Any]
+    factory: Any,
+    spec: str,
+    norm: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    common: dict[str, Any],
+    before: Callable[[nn.Module], None],
 ) -> nn.Module:
     """The network of a factory without a `norm`, or a copy of one that was handed over, with this norm in it.
+
+    `before` is called with the network while it has its own norms.
 
     Raises UsageError if it makes no network, or one without a norm that could be replaced.
     """
@@ -59,6 +68,7 @@ def build_and_replace(
         model = factory(**_named(factory, offered))
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {spec!r} returned {type(model).__name__}; expected a torch.nn.Module")
+    before(model)
     called = norm_called(norm)
     if called == FROZEN:
         entry, options = parse(norm)

@@ -24,6 +24,7 @@ from normlab.layers.weights import normalize_weights
 from normlab.models.given import title
 from normlab.models.names import AS_IT_IS, SHORTCUTS, own_factory, parse_resnet
 from normlab.models.replacing import build_and_replace, check_as_it_is, takes_norm
+from normlab.models.weights import load_weights, read_weights
 from normlab.norms.family import weights_of
 
 NormConstructor = Callable[[int], nn.Module]
@@ -164,6 +165,8 @@ def build_model(
     image_size: tuple[int, int] = (32, 32),
     dropout: float = 0.0,
     seed: int | None = None,
+    weights: str | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> nn.Module:
     """The network that `spec` names, with `norm` (a name such as "gn:groups=8", or a constructor).
 
@@ -173,8 +176,10 @@ def build_model(
     takes no norm, a network of a library ("timm:resnet18") and a network that was handed over get theirs replaced
     (`normlab.models.replacing`), and for them `norm` may be "keep" or "frozen". With a `seed` the initial weights
     depend on it and on the network alone: a norm gets the generator's state back after it is made, so that every norm
-    meets the same convolutions. A name such as "gn+ws" also normalizes the weights of the convolutions. Raises
-    UsageError for a name or an option that is not known.
+    meets the same convolutions. A name such as "gn+ws" also normalizes the weights of the convolutions. `weights` is a
+    file of pretrained weights for the network, its own norms included (`normlab.models.weights`); `say` is called with
+    what starts otherwise than in the file. Raises UsageError for a name or an option that is not known, and for
+    weights that do not fit.
     """
     common: dict[str, Any] = {"image_size": image_size, "dropout": dropout}
     factory = own_factory(spec) if isinstance(spec, str) else spec
@@ -183,6 +188,11 @@ def build_model(
     if isinstance(norm, str) and not replaces:
         check_as_it_is(norm, spec)
     constructor = norm if callable(norm) else _constructor(norm)
+
+    def pretrained(model: nn.Module) -> None:
+        if weights:
+            load_weights(model, read_weights(weights), num_classes, say, f"--weights {weights}")
+
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
@@ -192,15 +202,18 @@ def build_model(
             model: Any = ResNet(depth, aside, num_classes, in_channels, **common, **options)
         elif replaces:
             model = build_and_replace(
-                factory, spec, str(norm), num_classes=num_classes, in_channels=in_channels, common=common
-            )
+                factory, spec, str(norm), num_classes=num_classes, in_channels=in_channels, common=common,
+                before=pretrained,
+            )  # fmt: skip
         else:
             model = factory(aside, num_classes, in_channels, **_accepted(factory, spec, common))
-        weights = weights_of(norm) if isinstance(norm, str) and norm != AS_IT_IS else None
-        if weights is not None:
-            normalize_weights(model, weights, linear=False)
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"model {spec!r} returned {type(model).__name__}; expected a torch.nn.Module")
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"model {spec!r} returned {type(model).__name__}; expected a torch.nn.Module")
+        if not replaces:
+            pretrained(model)
+        of_weights = weights_of(norm) if isinstance(norm, str) and norm != AS_IT_IS else None
+        if of_weights is not None:
+            normalize_weights(model, of_weights, linear=False)
     return model
 
 

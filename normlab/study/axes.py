@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from normlab.norms.family import describe, norm_names
@@ -21,6 +22,7 @@ from normlab.study.schedule import check_schedule
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 AUGMENTATIONS = ("crop", "flip")
 PRECISIONS = ("float32", "bf16")
+RECIPES = ("scratch", "finetune")
 DEFAULT_NORMS = tuple(
     sorted((name for name in norm_names() if describe(name).compared), key=lambda name: describe(name).usual)
 )
@@ -117,6 +119,12 @@ def switch(value: Any) -> bool:
     if str(value).lower() not in found:
         raise ValueError(f"expected true or false, got {value!r}")
     return found[str(value).lower()]
+
+
+def file_name(value: Any) -> str:
+    """The absolute path of a file, "" for none."""
+    written = str(value or "")
+    return str(Path(written).expanduser().resolve()) if written else ""
 
 
 def augmentation(value: Any) -> str:
@@ -241,6 +249,18 @@ class Cell:
     label_smoothing: float = _axis(
         "--label-smoothing", help="Share of each label that is spread over all classes.",
         parse=number(float, least=0, below=1), default=(0.0,), grid=(0.0, 0.05, 0.1, 0.2), groups=True, since=2,
+    )  # fmt: skip
+    weights: str = _axis(
+        "--weights", help="Pretrained weights of the model: a .safetensors, .pt or .pth file.", parse=file_name,
+        default="", several=False, shown=False, since=3,
+    )  # fmt: skip
+    recipe: str = _axis(
+        "--recipe", help="scratch, or finetune: the classifier alone first, a lower rate, a warm-up, cosine.",
+        parse=one_of(RECIPES), default="scratch", several=False, shown="finetune with --weights", since=3,
+    )  # fmt: skip
+    warmup: float = _axis(
+        "--warmup", help="Epochs in which the learning rate rises from 0.", parse=number(float, least=0), default=0.0,
+        several=False, shown="0; finetune: 1", since=3,
     )  # fmt: skip
 
     def key(self, data_hash: str) -> str:

@@ -24,6 +24,14 @@ def learning_rate_factor(schedule: str, epoch: int, epochs: int) -> float:
     return FACTOR ** sum(epoch > milestone for milestone in _milestones(schedule, epochs))
 
 
+def warmup_factor(step: int, steps: int) -> float:
+    """What to multiply the learning rate by at a step (counted from 1 over all epochs) of a warm-up of `steps`.
+
+    It rises in a straight line to 1 at the last of them, and is 1 after it.
+    """
+    return min(1.0, step / steps) if steps else 1.0
+
+
 def check_schedule(schedule: str) -> str:
     """The schedule itself; raises UsageError if `learning_rate_factor` would not know it."""
     learning_rate_factor(schedule, 1, 1)

@@ -21,6 +21,8 @@ from pydantic import (
 from normlab.errors import UsageError, require
 from normlab.study.axes import AXES, TUNABLE, Axis, Cell, listed, one_of
 
+# what --recipe finetune changes of the defaults, besides training the classifier alone first
+FINETUNE = {"lrs": (0.01,), "warmup": 1.0, "schedule": "cosine"}
 # settings by the names that they have for one value
 _SINGULAR = {axis.name: axis.setting for axis in AXES if axis.name != axis.setting} | {"plugin": "plugins"}
 
@@ -69,13 +71,24 @@ class StudySpec(_OnAxes):
     `None` where the choice depends on the data: `batch_sizes` is 128, or 32 with fewer than 8,192 training
     images; `augment` is "crop,flip", or "crop" for the embedded digits, whose mirror images are no digits.
     `tune` names what is chosen for each norm on the validation split first, with `trials` trials each
-    (`normlab.study.running.tuning`).
+    (`normlab.study.running.tuning`). With `weights` the `recipe` is "finetune", which changes defaults: a learning
+    rate of 0.01, one epoch of warm-up, cosine.
     """
 
     tune: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
         (), description=f"Choose {', '.join(TUNABLE).replace('_', '-')} for each norm by validation first."
     )
     trials: int | None = Field(None, gt=1, description="Trials of tuning for each norm.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe(cls, values: Any) -> Any:
+        """With weights the recipe is that of fine-tuning, and with that the settings that it brings, unless given."""
+        if not isinstance(values, dict):
+            return values
+        if values.get("weights"):
+            values = {"recipe": "finetune", **values}
+        return {**FINETUNE, **values} if values.get("recipe") == "finetune" else values
 
     @field_validator("tune")
     @classmethod

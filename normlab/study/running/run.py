@@ -87,10 +87,11 @@ def run_study(
         if options.until_sure and "seeds" not in spec.model_fields_set:
             spec = spec.model_copy(update={"seeds": tuple(range(MOST))})
         cells = spec.cells(len(dataset.train))
-        for model in filter(is_foreign, spec.models):
+        for model in (m for m in spec.models if is_foreign(m) or spec.weights):
             from normlab.study.training.contract import check_contract
 
-            check_contract(model, spec.norms, dataset)
+            for note in check_contract(model, spec.norms, dataset, spec.weights):
+                console.notice(f"note: {note}")
         store, locks = open_directory(directory, stack)
         checkpoints = options.checkpoints or str((directory / CHECKPOINTS).resolve())
         executor = make_executor(spec, options, dataset, len(cells), locks, directory)
@@ -131,6 +132,8 @@ def check_names(spec: StudySpec, baseline: str | None = None) -> None:
         check_norm(norm)
     for model in spec.models:
         check_model(model)
+    if spec.weights and not Path(spec.weights).is_file():
+        raise UsageError(f"--weights {spec.weights}: there is no such file")
     if baseline is not None and baseline not in spec.norms:
         raise UsageError(f"--baseline {baseline!r} is not among the norms compared: {', '.join(spec.norms)}")
 

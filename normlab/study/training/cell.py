@@ -24,13 +24,14 @@ from normlab.errors import DataError
 from normlab.layers.norms import constrain, parameter_groups
 from normlab.models.residual import ResNet, build_model
 from normlab.study.axes import Cell
-from normlab.study.schedule import learning_rate_factor
+from normlab.study.schedule import learning_rate_factor, warmup_factor
 from normlab.study.training import precision
 from normlab.study.training.compiling import begin_step, compiled
 from normlab.study.training.features import Watch
 from normlab.study.training.feed import Feed
 from normlab.study.training.memory import peak_bytes, reset_peak
 from normlab.study.training.metrics import classification_metrics
+from normlab.study.training.recipe import body_of, head_epochs
 
 EVALUATION_BATCH = 500
 LOOK_EVERY = {"cpu": 1, "cuda": 50}  # steps; on a GPU, looking at a loss waits for it
@@ -146,6 +147,7 @@ class Training:
             image_size=dataset.size,
             dropout=cell.dropout,
             seed=derive(cell.seed, "initial weights"),
+            weights=cell.weights or None,
         )
         self.memory_format = memory_format(self.model, self.device, cell.precision)
         self.model.to(self.device)
@@ -157,6 +159,7 @@ class Training:
         self.standardize = Standardizer(dataset.channel_mean, dataset.channel_std, self.device)
         self.train_feed, self.val_feed = (Feed(split, self.device) for split in (dataset.train, dataset.val))
         self.watch = Watch(self.model, dataset, self.device)
+        self.body = body_of(self.model, dataset.num_classes) if head_epochs(cell) else []
         self.records: list[dict[str, Any]] = []
         self.progress = Progress()
 
@@ -164,14 +167,16 @@ class Training:
         """Train one epoch, from wherever `progress` stands, evaluate, and append its record."""
         epoch = len(self.records) + 1
         factor = learning_rate_factor(self.cell.schedule, epoch, self.cell.epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+        self.set_rate(factor)
         labels = self.dataset.train.labels
         order = shuffled(len(labels), self.cell.seed, epoch)
         batches = split_batches(order, self.cell.batch_size)
+        before, warmup = (epoch - 1) * len(batches), math.ceil(self.cell.warmup * len(batches))
         started = time.perf_counter()
         self.model.train()
         for index in batches[self.progress.step :]:
+            if warmup:
+                self.set_rate(factor * warmup_factor(before + self.progress.step + 1, warmup))
             self.step(index, epoch)
             if self.progress.step < len(batches) and checkpoints is not None and checkpoints.due():
                 now = time.perf_counter()
@@ -193,7 +198,7 @@ class Training:
                 "epoch": epoch,
                 **{f"train_{name}": value for name, value in trained.items()},
                 **{f"val_{name}": value for name, value in validated.items()},
-                "learning_rate": self.cell.lr * factor,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
                 "seconds": train_seconds + time.perf_counter() - started,
                 "images_per_second": len(order) / train_seconds,
                 **observed,
@@ -212,6 +217,9 @@ class Training:
         loss, mean, predictions = self.forward(images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if epoch <= head_epochs(self.cell):
+            for p in self.body:
+                p.grad = None  # which no optimizer moves
         self.optimizer.step()
         constrain(self.model)
         self.progress.unseen.append((mean, len(index)))
@@ -219,6 +227,11 @@ class Training:
         self.progress.step += 1
         if len(self.progress.unseen) >= LOOK_EVERY.get(self.device.type, 1):
             self.see_losses(epoch)
+
+    def set_rate(self, factor: float) -> None:
+        """Multiply the learning rates that the optimizer began with by this factor."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
 
     def see_losses(self, epoch: int) -> None:
         """Add up the losses of the steps since the last time; raises Diverged, naming the first that is not finite."""

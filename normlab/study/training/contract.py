@@ -21,15 +21,18 @@ IMAGES = 4
 _RATE = 0.1
 
 
-def check_contract(spec: str, norms: Sequence[str], dataset: Dataset) -> None:
+def check_contract(spec: str, norms: Sequence[str], dataset: Dataset, weights: str = "") -> list[str]:
     """Build the network with one of the norms and train it for one step; a built-in network is taken as it is.
+
+    Returns sentences on what starts otherwise than in the file of pretrained `weights`.
 
     Expected are logits, (N, classes); a finite loss; a norm that is called, or norms that are replaced; a gradient for
     every parameter; and outputs that a step changes. Raises UsageError that says which is missing, and the fix.
     """
     factory = own_factory(spec)
-    if factory is None:
-        return
+    notes: list[str] = []
+    if factory is None and not weights:
+        return notes
     norm = next((n for n in norms if norm_called(n) not in (AS_IT_IS, FROZEN, BARE)), norms[0])
     asked: list[int] = []
 
@@ -39,11 +42,12 @@ def check_contract(spec: str, norms: Sequence[str], dataset: Dataset) -> None:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        built = takes_norm(factory)
+        built = factory is None or takes_norm(factory)
         try:
             model = build_model(
                 spec, constructor if built else norm,
                 num_classes=dataset.num_classes, in_channels=dataset.channels, image_size=dataset.size,
+                weights=weights or None, say=notes.append,
             )  # fmt: skip
         except NormlabError:
             raise
@@ -58,6 +62,7 @@ def check_contract(spec: str, norms: Sequence[str], dataset: Dataset) -> None:
         rows = np.array(dataset.train.images[:IMAGES])
         images = standardize(torch.from_numpy(rows), dataset.channel_mean, dataset.channel_std)
         _step(f"model {spec!r}", model, images, torch.from_numpy(np.array(dataset.train.labels[:IMAGES])), dataset)
+    return notes
 
 
 def _step(label: str, model: nn.Module, images: Tensor, targets: Tensor, dataset: Dataset) -> None:
