@@ -21,6 +21,12 @@ FORMATS = ("table", "csv", "json")
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The --out of a comparison, or a file of `normlab best`.")]
 Norm = Annotated[str | None, typer.Option(help="This norm's network.", show_default="the recommended one's")]
 Seed = Annotated[int | None, typer.Option(min=0, help="This seed's network.", show_default="best by validation")]
+Number = Annotated[
+    int | None,
+    typer.Option(
+        "--study", min=1, help="Of several, by its number in `normlab status`.", show_default="the last begun"
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Option(help="Of a file whose network is code of your own: package.module:factory.", show_default=False),
@@ -32,13 +38,14 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="Image files, and folders of them.")],
     norm: Norm = None,
     seed: Seed = None,
+    study: Number = None,
     model: Model = None,
     format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
 ) -> None:
     """Name the class of images with a trained network of a comparison."""
     if format not in FORMATS:
         raise UsageError(f"--format {format!r} is not known; expected one of: {', '.join(FORMATS)}")
-    found = _network(run, norm, seed).model(model).predict(images)
+    found = _network(run, norm, seed, study).model(model).predict(images)
     {"table": _table, "csv": _csv, "json": _json}[format](found)
 
 
@@ -50,6 +57,7 @@ def best(
     card: Annotated[Path | None, typer.Option(help="Write a model card, in Markdown.", show_default=False)] = None,
     norm: Norm = None,
     seed: Seed = None,
+    study: Number = None,
     model: Model = None,
 ) -> None:
     """Show the network that a comparison recommends, and write it to a file."""
@@ -58,7 +66,7 @@ def best(
             raise UsageError(f"--export {export}: expected a name that ends in .safetensors or .onnx")
         if export.suffix.lower() == ".onnx":
             require(f"--export {export}", "onnx")
-    network = _network(run, norm, seed)
+    network = _network(run, norm, seed, study)
     about = f"{network.facts.model} with {network.norm}, seed {network.facts.settings.get('seed')}"
     typer.echo(escaped(about))
     for name, value in network.metrics.items():
@@ -77,14 +85,14 @@ def best(
         typer.echo(f"written: {card}")
 
 
-def _network(run: str, norm: str | None, seed: int | None) -> Trained:
+def _network(run: str, norm: str | None, seed: int | None, study: int | None) -> Trained:
     from normlab.study.trained import load, trained_in
 
     if Path(run).is_file():
-        if norm is not None or seed is not None:
-            raise UsageError(f"{run} is one network; --norm and --seed are for the directory of a comparison")
+        if (norm, seed, study) != (None, None, None):
+            raise UsageError(f"{run} is one network; --norm, --seed and --study are for the directory of a comparison")
         return load(run)
-    return trained_in(Path(run), norm, seed)
+    return trained_in(Path(run), norm, seed, study=study)
 
 
 def _table(found: list[Prediction]) -> None:

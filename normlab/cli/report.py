@@ -23,6 +23,10 @@ def report(
             show_default="as the study",
         ),
     ] = None,
+    study: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of several, by its number in `normlab status`.", show_default="the last begun"),
+    ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open what was written.")] = False,
 ) -> None:
     """Write the report of a comparison from its records; nothing is trained."""
@@ -32,8 +36,8 @@ def report(
         target = write_side_by_side(directory, against)
     else:
         share = None if matters is None else matters / 100
-        target = write(directory, format, matters=share)
-        typer.echo(verdict(directory, matters=share))
+        target = write(directory, format, matters=share, number=study)
+        typer.echo(verdict(directory, matters=share, number=study))
     typer.echo(f"report: {target}")
     if open_:
         typer.launch(str(target.resolve()))

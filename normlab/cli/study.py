@@ -158,7 +158,7 @@ def compare(
     if not no_report:
         from normlab import report
 
-        report.write(directory)
+        report.write(directory, number=results["study"])
     raise typer.Exit(_conclude(results, directory, not no_report))
 
 
@@ -190,6 +190,10 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to.", show_default="DIRECTORY/export.<format>")
     ] = None,
+    study: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of several, by its number in `normlab status`.", show_default="the last begun"),
+    ] = None,
 ) -> None:
     """Write a comparison's records as a file, also while it runs."""
     from normlab.study.keeping.records import WRITERS, collect
@@ -201,7 +205,7 @@ def export(
         require("--format parquet", "parquet")
     path = output or directory / f"export.{format}"
     with Store(directory, readonly=True) as store:
-        WRITERS[format](collect(store), path)
+        WRITERS[format](collect(store, study), path)
     typer.echo(f"records: {path}")
 
 
@@ -238,7 +242,10 @@ def _conclude(results: dict[str, Any], directory: Path, report: bool) -> int:
     from normlab.report import summary
     from normlab.study.plain import escaped
 
-    typer.echo(f"\n{escaped(summary(directory))}\n")
+    number = results["study"]
+    typer.echo(f"\n{escaped(summary(directory, number))}\n")
+    if results["studies"] > 1:
+        typer.echo(f"study: {number} of {results['studies']} in this directory; normlab status lists them")
     typer.echo(f"records: {directory / 'results.json'}")
     if report:
         typer.echo(f"report: {directory / 'report.html'}")

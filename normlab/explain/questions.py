@@ -76,6 +76,7 @@ def explain(directory: Path, questions: Questions | None = None, say: Say = lamb
     chosen = at_best_settings(networks, records["verdict"]["settings"])
     asked = _ask(dataset, chosen, questions.images, say)
     return {
+        "study": records.get("study"),
         "classes": list(dataset.class_names),
         "images": len(asked.labels),
         **_mistakes(asked, chosen),

@@ -11,33 +11,36 @@ from normlab.errors import UsageError, files
 FORMATS = ("html", "md", "svg")
 
 
-def verdict(results: Any, *, matters: float | None = None) -> str:
+def verdict(results: Any, *, matters: float | None = None, number: int | None = None) -> str:
     """The sentence that answers the study; `results` is a `results.json` document or a study's directory.
 
-    A difference of accuracies below `matters` counts as none, by default what the study was given.
+    A difference of accuracies below `matters` counts as none, by default what the study was given. Of a directory of
+    several studies `number` says which, by default the one begun last.
     """
     from normlab.report import records
 
-    study = records.read(results) if isinstance(results, str | Path) else records.from_results(results)
+    study = records.read(results, number) if isinstance(results, str | Path) else records.from_results(results)
     return records.with_matters(study, matters).judged.sentence
 
 
-def summary(directory: Path | str) -> str:
-    """Verdict, a table of the norms, and warnings as plain text, for a terminal.
+def summary(directory: Path | str, number: int | None = None) -> str:
+    """Verdict, a table of the norms, and warnings as plain text, for a terminal; `number` is that of `verdict`.
 
     Raises UsageError where there is no study, DataError where the records cannot be understood.
     """
     from normlab.report import records, terminal
 
-    return terminal.summary(records.read(directory))
+    return terminal.summary(records.read(directory, number))
 
 
-def write(directory: Path | str, format: str = "html", *, matters: float | None = None) -> Path:
+def write(
+    directory: Path | str, format: str = "html", *, matters: float | None = None, number: int | None = None
+) -> Path:
     """Write the report of a study into its directory and return where.
 
     "html" is one file, `report.html`; "md" the verdict and tables, `report.md`; "svg" a folder of charts,
-    `report-svg/`. `matters` is that of `verdict`. Raises UsageError where there is no study or no such format,
-    DataError where the records cannot be understood.
+    `report-svg/`. `matters` and `number` are those of `verdict`. Raises UsageError where there is no study or no
+    such format, DataError where the records cannot be understood.
     """
     from altair.utils.schemapi import debug_mode
 
@@ -46,7 +49,7 @@ def write(directory: Path | str, format: str = "html", *, matters: float | None 
     if format not in FORMATS:
         raise UsageError(f"--format {format!r} is not known; expected one of: {', '.join(FORMATS)}")
     directory = Path(directory)
-    study = records.with_matters(records.read(directory), matters)
+    study = records.with_matters(records.read(directory, number), matters)
     with debug_mode(False):  # charts are checked against the schema in tests, not at every drawing
         parts = sections.build(study)
     if format == "svg":
@@ -78,7 +81,7 @@ def _html(study: Any, parts: Sequence[Any], packed: str, directory: Path) -> str
         eyebrow=" · ".join([study.name, _count(study.norms, "norm"), _count(study.seeds, "seed")]),
         headline=study.judged.sentence,
         best=study.judged.best,
-        loading=_loading(directory) if study.judged.best is not None and _keeps_weights(directory) else "",
+        loading=_loading(study, directory) if study.judged.best is not None and _keeps_weights(directory) else "",
         warnings=evidence.warnings(study),
         styles=theme.styles(study.norms),
         sections=parts,
@@ -92,9 +95,11 @@ def _keeps_weights(directory: Path) -> bool:
     return any((directory / CHECKPOINTS).glob(f"*/{FINAL}"))
 
 
-def _loading(directory: Path) -> str:
+def _loading(study: Any, directory: Path) -> str:
     """The lines that load the network of the recommended norm and use it."""
-    return f'import normlab\n\nnet = normlab.open_study({str(directory)!r}).best.model()\nnet.predict("picture.jpg")'
+    which = f", {study.raw['study']}" if study.raw.get("studies", 1) > 1 else ""
+    opened = f"normlab.open_study({str(directory)!r}{which})"
+    return f'import normlab\n\nnet = {opened}.best.model()\nnet.predict("picture.jpg")'
 
 
 def _count(items: Sequence[Any], noun: str) -> str:

@@ -35,11 +35,12 @@ RUNS = Path("runs")
 class Study:
     """A comparison in its directory: what it found, and the networks that it trained.
 
-    What is read is what the directory holds now, also while the comparison runs elsewhere.
+    What is read is what the directory holds now, also while the comparison runs elsewhere. Of a directory of several
+    studies, `number` is that of `normlab status`, by default the one begun last.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str, number: int | None = None) -> None:
+        self.path, self.number = Path(path), number
         self._read()  # so that a directory without a study is refused at once
 
     @property
@@ -64,7 +65,7 @@ class Study:
         """The trained network of a norm at its best setting, and of a seed where one is named."""
         from normlab.study.trained import trained_in
 
-        return trained_in(self.path, norm, seed)
+        return trained_in(self.path, norm, seed, study=self.number)
 
     def table(self) -> Table:
         """A row for each norm at its best setting: seeds, test accuracy, macro-F1, speed."""
@@ -82,12 +83,12 @@ class Study:
         require("report", "report")
         from normlab.report import write
 
-        return write(self.path, format)
+        return write(self.path, format, number=self.number)
 
     def _read(self) -> records.Study:
         from normlab.report import records
 
-        return records.read(self.path)
+        return records.read(self.path, self.number)
 
     def __repr__(self) -> str:
         return f"Study({str(self.path)!r})"
@@ -95,7 +96,7 @@ class Study:
     def __str__(self) -> str:
         from normlab.report import summary
 
-        return summary(self.path)
+        return summary(self.path, self.number)
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -172,13 +173,14 @@ def compare(
     if any(not isinstance(one, str) for one in listed):
         values["models"] = [one if isinstance(one, str) else give(one) for one in listed]
         options["inline"] = True
-    run_study(make_spec(values), out, Options(**options), console=console)
-    return Study(out)
+    results = run_study(make_spec(values), out, Options(**options), console=console)
+    return Study(out, results["study"])
 
 
-def open_study(path: Path | str) -> Study:
+def open_study(path: Path | str, number: int | None = None) -> Study:
     """The study in a directory, that of `compare(out=...)` or of `normlab compare --out`.
 
-    Raises UsageError or DataError where there is none.
+    Of several studies the one of this number in `normlab status`, by default the one begun last. Raises UsageError or
+    DataError where there is none.
     """
-    return Study(path)
+    return Study(path, number)

@@ -114,8 +114,8 @@ class LiveStudy:
         """The sentence of the cells that have ended, judged anew when another one has."""
         ended = tuple(c.id for c in cells if states[c.id] in FINISHED)
         if ended != self._judged[0] or not ended:
-            study = store.latest_study()
-            facts = study[1] if study else {}
+            study = store.study()
+            facts = study.facts if study else {}
             records = [
                 {**_axes(c), "status": states[c.id], "epochs": self._epochs(store, c), "test": c.outcome.get("test")}
                 for c in cells
@@ -171,8 +171,8 @@ class LiveStudy:
 
 
 def _cells(store: Store) -> list[StoredCell]:
-    study = store.latest_study()
-    return store.cells(study[2]) if study else []
+    study = store.study()
+    return store.cells(study.cells) if study else []
 
 
 def _axes(stored: StoredCell) -> dict[str, Any]:

@@ -113,8 +113,8 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def read(directory: Path | str) -> Study:
-    """Read the records in `directory`.
+def read(directory: Path | str, number: int | None = None) -> Study:
+    """Read the records of a study in `directory`: of that number, by default of the study begun last.
 
     Raises UsageError where there is no such directory or no study in it, DataError where the records cannot
     be understood.
@@ -128,7 +128,7 @@ def read(directory: Path | str) -> Study:
         from normlab.study.keeping.store import Store
 
         with Store(directory, readonly=True) as store:
-            raw = gathered(store)
+            raw = gathered(store, number)
     elif results.is_file():
         raw = _json(results)
     else:
@@ -137,7 +137,12 @@ def read(directory: Path | str) -> Study:
         )
     study = from_results(raw, name=directory.resolve().name)
     explained = directory / EXPLAINED
-    return replace(study, explained=_json(explained)) if explained.is_file() else study
+    if not explained.is_file():
+        return study
+    found = _json(explained)
+    # the directory may hold other studies, and the findings be of one of them
+    own = not isinstance(found, Mapping) or found.get("study", raw.get("study")) == raw.get("study")
+    return replace(study, explained=found) if own else study
 
 
 def with_matters(study: Study, matters: float | None) -> Study:

@@ -25,20 +25,19 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def collect(store: Store) -> dict[str, Any]:
-    """Everything about the study begun last: its cells with their epochs, environment, and verdict."""
-    results = gathered(store)
+def collect(store: Store, number: int | None = None) -> dict[str, Any]:
+    """Everything about a study (`Store.study`): its cells with their epochs, environment, and verdict."""
+    results = gathered(store, number)
     return with_verdict(results, judge_results(results))
 
 
-def gathered(store: Store) -> dict[str, Any]:
+def gathered(store: Store, number: int | None = None) -> dict[str, Any]:
     """The same without the verdict, for whoever judges it."""
-    study = store.latest_study()
+    study = store.study(number)
     if study is None:
         raise NothingSelected(f"{store.path} holds no study yet; start one with `normlab compare`")
-    spec, facts, ids = study
     cells = []
-    for stored in store.cells(ids):
+    for stored in store.cells(study.cells):
         cells.append(
             {
                 **stored.cell.columns(),
@@ -53,10 +52,18 @@ def gathered(store: Store) -> dict[str, Any]:
                 "test": stored.outcome.get("test"),
             }
         )
-    environment = {**facts, **_where(store, ids)}
+    environment = {**study.facts, **_where(store, study.cells)}
     backends = sorted({c["backend"] for c in cells if c["backend"]})
     environment["backend"] = ", ".join(backends)
-    return {"cells": cells, "environment": environment, "spec": spec, "tuning": environment.pop("tuning", [])}
+    tuning = environment.pop("tuning", [])
+    return {
+        "study": study.number,
+        "studies": study.of,
+        "cells": cells,
+        "environment": environment,
+        "spec": study.spec,
+        "tuning": tuning,
+    }
 
 
 def with_verdict(results: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
@@ -75,7 +82,7 @@ def _where(store: Store, ids: list[int]) -> dict[str, Any]:
 
 
 def write_results(store: Store, directory: Path) -> dict[str, Any]:
-    """Write results.json and results.csv for the study begun last, and return what was written."""
+    """Write results.json and results.csv of the store's study, and return what was written."""
     results = collect(store)
     write_json(results, directory / JSON)
     write_csv(results, directory / CSV)

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from normlab.errors import DataError, NormlabError
+from normlab.errors import DataError, NormlabError, UsageError
 from normlab.study.axes import SCHEMA as AXES_VERSION
 from normlab.study.axes import Cell
 
@@ -113,8 +113,23 @@ class StoredCell:
             ) from None
 
 
+@dataclass(frozen=True)
+class StoredStudy:
+    """A study as it was entered last: its number among those `of` the directory, and the ids of its cells."""
+
+    number: int
+    of: int
+    started: str
+    spec: dict[str, Any]
+    facts: dict[str, Any]
+    cells: list[int]
+
+
 class Store:
     """The records of the studies of one directory.
+
+    A study is its spec and its images; entered again, it is the same one. `study` returns the one that this object
+    began, or the last that anybody began, so that a process reports its own whatever others begin meanwhile.
 
     `Store(directory)` opens the file for writing, making it if need be and bringing an older one up to date;
     `Store(directory, readonly=True)` only reads. Raises StoreBusy for a file of a newer version, and DataError
@@ -125,6 +140,7 @@ class Store:
         self.path = directory / FILE
         if readonly and not self.path.is_file():
             raise DataError(f"{directory} holds no study ({FILE} is not there); expected the --out of a comparison")
+        self._own: int | None = None  # the row of the study that this object began last
         with self._errors():
             mode = "ro" if readonly else "rwc"
             self._db = sqlite3.connect(
@@ -159,17 +175,47 @@ class Store:
                 [(key, json.dumps(asdict(cell))) for key, cell in zip(keys, cells, strict=True)],
             )
             ids = [self._db.execute("SELECT id FROM cells WHERE key = ?", (key,)).fetchone()[0] for key in keys]
-            self._db.execute(
+            own = self._db.execute(
                 "INSERT INTO studies (started, spec, facts, cells) VALUES (?, ?, ?, ?)",
                 (_now(), json.dumps(spec), json.dumps(facts), json.dumps(ids)),
-            )
+            ).lastrowid
+        self._own = own
         return ids
 
-    def latest_study(self) -> tuple[dict[str, Any], dict[str, Any], list[int]] | None:
-        """(spec, facts, ids of its cells) of the study begun last, or None."""
+    def study(self, number: int | None = None) -> StoredStudy | None:
+        """The study that this object began last, else the one begun last by anybody; None if there is none.
+
+        With `number` the study that `studies` lists under it. Raises UsageError if there is no such number.
+        """
+        rows = self._study_rows()
+        if number is None:
+            row = self._own or max((of_study[-1] for of_study in rows), default=None)
+            return None if row is None else self._read_study(rows, row)
+        if not 1 <= number <= len(rows):
+            raise UsageError(f"--study {number}: {self.path.parent} holds {len(rows)}, numbered from 1")
+        return self._read_study(rows, rows[number - 1][-1])
+
+    def studies(self) -> list[StoredStudy]:
+        """Every study of the directory, each as it was entered last, in the order in which they were first begun."""
+        rows = self._study_rows()
+        return [self._read_study(rows, of_study[-1]) for of_study in rows]
+
+    def _study_rows(self) -> list[list[int]]:
+        """The rows of each study, in order."""
         with self._errors():
-            row = self._db.execute("SELECT spec, facts, cells FROM studies ORDER BY id DESC LIMIT 1").fetchone()
-        return None if row is None else (json.loads(row[0]), json.loads(row[1]), json.loads(row[2]))
+            rows = self._db.execute("SELECT id, spec, facts FROM studies ORDER BY id").fetchall()
+        found: dict[tuple[str, str], list[int]] = {}
+        for row, spec, facts in rows:
+            same = json.dumps(json.loads(spec), sort_keys=True), str(json.loads(facts).get("data_hash"))
+            found.setdefault(same, []).append(row)
+        return list(found.values())
+
+    def _read_study(self, rows: list[list[int]], row: int) -> StoredStudy:
+        query = "SELECT started, spec, facts, cells FROM studies WHERE id = ?"
+        with self._errors():
+            started, *texts = self._db.execute(query, (row,)).fetchone()
+        number = next(number for number, of_study in enumerate(rows, start=1) if row in of_study)
+        return StoredStudy(number, len(rows), started, *map(json.loads, texts))
 
     def cells(self, ids: Iterable[int] | None = None) -> list[StoredCell]:
         """The cells with these ids, in their order; without ids, all."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normlab.study.axes import Cell
 from normlab.study.keeping.locks import CellLocks
-from normlab.study.keeping.store import FILE, FINISHED, LOCKS, NothingSelected, Store, StoredCell
+from normlab.study.keeping.store import FILE, FINISHED, LOCKS, NothingSelected, Store, StoredCell, StoredStudy
 from normlab.study.running.local import plan_layout
 from normlab.study.spec import StudySpec
 
@@ -50,19 +51,33 @@ def plan_lines(spec: StudySpec, directory: Path, jobs: int | None = None, thread
 def status_lines(directory: Path) -> Iterator[str]:
     """How many cells are in which state, who is at work, and why what failed did."""
     with Store(directory, readonly=True) as store:
-        study = store.latest_study()
-        if study is None:
+        studies = store.studies()
+        if not studies:
             raise NothingSelected(f"{directory} holds no study yet; start one with `normlab compare`")
-        cells = store.cells(study[2])
-        states = live_states(directory, cells)
-        counts = Counter(states.values())
-        yield f"{directory}: {len(cells)} cells: " + ", ".join(f"{n} {state}" for state, n in counts.most_common())
-        for stored in cells:
-            state = states[stored.id]
-            if state in ("running", "interrupted"):
-                yield f"{state:<12} {stored.cell.label()}: epoch {len(store.epochs(stored.id))}/{stored.cell.epochs}"
-            elif stored.reason:
-                yield f"{state:<12} {stored.cell.label()}: {stored.reason}"
+        for study, settings in zip(studies, _differences(studies), strict=True):
+            cells = store.cells(study.cells)
+            states = live_states(directory, cells)
+            counts = ", ".join(f"{n} {state}" for state, n in Counter(states.values()).most_common())
+            which = f", study {study.number} of {study.of} ({settings})" if study.of > 1 else ""
+            yield f"{directory}{which}: {len(cells)} cells: {counts}"
+            for stored in cells:
+                state = states[stored.id]
+                if state in ("running", "interrupted"):
+                    epochs = len(store.epochs(stored.id))
+                    yield f"{state:<12} {stored.cell.label()}: epoch {epochs}/{stored.cell.epochs}"
+                elif stored.reason:
+                    yield f"{state:<12} {stored.cell.label()}: {stored.reason}"
+
+
+def _differences(studies: Sequence[StoredStudy]) -> list[str]:
+    """What each study has that tells it from the others: its settings, and its images where they have changed."""
+    facts = [{**study.spec, "images": str(study.facts.get("data_hash"))[:8]} for study in studies]
+    names = [name for name in dict.fromkeys(itertools.chain(*facts)) if len({repr(f.get(name)) for f in facts}) > 1]
+    return ["; ".join(f"{name.replace('_', ' ')}: {_listed(f.get(name))}" for name in names) for f in facts]
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def live_states(directory: Path, cells: list[StoredCell]) -> dict[int, str]:

@@ -23,14 +23,17 @@ _ABOUT_DATA = ("data", "split_seed", "image_size", "skip_bad", "limit_train", "l
 _VERSIONS = ("normlab", "torch", "numpy", "python")
 
 
-def trained_in(directory: Path | str, norm: str | None = None, seed: int | None = None) -> Trained:
+def trained_in(
+    directory: Path | str, norm: str | None = None, seed: int | None = None, *, study: int | None = None
+) -> Trained:
     """The trained network of a study: of the norm that its verdict recommends, or of another, at its best setting.
 
-    Of several seeds the one of the highest validation accuracy is taken, unless `seed` names one. Raises UsageError for
-    a norm or seed that the study has not, DataError where none has finished or kept its weights.
+    Of several seeds the one of the highest validation accuracy is taken, unless `seed` names one. `study` is the number
+    of the study, by default the one begun last. Raises UsageError for a norm or seed that the study has not, DataError
+    where none has finished or kept its weights.
     """
     directory = Path(directory)
-    records, finished = weights_in(directory)
+    records, finished = weights_in(directory, study)
     norm = norm or records["verdict"]["best"]
     if norm is None:
         raise DataError(f"{directory}: no training has finished, so there is no network yet")
@@ -52,15 +55,15 @@ def trained_in(directory: Path | str, norm: str | None = None, seed: int | None 
     return _trained(records, stored, path, figures[stored.key])
 
 
-def weights_in(directory: Path) -> tuple[dict[str, Any], list[tuple[StoredCell, Path]]]:
+def weights_in(directory: Path, number: int | None = None) -> tuple[dict[str, Any], list[tuple[StoredCell, Path]]]:
     """The records of a study, and its finished cells with the files of their weights.
 
     Raises DataError where no finished cell has kept its weights.
     """
     with Store(directory, readonly=True) as store:
-        study = store.latest_study()
-        records = collect(store)
-        done = [stored for stored in store.cells(study[2] if study else []) if stored.status == "done"]
+        records = collect(store, number)
+        study = store.study(records["study"])
+        done = [stored for stored in store.cells(study.cells if study else []) if stored.status == "done"]
     paths = ((stored, directory / CHECKPOINTS / stored.key / FINAL) for stored in done)
     found = [(stored, path) for stored, path in paths if path.is_file()]
     if not found:
