@@ -1,8 +1,9 @@
 """`python -m benchmarks.census`: every family of timm and tiny configurations of transformers, with random weights.
 
-Needs timm (with torchvision) and transformers: `pip install timm torchvision transformers`. Each model is visited in a
-process that others share until one takes too long. `--write docs/models.md` puts the table into the page; `--speed`
-measures ten models before and after instead; `--count` only swaps, in minutes, and runs nothing.
+Needs timm (with torchvision) and transformers: `pip install timm torchvision transformers`. Models are visited on one
+thread, in a process that they share until one takes too long. What was visited stands in the file `--rows`, and is not
+visited again: interrupt it as you like. `--write docs/models.md` puts the table into the page; `--speed` measures ten
+models before and after instead; `--count` only swaps, and runs nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import select
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -17,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.census.models import TRANSFORMERS, families
+from normlab.bench.machine import describe, line
 
 START, END = "<!-- census -->", "<!-- end of census -->"
+STUCK = 30  # times the seconds of a model, by the clock
 
 
 def main() -> int:
@@ -26,7 +30,7 @@ def main() -> int:
     parser.add_argument(
         "models", nargs="*", help="names such as timm:resnet or transformers:llama; all of them if none"
     )
-    parser.add_argument("--seconds", type=float, default=240, help="of a model at most (240)")
+    parser.add_argument("--seconds", type=float, default=240, help="of the processor for a model, at most (240)")
     parser.add_argument("--write", type=Path, help="the page to write the table into")
     parser.add_argument(
         "--rows", type=Path, help="a file of rows: read at the start, those models are not visited again"
@@ -41,7 +45,7 @@ def main() -> int:
         print_speed(given.models)
         return 0
     if given.visit:
-        return _visit(given.models, given.count)
+        return _visit(given.models, given.count, given.seconds)
     names = given.models or [*(f"timm:{f}" for f in families()), *(f"transformers:{t}" for t in TRANSFORMERS)]
     rows = (
         [json.loads(line) for line in given.rows.read_text().splitlines()] if given.rows and given.rows.exists() else []
@@ -58,17 +62,20 @@ def main() -> int:
     if given.write:
         page = given.write.read_text()
         before, after = page[: page.index(START) + len(START)], page[page.index(END) :]
-        given.write.write_text(f"{before}\n{summary(rows)}\n\n{table(rows)}\n{after}")
+        command = f"`{' '.join(['python -m benchmarks.census', *sys.argv[1:]])}`, one thread"
+        on = f"{line(describe('cpu'))}, normlab {version('normlab')}"
+        given.write.write_text(f"{before}\n{summary(rows)}\n\n{command}: {on}.\n\n{table(rows)}\n{after}")
     return 0
 
 
-def _visit(names: list[str], only_count: bool) -> int:
+def _visit(names: list[str], only_count: bool, seconds: float) -> int:
     import torch
 
     from benchmarks.census.visit import count, visit
 
     torch.set_num_threads(1)
     for name in names:
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # which ends the process, however busy the machine is
         try:
             row = count(name) if only_count else visit(name)
         except Exception as error:
@@ -81,39 +88,45 @@ def _visit(names: list[str], only_count: bool) -> int:
 
 
 def _rows(names: list[str], seconds: float, only_count: bool) -> Any:
-    """A row of each model; a process that takes longer for one is ended, and another one goes on behind it."""
+    """A row of each model; a process that ends before its models have one is followed by another."""
+    options = ["--visit", "--seconds", str(seconds), *(["--count"] if only_count else [])]
     while names:
-        command = [sys.executable, "-m", "benchmarks.census", "--visit", *(["--count"] if only_count else []), *names]
+        command = [sys.executable, "-m", "benchmarks.census", *options, *names]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             assert process.stdout is not None
-            patience = seconds + 120  # of the first: libraries are imported
             while names:
-                if not select.select([process.stdout], [], [], patience)[0]:
+                if not select.select([process.stdout], [], [], STUCK * seconds)[0]:
                     process.kill()
-                    yield {"model": names.pop(0), "failed": f"more than {seconds:.0f} seconds"}
+                found = process.stdout.readline()
+                if not found:
+                    yield {"model": names.pop(0), "failed": _ended(process.wait(), seconds)}
                     break
-                line = process.stdout.readline()
-                if not line:
-                    yield {"model": names.pop(0), "failed": "the process ended"}
-                    break
-                if line.startswith("row "):
+                if found.startswith("row "):
                     names.pop(0)
-                    patience = seconds
-                    yield json.loads(line[4:])
+                    yield json.loads(found[4:])
 
 
-def _line(row: dict[str, Any]) -> str:
+def _ended(code: int, seconds: float) -> str:
+    if code in (-signal.SIGPROF, -signal.SIGKILL):
+        return f"more than {seconds:.0f} seconds" if code == -signal.SIGPROF else "it stands still, or lacks memory"
+    return f"the process ended with {code}"
+
+
+def _line(row: dict[str, Any], columns: int = 3) -> str:
     if "failed" in row:
-        return f"| {row['model']} | not visited: {row['failed']} | | |"
+        return f"| {row['model']} | | | not visited: {row['failed']} {'| ' * columns}|"
     why = "; ".join(f"{sum(w == v for w in row['left'].values())} {v}" for v in dict.fromkeys(row["left"].values()))
     silent = f"silently: {', '.join(row['silent'])}" if row["silent"] else ""
-    left = "; ".join(v for v in (why, silent, row.get("refused", "")) if v)
+    lost = "" if row.get("restored", True) else "restore_norms leaves something"
+    left = "; ".join(v for v in (why, silent, lost, row.get("refused", "")) if v)
     name = row["model"].partition(":")[2]
     shown = name if row["architecture"] == name else f"{name}: {row['architecture']}"
     cells = [shown, row["taken"] + len(row["left"]) + len(row["silent"]), row["taken"], left.replace("|", "/")]
     if "torch" in row:
         ours = max(worst(row, "ours"), worst(row, "with_fused"))
         cells += [row["fused"], f"{worst(row, 'torch'):.0e}", f"{ours:.0e}"]
+    else:
+        cells += [""] * columns
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -129,7 +142,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         own = [row for row in rows if row["model"].startswith(library)]
         more = ["fused", "torch", "ours"] if any("torch" in row for row in own) else []
         head = [f"{library} {version(library)}", "norms", "taken", "left, and why", *more]
-        parts.append("\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *map(_line, own)]))
+        parts.append(
+            "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(_line(row, len(more)) for row in own)])
+        )
     return "\n\n".join(parts)
 
 
