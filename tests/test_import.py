@@ -20,6 +20,15 @@ def test_import_is_light(code: str) -> None:
     assert not loaded.intersection(HEAVY)
 
 
+def test_rare_layers_come_with_their_names() -> None:
+    code = (
+        "import sys; from normlab import layers; before = {*sys.modules}; "
+        "assert layers.DyT.__module__ == 'normlab.layers.elementwise' not in before; "
+        "assert all(hasattr(layers, name) for name in layers.__all__) and not hasattr(layers, 'nothing')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_help_is_light() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "normlab", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)

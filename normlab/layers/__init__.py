@@ -2,31 +2,10 @@
 
 from __future__ import annotations
 
-from normlab.layers.batches import (
-    BatchRenorm,
-    FrozenBatchNorm,
-    GhostBatchNorm,
-    GlobalResponseNorm,
-    InstanceBatchNorm,
-    SwitchableNorm,
-)
-from normlab.layers.conditional import SPADE, AdaIN, AdaLN, AdaLNZero, ConditionalBatchNorm, FiLM, modulate
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from normlab.layers.convert import ConvertReport, convert, convert_report, revert
-from normlab.layers.dialects import from_flax, from_keras, from_onnx, to_flax, to_keras, to_onnx
-from normlab.layers.elementwise import (
-    AdaNorm,
-    Derf,
-    DivisiveNorm,
-    DyT,
-    ElementwiseLayerNorm,
-    EvoNormB0,
-    EvoNormS0,
-    GroupWeightNorm,
-    LayerScale,
-    LocalResponseNorm,
-    QKNorm,
-    ScaleNorm,
-)
 from normlab.layers.folding import FoldReport, fold, fold_report
 from normlab.layers.freezing import freeze, recalibrate, unfreeze
 from normlab.layers.fuse import fuse_norms
@@ -54,7 +33,33 @@ from normlab.layers.ranked import (
 from normlab.layers.recomputing import recomputed_outputs
 from normlab.layers.restore import restore_norms
 from normlab.layers.swap import SwapReport, register_adapter, swap_norms, swap_report
-from normlab.layers.weights import normalize_weights
+
+if TYPE_CHECKING:
+    from normlab.layers.batches import (
+        BatchRenorm,
+        FrozenBatchNorm,
+        GhostBatchNorm,
+        GlobalResponseNorm,
+        InstanceBatchNorm,
+        SwitchableNorm,
+    )
+    from normlab.layers.conditional import SPADE, AdaIN, AdaLN, AdaLNZero, ConditionalBatchNorm, FiLM, modulate
+    from normlab.layers.dialects import from_flax, from_keras, from_onnx, to_flax, to_keras, to_onnx
+    from normlab.layers.elementwise import (
+        AdaNorm,
+        Derf,
+        DivisiveNorm,
+        DyT,
+        ElementwiseLayerNorm,
+        EvoNormB0,
+        EvoNormS0,
+        GroupWeightNorm,
+        LayerScale,
+        LocalResponseNorm,
+        QKNorm,
+        ScaleNorm,
+    )
+    from normlab.layers.weights import normalize_weights
 
 __all__ = [
     "SPADE",
@@ -126,3 +131,26 @@ __all__ = [
     "to_onnx",
     "unfreeze",
 ]
+
+_RARE = (
+    "batches",
+    "conditional",
+    "dialects",
+    "elementwise",
+    "weights",
+)  # files that load with the first name of theirs
+
+
+def __getattr__(name: str) -> Any:
+    if name in _RARE:
+        return import_module(f"{__name__}.{name}")
+    if name in __all__:
+        for home in (import_module(f"{__name__}.{file}") for file in _RARE):
+            if name in home.__all__:
+                globals()[name] = getattr(home, name)
+                return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

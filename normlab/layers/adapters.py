@@ -123,6 +123,14 @@ def _applied(layer: Any, x: Tensor, residual: Tensor | None = None, act: Activat
     return y
 
 
+def norm_of(layer: Any, x: Tensor) -> Tensor:
+    """What a layer with one weight and bias per channel makes of x before what it applies behind the norm."""
+    plan = probed(layer)
+    if isinstance(plan, str):
+        raise ValueError(plan)
+    return _FUSING[plan.kind](layer, x, layer.weight, layer.bias, _eps(layer, plan, x), None, None)
+
+
 def _behind(layer: Any) -> list[nn.Module]:
     return [m for m in (getattr(layer, name) for name in layer._plan.behind) if not is_passive(m)]
 

@@ -24,6 +24,7 @@ from normlab.layers.distilling import distill as distilled
 from normlab.layers.images import Images, batches
 from normlab.layers.modes import in_mode
 from normlab.layers.norms import GroupNorm, Norm, RunningNorm, make_norm
+from normlab.layers.restore import Followed
 from normlab.layers.swap import norms_in, why_left
 from normlab.norms import family
 
@@ -239,7 +240,12 @@ def _unfit(name: str, module: nn.Module) -> str | None:
 
 def _is_theirs(layer: nn.Module) -> bool:
     """Whether a norm is another library's, which may do more than a norm."""
-    return not isinstance(layer, Norm) and not type(layer).__module__.startswith("torch.nn")
+    return not isinstance(layer, (Norm, Followed)) and not type(layer).__module__.startswith("torch.nn")
+
+
+def _place_of_act(layer: nn.Module) -> str | None:
+    """The attribute that holds what a layer of ours, or one that took its place, applies behind the norm."""
+    return "act" if isinstance(layer, Norm) else "_act" if isinstance(layer, Followed) else None
 
 
 def _behind(layer: Any) -> list[nn.Module] | str:
@@ -256,7 +262,7 @@ def _made(spot: _Spot, spec: str) -> nn.Module:
     """The new layer for a spot, with the old one's parameters, statistics, activation and mode."""
     old: Any = spot.old
     behind: Any = _behind(old)
-    act = getattr(old, "act", None) if isinstance(old, Norm) else activation_of(behind[0]) if behind else None
+    act = activation_of(behind[0]) if behind else None if (place := _place_of_act(old)) is None else getattr(old, place)
     like = next(iter((*old.parameters(), *old.buffers())), torch.empty(0))
     with torch.random.fork_rng(devices=[]):
         new: Any = make_norm(spec, spot.channels).to(like.device, like.dtype)
@@ -418,26 +424,16 @@ def _run_hooked(model: nn.Module, images: Tensor, hooks: list[tuple[nn.Module, C
 
 def _bare(layer: Any, x: Tensor) -> Tensor:
     """What a norm makes of x, without the activation that it applies."""
-    if isinstance(layer, Norm) and layer.act is not None:
-        act, layer.act = layer.act, None
+    place = _place_of_act(layer)
+    if place is not None:
+        act = getattr(layer, place)
+        setattr(layer, place, None)
         try:
-            return layer.forward(x)
+            y: Tensor = layer.forward(x)
         finally:
-            layer.act = act
-    if _is_theirs(layer):
-        return _first_of(layer, x)
-    y: Tensor = layer.forward(x)
-    return y
-
-
-def _first_of(layer: Any, x: Tensor) -> Tensor:
-    """The norm that a layer of another library begins with, by its parameters and statistics."""
-    functional = nn.functional
-    if isinstance(layer, nn.GroupNorm):
-        return functional.group_norm(x, layer.num_groups, layer.weight, layer.bias, layer.eps)
-    return functional.batch_norm(
-        x, layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.running_mean is None, 0.0, layer.eps
-    )
+            setattr(layer, place, act)
+        return y
+    return adapters.norm_of(layer, x) if _is_theirs(layer) else layer.forward(x)  # type: ignore[no-any-return]
 
 
 def _moments(y: Tensor) -> tuple[Tensor, Tensor]:

@@ -70,11 +70,12 @@ class ChannelNorm(nn.LayerNorm):
 class Followed(Recast):
     """A layer of torch's with an addition and an activation behind it."""
 
-    _act: Activation
+    _act: Activation | None
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         y = super().forward(input)  # type: ignore[misc]
-        return in_torch(self._act)(y if residual is None else y + residual)
+        y = y if residual is None else y + residual
+        return y if self._act is None else in_torch(self._act)(y)
 
 
 def _running(kind: type) -> Callable[[Any], nn.Module]:
@@ -92,11 +93,10 @@ def _layer(kind: type) -> Callable[[Any], nn.Module]:
     return lambda layer: kind(layer.normalized_shape, layer.eps, layer.elementwise_affine, device="meta")
 
 
-_BY_NAME: dict[str, Callable[[Any], nn.Module]] = {
-    "bn": _running(BatchNorm),
-    "in": _running(InstanceNorm),
-    "gn": _group,
-    "ln": _group,
+_FOR_ANY_RANK: dict[type, Callable[[Any], nn.Module]] = {
+    nn.BatchNorm2d: _running(BatchNorm),
+    nn.InstanceNorm2d: _running(InstanceNorm),
+    nn.GroupNorm: _group,
 }
 _RANKED = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
@@ -114,7 +114,9 @@ def _stock(layer: Any) -> nn.Module | None:
     kind = next((kind for kind in _RANKED if isinstance(layer, kind)), None)
     if kind is not None:
         return _running(kind)(layer)
-    return _BY_NAME[layer.norm](layer) if layer.norm in _BY_NAME else None
+    named = (layer.entry.stock or "").format(d=2)
+    made = _FOR_ANY_RANK.get(norms.factory(named)) if named.startswith("torch.") else None  # type: ignore[call-overload]
+    return None if made is None else made(layer)
 
 
 def _put(layer: nn.Module, stock: nn.Module) -> None:

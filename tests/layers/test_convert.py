@@ -142,6 +142,20 @@ def test_a_frozen_batch_norm_is_converted_both_ways(trained: nn.Module) -> None:
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
+# what stood behind torch's layer in the place of ours was forgotten
+def test_an_activation_behind_a_restored_layer_is_kept() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), normlab.make_norm("bn", 4, act="relu"), nn.Conv2d(4, 4, 3))
+    x = images(8)
+    model(x)
+    expected = outputs(model, x)
+    normlab.convert(normlab.restore_norms(model), "bn")
+    torch.testing.assert_close(outputs(model, x), expected)
+    torch.testing.assert_close(outputs(normlab.revert(model), x), expected)
+    normlab.convert(model, "ln", x)
+    assert not model[:2](x).lt(0).any()
+
+
 # a gate that had learned counted as batch norm, and went away without a word
 def test_batch_instance_norm_is_no_batch_norm() -> None:
     with pytest.raises(UsageError, match="needs images"):
