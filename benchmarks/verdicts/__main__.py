@@ -10,13 +10,13 @@ import numpy as np
 from benchmarks.verdicts import ours
 from benchmarks.verdicts.cells import tables
 from benchmarks.verdicts.measures import AT, changes, errors, power
-from benchmarks.verdicts.procedures import TEXTBOOK, Procedure
+from benchmarks.verdicts.procedures import TEXTBOOK, Procedure, textbook
 from benchmarks.verdicts.replay import draws, far_behind, replayed, until_sure
 from benchmarks.verdicts.worlds import POWER_WORLD, WORLDS
 from normlab.study.running.until_sure import MOST
 
-PROCEDURES = {name: Procedure(judge) for name, judge in TEXTBOOK.items()} | {
-    "normlab": Procedure(ours.judge, ours.behind)
+PROCEDURES = {name: textbook(judge) for name, judge in TEXTBOOK.items()} | {
+    "normlab": Procedure(ours.judge, ours.behind_at)
 }
 POWER_AT = (2, 3, 4, 5, 6, 7, 8, 10, 12)
 REPLAYED_AT = (3, 5)
@@ -50,7 +50,7 @@ def _simulated(
         found = {world.name: errors(procedure, world, *drawn[world.name]) for world in WORLDS}
         powers = power(procedure, POWER_WORLD, *drawn[POWER_WORLD.name], POWER_AT)
         needed = next((str(n) for n, p in zip(POWER_AT, powers, strict=True) if p >= 0.8), f"> {POWER_AT[-1]}")
-        mind = changes(procedure, *drawn[POWER_WORLD.name])
+        mind = changes(procedure, POWER_WORLD, *drawn[POWER_WORLD.name])
         worst.append(
             {
                 "procedure": name,

@@ -31,8 +31,9 @@ def covered(said: Judgement, world: World) -> np.ndarray:
 
 def errors(procedure: Procedure, world: World, test: np.ndarray, val: np.ndarray) -> dict[str, float]:
     """Shares of studies: a wrong statement with 3 and with 5 seeds, at any look, and intervals that all hold."""
-    false = {n: wrong(procedure.behind(test[:, :, :n], val[:, :, :n]), world) for n in LOOKS}
-    holds = {n: covered(procedure.judge(test[:, :, :n], val[:, :, :n]), world) for n in AT}
+    said = procedure.behind_at(test, val, world.images, LOOKS)
+    false = {n: wrong(behind, world) for n, behind in said.items()}
+    holds = {n: covered(procedure.judge(test[:, :, :n], val[:, :, :n], world.images), world) for n in AT}
     return {
         **{f"wrong at {n}": float(false[n].mean()) for n in AT},
         "wrong at any look": float(np.any(list(false.values()), 0).mean()),
@@ -43,10 +44,11 @@ def errors(procedure: Procedure, world: World, test: np.ndarray, val: np.ndarray
 def power(procedure: Procedure, world: World, test: np.ndarray, val: np.ndarray, seeds: Sequence[int]) -> list[float]:
     """The probability, for each number of seeds, that a norm which is behind is said to be."""
     inferior = world.mean < world.mean.max() - GAP / 2
-    return [float(procedure.behind(test[:, :, :n], val[:, :, :n])[:, inferior].mean()) for n in seeds]
+    said = procedure.behind_at(test, val, world.images, seeds)
+    return [float(said[n][:, inferior].mean()) for n in seeds]
 
 
-def changes(procedure: Procedure, test: np.ndarray, val: np.ndarray, seeds: int = 3) -> dict[str, float]:
+def changes(procedure: Procedure, world: World, test: np.ndarray, val: np.ndarray, seeds: int = 3) -> dict[str, float]:
     """Shares of studies whose statement changes for no reason.
 
     "dropping": a norm that is far behind all the others is left out, and another norm gets behind or ceases to be.
@@ -55,10 +57,10 @@ def changes(procedure: Procedure, test: np.ndarray, val: np.ndarray, seeds: int 
     far = test.mean(2).argmin(1)
     keep = np.arange(test.shape[1]) != far[:, None]
     rest = [x[keep].reshape(len(x), -1, x.shape[2]) for x in (test, val)]
-    all_of_them = procedure.behind(test[:, :, :seeds], val[:, :, :seeds])
-    without = procedure.behind(rest[0][:, :, :seeds], rest[1][:, :, :seeds])
-    more = procedure.behind(test[:, :, : seeds + 1], val[:, :, : seeds + 1])
+    said = procedure.behind_at(test, val, world.images, (seeds, seeds + 1))
+    all_of_them, more = said[seeds], said[seeds + 1]
+    without = procedure.behind_at(*rest, world.images, (seeds,))[seeds]
     return {
-        "dropping": float((all_of_them[keep].reshape(without.shape) != without).any(1).mean()),
+        "dropping": float((all_of_them[keep[: len(more)]].reshape(without.shape) != without).any(1).mean()),
         "one more": float((all_of_them & ~more).any(1).mean()),
     }

@@ -6,7 +6,7 @@ Accuracies are (studies, norms, seeds). All but ours are here; they are what the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -40,14 +40,22 @@ Judge = Callable[[np.ndarray, np.ndarray], Judgement]  # of test and validation 
 
 @dataclass(frozen=True)
 class Procedure:
-    """A way of judging; `behind` where that is had without the intervals. Either may look at the first studies only."""
+    """A way of judging studies, of which test images there are `images`; it may look at the first studies only.
 
-    judge: Judge
-    only_behind: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    `behind_at` gives for each of some numbers of seeds which norms (studies, norms) are said to be behind.
+    """
 
-    def behind(self, test: np.ndarray, val: np.ndarray) -> np.ndarray:
-        """(studies, norms) which norms are said to be behind."""
-        return self.judge(test, val).behind if self.only_behind is None else self.only_behind(test, val)
+    judge: Callable[[np.ndarray, np.ndarray, int], Judgement]
+    behind_at: Callable[[np.ndarray, np.ndarray, int, Sequence[int]], dict[int, np.ndarray]]
+
+
+def textbook(judge: Judge) -> Procedure:
+    """A way of judging that takes each number of seeds by itself, and the test images as they are."""
+
+    def behind_at(test: np.ndarray, val: np.ndarray, images: int, seeds: Sequence[int]) -> dict[int, np.ndarray]:
+        return {n: judge(test[:, :, :n], val[:, :, :n]).behind for n in seeds}
+
+    return Procedure(lambda test, val, images: judge(test, val), behind_at)
 
 
 def paired_holm(test: np.ndarray, val: np.ndarray) -> Judgement:

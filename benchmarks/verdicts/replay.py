@@ -34,11 +34,12 @@ def replayed(procedure: Procedure, table: Table, seeds: int, count: int) -> dict
     count = min(count, 300)
     good = means >= means.max() - LIKE
     far = far_behind(table)
-    said = procedure.judge(*of_draws(table, draws(table, count, seeds), table.norms))
+    drawn = of_draws(table, draws(table, count, seeds), table.norms)
+    behind = procedure.behind_at(*drawn, table.about["images"]["test"], (seeds,))[seeds]
     return {
-        "any": float(said.behind.any(1).mean()),
-        "far": float(said.behind[:, far].all(1).mean()),
-        "wrong": float((said.behind & good).any(1).mean()),
+        "any": float(behind.any(1).mean()),
+        "far": float(behind[:, far].all(1).mean()),
+        "wrong": float((behind & good).any(1).mean()),
     }
 
 

@@ -18,14 +18,14 @@ import numpy as np
 from normlab.errors import UsageError
 from normlab.norms.family import NormEntry, parse
 from normlab.study.axes import GROUPING
+from normlab.study.failures import OFTEN, excess, failing, rate
 from normlab.study.statistics import RESOLUTION, Comparison, Interval, compare_all, mean_intervals, seeds_needed
 
 Record = Mapping[str, Any]  # a cell as in results.json
 
 MATTERS = 0.005  # a smaller difference of accuracies is none
 _NEAR = 0.02  # how far behind the leader a norm may seem to be and still be preferred to it
-_OFTEN = 1 / 3  # a norm that fails so much more often than the best one is to be avoided
-_COLLAPSED = 0.25  # of a norm's best accuracy, where nothing is known of chance
+_COLLAPSED = 0.25  # of the best accuracy of all, where nothing is known of chance
 _SMALL_BATCH = 8
 _UNLEARNED = "no better than a linear classifier on the pixels"
 CHANCE, LARGEST, LINEAR = "chance", "largest class", "linear classifier"  # the floors by name
@@ -109,6 +109,7 @@ def judge(
     resolution = 1 / test_images if test_images else RESOLUTION
     values = {norm: t.values for norm, t in learned.items()}
     collapsed = {norm: t.ended for norm, t in trained.items() if t.ended and not t.values}
+    measured: dict[str, Any] = {"resolution": resolution, "images": test_images}
     intervals = mean_intervals(values, resolution=resolution) | mean_intervals(collapsed, resolution=resolution)
     shared: dict[str, Any] = {
         "failures": failures,
@@ -119,13 +120,13 @@ def judge(
     }
     if not learned:
         return Verdict(_nothing_learned(cells, failures, floors), **shared)
-    comparisons = compare_all(values, resolution=resolution, matters=matters)
-    behind = _behind(comparisons, failures, list(trained))
-    hopeless = [norm for norm in trained if _excess(failures, norm) > 1 / 2]
+    comparisons = compare_all(values, matters=matters, **measured)
+    behind = behind_others(comparisons, failures)
+    hopeless = [norm for norm in trained if excess(failures, norm) > 1 / 2]
     best_set = [norm for norm in learned if norm not in behind and norm not in hopeless] or [
         norm for norm in learned if norm not in behind
     ]
-    case = _Case(learned, comparisons, intervals, best_set, behind, failures, floors, matters, resolution)
+    case = _Case(learned, comparisons, intervals, best_set, behind, failures, floors, matters, measured)
     best, alike = case.recommended()
     avoid = case.avoid(best, list(trained))
     seen = {c.b: c for c in case.seen_from(best)}
@@ -179,7 +180,7 @@ class _Case:
     failures: Mapping[str, tuple[int, int]]
     floors: Mapping[str, float]
     matters: float
-    resolution: float
+    measured: Mapping[str, Any]  # in which steps, and on how many images
 
     def seen_from(self, norm: str) -> list[Comparison]:
         """How this norm compares with every other."""
@@ -190,8 +191,8 @@ class _Case:
 
         Of these the most usual is preferred, then the cheapest; with small batches first what does not depend on them.
         """
-        least = min(_rate(self.failures, norm) for norm in self.best_set)
-        sound = [norm for norm in self.best_set if _rate(self.failures, norm) - least < _OFTEN]
+        least = min(rate(self.failures, norm) for norm in self.best_set)
+        sound = [norm for norm in self.best_set if rate(self.failures, norm) - least < OFTEN]
         leader = max(sound, key=lambda norm: (self.learned[norm].validation, norm))
         if not any(c.error is not None for c in self.comparisons):
             return leader, []
@@ -239,7 +240,7 @@ class _Case:
 
     def avoid(self, best: str, norms: Sequence[str]) -> dict[str, str]:
         """The norms to stay away from, and why."""
-        seen = {c.b: c.difference.negated for c in self.seen_from(best)}
+        seen = {c.b: c.difference.negated for c in self.seen_from(best) if c.detectable}
         linear = self.floors.get(LINEAR, 0.0)
         found = {}
         for norm in norms:
@@ -247,7 +248,7 @@ class _Case:
             failed, ended = self.failures[norm]
             if norm in self.behind and norm in seen and seen[norm].mean < 0:
                 why.append(in_points(seen[norm], " points"))
-            if failed and norm != best and _rate(self.failures, norm) - _rate(self.failures, best) >= _OFTEN:
+            if failed and norm != best and rate(self.failures, norm) - rate(self.failures, best) >= OFTEN:
                 why.append(f"failed to learn in {failed} of {ended} seeds")
             if not why and norm in self.learned and self.intervals[norm].mean <= linear < self.intervals[best].mean:
                 why.append(f"{_UNLEARNED}, {percent(linear)}")
@@ -262,7 +263,7 @@ class _Case:
             return None
         nearest = max(gaps, key=lambda norm: (gaps[norm], norm))
         values = {norm: t.values for norm, t in self.learned.items()}
-        seeds = seeds_needed(values, best, nearest, resolution=self.resolution)
+        seeds = seeds_needed(values, best, nearest, **self.measured)
         return None if seeds is None else (nearest, seeds)
 
     def advice(
@@ -355,8 +356,9 @@ def _trained(cells: Sequence[Record], trivial: float | None, test_images: int | 
         setting = json.dumps([cell.get(axis) for axis in GROUPING], default=str)
         grouped[str(cell["norm"])][setting].append(cell)
     found = {}
+    bar = _bar([_accuracy(cell) for cell in _ended(cells)], trivial, test_images)
     for norm, settings in grouped.items():
-        made = [_at_setting(of_setting, trivial, test_images) for _, of_setting in sorted(settings.items())]
+        made = [_at_setting(of_setting, bar) for _, of_setting in sorted(settings.items())]
         found[norm] = max(made, key=lambda t: (1 - t.failures[0] / t.failures[1], t.validation))
     return dict(sorted(found.items(), key=lambda item: (-_mean(item[1].values), item[0])))
 
@@ -365,10 +367,10 @@ def _ended(cells: Sequence[Record]) -> list[Record]:
     return [cell for cell in cells if cell.get("status", "done") in ("done", "diverged")]
 
 
-def _at_setting(cells: Sequence[Record], trivial: float | None, test_images: int | None) -> _Trained:
+def _at_setting(cells: Sequence[Record], bar: float) -> _Trained:
     ended = sorted(cells, key=lambda cell: (cell.get("seed") or 0, _accuracy(cell)))
     values = [_accuracy(cell) for cell in ended]
-    learned = [cell for cell, learnt in zip(ended, _learned(values, trivial, test_images), strict=True) if learnt]
+    learned = [cell for cell, v in zip(ended, values, strict=True) if v > bar or v == bar == 0.0]
     validation = [v for cell in learned if math.isfinite(v := _validation(cell))]
     seconds = [s for cell in learned for e in cell.get("epochs") or () if math.isfinite(s := _number_of(e, "seconds"))]
     return _Trained(
@@ -381,38 +383,21 @@ def _at_setting(cells: Sequence[Record], trivial: float | None, test_images: int
     )
 
 
-def _learned(values: Sequence[float], trivial: float | None, test_images: int | None) -> list[bool]:
-    """Which of a norm's trainings learned anything: more than the trivial floor and chance about it.
+def _bar(values: Sequence[float], trivial: float | None, test_images: int | None) -> float:
+    """What a training has to reach to have learned anything: more than the trivial floor and chance about it.
 
-    Where no floor is known, those that did not collapse to a fraction of the norm's best.
+    Where no floor is known, more than a fraction of the best.
     """
-    finite = [v for v in values if math.isfinite(v)]
-    if trivial is not None:
-        bar = trivial + 2 * math.sqrt(trivial * (1 - trivial) / (test_images or 1 / RESOLUTION))
-    else:
-        bar = _COLLAPSED * max(finite, default=0.0)
-    return [math.isfinite(v) and (v > bar or v == bar == 0.0) for v in values]
+    if trivial is None:
+        return _COLLAPSED * max((v for v in values if math.isfinite(v)), default=0.0)
+    return trivial + 2 * math.sqrt(trivial * (1 - trivial) / (test_images or 1 / RESOLUTION))
 
 
-def _behind(
-    comparisons: Sequence[Comparison], failures: Mapping[str, tuple[int, int]], norms: Sequence[str]
-) -> list[str]:
-    """The norms that some sound one is surely better than, or that never learned where all the others always did."""
+def behind_others(comparisons: Sequence[Comparison], failures: Mapping[str, tuple[int, int]]) -> list[str]:
+    """The norms that some sound one is surely better than, or that surely fail more often than others."""
     pairs = ((c.a, c.b) if c.difference.mean > 0 else (c.b, c.a) for c in comparisons if c.detectable)
-    worse = {norm for better, norm in pairs if _excess(failures, better) < _OFTEN}
-    failing = [norm for norm, (failed, _) in failures.items() if failed]
-    if len(failing) == 1 and len(failures) > 1 and failures[failing[0]][0] == failures[failing[0]][1] >= 3:
-        worse.add(failing[0])
-    return [norm for norm in norms if norm in worse]
-
-
-def _rate(failures: Mapping[str, tuple[int, int]], norm: str) -> float:
-    return failures[norm][0] / failures[norm][1]
-
-
-def _excess(failures: Mapping[str, tuple[int, int]], norm: str) -> float:
-    """How much more often a norm fails than the soundest one."""
-    return _rate(failures, norm) - min(_rate(failures, other) for other in failures)
+    worse = {norm for better, norm in pairs if excess(failures, better) < OFTEN} | set(failing(failures))
+    return [norm for norm in failures if norm in worse]
 
 
 def _floors(facts: Mapping[str, Any]) -> dict[str, float]:

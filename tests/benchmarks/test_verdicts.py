@@ -73,8 +73,8 @@ def test_a_rule_that_looks_at_nothing_else_never_changes_its_mind():
         return procedures.Judgement(behind, zeros, zeros, test.mean(2).argmax(1))
 
     test, val = ONE_BEST.draw(50, np.random.default_rng(4))
-    assert changes(procedures.Procedure(below_half), test, val) == {"dropping": 0.0, "one more": 0.0}
-    assert changes(procedures.Procedure(procedures.paired_holm), test, val, seeds=5)["one more"] > 0
+    assert changes(procedures.textbook(below_half), ONE_BEST, test, val) == {"dropping": 0.0, "one more": 0.0}
+    assert changes(procedures.textbook(procedures.paired_holm), ONE_BEST, test, val, seeds=5)["one more"] > 0
 
 
 def test_the_tables_of_real_cells_are_whole():
@@ -95,10 +95,13 @@ def test_every_table_is_printed(capsys):
 def test_many_studies_at_once_are_judged_as_one_by_one():
     for world, seeds in ((ONE_BEST, 3), (ONE_BEST, 5), (WORLDS[3], 4)):
         test, val = world.draw(6, np.random.default_rng(5), seeds)
-        said = ours.judge(test, val)
-        assert (said.behind == ours.behind(test, val)).all()
+        said = ours.judge(test, val, world.images)
         for accuracies, chosen, behind, low in zip(test, said.chosen, said.behind, said.low, strict=True):
-            found = compare_all({str(norm): list(values) for norm, values in enumerate(accuracies)})
+            found = compare_all(
+                {str(norm): list(values) for norm, values in enumerate(accuracies)},
+                resolution=1 / world.images,
+                images=world.images,
+            )
             seen = [c.seen_from(str(chosen)).difference.negated for c in found if str(chosen) in (c.a, c.b)]
             np.testing.assert_allclose(np.delete(low, chosen), [i.low for i in seen], atol=1e-5)
             told = {c.b if c.difference.mean > 0 else c.a for c in found if c.detectable}

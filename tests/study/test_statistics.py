@@ -44,14 +44,33 @@ def test_one_seed_has_no_interval() -> None:
     assert (pair.difference.low, pair.error, pair.detectable, pair.same) == (None, None, False, False)
 
 
-def test_two_norms_looked_at_once_are_compared_as_welch_does() -> None:
+def test_two_norms_of_many_seeds_looked_at_once_are_compared_as_welch_does() -> None:
     rng = np.random.default_rng(2)
-    a, b = rng.normal(0.8, 0.1, 6), rng.normal(0.7, 0.02, 4)
+    a, b = rng.normal(0.6, 0.03, 60), rng.normal(0.55, 0.02, 40)
     (pair,) = compare_all({"a": a.tolist(), "b": b.tolist()}, looks=False)
     expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
-    assert (pair.difference.low, pair.difference.high) == pytest.approx((expected.low, expected.high))
+    assert (pair.difference.low, pair.difference.high) == pytest.approx((expected.low, expected.high), abs=1e-3)
     turned = pair.seen_from("b")
-    assert (turned.a, turned.difference.low) == ("b", pytest.approx(-expected.high))
+    assert turned.difference.low is not None
+    assert (turned.a, turned.difference.low) == ("b", pytest.approx(-(pair.difference.high or 0)))
+
+
+# On the scale of accuracies a norm that spread by 20 points could not be told from one that is 37 points better.
+def test_a_norm_may_be_far_behind_however_wide_it_is() -> None:
+    values = {"a": [0.97, 0.975, 0.98], "b": [0.97, 0.972, 0.971], "c": [0.55, 0.8, 0.4], "d": [0.75, 0.7, 0.8]}
+    told = {(c.a, c.b) for c in compare_all(values) if c.detectable}
+    assert {("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")} <= told
+    assert ("a", "b") not in told
+
+
+# Seeds do not average out the luck of a norm with the test images: 269 of them made 11 % of equal studies differ.
+def test_few_test_images_widen_a_claim_about_all_images() -> None:
+    values = {"a": [0.9 + 0.001 * i for i in range(12)], "b": [0.88 + 0.001 * i for i in range(12)]}
+    widths = []
+    for images in (100, 10_000, None):
+        (pair,) = compare_all(values, images=images)
+        widths.append(pair.difference.half_width)
+    assert widths[0] > 1.5 * widths[1] > 1.5 * widths[2]
 
 
 def test_equal_values_of_a_few_seeds_prove_no_certainty() -> None:
@@ -77,7 +96,7 @@ def test_the_error_of_all_looks_together_is_what_is_spent() -> None:
 @pytest.mark.parametrize("spreads", [[0.015] * 5, [0.015] * 4 + [0.15], [0.015, 0.015, 0.045, 0.045, 0.045]])
 def test_equal_norms_are_rarely_told_apart_however_often_one_looks(spreads: list[float]) -> None:
     rng, studies = np.random.default_rng(5), 300
-    runs = np.clip(rng.normal(0.85, np.array(spreads)[:, None], (studies, 5, 8)), 0, 1)
+    runs = np.clip(rng.normal(0.6, np.array(spreads)[:, None], (studies, 5, 8)), 0, 1)
     wrong = told_apart(runs).any(axis=1)
     assert wrong.sum() <= stats.binom.ppf(0.99, studies, 0.05)
     for one in (*np.flatnonzero(wrong)[:2], *np.flatnonzero(~wrong)[:2]):
