@@ -13,6 +13,7 @@ import pytest
 
 from normlab.cli import COMMANDS
 from normlab.errors import EXTRAS, UsageError, require
+from normlab.study.running.exporting import TRACKERS
 
 PACKAGE = Path(__file__).parents[1] / "normlab"
 CORE = {"torch", "numpy", "numba", "llvmlite"}  # llvmlite is a part of Numba
@@ -118,6 +119,7 @@ ARGUMENTS = {
     "reproduce": ["--list"],
     "predict": [".", "a.jpg"],
 }
+NO_COMMAND = {"pandas", "lightning", "transformers"}  # what a method or a callback needs
 # a command that needs an extra for one of its options only
 SOMETIMES = [
     ("report", ["compare", "digits"]),
@@ -132,10 +134,11 @@ SOMETIMES = [
     ("torchvision", ["plan", "digits", "--model", "torchvision:resnet18"]),
     ("hf", ["plan", "hf:owner/name"]),
     ("onnx", ["best", ".", "--export", "a.onnx"]),
+    *((tracker, ["compare", "digits", "--log", tracker]) for tracker in TRACKERS),
 ]
 
 
-@pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - {"pandas"}))  # which a method needs, and no command
+@pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - NO_COMMAND))
 def test_a_command_says_which_extra_is_missing(extra: str, tmp_path: Path) -> None:
     """In one line, with exit code 2 and no traceback."""
     (tmp_path / "images.parquet").write_bytes(b"PAR1")

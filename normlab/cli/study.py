@@ -100,6 +100,9 @@ def compare(
     until_sure: Annotated[
         bool, typer.Option("--until-sure", help="Add seeds where the question is open; stop when it is settled.")
     ] = False,
+    log: Annotated[
+        str, typer.Option(help="Trackers that get the curves: tensorboard, wandb, mlflow, trackio.", show_default=False)
+    ] = "",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed often.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train cells again that are done.")] = False,
@@ -149,6 +152,7 @@ def compare(
         checkpoints=checkpoints,
         budget=None if budget is None else parse_budget(budget),
         until_sure=until_sure,
+        log=log,
     )
     try:
         results = run_study(spec, directory, options)

@@ -14,6 +14,12 @@ EXTRAS = {
     "onnx": ("onnx", "onnxscript"),
     "pandas": ("pandas",),
     "hf": ("datasets",),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
+    "lightning": ("pytorch_lightning",),
+    "transformers": ("transformers", "accelerate"),
     "timm": ("timm", "torchvision"),
     "torchvision": ("torchvision",),
 }

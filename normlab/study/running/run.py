@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from normlab.study.running.budget import run_within_budget
 from normlab.study.running.cluster import ClusterOptions, RayExecutor
 from normlab.study.running.console import Console, make_console
 from normlab.study.running.driver import Driver, Study
+from normlab.study.running.exporting import exporting
 from normlab.study.running.inline import InlineExecutor
 from normlab.study.running.jobs import Executor, Job
 from normlab.study.running.local import LocalExecutor, plan_layout
@@ -45,7 +46,8 @@ class Options:
     URL that all its machines can reach, by default a folder of the study's directory. A difference of accuracies below
     `matters` counts as none. `budget` is a number of seconds, spent where it tells most
     (`normlab.study.running.budget`). `until_sure` trains seeds only where the question is open, and stops when it is
-    settled (`normlab.study.running.until_sure`).
+    settled (`normlab.study.running.until_sure`). `log` names trackers that get every cell's curves
+    (`normlab.study.running.exporting`).
     """
 
     jobs: int | None = None
@@ -63,6 +65,7 @@ class Options:
     backend: str = "local"
     cluster: ClusterOptions | None = None
     checkpoints: str | None = None
+    log: str | Sequence[str] = ()
 
 
 def run_study(
@@ -79,7 +82,7 @@ def run_study(
     options = options or Options()
     check_names(spec, options.baseline)
     with ExitStack() as stack:
-        console = console or make_console()
+        console = exporting(console or make_console(), options.log, directory)
         stack.enter_context(console)
         dataset = open_data(spec.data_choice(), progress=console.data)
         for note in dataset.notes:
