@@ -20,7 +20,7 @@ def lightning_callback(every: int = 50, size: Any = None) -> Any:
     require("lightning_callback", "lightning")
     import pytorch_lightning
 
-    class NormCallback(pytorch_lightning.Callback):  # type: ignore[misc]
+    class NormCallback(pytorch_lightning.Callback):
         watch: NormWatch
         warnings: list[Any]
 
@@ -28,10 +28,9 @@ def lightning_callback(every: int = 50, size: Any = None) -> Any:
             self.watch = NormWatch(module)
             loader = trainer.train_dataloader
             batch = getattr(loader, "batch_size", None) or 1
-            count = len(loader.dataset) if hasattr(getattr(loader, "dataset", None), "__len__") else 0
             plan = Plan(
                 batch_size=batch,
-                last_batch=last_batch(count, batch, bool(getattr(loader, "drop_last", False))),
+                last_batch=last_batch(getattr(loader, "dataset", None), batch, getattr(loader, "drop_last", False)),
                 accumulate=trainer.accumulate_grad_batches,
                 ddp=trainer.world_size > 1,
             )

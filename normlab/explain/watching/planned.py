@@ -25,7 +25,7 @@ def warn_of(model: nn.Module, plan: Plan, optimizer: Any = None, size: Any = Non
     return found
 
 
-def last_batch(count: int, size: int, dropped: bool) -> int | None:
+def last_batch(dataset: Any, size: int, dropped: bool) -> int | None:
     """The samples of an epoch's last batch where it is a smaller one that is not dropped, or None."""
-    rest = count % size if size else 0
+    rest = len(dataset) % size if hasattr(dataset, "__len__") else 0
     return None if dropped or not rest else rest

@@ -21,7 +21,7 @@ def trainer_callback(every: int = 50, size: Any = None) -> Any:
     require("trainer_callback", "transformers")
     import transformers
 
-    class NormCallback(transformers.TrainerCallback):  # type: ignore[misc]
+    class NormCallback(transformers.TrainerCallback):
         watch: NormWatch
         warnings: list[Any]
 
@@ -29,12 +29,9 @@ def trainer_callback(every: int = 50, size: Any = None) -> Any:
             model, loader = kwargs["model"], kwargs.get("train_dataloader")
             self.watch = NormWatch(model)
             batch = args.per_device_train_batch_size
-            dataset = getattr(loader, "dataset", None)
             plan = Plan(
                 batch_size=batch,
-                last_batch=last_batch(
-                    len(dataset) if hasattr(dataset, "__len__") else 0, batch, args.dataloader_drop_last
-                ),
+                last_batch=last_batch(getattr(loader, "dataset", None), batch, args.dataloader_drop_last),
                 accumulate=args.gradient_accumulation_steps,
                 checkpointing=args.gradient_checkpointing,
                 ddp=args.world_size > 1,
