@@ -12,6 +12,7 @@ import typer
 
 from normlab.errors import UsageError, require
 from normlab.study.axes import AXES, alternatives, switch
+from normlab.study.plain import escaped
 from normlab.study.spec import StudySpec, make_spec, merge, plural, read_config
 from normlab.study.verdict import MATTERS
 
@@ -23,14 +24,20 @@ Directory = Annotated[Path, typer.Argument(help="The --out of a comparison.")]
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the data argument and a flag for every setting; it gets the study's spec and directory."""
+    """Give a command the data argument, a flag for every setting and those of `_options`.
+
+    It gets the study's spec, its directory, and the options.
+    """
     settings = {parameter.name: parameter for parameter in _settings()}
+    options = inspect.signature(_options, eval_str=True).parameters
+    own = inspect.signature(command, eval_str=True).parameters
 
     @functools.wraps(command)
     def run(data: str | None, config: Path | None, out: Path | None, **rest: Any) -> None:
         flags = {name: rest.pop(name) for name in settings}
         spec = _read_spec(data, config, flags)
-        command(spec, out or Path("runs") / (Path(spec.data).stem or "data"), **rest)
+        chosen = _options(**{name: rest.pop(name) for name in options})
+        command(spec, out or Path("runs") / (Path(spec.data).stem or "data"), chosen, **rest)
 
     source = Annotated[
         str | None, typer.Argument(help="Images: 'digits', a folder, CIFAR, .npz or Parquet.", show_default="digits")
@@ -39,7 +46,8 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter("data", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=source),
         *settings.values(),
         _option("config", Path, "--config", help="Settings in a TOML or YAML file.", shown=False),
-        *(p for n, p in inspect.signature(command, eval_str=True).parameters.items() if n not in ("spec", "directory")),
+        *options.values(),
+        *(parameter for name, parameter in own.items() if name not in ("spec", "directory", "options")),
         _option("out", Path, "--out", help="Directory of the study.", shown="runs/<data>"),
     ]
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -67,10 +75,8 @@ def _option(name: str, kind: Any, *flags: str, help: str, shown: str | bool) -> 
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-@_with_settings
-def compare(
-    spec: Any,
-    directory: Path,
+def _options(
+    *,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time.", show_default="one per core")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each.", show_default="cores / jobs")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda (all GPUs), or cuda:0,cuda:1.")] = "auto",
@@ -106,38 +112,17 @@ def compare(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed often.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train cells again that are done.")] = False,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html.")] = False,
-    second: Annotated[
-        Path | None, typer.Argument(help="Where data is a study's directory, another one: show both side by side.")
-    ] = None,
-) -> None:
-    """Train a network with each norm on your images and say which norm to use.
-
-    The same command again goes on where it stopped. Lists are separated by commas.
-    """
-    if second is not None:
-        _side_by_side(spec, second)
-        return
+) -> Any:
+    """How to run a study, from the flags that `compare` and `plan` share."""
     from normlab.study.running.budget import parse_budget
     from normlab.study.running.cluster import ClusterOptions
-    from normlab.study.running.run import Options, check_names, find_devices, run_study
-    from normlab.study.running.torchrun import follow, follows
+    from normlab.study.running.run import Options
 
-    if follows():
-        check_names(spec)
-        follow(spec, find_devices(device))
-        return
     if backend != "ray" and (address or gpus or runtime_env or placement != "DEFAULT"):
         raise UsageError(
             "--address, --gpus, --placement and --runtime-env are for --backend ray; add it, or leave them"
         )
-    if not no_report:
-        require("normlab compare", "report")
-    if backend == "ray":
-        require("--backend ray", "ray")
-    if "://" in (checkpoints or ""):
-        require("--checkpoints with a URL", "ray", "fsspec")
-    options = Options(
+    return Options(
         jobs=jobs,
         threads=threads,
         device=device,
@@ -154,6 +139,38 @@ def compare(
         until_sure=until_sure,
         log=log,
     )
+
+
+@_with_settings
+def compare(
+    spec: Any,
+    directory: Path,
+    options: Any,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html.")] = False,
+    second: Annotated[
+        Path | None, typer.Argument(help="Where data is a study's directory, another one: show both side by side.")
+    ] = None,
+) -> None:
+    """Train a network with each norm on your images and say which norm to use.
+
+    The same command again goes on where it stopped. Lists are separated by commas.
+    """
+    if second is not None:
+        _side_by_side(spec, second)
+        return
+    from normlab.study.running.run import check_names, find_devices, run_study
+    from normlab.study.running.torchrun import follow, follows
+
+    if follows():
+        check_names(spec)
+        follow(spec, find_devices(options.device))
+        return
+    if not no_report:
+        require("normlab compare", "report")
+    if options.backend == "ray":
+        require("--backend ray", "ray")
+    if "://" in (options.checkpoints or ""):
+        require("--checkpoints with a URL", "ray", "fsspec")
     try:
         results = run_study(spec, directory, options)
     except KeyboardInterrupt:
@@ -170,14 +187,17 @@ def compare(
 def plan(
     spec: Any,
     directory: Path,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time.", show_default="one per core")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each.", show_default="cores / jobs")] = None,
+    options: Any,
+    no_report: Annotated[bool, typer.Option("--no-report", help="As of compare; a plan writes none.")] = False,
 ) -> None:
-    """Show the cells of a comparison, which are done, and about how long the others take; train nothing."""
+    """Show the cells of a comparison, which are done, and about how long the others take; train nothing.
+
+    It takes what `normlab compare` takes.
+    """
     from normlab.study.running.overview import plan_lines
 
-    for line in plan_lines(spec, directory, jobs, threads):
-        typer.echo(line)
+    for line in plan_lines(spec, directory, options):
+        typer.echo(escaped(line))
 
 
 def status(directory: Directory) -> None:
@@ -185,7 +205,7 @@ def status(directory: Directory) -> None:
     from normlab.study.running.overview import status_lines
 
     for line in status_lines(directory):
-        typer.echo(line)
+        typer.echo(escaped(line))
 
 
 def export(
@@ -244,7 +264,6 @@ def _side_by_side(spec: Any, second: Path) -> None:
 def _conclude(results: dict[str, Any], directory: Path, report: bool) -> int:
     """Print the verdict, a table, warnings, and where the report is; answer the exit code."""
     from normlab.report import summary
-    from normlab.study.plain import escaped
 
     number = results["study"]
     typer.echo(f"\n{escaped(summary(directory, number))}\n")

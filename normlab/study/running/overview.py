@@ -12,40 +12,95 @@ from typing import TYPE_CHECKING, Any
 from normlab.study.axes import Cell
 from normlab.study.keeping.locks import CellLocks
 from normlab.study.keeping.store import FILE, FINISHED, LOCKS, NothingSelected, Store, StoredCell, StoredStudy
+from normlab.study.running.driver import MOST_FAILURES
 from normlab.study.running.local import plan_layout
+from normlab.study.running.tuning import SEEDS, foreseen
 from normlab.study.spec import StudySpec
 
 if TYPE_CHECKING:
     from normlab.data import Dataset
+    from normlab.study.running.run import Options
 
 TIMED_STEPS = 3
 
 
-def plan_lines(spec: StudySpec, directory: Path, jobs: int | None = None, threads: int | None = None) -> Iterator[str]:
-    """One line per cell with its state, then how many are left and about how long they take."""
-    from normlab.study.running.run import check_names
+def plan_lines(spec: StudySpec, directory: Path, options: Options) -> Iterator[str]:
+    """One line per cell with its state, then how many are left and about how long they take.
+
+    The states are those of `status_lines`. Of a study that tunes, the trials come first; the cells of its seeds are
+    known when these are done. Raises what `run_study` raises of the same arguments before it trains.
+    """
+    from normlab.study.running.run import check_backend, check_names, find_devices, with_seeds
     from normlab.study.source import identity, open_data
 
-    check_names(spec)
+    check_names(spec, options.baseline)
+    check_backend(options)
     dataset = open_data(spec.data_choice())
-    cells = spec.cells(len(dataset.train))
-    known = _known(directory)
+    spec = with_seeds(spec, options)
     data = identity(dataset, spec)
-    left = []
+    found = _Found(directory, spec, dataset.hash)
+    cells, more = _planned(spec, spec.cells(len(dataset.train)), options, found.cells)
+    done, left = 0, []
     for cell in cells:
-        stored = known.get(cell.key(data))
-        state = "to do" if stored is None or stored.status == "pending" else stored.status
-        yield f"{state:<12} {cell.label()}"
-        if stored is None or stored.status not in FINISHED:
+        stored = found.stored.get(cell.key(data))
+        state = "pending" if options.force or stored is None else found.states[stored.id]
+        yield f"{'to do' if state == 'pending' else state:<12} {cell.label()}"
+        done += state in FINISHED
+        given_up = stored is not None and stored.id in found.given_up and not (options.retry_failed or options.force)
+        if state not in FINISHED and not given_up:
             left.append(cell)
-    yield f"{len(cells)} cells, {len(cells) - len(left)} done, {len(left)} to do"
-    if left:
-        layout = plan_layout(len(left), jobs=jobs, threads=threads)
-        seconds = sum(estimate_seconds(left, dataset, layout.threads)) / layout.jobs
+    yield f"{len(cells)} cells, {done} done, {len(left)} to do"
+    yield from more
+    if options.backend != "local":
+        yield f"on {options.backend}, which finds room for them; how long they take there is not estimated"
+    elif left:
+        devices = find_devices(options.device)
+        layout = plan_layout(
+            len(left), jobs=options.jobs, threads=options.threads, devices=devices, per_gpu=options.per_gpu
+        )
+        seconds = sum(estimate_seconds(left, dataset, layout.threads, devices[0])) / layout.jobs
         yield (
-            f"about {_duration(seconds)} with {layout.jobs} jobs of {layout.threads} threads, "
+            f"about {_duration(seconds)} with {layout.jobs} jobs of {layout.threads} threads on {', '.join(devices)}, "
             f"judging by {TIMED_STEPS} steps of each kind"
         )
+        if options.budget is not None and seconds > options.budget:
+            yield f"of which --budget allows {_duration(options.budget)}: what tells least is left out"
+
+
+def _planned(spec: StudySpec, cells: list[Cell], options: Options, entered: list[Cell]) -> tuple[list[Cell], list[str]]:
+    """The cells that are known of a study, and what is to be said of those that are not."""
+    said = ["at most: with --until-sure seeds stop when the question is settled"] if options.until_sure else []
+    if not spec.tune:
+        return cells, said
+    trials, count = foreseen(cells, spec, seeds=SEEDS if options.until_sure else 1)
+    known = list(dict.fromkeys([*trials, *entered]))
+    return known, [
+        f"--tune {','.join(spec.tune)}: {count} trials at most, "
+        f"then {len(cells)} cells at the values that they find best",
+        *said,
+    ]
+
+
+class _Found:
+    """What a directory knows of a study before it is begun again: its cells, their states as `status` has them."""
+
+    def __init__(self, directory: Path, spec: StudySpec, data_hash: str) -> None:
+        self.stored: dict[str, StoredCell] = {}
+        self.states: dict[int, str] = {}
+        self.given_up: set[int] = set()
+        self.cells: list[Cell] = []
+        if not (directory / FILE).is_file():
+            return
+        own = spec.model_dump(mode="json")
+        with Store(directory, readonly=True) as store:
+            every = store.cells()
+            self.stored = {stored.key: stored for stored in every}
+            self.states = live_states(directory, every)
+            failed = (stored.id for stored in every if stored.status == "failed")
+            self.given_up = {cell for cell in failed if store.failures(cell) >= MOST_FAILURES}
+            for study in store.studies():
+                if study.spec == own and study.facts.get("data_hash") == data_hash:
+                    self.cells = [stored.cell for stored in store.cells(study.cells)]
 
 
 def status_lines(directory: Path) -> Iterator[str]:
@@ -92,8 +147,8 @@ def live_states(directory: Path, cells: list[StoredCell]) -> dict[int, str]:
     return states
 
 
-def estimate_seconds(cells: list[Cell], dataset: Dataset, threads: int) -> list[float]:
-    """Seconds that each cell takes, from timing a few steps of every kind of cell on this machine's CPU."""
+def estimate_seconds(cells: list[Cell], dataset: Dataset, threads: int, device: str = "cpu") -> list[float]:
+    """Seconds that each cell takes, from timing a few steps of every kind of cell on a device of this machine."""
     import torch
 
     from normlab.study.training.cell import Training, shuffled, split_batches
@@ -106,12 +161,14 @@ def estimate_seconds(cells: list[Cell], dataset: Dataset, threads: int) -> list[
             kind = (cell.norm, cell.model, cell.batch_size)
             if kind in known:
                 continue
-            training = Training(cell, dataset)
+            training = Training(cell, dataset, device)
             batches = split_batches(shuffled(len(dataset.train), 0, 1), cell.batch_size)
             training.step(batches[0], 1)  # the first one compiles and allocates
+            training.see_losses(1)  # which waits for the device
             started = time.perf_counter()
             for index in batches[1 : 1 + TIMED_STEPS] or batches[:1]:
                 training.step(index, 1)
+            training.see_losses(1)
             timed = min(TIMED_STEPS, max(1, len(batches) - 1))
             known[kind] = (time.perf_counter() - started) / timed * len(batches)
     finally:
@@ -119,13 +176,6 @@ def estimate_seconds(cells: list[Cell], dataset: Dataset, threads: int) -> list[
     # evaluation is a forward pass, a third of a training step
     evaluation = 1 + len(dataset.val) / len(dataset.train) / 3
     return [known[cell.norm, cell.model, cell.batch_size] * cell.epochs * evaluation for cell in cells]
-
-
-def _known(directory: Path) -> dict[str, StoredCell]:
-    if not (directory / FILE).is_file():
-        return {}
-    with Store(directory, readonly=True) as store:
-        return {stored.key: stored for stored in store.cells()}
 
 
 def _duration(seconds: float) -> str:

@@ -87,8 +87,7 @@ def run_study(
         dataset = open_data(spec.data_choice(), progress=console.data)
         for note in dataset.notes:
             console.notice(f"note: {' '.join(note.split())}")
-        if options.until_sure and "seeds" not in spec.model_fields_set:
-            spec = spec.model_copy(update={"seeds": tuple(range(MOST))})
+        spec = with_seeds(spec, options)
         cells = spec.cells(len(dataset.train))
         for model in (m for m in spec.models if is_foreign(m) or spec.weights):
             from normlab.study.training.contract import check_contract
@@ -122,6 +121,19 @@ def run_study(
         else:
             run_within_budget(study, study.enter(cells))
         return write_results(store, directory)
+
+
+def with_seeds(spec: StudySpec, options: Options) -> StudySpec:
+    """The spec as it is run: a study that trains until it is sure has seeds to choose from."""
+    if options.until_sure and "seeds" not in spec.model_fields_set:
+        return spec.model_copy(update={"seeds": tuple(range(MOST))})
+    return spec
+
+
+def check_backend(options: Options) -> None:
+    """Raise UsageError for a backend that there is not."""
+    if options.backend not in ("local", "ray"):
+        raise UsageError(f"--backend {options.backend!r} is not known; expected one of: local, ray")
 
 
 def check_names(spec: StudySpec, baseline: str | None = None) -> None:
@@ -185,8 +197,7 @@ def make_executor(
         gpus = 0.0 if options.device == "cpu" else asked.gpus
         cluster = replace(asked, threads=threads, gpus=gpus)
         return RayExecutor(cluster, at_once=options.jobs or cells, plugins=spec.plugins)
-    if options.backend != "local":
-        raise UsageError(f"--backend {options.backend!r} is not known; expected one of: local, ray")
+    check_backend(options)
     devices = find_devices(options.device)
     if launched():
         return LeadingExecutor(spec, dataset, devices)

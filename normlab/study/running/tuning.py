@@ -65,6 +65,27 @@ def tuned(
     return list(dict.fromkeys(_with(cell, best[_without(cell, spec.tune)]) for cell in cells))
 
 
+def foreseen(cells: Sequence[Cell], spec: StudySpec, *, seeds: int = 1) -> tuple[list[Cell], int]:
+    """The trials of `tuned` that are known beforehand, and how many there are at most.
+
+    Known are those of grids that are tried whole.
+    """
+    grids = {axis: _grid(axis, spec) for axis in spec.tune}
+    variants = dict.fromkeys(_without(cell, spec.tune) for cell in cells)
+    everything = list(itertools.product(*grids.values()))
+    trials = _trials(grids, spec.trials)
+    count = sum(math.ceil(trials / 2**further) for further in range(seeds))
+    known = everything if trials == len(everything) else []
+    seed = max(spec.seeds) + 1
+    first = [_with(replace(v, seed=seed), dict(zip(grids, values, strict=True))) for v in variants for values in known]
+    return first, count * len(variants)
+
+
+def _trials(grids: dict[str, tuple[float, ...]], wanted: int | None) -> int:
+    """How many values are tried: no more than there are."""
+    return min(math.prod(map(len, grids.values())), wanted or max(TRIALS, *map(len, grids.values())))
+
+
 class _Search:
     """Optuna's search over the grids for one variant, one trial at a time."""
 
@@ -72,7 +93,7 @@ class _Search:
         self._optuna = _import_optuna()
         self._grids, self._variant = grids, variant
         everything = list(itertools.product(*(range(len(grid)) for grid in grids.values())))
-        self._trials = min(len(everything), trials or max(TRIALS, max(len(grid) for grid in grids.values())))
+        self._trials = _trials(grids, trials)
         sampler = self._optuna.samplers.TPESampler(seed=0)
         self._study = self._optuna.create_study(direction="maximize", sampler=sampler)
         if self._trials == len(everything):
