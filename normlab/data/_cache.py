@@ -18,11 +18,11 @@ from typing import IO
 
 import numpy as np
 
-from normlab.data._dataset import Dataset, Labels, Pixels, Split
+from normlab.data._dataset import Copies, Dataset, Labels, Pixels, Split
 from normlab.data._split import SPLITS
 from normlab.errors import DataError
 
-_FORMAT = 1  # part of every key: raise it when readers or files change
+_FORMAT = 2  # part of every key: raise it when readers or files change
 _ABANDONED = 24 * 3600  # seconds after which a half-written entry has no writer any more
 
 
@@ -34,9 +34,9 @@ def cache_root(cache_dir: str | os.PathLike[str] | None) -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "normlab"
 
 
-def entry_name(name: str, fingerprint: str, image_size: int | None, seed: int | None) -> str:
+def entry_name(name: str, fingerprint: str, image_size: int | None, seed: int | None, drop_rare: bool) -> str:
     """The folder of a source; `seed` is None when the source brings its own split."""
-    key = hashlib.sha256(f"{_FORMAT} {fingerprint} {image_size} {seed}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{_FORMAT} {fingerprint} {image_size} {seed} {drop_rare}".encode()).hexdigest()[:32]
     return f"{re.sub('[^A-Za-z0-9.-]+', '_', name)[:40]}-{key}"
 
 
@@ -59,6 +59,10 @@ def find(folder: Path, skip_bad: bool) -> Dataset | None:
             np.array(entry["channel_std"], np.float32),
             entry["hash"],
             tuple(entry["notes"]),
+            tuple(
+                Copies(of, among, tuple((int(a), int(b), bool(exact)) for a, b, exact in rows))
+                for of, among, rows in entry["copies"]
+            ),
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
@@ -134,6 +138,7 @@ def save_entry(scratch: Path, dataset: Dataset, skipped: int) -> None:
         "channel_std": dataset.channel_std.tolist(),
         "hash": dataset.hash,
         "notes": dataset.notes,
+        "copies": [(one.of, one.among, one.rows) for one in dataset.copies],
         "skipped": skipped,
     }
     (scratch / "entry.json").write_text(json.dumps(entry, indent=1), "utf-8")

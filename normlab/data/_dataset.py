@@ -34,12 +34,22 @@ class Split:
         return f"Split({' x '.join(map(str, self.images.shape))})"
 
 
+@dataclass(frozen=True)
+class Copies:
+    """Rows of one split and the rows of another that they are copies of, and whether pixel for pixel."""
+
+    of: str
+    among: str
+    rows: tuple[tuple[int, int, bool], ...]  # row of `of`, row of `among`, exact
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Labelled images in three splits, with the statistics of the training split.
 
     `channel_mean` and `channel_std` are float32 (C,), of the training pixels divided by 255. `hash` is a
-    SHA-256 in hexadecimal over pixels, labels and split. `notes` are sentences on what was resized or left out.
+    SHA-256 in hexadecimal over pixels, labels and split. `notes` are sentences on what was resized or
+    left out; `copies` are images that two splits have.
     """
 
     name: str
@@ -51,6 +61,7 @@ class Dataset:
     channel_std: NDArray[np.float32]
     hash: str
     notes: tuple[str, ...] = ()
+    copies: tuple[Copies, ...] = ()
 
     @property
     def channels(self) -> int:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from normlab.data import _cache
 from normlab.data._dataset import Dataset, Pixels, measured
+from normlab.data._leaks import find_copies, told
 from normlab.data._pixels import Header, decode, fit_array, read_header
 from normlab.data._source import Encoded, Part, Progress, Source, listing
-from normlab.data._split import SPLITS, assign, missing_splits
+from normlab.data._split import SPLITS, assign, missing_splits, without_rare
 from normlab.errors import DataError
 
 DEFAULT_SIZE = 64  # pixels, for images that differ in size
@@ -43,11 +44,12 @@ class Request:
     seed: int
     image_size: int | None
     skip_bad: bool
+    drop_rare: bool
     progress: Progress
 
     def entry(self, split_given: bool) -> Path:
         seed = None if split_given else self.seed
-        return self.root / _cache.entry_name(self.name, self.fingerprint, self.image_size, seed)
+        return self.root / _cache.entry_name(self.name, self.fingerprint, self.image_size, seed, self.drop_rare)
 
 
 def decoded(source: Source, request: Request) -> Dataset:
@@ -64,10 +66,11 @@ def decoded(source: Source, request: Request) -> Dataset:
         while True:
             found = _count(source, bad)
             keep = {part: _kept(own, bad[part]) for part, own in source.parts.items()}
-            labels = {part: own.labels for part, own in source.parts.items()}
-            rows = assign(labels, keep, source.class_names, request.seed)
+            chosen, left_out = without_rare(source, keep) if request.drop_rare else (source, ())
+            labels = {part: own.labels for part, own in chosen.parts.items()}
+            rows = assign(labels, keep, chosen.class_names, request.seed)
             try:
-                return _written(source, request, rows, shape, notes, bad, pool)
+                return _written(chosen, request, rows, shape, (*notes, *left_out), bad, pool)
             except _DecodedBadly:
                 if not request.skip_bad:
                     raise _unusable(source, bad) from None
@@ -196,6 +199,12 @@ def _mean_size(images: list[Encoded]) -> float:
     return sum(len(image) for image in images if isinstance(image, bytes)) / len(images)
 
 
+def _where(source: Source, rows: dict[str, NDArray[np.intp]], row: int) -> str:
+    """The name of a row of a split that is made of these rows of a part."""
+    ((part, own),) = rows.items()
+    return source.parts[part].where(int(own[row]))
+
+
 def _written(
     source: Source,
     request: Request,
@@ -232,9 +241,13 @@ def _written(
             for split in SPLITS:
                 ((part, own),) = rows[split].items()
                 _cache.save_labels(scratch, split, source.parts[part].labels[own])
-            dataset = measured(request.name, source.class_names, _cache.read_splits(scratch), (*source.notes, *notes))
+            splits = _cache.read_splits(scratch)
+            copies = tuple(find_copies(splits))
+            leaks = told(copies, lambda split, row: _where(source, rows[split], row))
+            dataset = measured(request.name, source.class_names, splits, (*source.notes, *notes, *leaks))
+            dataset = replace(dataset, copies=copies)
             _cache.save_entry(scratch, dataset, skipped=before)
-            del dataset  # its memory maps would keep the folder from being renamed on some systems
+            del dataset, splits  # its memory maps would keep the folder from being renamed on some systems
         found = _cache.find(folder, request.skip_bad)
     if found is None:
         raise DataError(f"the cache entry {str(folder)!r} vanished while it was written; run again")

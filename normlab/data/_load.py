@@ -8,7 +8,9 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeGuard
 
@@ -18,11 +20,12 @@ from normlab.data import _cache
 from normlab.data._cifar import find_cifar, known_names, open_cifar
 from normlab.data._dataset import Dataset, Split, measured
 from normlab.data._decode import Request, decoded
-from normlab.data._files import fingerprint, open_tree
+from normlab.data._files import fingerprint, open_tree, stamp
 from normlab.data._folder import open_folder
 from normlab.data._hub import fetched, is_of_hub
+from normlab.data._leaks import without
 from normlab.data._npz import open_npz
-from normlab.data._parquet import open_parquet
+from normlab.data._parquet import named_files, open_parquet
 from normlab.data._pixels import fit_array
 from normlab.data._source import WHOLE, Progress, Source, printable
 from normlab.data._split import assign
@@ -38,7 +41,7 @@ UNDERSTOOD = """Understood are:
   CIFAR-10, CIFAR-100    the official python or binary files, as a folder or as the .tar.gz
   an .npz file           x_train, y_train and, perhaps, x_val, y_val, x_test, y_test
   a .csv file            path,label (and perhaps split) of image files
-  Parquet                a file, or a folder of train*.parquet, test*.parquet, with encoded images and labels
+  Parquet                a file, or a folder of train*.parquet, test*.parquet, with images (or paths) and labels
   hf:owner/name          a data set of the Hugging Face hub (needs normlab[hf])"""
 
 
@@ -48,6 +51,8 @@ def load(
     seed: int = 0,
     image_size: int | None = None,
     skip_bad: bool = False,
+    drop_leaks: bool = False,
+    drop_rare: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
@@ -60,7 +65,9 @@ def load(
     (default: $XDG_CACHE_HOME or ~/.cache, `normlab/`) and memory-mapped; `progress(done, total, text)` hears of it.
 
     Raises UsageError for a source that does not exist or a wrong argument, DataError for data that cannot be used,
-    naming every file or field at fault; with `skip_bad`, unreadable images are left out instead, and `notes` says so.
+    naming every file or field at fault; with `skip_bad`, unreadable images are left out instead, with `drop_rare`
+    classes of too few images to be split, and `notes` says so. Copies of images among the splits are in `notes` too;
+    with `drop_leaks` training and validation lose those that a later split has.
     """
     if not (_is_integer(seed) and seed >= 0):
         raise UsageError(f"seed is {seed!r}; expected an integer that is not negative")
@@ -76,12 +83,26 @@ def load(
     path = fetched(str(source), root) if is_of_hub(source) else _existing(source)
     name = printable(_ENDINGS.sub("", path.resolve().name)) or "data"
     with _naming(path):
-        mark = table_mark(path) if _is_table(path) else fingerprint(path)
-        request = Request(name, root, mark, int(seed), size, skip_bad, _silent if progress is None else progress)
+        mark = _mark(path)
+        heard = _silent if progress is None else progress
+        request = Request(name, root, mark, int(seed), size, skip_bad, drop_rare, heard)
         for entry in (request.entry(split_given=True), request.entry(split_given=False)):
             if found := _cache.find(entry, skip_bad):
-                return found
-        return decoded(_opened(path), request)
+                break
+        else:
+            found = decoded(_opened(path), request)
+        return without(found) if drop_leaks else found
+
+
+def _mark(path: Path) -> str:
+    """Changes with the source, and with the files that a table names."""
+    if _is_table(path):
+        return table_mark(path)
+    mark = fingerprint(path)
+    if path.suffix.lower() != ".parquet" or find_spec("pyarrow") is None:
+        return mark
+    stamps = [stamp(file) for file in named_files(path, ("",))]
+    return sha256(b"".join([mark.encode(), *stamps])).hexdigest() if stamps else mark
 
 
 def _silent(done: int, total: int, text: str) -> None: ...

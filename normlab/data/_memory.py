@@ -21,9 +21,10 @@ import numpy as np
 from normlab.data._decode import DEFAULT_SIZE
 from normlab.data._folder import SPLIT_NAMES
 from normlab.data._hub import image_and_label
+from normlab.data._labels import numbered, one_each
 from normlab.data._pictures import as_planes, fitted
 from normlab.data._split import SPLITS
-from normlab.data._table import LABELS, PATHS, ordered
+from normlab.data._table import LABELS, PATHS
 from normlab.data._table import SPLITS as SPLIT_COLUMNS
 from normlab.errors import DataError, UsageError, files
 
@@ -60,8 +61,8 @@ def held(data: Any, class_names: Sequence[str] | None = None, image_size: int | 
         return _paths(splits)
     names = tuple(class_names) if class_names is not None else names
     arrays: dict[str, np.ndarray] = {}
-    labels = {part: _labels(y, f"the labels of {part}") for part, (_, y) in splits.items()}
-    numbers, found = _numbered(labels, names)
+    labels = {part: one_each(y, f"the labels of {part}") for part, (_, y) in splits.items()}
+    numbers, found = numbered(labels, names)
     for part, (x, _) in splits.items():
         arrays[f"x_{part}"] = _images(x, f"the images of {part}", image_size)
         arrays[f"y_{part}"] = numbers[part]
@@ -90,7 +91,7 @@ def _paths(splits: Mapping[str, tuple[Any, Any]]) -> Held:
     """Lists of paths and their labels as a CSV of absolute paths."""
     rows = []
     for part, (paths, y) in splits.items():
-        labels = _labels(y, f"the labels of {part}")
+        labels = one_each(y, f"the labels of {part}")
         _one_each(part, paths, labels)
         rows += [(path, label, part) for path, label in zip(paths, labels, strict=True)]
     one = len(splits) == 1
@@ -223,51 +224,3 @@ def _fine(image: Any, what: str) -> np.ndarray:
         return as_planes(image)
     except UsageError as error:
         raise DataError(f"{what}: {error}; a dataset's Normalize comes after, leave it out") from None
-
-
-def _labels(y: Any, what: str) -> np.ndarray:
-    """One label per image, as numbers or text (N,)."""
-    if hasattr(y, "detach"):
-        y = y.detach().cpu().numpy()
-    labels = np.asarray(y)
-    if labels.dtype.kind == "O":
-        labels = np.asarray([str(label) for label in labels])
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim == 2 and labels.dtype.kind in "biuf" and bool(((labels == 0) | (labels == 1)).all()):
-        if not bool((labels.sum(1) == 1).all()):
-            raise DataError(f"{what} are 0 and 1 of shape {labels.shape}, but not one 1 in each row")
-        labels = labels.argmax(1)
-    if labels.ndim != 1:
-        raise DataError(f"{what} have shape {labels.shape}; expected (N,), or one-hot (N, classes)")
-    if labels.dtype.kind == "f":
-        if not bool((labels == np.floor(labels)).all()):  # NaN is not equal to itself
-            raise DataError(f"{what} are not whole numbers")
-        labels = labels.astype(np.int64)
-    if labels.dtype.kind == "S":
-        labels = labels.astype(str)
-    if labels.dtype.kind not in "biuU":
-        raise DataError(f"{what} are {labels.dtype}; expected whole numbers or text")
-    return labels.astype(np.int64) if labels.dtype.kind in "biu" else labels
-
-
-def _numbered(
-    labels: Mapping[str, np.ndarray], names: tuple[str, ...] | None
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Class numbers from 0 without gaps, and the class names: those given, or the labels as they were."""
-    present = {str(label) for own in labels.values() for label in np.unique(own)}
-    as_numbers = all(own.dtype.kind == "i" for own in labels.values())
-    if names is not None and as_numbers:
-        top = max((int(own.max()) for own in labels.values() if len(own)), default=-1)
-        low = min((int(own.min()) for own in labels.values() if len(own)), default=0)
-        if low == 1 and top == len(names):  # counted from 1
-            return {part: own - 1 for part, own in labels.items()}, names
-        if low < 0 or top >= len(names):
-            raise DataError(f"labels are from {low} to {top}, and there are {len(names)} class names")
-        return dict(labels), names
-    order = list(names) if names is not None else ordered(present)
-    unknown = sorted(present - set(order))
-    if unknown:
-        raise DataError(f"label {unknown[0]!r} is not among the class names: {', '.join(order)}")
-    number = {name: k for k, name in enumerate(order)}
-    return {part: np.array([number[str(v)] for v in own], np.int64) for part, own in labels.items()}, tuple(order)

@@ -12,6 +12,8 @@ from typing import IO, Any
 import numpy as np
 
 from normlab.data._dataset import Pixels
+from normlab.data._folder import SPLIT_NAMES
+from normlab.data._labels import from_zero, numbered, one_each
 from normlab.data._source import BLOCK_ROWS, Block, Part, Source, checked_labels, numbered_classes, printable
 from normlab.errors import DataError
 
@@ -31,12 +33,13 @@ def open_npz(path: Path) -> Source:
 
 
 def _open(path: Path, archive: zipfile.ZipFile) -> Source:
-    fields = {name.removesuffix(".npy") for name in archive.namelist()}
-    found = [part for part in _PARTS if {f"x_{part}", f"y_{part}"} & fields]
+    there = [name.removesuffix(".npy") for name in archive.namelist()]
+    fields = {_called(name): name for name in there}
+    found = [part for part in _PARTS if {f"x_{part}", f"y_{part}"} & fields.keys()]
     wanted = [f"{letter}_{part}" for part in dict.fromkeys(["train", *found]) for letter in "xy"]
     missing = [name for name in wanted if name not in fields]
     if missing:
-        raise DataError(f"no field {', '.join(missing)}; found {', '.join(sorted(fields)) or 'none'}")
+        raise DataError(f"no field {', '.join(missing)}; found {', '.join(sorted(there)) or 'none'}")
     names: tuple[str, ...] | None = None
     if "class_names" in fields:
         listed = _small(archive, "class_names")
@@ -44,17 +47,42 @@ def _open(path: Path, archive: zipfile.ZipFile) -> Source:
             raise DataError(f"class_names is {listed.dtype} {listed.shape}; expected a list of texts")
         names = tuple(printable(str(name)) for name in listed.astype(str))
 
-    parts, shapes = {}, {}
-    for part in found:
-        images = _images(path, archive, f"x_{part}")
-        labels = _small(archive, f"y_{part}")
-        labels = checked_labels(labels, f"y_{part}", images.rows, len(names) if names else None)
-        parts[part] = Part(labels, images, lambda row, part=part: f"x_{part} row {row}")  # type: ignore[misc]
-        shapes[f"x_{part}"] = images.shape
+    images = {part: _images(path, archive, fields[f"x_{part}"]) for part in found}
+    shapes = {own.name: own.shape for own in images.values()}
     if len(set(shapes.values())) > 1:
         raise DataError(f"the images of the parts differ in (C, H, W): {shapes}")
-    class_names = names or numbered_classes({part: own.labels for part, own in parts.items()}, "y_train, y_test")
-    return Source(class_names, parts, shapes["x_train"])
+    labels = {part: _plain(_small(archive, fields[f"y_{part}"]), fields[f"y_{part}"]) for part in found}
+    first = 0
+    if any(own.dtype.kind == "U" for own in labels.values()):
+        labels, names = numbered({part: own.astype(str) for part, own in labels.items()}, names)
+    else:
+        labels, first = from_zero(labels, len(names) if names else None)
+    parts = {}
+    for part, own in images.items():
+        checked = checked_labels(labels[part], fields[f"y_{part}"], own.rows, len(names) if names else None)
+        parts[part] = Part(checked, own, lambda row, name=own.name: f"{name} row {row}")  # type: ignore[misc]
+    class_names = names or numbered_classes({part: own.labels for part, own in parts.items()}, "y_train, y_test", first)
+    return Source(tuple(map(printable, class_names)), parts, images["train"].shape)
+
+
+def _called(field: str) -> str:
+    """A field's name as it is known here: X_train, train_x and train_images are x_train, and X alone is too."""
+    name = field.lower()
+    if name in ("x", "y"):
+        return f"{name}_train"
+    first, _, second = name.partition("_")
+    kind = {"x": "x", "images": "x", "y": "y", "labels": "y"}
+    for part, letter in ((second, first if first in ("x", "y") else ""), (first, second)):
+        if part in SPLIT_NAMES and letter in kind:
+            return f"{kind[letter]}_{SPLIT_NAMES[part]}"
+    return field
+
+
+def _plain(labels: np.ndarray, name: str) -> np.ndarray:
+    """Texts and one-hot rows as one label for each image; whole numbers, and what is wrong, as they are."""
+    one_hot = labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf"
+    one_hot = one_hot and bool((((labels == 0) | (labels == 1)).all(1) & (labels.sum(1) == 1)).all())
+    return one_each(labels, name) if labels.dtype.kind in "US" or one_hot else labels
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,11 @@ def checked_labels(values: Any, field_name: str, rows: int, num_classes: int | N
     return labels.astype(np.int64)
 
 
-def numbered_classes(labels: Mapping[str, Labels], field_name: str) -> tuple[str, ...]:
-    """Class names "0", "1", ... for labels that come without names; every number up to the largest must occur."""
+def numbered_classes(labels: Mapping[str, Labels], field_name: str, first: int = 0) -> tuple[str, ...]:
+    """Class names "0", "1", ... for labels that come without names; every number up to the largest must occur.
+
+    Where the labels were counted from 1 the names begin with `first`.
+    """
     present = set(np.unique(np.concatenate(list(labels.values()))).tolist())
     count = max(present, default=-1) + 1
     missing = count - len(present)
@@ -108,4 +111,4 @@ def numbered_classes(labels: Mapping[str, Labels], field_name: str) -> tuple[str
         raise DataError(
             f"{field_name}: labels must number the classes 0 to {count - 1} without gaps" + listing(gaps, missing)
         )
-    return tuple(map(str, range(count)))
+    return tuple(map(str, range(first, first + count)))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from normlab.data._dataset import Labels
-from normlab.data._source import WHOLE, listing
+from normlab.data._source import WHOLE, Source, listing
 from normlab.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -43,6 +44,31 @@ def assign(
     return {name: {train: dealt[name]} if name in dealt else {name: used[name]} for name in SPLITS}
 
 
+def without_rare(source: Source, keep: dict[str, NDArray[np.bool_]]) -> tuple[Source, tuple[str, ...]]:
+    """The source without the classes that have too few training images to be split, and a sentence about them.
+
+    `keep` says which rows may be used, and says no for the rows of these classes afterwards.
+    """
+    train = WHOLE if WHOLE in source.parts else "train"
+    if train not in source.parts:
+        return source, ()
+    need = 1 + len(missing_splits(source.parts))
+    counts = np.bincount(source.parts[train].labels[keep[train]], minlength=len(source.class_names))
+    rare = counts < need
+    if not rare.any():
+        return source, ()
+    number = np.cumsum(~rare) - 1
+    parts = {}
+    for name, part in source.parts.items():
+        keep[name] &= ~rare[part.labels]
+        parts[name] = replace(part, labels=np.where(keep[name], number[part.labels], 0).astype(np.int64))
+    names = tuple(name for name, few in zip(source.class_names, rare, strict=True) if not few)
+    gone = ", ".join(f"{source.class_names[k]!r} ({counts[k]})" for k in np.flatnonzero(rare))
+    return replace(source, class_names=names, parts=parts), (
+        f"classes with fewer than {need} training images were left out: {gone}",
+    )
+
+
 def _deal(
     labels: Labels, rows: NDArray[np.intp], missing: tuple[str, ...], class_names: tuple[str, ...], seed: int
 ) -> dict[str, NDArray[np.intp]]:
@@ -52,8 +78,8 @@ def _deal(
     if short:
         lines = (f"{class_names[k]!r}: {count}" for k, count in short)
         raise DataError(
-            f"too few images to split into train, {' and '.join(missing)}: every class needs at least {need}"
-            + listing(lines, len(short))
+            f"too few images to split into train, {' and '.join(missing)} (drop_rare=True, --drop-rare, leaves such "
+            f"classes out): every class needs at least {need}" + listing(lines, len(short))
         )
     share = 0.2 if len(missing) == 1 else 0.15
     dealt: dict[str, list[NDArray[np.intp]]] = {name: [] for name in ("train", *missing)}

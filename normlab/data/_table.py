@@ -55,16 +55,18 @@ def ordered(labels: set[str]) -> list[str]:
 
 
 def _part(root: Path, files: Sequence[str], labels: np.ndarray) -> Part:
-    def read() -> Iterator[Encoded]:
-        for file in files:
-            try:
-                data = contents(root / file)
-            except (OSError, DataError) as error:
-                yield error
-            else:
-                yield data
+    return Part(labels.astype(np.int64), lambda: in_blocks(read_files(root, files)), lambda row: repr(files[row]))
 
-    return Part(labels.astype(np.int64), lambda: in_blocks(read()), lambda row: repr(files[row]))
+
+def read_files(root: Path, names: Sequence[str]) -> Iterator[Encoded]:
+    """The contents of files whose paths start at `root`; of one that cannot be read, why."""
+    for name in names:
+        try:
+            data = contents(root / name)
+        except (OSError, DataError) as error:
+            yield error
+        else:
+            yield data
 
 
 def _rows(path: Path) -> list[Row]:

@@ -29,9 +29,14 @@ def open_data(choice: DataChoice, progress: Callable[..., Any] | None = None) ->
         seed=choice.split_seed,
         image_size=choice.image_size,
         skip_bad=choice.skip_bad,
+        drop_leaks=choice.drop_leaks,
+        drop_rare=choice.drop_rare,
         progress=progress,
     )
     facts = {**asdict(choice), "source": dataset.hash}
+    for later in ("drop_leaks", "drop_rare"):  # earlier studies keep their hashes
+        if not facts[later]:
+            del facts[later]
     changes: dict[str, Any] = {"hash": hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:32]}
     if choice.limit_train is not None and choice.limit_train < len(dataset.train.labels):
         train = _subset(dataset.train, choice.limit_train, choice.split_seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +37,8 @@ class DataChoice:
     skip_bad: bool = False
     limit_train: int | None = None
     limit_eval: int | None = None
+    drop_leaks: bool = False
+    drop_rare: bool = False
 
 
 class _Images(BaseModel):
@@ -48,6 +50,8 @@ class _Images(BaseModel):
     split_seed: int = Field(0, ge=0, description="Seed of the split, where the data has none.")
     image_size: int | None = Field(None, gt=0, description="Bring images to this size.")
     skip_bad: bool = Field(False, description="Go on without images that cannot be read.")
+    drop_leaks: bool = Field(False, description="Leave out training images that are copies of test images.")
+    drop_rare: bool = Field(False, description="Leave out classes of too few images to be split.")
     limit_train: int | None = Field(None, gt=1, description="Train on this many images only.")
     limit_eval: int | None = Field(None, gt=0, description="Validate and test on this many images only.")
     plugins: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
@@ -106,7 +110,8 @@ class StudySpec(_OnAxes):
     def data_choice(self) -> DataChoice:
         """Which images this study is about; a path is made absolute, so that workers find it."""
         source = str(Path(self.data).resolve()) if Path(self.data).exists() else self.data
-        return DataChoice(source, self.split_seed, self.image_size, self.skip_bad, self.limit_train, self.limit_eval)
+        rest = {field.name: getattr(self, field.name) for field in fields(DataChoice) if field.name != "source"}
+        return DataChoice(source, **rest)
 
     def cells(self, train_images: int) -> list[Cell]:
         """All cells, each once; the seeds outermost, so that a study cut short has whole rounds of norms."""

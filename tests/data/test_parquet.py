@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from normlab.errors import DataError
-from tests.data.makers import encoded, images
+from tests.data.makers import encoded, images, write_folder
 
 
 def write(path, count=40, classes=4, seed=0, image="img", label="label", nested=True, names=None, changes=None):
@@ -57,6 +57,30 @@ def test_class_names(tmp_path, load):
     assert load(tmp_path / "cifar100").class_names[:2] == ("0", "1")
 
 
+@pytest.mark.parametrize("column", ["path", "image"])
+def test_paths_and_texts(root, load, column):
+    written = write_folder(root / "pictures")
+    names = list(written)
+    table = pa.table(
+        {column: [f"pictures/{name}" for name in names], "label": [name.partition("/")[0] for name in names]}
+    )
+    pq.write_table(table, root / "list.parquet")
+    data = load(root / "list.parquet")
+    assert data.class_names == ("cat", "dog")
+    for x, y in zip(data.train.images, data.train.labels, strict=True):
+        assert any(np.array_equal(x, written[n]) for n in names if n.startswith(data.class_names[y]))
+    (root / "pictures" / names[0]).unlink()
+    with pytest.raises(DataError, match=r"1 of 20 images cannot be used\n  'list.parquet' row 0: .*No such file"):
+        load(root / "list.parquet")
+
+
+def test_labels_from_1(root, load):
+    write(root / "a.parquet")
+    table = pq.read_table(root / "a.parquet")
+    pq.write_table(table.set_column(1, "label", pa.array([i % 4 + 1 for i in range(40)])), root / "a.parquet")
+    assert load(root / "a.parquet").class_names == ("1", "2", "3", "4")
+
+
 def test_images_stored_as_jpeg_are_said_to_be(tmp_path, load):
     write(tmp_path / "lossless.parquet")
     assert load(tmp_path / "lossless.parquet").notes == ()
@@ -83,7 +107,8 @@ def test_bad_rows_are_named_with_their_file(root, load):
         ({"picture": [b"x"], "label": [0]}, r"no column one of img, image; found picture \(binary\), label \(int64\)"),
         ({"img": [b"x"], "class": [0]}, "no column one of label, fine_label, labels"),
         ({"img": ["x"], "label": [0]}, "column 'img' is string; expected binary"),
-        ({"img": [b"x"], "label": ["cat"]}, "column 'label' is string; expected integer"),
+        ({"img": [b"x"], "label": [0.5]}, "column 'label' is double; expected integer"),
+        ({"path": ["x.png"], "label": [0]}, "column 'path' is string; expected binary.*there is none of them"),
         ({"img": [b"x", b"y"], "label": [0, None]}, r"1 labels are missing\n  row 1"),
         ({"img": [b"x", b"y"], "label": [0, -1]}, r"column 'label': 1 of 2 labels(?s:.)*row 1: -1"),
         ({"img": [b"x", b"y"], "label": [0, 2]}, "no image has label 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from normlab.study.keeping.checkpoint import FINAL, Damaged, read_state
 from normlab.study.keeping.records import collect
 from normlab.study.keeping.store import CHECKPOINTS, Store, StoredCell
 from normlab.study.source import open_data
-from normlab.study.spec import make_spec
+from normlab.study.spec import DataChoice, make_spec
 from normlab.study.trained.facts import Facts
 from normlab.study.trained.network import Trained
 
-_ABOUT_DATA = ("data", "split_seed", "image_size", "skip_bad", "limit_train", "limit_eval")
+_ABOUT_DATA = {"data", *(field.name for field in dataclasses.fields(DataChoice))}
 _VERSIONS = ("normlab", "torch", "numpy", "python")
 
 
