@@ -17,8 +17,9 @@ from torch import Tensor
 from normlab.errors import DataError
 from normlab.study.keeping.store import Store
 
-# a study that takes seconds: 60 digits, four channels
+HANGS = 600.0  # seconds; nothing here takes a tenth of them, on any machine: what does hangs
 STARTED: list[subprocess.Popen[bytes]] = []  # the fixture `nobody_stays` ends them
+# a study that takes seconds: 60 digits, four channels
 SMALL = ("digits", "--model", "resnet8:width=4", "--limit-train", "60", "--limit-eval", "20", "--batch-size", "8")
 
 
@@ -33,7 +34,7 @@ def start(*arguments: str, directory: Path, **options: Any) -> subprocess.Popen[
 
 def run(*arguments: str, directory: Path) -> tuple[int, str]:
     """`normlab compare` on the small study: its exit code, and everything it said."""
-    code = start(*arguments, directory=directory).wait(timeout=300)
+    code = start(*arguments, directory=directory).wait(HANGS)
     return code, (directory.parent / f"{directory.name}.log").read_text()
 
 
@@ -58,18 +59,18 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Any, seconds: float = 60.0) -> Any:
-    """Wait for a condition and answer its value; fails the test if it does not come true."""
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Any) -> Any:
+    """Wait for a condition and return its value; fails the test if it does not come true."""
+    deadline = time.monotonic() + HANGS
     while time.monotonic() < deadline:
         if value := condition():
             return value
         time.sleep(0.02)
-    raise AssertionError(f"{condition} did not come true in {seconds} s")
+    raise AssertionError(f"{condition} did not come true in {HANGS:g} s")
 
 
 def epochs_recorded(directory: Path) -> int:
-    """How many epochs the store knows, of all cells."""
+    """How many epochs the store holds, of all cells."""
     return sum(progress(directory).values())
 
 
