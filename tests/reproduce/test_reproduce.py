@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import html.parser
+import io
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +56,36 @@ def _run(arguments: list[str]) -> int:
     return int(exit_.value.code or 0)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_writes_its_page(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(["reproduce", name, "--out", str(tmp_path), "--seeds", "2"]) == 0
-    numbers = json.loads((tmp_path / "result.json").read_text())
+Written = Callable[..., tuple[Path, str]]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Runs an experiment at quick scale, once: the folder with its page, and what was printed."""
+
+    @functools.cache
+    def written(name: str, seeds: int = 2) -> tuple[Path, str]:
+        folder = tmp_path_factory.mktemp(name)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert _run(["reproduce", name, "--out", str(folder), "--seeds", str(seeds)]) == 0
+        return folder, printed.getvalue()
+
+    return written
+
+
+LONG = ("grad-cam", "feature-evolution", "resnet-variants")  # of seven norms or six: one seed of each is enough
+
+
+@pytest.mark.parametrize(
+    ("name", "seeds"),
+    [
+        *((name, 1 if name in LONG else 2) for name in EXPERIMENTS),
+        *(pytest.param(name, 2, marks=pytest.mark.slow) for name in LONG),
+    ],
+)
+def test_every_experiment_writes_its_page(name: str, seeds: int, written: Written) -> None:
+    folder, printed = written(name, seeds)
+    numbers = json.loads((folder / "result.json").read_text())
     assert numbers["experiment"] == name
     assert numbers["findings"]
     for finding in numbers["findings"]:
@@ -63,7 +93,7 @@ def test_every_experiment_writes_its_page(name: str, tmp_path: Path, capsys: pyt
         assert finding["rule"]
     for key in ("hardware", "versions", "command", "seeds", "scale"):
         assert numbers["setting"][key]
-    text = (tmp_path / "index.html").read_text()
+    text = (folder / "index.html").read_text()
     seen = _Page(text)
     assert [cell for cell in seen.cells if cell in VERDICTS] == [f["verdict"] for f in numbers["findings"]]
     for finding in numbers["findings"]:
@@ -76,8 +106,7 @@ def test_every_experiment_writes_its_page(name: str, tmp_path: Path, capsys: pyt
     for tag, attrs in seen.tags:
         assert tag != "script"
         assert not any(str(value).startswith(("http:", "https:", "//")) for value in attrs.values())
-    assert list(tmp_path.glob("*.png"))
-    printed = capsys.readouterr().out
+    assert list(folder.glob("*.png"))
     assert printed.count(numbers["findings"][0]["claim"]) == 1
     if "data" in numbers["setting"]:
         assert "digits that come with normlab" in numbers["setting"]["data"], (
@@ -238,21 +267,20 @@ def test_best_and_worst_are_not_chosen_on_what_judges_them() -> None:
     assert verdicts.greater("c", "r", rest[best], rest[worst]).verdict == verdicts.UNKNOWN
 
 
-def test_a_quick_run_says_that_it_decides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(["reproduce", "batchnorm", "--seeds", "3", "--out", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
+def test_a_quick_run_says_that_it_decides_nothing(written: Written) -> None:
+    folder, printed = written("batchnorm")
     assert "decides nothing" in printed
-    found = json.loads((tmp_path / "result.json").read_text())["findings"]
+    found = json.loads((folder / "result.json").read_text())["findings"]
     assert {finding["verdict"] for finding in found} == {verdicts.UNKNOWN}
     assert {finding["scale"] for finding in found} == {"quick run"}
 
 
-def test_gradients_are_compared_with_what_arithmetic_gives() -> None:
+def test_gradients_are_compared_with_what_arithmetic_gives(written: Written) -> None:
     """Errors of 1e-11 were "cannot tell" where 7e-12 was reported."""
     assert verdicts.within_order("c", 7e-12, [1e-11, 8e-11], [1e-10, 1e-10]).verdict == verdicts.HOLDS
     assert verdicts.within_order("c", 7e-12, [1e-11, 8e-9], [1e-10, 1e-10]).verdict == verdicts.FAILS
-    findings = experiment.run("gradients", Setting()).findings
-    assert {finding.verdict for finding in findings} == {verdicts.HOLDS}
+    findings = json.loads((written("gradients")[0] / "result.json").read_text())["findings"]
+    assert {finding["verdict"] for finding in findings} == {verdicts.HOLDS}
 
 
 def test_ratios_are_averaged_as_logarithms() -> None:

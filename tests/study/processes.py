@@ -38,6 +38,39 @@ def run(*arguments: str, directory: Path) -> tuple[int, str]:
     return code, (directory.parent / f"{directory.name}.log").read_text()
 
 
+HELD = """
+import time
+from pathlib import Path
+from torch import nn
+
+class Held(nn.Module):
+    # trains an epoch of 8 steps, and goes on when there is a file
+    def __init__(self, norm, num_classes, in_channels):
+        super().__init__()
+        self.steps = 0
+        self.layers = nn.Sequential(
+            nn.AdaptiveAvgPool2d(4), nn.Conv2d(in_channels, 4, 3), norm(4), nn.Flatten(), nn.Linear(16, num_classes)
+        )
+
+    def forward(self, x):
+        self.steps += self.training
+        while self.steps > 8 and not (Path(__file__).parent / "go-on").exists():
+            time.sleep(0.02)
+        return self.layers(x)
+"""
+
+
+def held(directory: Path) -> tuple[str, str]:
+    """Flags for a network that trains one epoch, and goes on after `go_on`, so that no test races with a training."""
+    (directory / "nets.py").write_text(HELD)
+    return "--model", f"{directory / 'nets.py'}:Held"
+
+
+def go_on(directory: Path) -> None:
+    """Let the networks of `held` train to the end."""
+    (directory / "go-on").touch()
+
+
 def children(pid: int) -> list[int]:
     """The processes that a process started."""
     try:
@@ -67,11 +100,6 @@ def wait_until(condition: Any) -> Any:
             return value
         time.sleep(0.02)
     raise AssertionError(f"{condition} did not come true in {HANGS:g} s")
-
-
-def epochs_recorded(directory: Path) -> int:
-    """How many epochs the store holds, of all cells."""
-    return sum(progress(directory).values())
 
 
 def progress(directory: Path, *, unfinished: bool = False) -> dict[int, int]:

@@ -22,7 +22,7 @@ from normlab.study.running.jobs import Event, Job, failure, run_job
 from normlab.study.spec import DataChoice
 from tests.study.conftest import make_cell
 from tests.study.fakes import Scripted, Silent
-from tests.study.processes import HANGS, SMALL, children, kill, progress, run, start, wait_until
+from tests.study.processes import HANGS, SMALL, children, go_on, held, kill, progress, run, start, wait_until
 
 ONE_EPOCH = ("--epochs", "1", "--lr", "0.01", "--threads", "1", "--jobs", "1")
 
@@ -160,38 +160,13 @@ def test_a_cell_that_cannot_be_trained_fails_with_its_traceback_and_exit_code_1(
     assert "Traceback" in failed.traceback
 
 
-HELD = """
-import time
-from pathlib import Path
-from torch import nn
-
-class Held(nn.Module):
-    # trains an epoch of 8 steps, and goes on when there is a file
-    def __init__(self, norm, num_classes, in_channels):
-        super().__init__()
-        self.steps = 0
-        self.layers = nn.Sequential(
-            nn.AdaptiveAvgPool2d(4), nn.Conv2d(in_channels, 4, 3), norm(4), nn.Flatten(), nn.Linear(16, num_classes)
-        )
-
-    def forward(self, x):
-        self.steps += self.training
-        while self.steps > 8 and not (Path(__file__).parent / "go-on").exists():
-            time.sleep(0.02)
-        return self.layers(x)
-"""
-
-
 def test_a_killed_worker_costs_its_own_cell_only(tmp_path: Path) -> None:
     directory = tmp_path / "study"
-    (tmp_path / "nets.py").write_text(HELD)
-    driver = start(
-        "--norms", "bn,none", "--epochs", "3", "--lr", "0.01", "--jobs", "2", "--threads", "1",
-        "--model", f"{tmp_path / 'nets.py'}:Held", directory=directory,
-    )  # fmt: skip
+    flags = ("--norms", "bn,none", "--epochs", "3", "--lr", "0.01", "--jobs", "2", "--threads", "1")
+    driver = start(*flags, *held(tmp_path), directory=directory)
     wait_until(lambda: list(progress(directory).values()) == [1, 1])
     kill(children(driver.pid)[0])
-    (tmp_path / "go-on").touch()
+    go_on(tmp_path)
     assert driver.wait(HANGS) == 0
     with Store(directory, readonly=True) as opened:
         cells = opened.cells()

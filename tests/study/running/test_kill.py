@@ -16,7 +16,8 @@ from tests.study.processes import (
     HANGS,
     alive,
     children,
-    epochs_recorded,
+    go_on,
+    held,
     kill,
     progress,
     results,
@@ -112,10 +113,10 @@ def test_an_interrupt_ends_it_with_130_and_nobody_is_left(tmp_path: Path) -> Non
     # a shell that runs these tests in the background has its children ignore interrupts
     listens = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        driver = start(*STUDY[:2], "--epochs", "500", "--jobs", "2", "--threads", "1", directory=directory)
+        driver = start(*SHORT, *held(tmp_path), directory=directory)
     finally:
         signal.signal(signal.SIGINT, listens)
-    wait_until(lambda: epochs_recorded(directory) > 1)
+    wait_until(lambda: list(progress(directory).values()) == [1, 1])
     workers = children(driver.pid)
     driver.send_signal(signal.SIGINT)
     assert driver.wait(HANGS) == 130
@@ -127,26 +128,15 @@ def test_an_interrupt_ends_it_with_130_and_nobody_is_left(tmp_path: Path) -> Non
 
 def test_two_drivers_share_the_cells_of_one_store(tmp_path: Path) -> None:
     directory = tmp_path / "study"
-    flags = (
-        "--norms",
-        "bn,in,gn,none",
-        "--seeds",
-        "2",
-        "--epochs",
-        "3",
-        "--lr",
-        "0.01",
-        "--jobs",
-        "1",
-        "--threads",
-        "1",
-    )
-    both = [start(*flags, directory=directory) for _ in range(2)]
+    flags = ("--norms", "bn,none", "--seeds", "2", "--epochs", "2", "--lr", "0.01", "--jobs", "1", "--threads", "1")
+    both = [start(*flags, *held(tmp_path), directory=directory) for _ in range(2)]
+    wait_until(lambda: sorted(progress(directory).values()) == [0, 0, 1, 1])
+    go_on(tmp_path)
     assert [driver.wait(HANGS) for driver in both] == [0, 0], (tmp_path / "study.log").read_text()
     with Store(directory, readonly=True) as store:
         cells = store.cells()
         attempts = [store.attempts(c.id) for c in cells]
-    assert len(cells) == 8
+    assert len(cells) == 4
     assert all(c.status == "done" for c in cells)
     assert all(len(a) == 1 for a in attempts), "a cell was trained twice"
     assert len({a["pid"] for of_cell in attempts for a in of_cell}) == 2, "one driver did it all"

@@ -6,11 +6,13 @@ import functools
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from normlab.data import Dataset
 from normlab.errors import UsageError
@@ -30,12 +32,27 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
 
 
+def small(norm: Callable[[int], nn.Module], num_classes: int, in_channels: int) -> nn.Module:
+    """Little to write C++ for, which takes the compiler seconds a layer."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 4, 3),
+        norm(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, num_classes),
+    )
+
+
+SMALL = f"{__name__}:small"
+
+
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("norm", ["bn", "bin", "gn", "none", "torch-bn"])
 def test_it_learns_the_same(norm: str, dataset: Dataset) -> None:
     """With a last batch of another size, and evaluations in between."""
-    eager = train_cell(make_cell(norm=norm, epochs=2, batch_size=20), dataset)
-    compiled = train_cell(make_cell(norm=norm, epochs=2, batch_size=20, compiled=True), dataset)
+    eager = train_cell(make_cell(model=SMALL, norm=norm, epochs=2, batch_size=20), dataset)
+    compiled = train_cell(make_cell(model=SMALL, norm=norm, epochs=2, batch_size=20, compiled=True), dataset)
     for one, other in zip(eager.epochs, compiled.epochs, strict=True):
         assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
         assert other["val_loss"] == pytest.approx(one["val_loss"], rel=1e-3)
@@ -43,9 +60,10 @@ def test_it_learns_the_same(norm: str, dataset: Dataset) -> None:
 
 
 @needs_compiler
-def test_by_the_real_compiler(dataset: Dataset) -> None:
-    eager = train_cell(make_cell(epochs=1), dataset)
-    compiled = train_cell(make_cell(epochs=1, compiled=True), dataset)
+@pytest.mark.parametrize("model", [SMALL, pytest.param("resnet8:width=4", marks=pytest.mark.slow)])
+def test_by_the_real_compiler(model: str, dataset: Dataset) -> None:
+    eager = train_cell(make_cell(model=model, epochs=1), dataset)
+    compiled = train_cell(make_cell(model=model, epochs=1, compiled=True), dataset)
     assert compiled.epochs[0]["train_loss"] == pytest.approx(eager.epochs[0]["train_loss"], rel=1e-3)
 
 
@@ -60,11 +78,11 @@ def test_a_killed_training_goes_on_as_it_would_have(dataset: Dataset, tmp_path: 
 
 @pytest.mark.usefixtures("quick")
 def test_the_ninth_network_is_compiled_too(dataset: Dataset) -> None:
-    """torch.compile gives up on a function of which it has compiled eight variants; an error is made of that here."""
+    """torch.compile gives up on a function of which it has compiled eight variants: here one, and it is an error."""
     import torch._dynamo
 
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        for seed in range(10):
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for seed in range(3):
             training = Training(make_cell(epochs=1, compiled=True, seed=seed), dataset)
             images, labels = training.train_feed[slice(0, 16)]
             training.forward(images, labels)
