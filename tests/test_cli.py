@@ -6,10 +6,8 @@ import json
 import os
 import pty
 import sqlite3
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet
@@ -35,17 +33,14 @@ def call(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str,
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
-    def seconds() -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "normlab", "--help"], check=True, capture_output=True)
-        return time.perf_counter() - started
-
-    assert statistics.median(seconds() for _ in range(7)) < 0.3
+    """What takes its time are imports: they are counted, for a clock would measure the machine."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "normlab", "--help"], check=True, capture_output=True, text=True
     )
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "typer" in imported
+    assert len([name for name in imported if name.partition(".")[0] == "normlab"]) < 10
+    assert len(imported) < 300
     assert not imported & {"torch", "scipy", "numba", "numpy", "pydantic", "rich", "altair", "pandas", "sklearn"}
 
 

@@ -13,7 +13,7 @@ HEAVY = ("torch", "numba", "scipy", "sklearn", "pandas", "altair", "PIL", "pyarr
 @pytest.mark.parametrize("code", ["import normlab", "import normlab.cli", "import normlab; normlab.norm_names()"])
 def test_import_is_light(code: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True, timeout=600
     )
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "normlab" in loaded
@@ -31,7 +31,7 @@ def test_rare_layers_come_with_their_names() -> None:
 
 def test_help_is_light() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "normlab", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     assert "compare" in done.stdout
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert not loaded.intersection(HEAVY)

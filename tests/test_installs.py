@@ -90,7 +90,7 @@ def without(modules: Sequence[str], program: str, *, directory: Path) -> subproc
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
 
 

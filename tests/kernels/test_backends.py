@@ -198,7 +198,7 @@ def test_cpu_tensors_only_in_the_interpreter(interpreted: str) -> None:
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         cwd=Path(__file__).parents[2],
         env={**os.environ, "TRITON_INTERPRET": interpreted},
     )

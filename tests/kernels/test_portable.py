@@ -61,7 +61,7 @@ def run_without(name: str, code: str, folder: Path) -> str:
         env=os.environ | {"PYTHONPATH": paths},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

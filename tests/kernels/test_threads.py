@@ -81,7 +81,7 @@ print(sharing._helpers.count > 0, all(torch.equal(a, b) for f, w in zip(found, 3
 def test_without_the_threads_of_torch() -> None:
     """Bug: the counters of our own helpers stayed, and statistics per position never took a unit of the second job."""
     done = subprocess.run(
-        [sys.executable, "-c", OWN], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", OWN], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.stdout.strip() == "True True", done.stdout + done.stderr
 
@@ -130,7 +130,7 @@ print("children", codes, "parent", again)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the operating system has no fork")
 def test_after_fork() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FORK], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", FORK], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.stdout.strip() == "children [0, 0] parent True", done.stdout + done.stderr
 

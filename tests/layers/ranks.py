@@ -1,4 +1,4 @@
-"""Two processes that train together (gloo), and a way to have them do something and hear what came of it."""
+"""Two processes that train together (gloo), and a way to call functions in them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 WORLD = 2
-SECONDS = 240  # nothing here takes a tenth of it, unless kernels are compiled first; longer is a hang
+SECONDS = 600  # nothing here takes a tenth of it on any machine, unless kernels are compiled first: what does hangs
 
 
 class Ranks:
     """Two processes in one group; `run` lets both call a function that can be imported.
 
-    Processes that do not answer in time, or of which one was left waiting, are ended, and new ones take their place.
+    Processes that do not return in time, or of which one was left waiting, are ended, and new ones take their place.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -24,17 +24,17 @@ class Ranks:
         self._processes: list[Any] = []
         self._lines: list[Any] = []
 
-    def run(self, function: Callable[..., Any], *arguments: Any, seconds: float = SECONDS) -> list[Any]:
-        """What `function(rank, *arguments)` answers in each process; AssertionError if one raised or did not end."""
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What `function(rank, *arguments)` returns in each process; AssertionError if one raised or did not end."""
         if not self._processes:
             self._start()
         for line in self._lines:
             line.send((function, arguments))
         answers = []
         for rank, line in enumerate(self._lines):
-            if not line.poll(seconds):
+            if not line.poll(SECONDS):
                 self.close()
-                raise AssertionError(f"rank {rank} did not end within {seconds:g} s")
+                raise AssertionError(f"rank {rank} did not end within {SECONDS} s")
             problem, answer = line.recv()
             if problem:
                 self.close()

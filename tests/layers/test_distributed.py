@@ -247,7 +247,7 @@ def evaluate_alone(rank: int) -> None:
 
 
 def test_evaluation_sends_nothing(ranks: Ranks) -> None:
-    ranks.run(evaluate_alone, seconds=30)
+    ranks.run(evaluate_alone)
 
 
 def count_traffic(rank: int) -> dict[str, list[int]]:
@@ -440,7 +440,7 @@ def test_the_listing_in_the_documentation(tmp_path: Path) -> None:
             f"--nproc-per-node={world}",
             "train.py",
         ]
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=600)
     alone, *together = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     for state in together:
         torch.testing.assert_close(state, alone, rtol=1e-3, atol=1e-4)

@@ -136,7 +136,7 @@ def test_the_names_are_those_of_another_session() -> None:
         "print(*(give(way(8)) for way in WAYS.values()), give(recursive()), give(by_closure(torch.relu)))"
     )
     names = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600).stdout
         for _ in range(2)
     }
     (found,) = names

@@ -50,7 +50,7 @@ def chromium(*, width: int = 1280, height: int = 900, offline: bool = True) -> I
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
         try:
-            driver.set_page_load_timeout(30)
+            driver.set_page_load_timeout(300)
             yield driver
         finally:
             driver.quit()

@@ -15,7 +15,7 @@ def _run(code: str) -> str:
     """What `code` prints in a process in which nothing but NumPy and the standard library can be imported."""
     block = f"import sys\nfor name in {BLOCKED!r}:\n    sys.modules[name] = None\n"
     command = [sys.executable, "-W", "error", "-c", block + textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -1,4 +1,4 @@
-"""Speed: forward and backward milliseconds beside torch's layer and ours. Tells; never fails a layer."""
+"""Speed: forward and backward milliseconds beside torch's layer and ours. They are noted; no layer fails by them."""
 
 from __future__ import annotations
 
@@ -24,28 +24,23 @@ def step(module: Any, shape: tuple[int, ...]) -> Callable[[], object]:
 
 
 def rivals(setup: Setup, channels: int, groups: int) -> dict[str, Any]:
-    """torch's and our layers of the same kind."""
+    """torch's and our layers of the same kind, as the registry names them."""
     import torch
 
-    rank = len(setup.shape)
-    dimension = {3: "1d", 4: "2d", 5: "3d"}.get(rank, "1d")
-    kind = setup.recipe.kind
-    found: dict[str, Any] = {}
-    if setup.recipe.over == "trailing":
-        tail = setup.shape[-setup.recipe.trailing :]
-        found["torch"] = (torch.nn.RMSNorm if kind == "rms" else torch.nn.LayerNorm)(tail)
-        return found
-    if kind in ("batch", "instance"):
-        name = {"batch": "BatchNorm", "instance": "InstanceNorm"}[kind] + dimension
-        found["torch"] = getattr(torch.nn, name)(channels, affine=True)
-    elif kind in ("group", "layer"):
-        found["torch"] = torch.nn.GroupNorm(groups if kind == "group" else 1, channels)
-    ours = {"batch": "bn", "instance": "in", "group": "gn", "layer": "ln", "batch-instance": "bin"}.get(kind)
-    if ours:
-        from normlab import make_norm
+    from normlab import make_norm
+    from normlab.bench.sides import stock
+    from normlab.norms import describe, norm_names
 
-        found["normlab"] = make_norm(ours, channels, **({"groups": groups} if kind == "group" else {}))
-    return found
+    recipe = setup.recipe
+    if recipe.over == "trailing":
+        tail = setup.shape[-recipe.trailing :]
+        return {"torch": (torch.nn.LayerNorm if recipe.centers else torch.nn.RMSNorm)(tail)}
+    title = f"{recipe.kind} normalization"
+    entry = next((e for e in map(describe, norm_names()) if e.title == title), None)
+    if entry is None:
+        return {}
+    norm = f"{entry.name}:groups={groups}" if "groups" in entry.options else entry.name
+    return {"torch": stock(norm, channels, len(setup.shape)), "normlab": make_norm(norm, channels)}
 
 
 @check("speed.beside", slow=True)

@@ -269,7 +269,7 @@ def without_interpreter(module: str, tmp_path: Path) -> list[str]:
         [sys.executable, "-m", f"tests.kernels.gpu.{module}"],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         cwd=Path(__file__).parents[3],
         env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
     )

@@ -7,7 +7,6 @@ import math
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -84,14 +83,13 @@ def test_forgetting_takes_a_cell_back_to_the_beginning(store: Store) -> None:
     assert len(store.attempts(1)) == 1, "attempts stay on the books"
 
 
-def test_reading_never_waits_for_a_writer(store: Store, tmp_path: Path) -> None:
+def test_reading_never_waits_for_a_writer(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("normlab.study.keeping.store.BUSY_SECONDS", 0)  # to wait is an error
     writer = sqlite3.connect(tmp_path / FILE, isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     writer.execute("UPDATE cells SET status = 'done'")
-    started = time.monotonic()
     with Store(tmp_path, readonly=True) as reader:
         assert {c.status for c in reader.cells()} == {"pending"}
-    assert time.monotonic() - started < 1
     writer.execute("ROLLBACK")
     writer.close()
 
@@ -172,7 +170,7 @@ def test_eight_writers_share_two_thousand_cells_and_claim_none_twice(tmp_path: P
         subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(8)
     ]
-    outputs = [writer.communicate(timeout=120) for writer in writers]
+    outputs = [writer.communicate(timeout=600) for writer in writers]
     assert all(writer.returncode == 0 for writer in writers), b"".join(error for _, error in outputs).decode()
     claims = [json.loads(output) for output, _ in outputs]
     assert sorted(cell for of_writer in claims for cell in of_writer) == list(range(1, 2001))

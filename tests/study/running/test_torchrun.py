@@ -18,7 +18,7 @@ from normlab.study.spec import StudySpec
 from normlab.study.training.cell import Outcome, Training, train_cell
 from tests.layers.ranks import Ranks
 from tests.study.conftest import corner_set, make_cell
-from tests.study.processes import SMALL, STARTED, results
+from tests.study.processes import HANGS, SMALL, STARTED, results
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_the_comparison_has_teeth(ranks: Ranks) -> None:
 # --- started by torchrun ---------------------------------------------------------------------------------------------
 
 
-def under_torchrun(*arguments: str, directory: Path, seconds: float = 150) -> tuple[int, str]:
+def under_torchrun(*arguments: str, directory: Path) -> tuple[int, str]:
     """`normlab compare` on the small study by two processes: its exit code, and everything that was said."""
     log = directory.parent / f"{directory.name}.log"
     command = [
@@ -83,7 +83,7 @@ def under_torchrun(*arguments: str, directory: Path, seconds: float = 150) -> tu
     ]  # fmt: skip
     with log.open("ab") as output:
         STARTED.append(subprocess.Popen(command, stdout=output, stderr=output, cwd=directory.parent))
-    return STARTED[-1].wait(timeout=seconds), log.read_text()
+    return STARTED[-1].wait(HANGS), log.read_text()
 
 
 @pytest.mark.slow

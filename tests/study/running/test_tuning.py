@@ -184,11 +184,11 @@ def test_whenever_the_time_is_up_there_is_an_answer(tmp_path: Path, moment: int)
 def test_what_is_under_way_when_time_is_up_is_paused(tmp_path: Path) -> None:
     def silence(job: Job) -> list[Event]:
         executor.job = job
+        under_way.driver.deadline = time.monotonic() - 1
         return []
 
     with study(tmp_path, silence) as (under_way, executor):
         ids = under_way.enter(SPEC.cells(100)[:1])
-        under_way.driver.deadline = time.monotonic() + 0.05
         under_way.driver.run(ids)
         (cell,) = under_way.driver.store.cells()
         assert (cell.status, cell.reason) == ("paused", "the time was up")

@@ -170,7 +170,7 @@ def test_a_network_is_not_kept_by_being_loaded_into(compared: Study, photographs
 # it imported Ray's executor, the console and the rest of what runs a comparison
 def test_loading_a_file_imports_nothing_that_runs_a_study() -> None:
     code = "import sys, normlab; normlab.load; sys.exit('normlab.study.running' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
 
 
 @pytest.mark.slow
