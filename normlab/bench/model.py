@@ -43,7 +43,7 @@ def load(spec: str, shape: tuple[int, ...], norm: str | NormConstructor = "bn") 
     except Exception as error:
         raise UsageError(f"--model {spec!r}: the factory raised {_told(error)}") from error
     if not isinstance(model, nn.Module):
-        raise UsageError(f"--model {spec!r}: the factory answered {type(model).__name__}; expected a torch.nn.Module")
+        raise UsageError(f"--model {spec!r}: the factory returned {type(model).__name__}; expected a torch.nn.Module")
     return model
 
 
@@ -74,7 +74,7 @@ def works_of(
 
 
 class _Watch(TorchFunctionMode):
-    """Notes every normalization, and whether its answer is added to something or goes into an activation."""
+    """Notes every normalization, and whether its output is added to something or goes into an activation."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ class Plan:
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    """Measure and print the plan's parts; answers what `--json` prints. Raises UsageError and DataError."""
+    """Measure and print the plan's parts; returns what `--json` prints. Raises UsageError and DataError."""
     device = machine.choose_device(plan.device)
     if plan.with_compiled:
         check_compiler(device)

@@ -155,7 +155,7 @@ def _step(kind: str, net: nn.Module, x: Tensor, loss_of: Callable[[Any], Tensor]
 
 
 def _mean_square(answer: Any) -> Tensor:
-    """Something to differentiate, of whatever a model answers."""
+    """The mean square of all that a model returns: something to differentiate."""
     outputs = [v for v in tree_leaves(answer) if isinstance(v, Tensor) and v.is_floating_point()]
     return torch.stack([v.float().square().mean() for v in outputs]).sum()
 

@@ -1,4 +1,4 @@
-"""What a table of rows says in total: means of ratios, rows that are lost, the share of the floor."""
+"""A table of rows in total: means of ratios, rows that are lost, the share of the floor."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def geometric_mean(ratios: Sequence[float]) -> float | None:
 
 
 def is_call(row: Row) -> bool:
-    """Whether there is so little in a row that it shows what a call costs."""
+    """Whether a row is so small that it shows the cost of a call."""
     return math.prod(row["shape"]) < CALL_ELEMENTS
 
 

@@ -99,7 +99,7 @@ def grid(
     norms: Sequence[str], forms: Sequence[str], shapes: Sequence[tuple[int, ...]], layouts: Sequence[str],
     act: str = "relu", dtype: str = "float32",
 ) -> list[Work]:  # fmt: skip
-    """Every combination that there is: channels-last needs 4 or 5 dimensions, instances more than one position."""
+    """Every combination that is possible: channels-last needs 4 or 5 dimensions, instances more than one position."""
     return [
         Work(norm, shape, layout, form == "residual", None if form == "plain" else act, dtype)
         for norm, form, shape, layout in product(norms, forms, shapes, layouts)

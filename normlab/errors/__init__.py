@@ -1,4 +1,4 @@
-"""Errors that a user can cause, each with the exit code of the command line, and what a missing package is told as."""
+"""Errors that a user can cause, each with the command line's exit code, and the message about a missing package."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def require(what: str, extra: str, *modules: str) -> None:
 
 
 class InputError(NormlabError, ValueError, RuntimeError):
-    """A layer's input, parameter or buffer is one that the layer is not defined on.
+    """A layer is not defined on this input, parameter or buffer.
 
     torch raises ValueError for some of these and RuntimeError for others; this is both, so whoever catches torch's
     error catches this one.
@@ -62,4 +62,4 @@ class InputError(NormlabError, ValueError, RuntimeError):
 
 
 class DtypeError(InputError, NotImplementedError):
-    """A tensor's dtype is one that the layer does not compute with; torch raises NotImplementedError."""
+    """The layer does not compute with this dtype; torch raises NotImplementedError."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and JSON that every reader takes."""
+"""Files that are written whole or not at all, and JSON that every reader takes."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def _package(path: Path) -> tuple[Path, str]:
 
 
 def _is_at(name: str, path: Path) -> bool:
-    """Whether importing this name is importing this file."""
+    """Whether importing this name imports this file."""
     if not name.rpartition(".")[2].isidentifier():
         return False
     try:
@@ -159,7 +159,7 @@ def _contained(place: str, label: str) -> Iterator[None]:
 
 
 def _said(place: str, label: str, error: BaseException) -> str:
-    """What the user's code raised, and the line of it that did."""
+    """The user's exception, and the line of their code that raised it."""
     text = " ".join(str(error).split()) or "(no message)"
     where = ""
     if not isinstance(error, SyntaxError):  # whose message names the line

@@ -1,1 +1,1 @@
-"""What is asked of trained networks: where they look, what they confuse, and why a batch size hurts."""
+"""Questions to trained networks: where they look, what they confuse, and why a batch size hurts."""

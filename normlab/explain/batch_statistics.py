@@ -54,7 +54,7 @@ def three_ways(
 ) -> ThreeWays:
     """Evaluate `model` on standardized images (N, C, H, W) and labels (N,) under the three kinds of statistics.
 
-    `training` answers the batches of standardized training images to recompute from. The model is copied, not
+    `training` yields the batches of standardized training images to recompute from. The model is copied, not
     touched. Raises UsageError for a model without running statistics, or a batch size below 2.
     """
     if not statistics_layers(model):

@@ -1,4 +1,4 @@
-"""What trained networks answer on images: logits, the confusions of one norm and not another, disagreement."""
+"""What trained networks predict for images: logits, the confusions of one norm and not another, disagreement."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Confusion:
-    """`norm` calls class `truth` `called` more often than `other` does; rates are shares of that class."""
+    """`norm` takes class `truth` for `called` more often than `other` does; rates are shares of the true class."""
 
     norm: str
     other: str

@@ -1,6 +1,6 @@
 """Everything that a finished study's networks can be asked: maps, agreement, confusions, kinds of statistics.
 
-The answer is one JSON document (`explain.json` in the study's directory), which the report draws. Training is
+The result is one JSON document (`explain.json` in the study's directory), which the report draws. Training is
 never touched: networks are loaded, asked in evaluation mode, and let go.
 """
 
@@ -48,7 +48,7 @@ class Questions:
 
 @dataclass
 class _Asked:
-    """The test images that are used, and what each network said about them."""
+    """The test images that are used, and each network's probabilities for them."""
 
     dataset: Dataset
     images: NDArray[np.uint8]
@@ -64,7 +64,7 @@ class _Asked:
 
 
 def explain(directory: Path, questions: Questions | None = None, say: Say = lambda text: None) -> dict[str, Any]:
-    """Ask the networks of the study in `directory`; answers the document that the report draws.
+    """Ask the networks of the study in `directory`; returns the document that the report draws.
 
     Raises UsageError for a class that the data does not have, DataError where there are no trained networks.
     """
@@ -98,7 +98,7 @@ def _ask(dataset: Dataset, chosen: Mapping[str, list[Network]], most: int, say: 
 
 
 def _mistakes(asked: _Asked, chosen: Mapping[str, list[Network]]) -> dict[str, Any]:
-    """Confusions summed over seeds, F1 by class, what tells norms apart, and what nobody agrees on."""
+    """Confusions summed over seeds, F1 by class, the confusions that set norms apart, and the most disputed images."""
     classes = asked.dataset.num_classes
     summed = {
         norm: np.sum([confusion_matrix(asked.labels, asked.said(n), classes) for n in of_norm], axis=0)
@@ -139,7 +139,7 @@ def _maps(asked: _Asked, chosen: Mapping[str, list[Network]], questions: Questio
         for place, network in enumerate(of_norm):
             model = network.load(asked.dataset)
             images, labels = asked.standardized(sample), asked.labels[sample]
-            # what two networks show as evidence for the same class, whatever each of them answers
+            # the evidence of both networks for the same class, whatever each of them predicts
             maps[norm, network.seed] = gradcam.grad_cam(model, images, torch.as_tensor(labels))
             said = asked.said(network)[sample]
             own = gradcam.grad_cam(model, images, torch.as_tensor(said))
@@ -178,7 +178,7 @@ def _gallery_rows(
 
 
 def _tiles(asked: _Asked, network: Network, model: nn.Module, shown: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """One network's answers to the gallery's images, and where it looks for them."""
+    """One network's predictions for the gallery's images, and where it looks for them."""
     said = asked.said(network)[shown]
     small = gradcam.grad_cam(model, asked.standardized(shown), torch.as_tensor(said))
     large = gradcam.enlarged(small, asked.dataset.size)

@@ -12,7 +12,7 @@ FORMATS = ("html", "md", "svg")
 
 
 def verdict(results: Any, *, matters: float | None = None, number: int | None = None) -> str:
-    """The sentence that answers the study; `results` is a `results.json` document or a study's directory.
+    """The study's conclusion in a sentence; `results` is a `results.json` document or a study's directory.
 
     A difference of accuracies below `matters` counts as none, by default what the study was given. Of a directory of
     several studies `number` says which, by default the one begun last.

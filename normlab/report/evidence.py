@@ -34,7 +34,7 @@ class Estimate:
         return math.isfinite(self.low)
 
     def margin(self, scale: float = 100, digits: int = 1) -> str:
-        """The half width as text; of a share in percent, more than all there is is no figure."""
+        """The half width as text; in percent, one that exceeds the whole is ">100"."""
         return ">100" if scale == 100 and self.half_width > 1 else f"{scale * self.half_width:.{digits}f}"
 
 
@@ -105,7 +105,7 @@ def _edges(study: Study) -> list[str]:
 
 
 def _whom(norms: Sequence[str], study: Study) -> str:
-    """The norms by name, or all at once; nothing for none."""
+    """The norms by name, "Every norm" for all of them, and nothing for none."""
     if len(norms) > 1 and set(norms) == set(study.norms):
         return "Every norm"
     return listed(norms) if norms else ""

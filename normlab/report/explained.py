@@ -62,7 +62,7 @@ def _gallery(gallery: Mapping[str, Any]) -> Gallery:
 
 
 def _picture(address: str) -> str:
-    """A picture that is part of the page, and nothing else: not an address that could be fetched."""
+    """The picture if it is data within the page; nothing that could be fetched."""
     return address if _PICTURE.fullmatch(address) else "data:,"
 
 

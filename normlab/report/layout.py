@@ -53,5 +53,5 @@ class Section:
 
     @property
     def figures(self) -> list[Figure]:
-        """All figures, of whichever group."""
+        """The figures of all groups."""
         return [figure for group in self.groups for figure in group.figures] + list(self.after)

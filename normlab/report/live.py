@@ -22,7 +22,7 @@ from normlab.study.verdict import judge_results
 
 PAGE = 50
 _ORDER = ("running", "failed", "diverged", "interrupted", "pending", "paused", "done")
-MOST_TIMED = 40  # cells whose epochs tell how long the rest takes
+MOST_TIMED = 40  # cells whose epochs the time left is estimated from
 STALE_SECONDS = 60.0
 CURVES = (
     ("train_loss", "Training loss", False),
@@ -159,7 +159,7 @@ class LiveStudy:
         return max(0.0, time.time() - latest)
 
     def _stale(self, states: Mapping[int, str], seconds: Mapping[int, Sequence[float]]) -> str:
-        """Why what is shown may be old, or nothing."""
+        """Why the page may be out of date, or an empty string."""
         counts = Counter(states.values())
         if not counts["running"]:
             open_ = counts["pending"] + counts["interrupted"]
@@ -184,7 +184,7 @@ def _name(stored: StoredCell) -> str:
 
 
 def _settings(cells: Sequence[StoredCell]) -> dict[str, str]:
-    """Every setting, in full and as what tells it from the others."""
+    """Every setting, in full and by what distinguishes it from the others."""
     parts = list(dict.fromkeys(setting_of(_axes(stored)) for stored in cells))
     same = set.intersection(*map(set, parts)) if len(parts) > 1 else set(parts[0][3:]) if parts else set()
     short = [", ".join(part for part in setting if part not in same) for setting in parts]
@@ -192,7 +192,7 @@ def _settings(cells: Sequence[StoredCell]) -> dict[str, str]:
 
 
 def _busiest(cells: Sequence[StoredCell], names: Sequence[str]) -> int:
-    """Where something is running; else where most is done."""
+    """The setting where cells are running; else the one where most are done."""
     running = Counter(_name(c) for c in cells if c.status == "running")
     done = Counter(_name(c) for c in cells if c.status == "done")
     (name, _), *_ = (running or done or Counter(names)).most_common(1)
@@ -209,7 +209,7 @@ def _seconds_left(
     epochs: Mapping[int, int],
     seconds: Mapping[int, Sequence[float]],
 ) -> float | None:
-    """The epochs left at the pace so far, shared by as many cells as run now; None before there is a pace."""
+    """Seconds for the epochs left at the pace so far, with as many cells at once as now; None before the first epoch."""
     everything = [value for values in seconds.values() for value in values]
     running = sum(state == "running" for state in states.values())
     if not everything or not running:

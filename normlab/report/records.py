@@ -93,7 +93,7 @@ class Study:
         ]
 
     def label(self, setting: tuple[str, ...]) -> str:
-        """What tells this setting from the study's others; the axes that never vary are left out."""
+        """What distinguishes this setting from the study's others; axes that never vary are left out."""
         constant = set.intersection(*map(set, self.settings)) if self.settings else set()
         return ", ".join(part for part in setting if part not in constant) or "the one setting"
 

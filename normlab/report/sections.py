@@ -201,7 +201,7 @@ def _features(study: Study, chosen: Chosen, styles: Styles) -> Section | None:
         "features",
         "How features drift",
         text if groups else [],
-        groups=groups[::-1],  # the features before the classifier tell most, so they come first
+        groups=groups[::-1],  # the features before the classifier say most, so they come first
         pick="Layer",
         layout="three",
         after=[slope] if slope else [],
@@ -228,7 +228,7 @@ def _confusion(study: Study, chosen: Chosen, styles: Styles) -> Section | None:
 
 
 def provenance(study: Study, left_out: str = "") -> Section:
-    """Where the figures come from, and the records for download; `left_out` says what those lack."""
+    """Where the figures come from, and the records for download; `left_out` says what the records lack."""
     facts = {"study": study.name, "cells": _cell_counts(study)}
     attempts = [int(cell.extra["attempts"]) for cell in study.cells if isinstance(cell.extra.get("attempts"), int)]
     if attempts:

@@ -1,6 +1,6 @@
 """`normlab serve`: a page that shows a study while it runs. It only reads.
 
-The server listens on this machine alone unless told otherwise, and then asks for a token. Requests are answered
+The server listens on this machine alone unless another address is given, and then asks for a token. It serves requests
 only if they name this server (the Host header, against DNS rebinding) and come from its own page (Origin).
 """
 
@@ -38,7 +38,7 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8765,
-    token: Annotated[str, typer.Option(help="What a visitor must know; made up where one is needed.")] = "",
+    token: Annotated[str, typer.Option(help="The secret in the page's address; made up where one is needed.")] = "",
 ) -> None:
     """Watch a comparison in the browser while it runs."""
     import socket
@@ -136,7 +136,7 @@ class _Views:
         return StreamingResponse(self._changes(), media_type="text/event-stream", headers=headers)
 
     async def _changes(self) -> AsyncIterator[str]:
-        """An event at once and after every commit; comments in between keep the connection known to be alive."""
+        """An event at once and after every commit; comments in between show that the connection is alive."""
         seen, silent = None, 0.0
         while True:
             mark = self._study.mark()
@@ -151,7 +151,7 @@ class _Views:
 
 
 class _Guard:
-    """Lets through reading requests that name this server, come from its own page, and know the token."""
+    """Lets through reading requests that name this server, come from its own page, and carry the token."""
 
     def __init__(self, app: Any, names: set[str] | None, token: str) -> None:
         self._app, self._names, self._token = app, names, token
@@ -172,7 +172,7 @@ class _Guard:
         elif self._token:
             given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
             if given and hmac.compare_digest(given.encode(), self._token.encode()):
-                # into a cookie, and out of the address, which others may get to see
+                # into a cookie, and out of the address, which others may see
                 answer = RedirectResponse(scope["path"], 303)
                 answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
             elif not hmac.compare_digest(_cookie(headers).encode(), self._token.encode()):

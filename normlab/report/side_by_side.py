@@ -56,7 +56,7 @@ def write(first: Path, second: Path) -> Path:
 
 
 def _headline(names: Sequence[str], fields: Sequence[dict[str, list[Cell]]], shared: Sequence[str]) -> str:
-    """Which of the norms that both have are measurably different."""
+    """Which of the norms in both studies are measurably different."""
     moved = []
     for norm in shared:
         low, high = _interval(fields[0][norm], fields[1][norm])
@@ -121,7 +121,7 @@ def _curve_pairs(
 
 
 def _settings(studies: Sequence[Study], names: Sequence[str]) -> Section:
-    """What the two environments and commands say, line by line."""
+    """The two environments and commands, line by line."""
     keys = list(dict.fromkeys(key for study in studies for key in study.environment))
     rows = [
         [key.replace("_", " "), *[str(study.environment.get(key, "–")) for study in studies]]

@@ -66,7 +66,7 @@ def bars(
     percent: bool = False,
     zero: bool = False,
 ) -> Any:
-    """The mean of `x` over seeds as a dot for each `series`, with its 95 % interval; from zero on, if it says so."""
+    """The mean of `x` over seeds as a dot for each `series`, with its 95 % interval; `zero` starts the axis at 0."""
     import altair as alt
 
     order = list(dict.fromkeys(record[series] for record in records))
@@ -156,7 +156,7 @@ def as_spec(chart: Any) -> dict[str, Any]:
 
 
 def _whole(places: Sequence[float]) -> Any:
-    """An axis that names whole numbers, each once, however few there are."""
+    """An axis with whole numbers at its ticks, each once, however few there are."""
     import altair as alt
 
     span = max(places, default=0) - min(places, default=0)

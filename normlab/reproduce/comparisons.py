@@ -31,7 +31,7 @@ class Comparison:
 
     @property
     def is_cifar10(self) -> bool:
-        """Whether the images are those of CIFAR-10, be it after JPEG compression."""
+        """Whether the images are CIFAR-10's, JPEG compression or not."""
         names = tuple(name.lower() for name in self.environment["class_names"])
         return names == _CIFAR10 and self.environment["image_shape"] == [3, 32, 32]
 
@@ -48,7 +48,7 @@ class Comparison:
         return f"{name}: {counts} images of {size}"
 
     def length(self, spec: dict[str, Any]) -> str:
-        """The epochs of a cell, beside those of the spec where these were more."""
+        """The epochs of a cell, and the spec's if those are more."""
         epochs, published = self.cells[0]["planned_epochs"], spec["epochs"]
         return f"{epochs} of {published} epochs" if epochs < published else f"{epochs} epochs"
 
@@ -62,7 +62,7 @@ class Comparison:
         return [of(cell) for cell in self.finished(**which)]
 
     def paired(self, of: Measure, one: dict[str, Any], other: dict[str, Any]) -> tuple[list[float], list[float]]:
-        """The numbers of two settings at the seeds that both finished."""
+        """The numbers of two settings, at the seeds that finished in both."""
         by_seed = [{c["seed"]: of(c) for c in self.finished(**which)} for which in (one, other)]
         shared = sorted(by_seed[0].keys() & by_seed[1].keys())
         return [by_seed[0][s] for s in shared], [by_seed[1][s] for s in shared]
@@ -80,7 +80,7 @@ class Comparison:
 def trained(
     name: str, setting: Setting, full: dict[str, Any], quick: dict[str, Any] | None = None
 ) -> Iterator[tuple[Comparison, Path]]:
-    """Run a spec at the setting's scale; gives its cells, and the directory where their networks lie.
+    """Run a spec at the setting's scale; yields its cells, and the directory that holds their networks.
 
     At full scale the setting's own lengths go before the spec's, and the study is kept in runs/reproduce/NAME, so that
     one that was interrupted goes on. A quick one leaves nothing behind and trains in this process, in one thread:
@@ -112,7 +112,7 @@ def compare(name: str, setting: Setting, full: dict[str, Any], quick: dict[str, 
 
 
 def scale_of(found: Comparison, setting: Setting, spec: Mapping[str, Any], *, like: str = "CIFAR-10") -> str:
-    """How a study departs from the published one, in words; empty if it does not. `like` are the images reported of."""
+    """How a study departs from the published one, in words; empty if it does not. `like` names the published images."""
     parts = [setting.shortened(spec)]
     if like != "CIFAR-10" or not found.is_cifar10:
         name = "digits" if setting.data is None else Path(found.environment["data"]).name
@@ -121,7 +121,7 @@ def scale_of(found: Comparison, setting: Setting, spec: Mapping[str, Any], *, li
 
 
 def effort(*found: Comparison) -> str:
-    """How many trainings there were and how long they took, be it in an earlier run that this one went on from."""
+    """How many trainings there were and how long they took, earlier runs that were resumed included."""
     cells = [cell for one in found for cell in one.cells]
     seconds = sum(record["seconds"] for cell in cells for record in cell["epochs"])
     return f"{len(cells)}, {seconds:.0f} s one after the other"
@@ -162,7 +162,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class _Spoken:
-    """A study's listener that tells an experiment's: one sentence for each cell."""
+    """Passes a study's progress on to the experiment's `say`: one sentence for each cell."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say

@@ -1,4 +1,4 @@
-"""What an experiment is given, and what it answers."""
+"""What an experiment is given, and what it returns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCALES = ("quick", "full")
 
 @dataclass(frozen=True)
 class Setting:
-    """How to run an experiment: on which data, how many seeds, at which scale; `say` hears of progress.
+    """How to run an experiment: on which data, how many seeds, at which scale; `say` is called with its progress.
 
     `epochs`, `limit_train`, `limit_eval` and `image_size` shorten a comparison at full scale to what there is time for.
     """
@@ -42,12 +42,12 @@ class Setting:
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Those of `epochs`, `limit_train`, `limit_eval` and `image_size` that were given."""
+        """The lengths that were given: `epochs`, `limit_train`, `limit_eval`, `image_size`."""
         names = ("epochs", "limit_train", "limit_eval", "image_size")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def shortened(self, spec: Mapping[str, Any]) -> str:
-        """By how much less than the spec this is, in words, as in "3 of 100 epochs"; empty if it is not."""
+        """How much shorter than the spec this is, in words, such as "3 of 100 epochs"; empty if it is not."""
         parts = []
         if self.epochs is not None and self.epochs < spec["epochs"]:
             parts.append(f"{self.epochs} of {spec['epochs']} epochs")
@@ -68,7 +68,7 @@ class Setting:
 
 @dataclass
 class Result:
-    """What an experiment answers.
+    """What an experiment found.
 
     `charts` maps a file name to an Altair chart, `pictures` one to PNG bytes, each with a caption in `captions`.
     `setting` says in words what was run, and `scale` how that departs from what was published, if it does; `notes` are
@@ -86,7 +86,7 @@ class Result:
 
 
 def run(name: str, setting: Setting) -> Result:
-    """Runs an experiment by name, and says of each finding at which scale it was decided.
+    """Run an experiment by name, and note in each finding the scale at which it was decided.
 
     Raises UsageError naming the experiments that exist.
     """

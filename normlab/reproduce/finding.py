@@ -1,4 +1,4 @@
-"""What an experiment finds out about one thing that was reported."""
+"""What an experiment finds about one reported claim."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The galleries that `normlab.explain.questions` answers, as one picture for each class."""
+"""The galleries of `normlab.explain.questions` as one picture for each class."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Images:
         return "" if self.original else f"on {self.name.partition(' (')[0]}"
 
     def as_data(self) -> dict[str, np.ndarray]:
-        """What `normlab.scratch.solver.Solver` takes."""
+        """The data as `normlab.scratch.solver.Solver` takes them."""
         return {name: getattr(self, name) for name in ("X_train", "y_train", "X_val", "y_val")}
 
 

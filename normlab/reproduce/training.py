@@ -1,4 +1,4 @@
-"""Trains a network of `normlab.scratch` and answers what happened, epoch by epoch."""
+"""Train a network of `normlab.scratch` and record its losses and accuracies, epoch by epoch."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def alike(
     images: int = IMAGES,
     names: tuple[str, str] = ("first", "second"),
 ) -> Finding:
-    """Do these accuracies differ by no more than `margin`, whichever way?"""
+    """Do these accuracies differ by no more than `margin`, in either direction?"""
     low, high, measured = _difference(one, other, images)
     reach = points(margin).lstrip("+")
     rule = (
@@ -167,7 +167,7 @@ def like_one_run(
 
 
 def exact(claim: str, reported: str, measured: str, true: bool, rule: str) -> Finding:
-    """A finding that has no chance in it, and no scale: a quick run decides it."""
+    """A finding without chance and without a scale: a quick run decides it."""
     return Finding(claim, reported, measured, HOLDS if true else FAILS, rule, exact=True)
 
 
@@ -216,7 +216,7 @@ def _difference(more: Sequence[float], less: Sequence[float], images: int) -> tu
 
 
 def _luck(accuracy: float, images: int) -> float:
-    """The variance of a share of so many images; not 0 even where all of them are right."""
+    """The variance of a share of this many images; not 0 even where all of them are right."""
     p = min(max(accuracy, 1 / images), 1 - 1 / images)
     return p * (1 - p) / images
 

@@ -1,6 +1,6 @@
 """What every chart shares: its words and table, the norms' hues and dashes, and the reader's choice of norms.
 
-Every chart knows the parameter `chosen`, the norms that the reader picked (none: all are shown alike); the
+Every chart has the parameter `chosen`, the norms that the reader picked (none: all are shown alike); the
 page sets it in all charts at once.
 """
 

@@ -95,7 +95,7 @@ def run(setting: Setting) -> Result:
 
 
 def _kinds(masks: int, seeds: int) -> Finding:
-    """The mean output of each kind of dropout over many masks, against what it answers in testing."""
+    """The mean output of each kind of dropout over many masks, against its output in testing."""
     errors: dict[str, list[float]] = {"inverted": [], "vanilla": []}
     for seed in range(seeds):
         rng = np.random.RandomState(seed)

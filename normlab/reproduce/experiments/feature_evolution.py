@@ -19,7 +19,7 @@ QUICK = {"batch_sizes": 16, "augment": "crop", "limit_train": 192, "epochs": 4}
 
 
 def run(setting: Setting) -> Result:
-    # the very study of `resnet-variants`, so that whichever experiment comes second trains nothing
+    # the same study as `resnet-variants`: the experiment that runs second trains nothing
     with trained("resnet-variants", setting, SPEC, QUICK) as (found, _):
         cells = found.finished()
     layers = _layers(cells)
@@ -101,5 +101,5 @@ def _key(layer: str) -> str:
 
 
 def _ratios(values: list[float]) -> list[float]:
-    """Those that have a logarithm: a layer that is dead, or has overflowed, has no width."""
+    """The ratios that have a logarithm: a layer that is dead or has overflowed has no width."""
     return [value for value in values if math.isfinite(value) and value > 0]

@@ -13,7 +13,7 @@ from normlab.reproduce.experiments import photographs
 from normlab.reproduce.finding import Finding
 from normlab.reproduce.galleries import draw
 
-# one of the settings of `photographs`, so that whichever experiment comes second trains nothing of these
+# one of the settings of `photographs`: the experiment that runs second does not train it again
 SPEC = {**photographs.SPEC, "optimizers": "adam", "lrs": "0.001"}
 QUICK = {"image_size": 16, "limit_train": 128, "limit_eval": 128, "epochs": 4, "batch_sizes": 8, "lrs": "0.01"}
 SHOWN = 2  # images of each class, right ones and wrong ones each
@@ -63,7 +63,7 @@ def run(setting: Setting) -> Result:
 
 
 def _right_and_wrong(galleries: list[dict[str, Any]]) -> Finding:
-    """Is there something of either kind to show for every class?"""
+    """Does every class have images that are right and images that are wrong?"""
     kinds = {(gallery["class"], gallery["kind"]) for gallery in galleries}
     classes = list(dict.fromkeys(gallery["class"] for gallery in galleries))
     lacking = [f"{name} ({kind})" for name in classes for kind in ("correct", "incorrect") if (name, kind) not in kinds]
@@ -79,7 +79,7 @@ def _right_and_wrong(galleries: list[dict[str, Any]]) -> Finding:
 
 
 def _faithful(records: list[dict[str, Any]]) -> list[Finding]:
-    """What the report did not ask: do the maps mark what the networks use?"""
+    """A question of our own: do the maps mark what the networks use?"""
     return [
         verdicts.beyond(
             f"with {norm}, the maps mark what the network uses",

@@ -27,7 +27,7 @@ REPORTED = {
     "layer norm dbeta": 2.28e-12,
 }
 STEP = 1e-5  # of the centred differences
-USUAL = 1e-6  # what an error should stay below, by custom, where none was reported
+USUAL = 1e-6  # the customary bound of an error, where none was reported
 
 
 def run(setting: Setting) -> Result:

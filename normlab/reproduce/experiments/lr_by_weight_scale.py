@@ -114,7 +114,7 @@ def run(setting: Setting) -> Result:
 
 
 def chosen_apart(cells: Mapping[Cell, Sequence[float]]) -> tuple[Cell, Cell, dict[Cell, list[float]]]:
-    """The best and the worst cell by the first half of the seeds, and what the others say of each cell.
+    """The best and the worst cell by the first half of the seeds, and each cell's values at the other seeds.
 
     Who chooses the extremes of six equal cells on the seeds that then judge them finds a difference. With one seed
     nothing is left to judge, and that seed is shown.
