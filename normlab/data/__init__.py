@@ -1,6 +1,6 @@
 """Labelled images: readers, stratified split, a decoded cache on disk, and batched augmentation.
 
-`load` answers a `Dataset` of memory-mapped uint8 images; importing this package does not import torch.
+`load` returns a `Dataset` of memory-mapped uint8 images; importing this package does not import torch.
 """
 
 from __future__ import annotations

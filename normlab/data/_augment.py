@@ -1,4 +1,4 @@
-"""Augmentation and standardization of a batch at once, on whatever device the batch lies."""
+"""Augmentation and standardization of a batch at once, on the batch's own device."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def augment(images: torch.Tensor, generator: torch.Generator, *, crop: bool = Tr
     mirrored = torch.randint(2, (count,), generator=generator, dtype=torch.bool)
     rows, columns, mirrored = send(torch.stack((rows, columns, mirrored)), images.device)
     if crop:
-        # every crop there is, (N, C, 2 up + 1, 2 left + 1, H, W), as a view of the padded images
+        # every possible crop, (N, C, 2 up + 1, 2 left + 1, H, W), as a view of the padded images
         crops = pad(images, (left, left, up, up)).unfold(2, height, 1).unfold(3, width, 1)
         images = crops[torch.arange(count, device=images.device), :, rows, columns]
     if flip:
@@ -45,7 +45,7 @@ class Standardizer:
     """(images / 255 - mean) / std, per channel, for many batches: what they share is computed once.
 
     `mean` and `std` hold C numbers, arrays or tensors, of images / 255; `device` is where the batches lie. Called with
-    images, uint8 (N, C, H, W), it answers float32 on that device and in their memory format. Raises UsageError where
+    images, uint8 (N, C, H, W), it returns float32 on that device and in their memory format. Raises UsageError where
     types or sizes disagree.
     """
 

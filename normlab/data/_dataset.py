@@ -1,4 +1,4 @@
-"""What every reader ends in: three splits of uint8 images, with their statistics and their digest."""
+"""What every reader produces: three splits of uint8 images, with their statistics and their digest."""
 
 from __future__ import annotations
 

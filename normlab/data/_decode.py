@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Request:
-    """What `load` was asked for, and where the answer is kept."""
+    """The arguments of `load`, and where the result is kept."""
 
     name: str
     root: Path
@@ -157,7 +157,7 @@ def _shape(source: Source, request: Request, bad: Bad) -> tuple[Shape, tuple[str
 
 
 def _attempt(use: Callable[[Encoded], T]) -> Callable[[Encoded], T | str]:
-    """`use`, answering the reason as text where the image cannot be used."""
+    """The result of `use`, or the reason as text where the image cannot be used."""
 
     def attempt(data: Encoded) -> T | str:
         try:

@@ -62,7 +62,7 @@ def load(
     missing, 15 % each if both are. `image_size=S` crops every image about its centre to a square and resizes it to
     S x S; by default images keep their size if it is the same for all and are brought to 64 x 64 if not.
     Pixels are uint8 (N, C, H, W), C = 1 if all images are gray, else 3. They are decoded once into `cache_dir`
-    (default: $XDG_CACHE_HOME or ~/.cache, `normlab/`) and memory-mapped; `progress(done, total, text)` hears of it.
+    (default: $XDG_CACHE_HOME or ~/.cache, `normlab/`) and memory-mapped; `progress(done, total, text)` is called.
 
     Raises UsageError for a source that does not exist or a wrong argument, DataError for data that cannot be used,
     naming every file or field at fault; with `skip_bad`, unreadable images are left out instead, with `drop_rare`
@@ -126,7 +126,7 @@ def _existing(source: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Puts the source in front of what is wrong with it."""
+    """Puts the source's name in front of the message."""
     try:
         yield
     except DataError as error:
@@ -136,7 +136,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _opened(path: Path) -> Source:
-    """The reader's answer for whatever lies at `path`."""
+    """The source at `path`, by the reader that takes it."""
     if path.suffix.lower() == ".parquet":
         return _named(path, open_parquet(path, ("",)))
     if path.suffix.lower() == ".npz" or (zipfile.is_zipfile(path) and _holds_arrays(path)):

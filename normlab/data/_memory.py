@@ -1,4 +1,4 @@
-"""Images that a Python program holds, as a file that `load` reads: whoever opens the study later finds them there.
+"""Images that a Python program holds, as a file that `load` reads: a study that is opened later finds them there.
 
 Understood are (x, y); a dict of x_train, y_train and, perhaps, x_val, y_val, x_test, y_test, or of a split's name and
 its (x, y) or its dataset; a torch `Dataset` of images and labels, or one of
@@ -181,7 +181,7 @@ def _of_columns(dataset: Any) -> tuple[tuple[Any, Any], tuple[str, ...] | None]:
 
 
 def _gathered(dataset: Any) -> tuple[tuple[Any, Any], tuple[str, ...] | None]:
-    """Every image and label of a dataset that is asked by number."""
+    """Every image and label of a dataset, read by index."""
     images, labels = [], []
     for at in range(len(dataset)):
         item = dataset[at]

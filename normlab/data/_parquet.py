@@ -190,7 +190,7 @@ def _part(files: list[_File], given: list[np.ndarray], num_classes: int | None) 
 
 
 def _notes(parts: dict[str, Part]) -> tuple[str, ...]:
-    """What users of a well-known set should hear: after JPEG it is not pixel for pixel what was published."""
+    """A note on a well-known set: after JPEG its pixels are not those that were published."""
     block: Any = next(next(iter(parts.values())).blocks(), ())
     first = next((data for data in block if isinstance(data, bytes)), b"")
     return ("its images are stored as JPEG, so pixels may differ from the original ones",) if first[:2] == _JPEG else ()

@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"[<>|=]?[biuf][1248]")
 def load_plain(data: bytes, where: str) -> dict[str, Any]:
     """The pickled dictionary in `data` with its keys as text, from Python 2 or 3.
 
-    Whatever the pickle asks for is answered by stand-ins that only collect an array's type, shape and bytes;
+    Stand-ins take the place of everything the pickle asks for; they only collect an array's type, shape and bytes;
     asking for anything else, or for anything malformed, raises DataError with `where` in the message.
     """
     stand_ins, finished = _stand_ins()

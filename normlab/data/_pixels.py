@@ -34,7 +34,7 @@ class Header:
 
 
 def read_header(data: Encoded) -> Header:
-    """The header of an encoded image. Raises whatever says that it cannot be used."""
+    """The header of an encoded image. Raises the decoder's exception if the image cannot be used."""
     with _opened(data) as image:
         width, height = image.size
         if _turned(image):

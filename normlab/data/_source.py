@@ -13,7 +13,7 @@ from normlab.data._dataset import Labels, Pixels
 from normlab.errors import DataError
 
 # A block is decoded already, uint8 (n, C, H, W), or a list of encoded images; an image that could not even
-# be read is the exception that says why, so that one pass can name every offending file.
+# be read is the exception, so that one pass can name every offending file.
 Encoded: TypeAlias = bytes | Exception
 Block: TypeAlias = "Pixels | list[Encoded]"
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -38,7 +38,7 @@ class Part:
 class Source:
     """What a reader found: `parts` is {WHOLE: ...} or train with, perhaps, val and test.
 
-    `shape` is (C, H, W) where the reader knows it and None where the images' headers must say.
+    `shape` is (C, H, W), or None where it must be read from the images' headers.
     `strays` are files that belong to no part, with the reason.
     """
 

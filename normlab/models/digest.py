@@ -23,12 +23,12 @@ def digest(model: Any) -> str:
     its arguments and the variables of the functions around it. Raises UsageError for what only an address tells apart.
     """
     sha = hashlib.sha256()
-    for piece in _told(model, {}):
+    for piece in _pieces(model, {}):
         sha.update(piece)
     return sha.hexdigest()
 
 
-def _told(value: Any, seen: dict[int, int]) -> Iterator[bytes]:
+def _pieces(value: Any, seen: dict[int, int]) -> Iterator[bytes]:
     """Everything that a value is, in pieces; what comes again is told by its number in `seen`."""
     if hasattr(value, "__dict__"):
         if id(value) in seen:
@@ -40,15 +40,15 @@ def _told(value: Any, seen: dict[int, int]) -> Iterator[bytes]:
     elif hasattr(value, "state_dict"):
         yield _ADDRESS.sub("", repr(value)).encode()
         for name, one in value.state_dict().items():
-            yield from _array(name, one) if _is_array(one) else _told((name, one), seen)
+            yield from _array(name, one) if _is_array(one) else _pieces((name, one), seen)
     elif isinstance(value, FunctionType):
         yield from _function(value, seen)
     elif isinstance(value, MethodType | BuiltinFunctionType):
         yield value.__name__.encode()
-        yield from _told([getattr(value, "__func__", None), value.__self__], seen)
+        yield from _pieces([getattr(value, "__func__", None), value.__self__], seen)
     elif isinstance(value, functools.partial):
         yield b"partial"
-        yield from _told([value.func, value.args, value.keywords], seen)
+        yield from _pieces([value.func, value.args, value.keywords], seen)
     elif isinstance(value, ModuleType):
         yield value.__name__.encode()
     elif _is_array(value):
@@ -58,7 +58,7 @@ def _told(value: Any, seen: dict[int, int]) -> Iterator[bytes]:
     elif isinstance(value, tuple | list):
         yield from _several(value, value, seen)
     elif isinstance(value, set | frozenset):
-        yield from sorted(b"".join(_told(item, dict(seen))) for item in value)
+        yield from sorted(b"".join(_pieces(item, dict(seen))) for item in value)
     else:
         yield from _instance(value, seen)
 
@@ -66,7 +66,7 @@ def _told(value: Any, seen: dict[int, int]) -> Iterator[bytes]:
 def _several(whole: Mapping[Any, Any] | Sequence[Any], items: Iterable[Any], seen: dict[int, int]) -> Iterator[bytes]:
     yield f"{type(whole).__name__} of {len(whole)};".encode()
     for item in items:
-        yield from _told(item, seen)
+        yield from _pieces(item, seen)
 
 
 def _instance(value: Any, seen: dict[int, int]) -> Iterator[bytes]:
@@ -83,8 +83,8 @@ def _instance(value: Any, seen: dict[int, int]) -> Iterator[bytes]:
     if says:
         yield f"{type(value).__qualname__} {text};".encode()
     if has_attributes and (callable(value) or not says):
-        yield from _told(type(value), seen)
-        yield from _told(vars(value), seen)
+        yield from _pieces(type(value), seen)
+        yield from _pieces(vars(value), seen)
 
 
 def _function(function: FunctionType, seen: dict[int, int]) -> Iterator[bytes]:
@@ -101,7 +101,7 @@ def _function(function: FunctionType, seen: dict[int, int]) -> Iterator[bytes]:
         except ValueError:  # not assigned yet
             continue
     if function.__defaults__ or held:
-        yield from _told([function.__defaults__, held], seen)
+        yield from _pieces([function.__defaults__, held], seen)
 
 
 def _class(kind: type, seen: dict[int, int]) -> Iterator[bytes]:
@@ -110,11 +110,11 @@ def _class(kind: type, seen: dict[int, int]) -> Iterator[bytes]:
     yield f"{kind.__module__}.{kind.__qualname__}".encode() if source is None else source
     if kind.__module__ == "builtins" or ("<locals>" not in kind.__qualname__ and source is not None):
         return
-    yield from _told(kind.__bases__, seen)
+    yield from _pieces(kind.__bases__, seen)
     for name, own in vars(kind).items():
         own = getattr(own, "__func__", own)  # of a static method or one of the class
         if isinstance(own, FunctionType) or (isinstance(own, _PLAIN) and not name.startswith("__")):
-            yield from _told((name, own), seen)
+            yield from _pieces((name, own), seen)
 
 
 def _source(of: Any) -> bytes | None:
@@ -129,7 +129,7 @@ def _code(code: CodeType, seen: dict[int, int]) -> Iterator[bytes]:
     yield code.co_code
     yield repr(code.co_names).encode()
     for value in code.co_consts:
-        yield from _code(value, seen) if isinstance(value, CodeType) else _told(value, seen)
+        yield from _code(value, seen) if isinstance(value, CodeType) else _pieces(value, seen)
 
 
 def _is_array(value: Any) -> bool:

@@ -19,7 +19,7 @@ _NAME = re.compile(r"[\w.<>-]+@[0-9a-f]{8}")
 
 
 def give(model: Any) -> str:
-    """The name under which a factory or a module is known from now on, in this process.
+    """Register a factory or a module in this process, and return its name.
 
     Raises UsageError if it is neither, or if only its address in memory tells it from others.
     """
@@ -40,7 +40,7 @@ def title(model: Any) -> str:
 def given(name: str) -> Any | None:
     """The object that was given under a name; None if the name is of another form.
 
-    Raises UsageError for a name of this form that nobody gave in this process.
+    Raises UsageError for a name of this form that was not given in this process.
     """
     if name in _GIVEN:
         return _GIVEN[name]
@@ -53,5 +53,5 @@ def given(name: str) -> Any | None:
 
 
 def is_given(name: str) -> bool:
-    """Whether a name is that of an object, at hand or not."""
+    """Whether a name has the form of an object's, given in this process or not."""
     return _NAME.fullmatch(name) is not None

@@ -88,7 +88,7 @@ def check_as_it_is(norm: str, spec: str) -> None:
 
 
 def _named(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
-    """Of what is offered, what the factory takes by name."""
+    """The offered arguments that the factory takes by name."""
     parameters = inspect.signature(factory).parameters
     taken = {name: value for name, value in offered.items() if name in parameters}
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):

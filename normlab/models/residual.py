@@ -196,7 +196,7 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
-        aside = _aside(constructor)
+        aside = _keeping_random_state(constructor)
         if factory is None:
             depth, options = parse_resnet(spec)
             model: Any = ResNet(depth, aside, num_classes, in_channels, **common, **options)
@@ -248,7 +248,7 @@ def _constructor(spec: str) -> NormConstructor:
     return lambda channels: make_norm(spec, channels)
 
 
-def _aside(norm: NormConstructor) -> NormConstructor:
+def _keeping_random_state(norm: NormConstructor) -> NormConstructor:
     """The same constructor, leaving the random generator as it found it."""
 
     def construct(channels: int) -> nn.Module:

@@ -209,7 +209,7 @@ def _seconds_left(
     epochs: Mapping[int, int],
     seconds: Mapping[int, Sequence[float]],
 ) -> float | None:
-    """Seconds for the epochs left at the pace so far, with as many cells at once as now; None before the first epoch."""
+    """Seconds for the epochs left at the pace so far, as many cells at once as now; None before the first epoch."""
     everything = [value for values in seconds.values() for value in values]
     running = sum(state == "running" for state in states.values())
     if not everything or not running:

@@ -13,7 +13,7 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def floats(name: str, value: Any, shape: Sequence[int | str] | None = None) -> np.ndarray:
-    """Answers `value` as a float32 or float64 array, untouched where it is one; integers become float64.
+    """Returns `value` as a float32 or float64 array, untouched where it is one; integers become float64.
 
     `shape` holds an integer where the size is known and a name ("N") where any size will do.
     """
@@ -30,7 +30,7 @@ def floats(name: str, value: Any, shape: Sequence[int | str] | None = None) -> n
 
 
 def like(name: str, value: Any, x: np.ndarray, shape: Sequence[int | str]) -> np.ndarray:
-    """Answers `value` as an array of `shape` in the dtype of `x`, so that nothing is ever upcast."""
+    """Returns `value` as an array of `shape` in the dtype of `x`, so that nothing is ever upcast."""
     return floats(name, value, shape).astype(x.dtype, copy=False)
 
 
@@ -45,7 +45,7 @@ def check_shape(name: str, array: np.ndarray, shape: Sequence[int | str]) -> Non
 
 
 def labels(name: str, value: Any, count: int, num_classes: int) -> np.ndarray:
-    """Answers `value` as `count` integer labels in [0, num_classes)."""
+    """Returns `value` as `count` integer labels in [0, num_classes)."""
     array = np.asarray(value)
     if array.dtype.kind not in "iu":
         raise UsageError(f"{name} must hold integer labels, got dtype {array.dtype}")
@@ -59,7 +59,7 @@ def labels(name: str, value: Any, count: int, num_classes: int) -> np.ndarray:
 
 
 def integer(name: str, value: Any, minimum: int) -> int:
-    """Answers `value` as an int of at least `minimum`; 2.0 and numpy integers are integers, 2.5 is not."""
+    """Returns `value` as an int of at least `minimum`; 2.0 and numpy integers are integers, 2.5 is not."""
     try:
         number = int(value)
         exact = number == value
@@ -71,7 +71,7 @@ def integer(name: str, value: Any, minimum: int) -> int:
 
 
 def number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> float:
-    """Answers `value` as a Python float in [low, high], or (low, high] where `open_low`.
+    """Returns `value` as a Python float in [low, high], or (low, high] where `open_low`.
 
     A Python float never upcasts a float32 array, a `numpy.float64` does.
     """
@@ -86,14 +86,14 @@ def number(name: str, value: Any, low: float, high: float, *, open_low: bool = F
 
 
 def required(name: str, options: Mapping[str, Any], key: str) -> Any:
-    """Answers `options[key]`, naming the dictionary where the key is missing."""
+    """Returns `options[key]`, naming the dictionary where the key is missing."""
     if key not in options:
         raise UsageError(f"{name} has no {key!r}; got the keys {sorted(options)}")
     return options[key]
 
 
 def one_of(name: str, value: Any, choices: Sequence[str | None]) -> Any:
-    """Answers `value` if it is one of `choices`."""
+    """Returns `value` if it is one of `choices`."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise UsageError(f"{name} must be one of {listed}, got {value!r}")

@@ -1,4 +1,4 @@
-"""Affine, ReLU and dropout: the layers between which everything else stands."""
+"""Affine, ReLU and dropout: the layers that the others stand between."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def affine_backward(
     """Gradients of an affine layer: dx = dout w^T, dw = x^T dout, db = the sum of dout over the samples.
 
     out_nm = sum_d x_nd w_dm + b_m, so x_nd is felt by every out_nm through w_dm, and w_dm by every sample
-    through x_nd. A first layer, whose input nobody trains, can save dx: `need_dx=False` answers None for it.
+    through x_nd. A first layer, whose input nobody trains, can save dx: `need_dx=False` returns None for it.
     """
     x, w, b = cache
     dout = check.like("dout", dout, x, (len(x), len(b)))

@@ -8,8 +8,8 @@ The backward pass is that of `_standardize` with m = D and g = gamma * dout,
 
 and here lies a trap. In batch norm the elements that are averaged share one gamma, which may be pulled out of the
 means. In layer norm gamma varies along the very axis that is averaged: mean(gamma * dout) is not gamma * mean(dout).
-Who takes batch norm's closed form and turns the axis round gets dgamma and dbeta right, and dx wrong, unless gamma is
-constant, as it is in a new network. Standardization knows nothing of gamma: first g, then the means.
+Batch norm's closed form with the axis turned round has dgamma and dbeta right, and dx wrong, unless gamma is
+constant, as it is in a new network. Standardization comes before gamma, so g is computed first, then the means.
 
 dgamma and dbeta are sums over the samples, since every sample is scaled by the same gamma.
 """

@@ -9,7 +9,7 @@ from normlab.scratch import _checks as check
 
 
 def softmax_loss(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
-    """Cross entropy of the softmax of the scores, averaged over the samples; answers (loss, dx).
+    """Cross entropy of the softmax of the scores, averaged over the samples; returns (loss, dx).
 
         loss = mean over n of -log p[n, y_n],  p[n, c] = exp(x_nc) / sum over k of exp(x_nk)
 
@@ -26,7 +26,7 @@ def softmax_loss(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def svm_loss(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
-    """Multiclass hinge loss with margin 1, averaged over the samples; answers (loss, dx).
+    """Multiclass hinge loss with margin 1, averaged over the samples; returns (loss, dx).
 
         loss = mean over n of sum over c != y_n of max(0, x_nc - x_n,y_n + 1)
 

@@ -1,6 +1,6 @@
 """Standardization, the heart of every norm: subtract the mean, divide by the standard deviation.
 
-Some m elements are standardized together. Which ones, the axes say; that is all that tells the norms apart.
+Some m elements are standardized together. Which ones, the axes say; that is the only difference between the norms.
 
     mean = (1/m) sum x        var = (1/m) sum (x - mean)^2        xhat = (x - mean) / std,  std = sqrt(var + eps)
 

@@ -52,7 +52,7 @@ def _differences(
     for index in np.ndindex(x.shape):
         kept = x[index]
         x[index] = high = x.dtype.type(kept + h)
-        above = np.array(f(x))  # a copy: f may answer x itself
+        above = np.array(f(x))  # a copy: f may return x itself
         x[index] = low = x.dtype.type(kept - h)
         below = np.array(f(x))
         x[index] = kept

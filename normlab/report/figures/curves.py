@@ -97,7 +97,7 @@ def _rows(series: Mapping[str, Series], epochs: Sequence[int], scale: float) -> 
             if epoch not in values:
                 continue
             at = estimate(list(values[epoch].values()))
-            # the interval of two seeds is six times as wide as they are apart: no picture of anything
+            # the interval of two seeds is six times as wide as their distance and would show nothing
             low, high = (at.low, at.high) if len(at.values) > 2 else (at.mean, at.mean)
             bands.append(row(norm=norm, epoch=epoch, mean=scale * at.mean, low=scale * low, high=scale * high))
             if len(at.values) > 1:

@@ -1,4 +1,4 @@
-"""Inside the networks: how features drift, how gradients flow, what is mistaken for what."""
+"""Inside the networks: how features drift, how gradients flow, which classes are confused."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def gradients(cells: Mapping[str, Sequence[Cell]], styles: Styles) -> Figure | N
 
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], norm: str, key: str) -> Figure:
-    """What is called what: rows are true classes, columns predicted ones, numbers percent of the row.
+    """Which classes are taken for which: rows are true classes, columns predicted ones, numbers percent of the row.
 
     Beyond twenty classes, the twenty with the most mistakes are shown.
     """

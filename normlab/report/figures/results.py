@@ -113,7 +113,7 @@ def ranking(
 
 
 def reach(scores: Mapping[str, Estimate]) -> list[float]:
-    """What intervals and seeds of the dozen best span, in percent, a little wider."""
+    """The range of the intervals and seeds of the dozen best, in percent, a little wider."""
     drawn = list(scores.values())[:MOST_NORMS]
     values = [100 * v for s in drawn for v in (*s.values, *((s.low, s.high) if s.has_interval else ()))]
     span = (max(values) - min(values)) or 1.0
