@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import os
 import re
 import shutil
@@ -12,8 +14,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-from tests.test_installs import CORE_WORKS, EXTRAS
+from tests.test_installs import CORE_WORKS
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -127,13 +130,54 @@ def test_a_type_checker_reads_it(installed: Path, tmp_path: Path) -> None:
     assert "no_such_name" in said[2]
 
 
-def test_the_core_of_it_needs_no_extra(installed: Path, tmp_path: Path) -> None:
-    """Every layer runs, and a model's norms are swapped, where nothing but torch, NumPy and Numba can be imported."""
-    hidden = sorted({module for modules in EXTRAS.values() for module in modules} | {"sklearn", "captum", "matplotlib"})
-    hide = f"import sys\nsys.modules.update(dict.fromkeys({hidden!r}))\n"
-    done = run(installed, tmp_path, "-c", hide + CORE_WORKS)
+@pytest.fixture(scope="session")
+def alone(wheel: Path, installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a clean environment: the wheel without its dependencies, beside torch, NumPy, Numba and theirs."""
+    folder = tmp_path_factory.mktemp("clean") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index", "--no-deps"]
+    subprocess.run([*pip, str(wheel)], check=True)
+    found = subprocess.run([str(python), "-c", WHERE], check=True, capture_output=True, text=True).stdout.strip()
+    shutil.copytree(installed / "normlab" / "kernels", Path(found) / "normlab" / "kernels", dirs_exist_ok=True)
+    for source in core_files():
+        (Path(found) / source.name).symlink_to(source)
+    return python
+
+
+WHERE = "import sysconfig; print(sysconfig.get_path('platlib'))"
+
+
+def core_files() -> set[Path]:
+    """What pip installs for torch, NumPy and Numba, as far as it is there: files and folders of site-packages."""
+    left, seen = {"torch", "numpy", "numba"}, set()
+    found: set[Path] = set()
+    while left:
+        name = left.pop()
+        seen.add(name)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            package = importlib.metadata.distribution(name)
+            root = Path(str(package.locate_file("")))
+            found |= {
+                root / file.parts[0] for file in package.files or () if file.parts[0] not in ("..", "__pycache__")
+            }
+            needed = (Requirement(text) for text in package.requires or ())
+            left |= {r.name for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})} - seen
+    return found
+
+
+def test_the_core_of_it_needs_no_extra(alone: Path, tmp_path: Path) -> None:
+    """Every layer runs, and a model's norms are swapped, where nothing but torch, NumPy and Numba is installed."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(alone), *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    assert run("-c", "import scipy").returncode != 0, "it is clean"
+    done = run("-c", CORE_WORKS)
     assert done.stdout == "works\n", done.stderr
-    said = run(installed, tmp_path, "-c", f"{hide}from normlab.__main__ import main\nsys.argv = ['normlab']\nmain()")
+    said = run("-m", "normlab")
     assert (said.returncode, said.stdout) == (2, "")
     assert said.stderr.count("\n") == 1
     assert "pip install 'normlab[study]'" in said.stderr

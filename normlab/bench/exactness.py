@@ -37,10 +37,10 @@ def measure(norm: str, device: str = "cpu", shape: tuple[int, ...] = SHAPE) -> l
             parameter.data, other.data = value, value.clone()
         truth = _run(theirs.double(), x.double(), dy.double(), "cpu")
         theirs.float()
-        torchs = [_run(theirs, arrange(x, layout), arrange(dy, layout), device) for layout in LAYOUTS]
+        references = [_run(theirs, arrange(x, layout), arrange(dy, layout), device) for layout in LAYOUTS]
         for layout in LAYOUTS:
             got = _run(ours, arrange(x, layout), arrange(dy, layout), device)
-            errors = {k: _errors(truth[k], got[k], [t[k] for t in torchs]) for k in truth}
+            errors = {k: _errors(truth[k], got[k], [t[k] for t in references]) for k in truth}
             worst = max(errors, key=lambda k: errors[k]["ratio"])
             ratio = errors[worst]["ratio"]
             row = {"norm": norm, "layout": layout, "mean": mean, "size": size}
@@ -84,7 +84,7 @@ def _run(layer: nn.Module, x: Tensor, dy: Tensor, device: str) -> dict[str, Tens
     return {name.replace("gate", "rho"): v.double().cpu() for name, v in zip(["y", *names], values, strict=True)}
 
 
-def _errors(truth: Tensor, ours: Tensor, torchs: Sequence[Tensor]) -> dict[str, Any]:
-    error, *others = (float((v - truth).abs().max().nan_to_num(torch.inf)) for v in (ours, *torchs))
+def _errors(truth: Tensor, ours: Tensor, references: Sequence[Tensor]) -> dict[str, Any]:
+    error, *others = (float((v - truth).abs().max().nan_to_num(torch.inf)) for v in (ours, *references))
     rounding = torch.finfo(torch.float32).eps / 2 * float(truth.abs().max())
     return {"ours": error, "torch": others, "ratio": error / max(min(others), rounding)}

@@ -41,7 +41,7 @@ def load(spec: str, shape: tuple[int, ...], norm: str | NormConstructor = "bn") 
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"--model {spec!r}: the factory raised {_told(error)}") from error
+        raise UsageError(f"--model {spec!r}: the factory raised {_message(error)}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"--model {spec!r}: the factory returned {type(model).__name__}; expected a torch.nn.Module")
     return model
@@ -65,7 +65,7 @@ def works_of(
         with watch, torch.no_grad():
             model(x)
     except Exception as error:
-        raise UsageError(f"--model {name!r} does not take an --input of {shape}: {_told(error)}") from error
+        raise UsageError(f"--model {name!r} does not take an --input of {shape}: {_message(error)}") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -151,6 +151,6 @@ def _takes_norm(factory: Callable[..., Any]) -> bool:
     )
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     first = str(error).strip().splitlines()
     return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__

@@ -66,14 +66,14 @@ def run(setting: Setting) -> Result:
         "after a tenth of the epochs BIN is ahead of no norm", "70 % validation against 40 %", "bin", "none", of=early
     )
     against("batch norm is better than no norm", "87.8 % against 84.9 %", "bn", "none")
-    ours, torchs = found.paired(test_accuracy, {"norm": "bn"}, {"norm": "torch-bn"})
+    ours, stock = found.paired(test_accuracy, {"norm": "bn"}, {"norm": "torch-bn"})
     if ours:
         findings.append(
             verdicts.alike(
                 f"our BN and torch's are alike (within {verdicts.percent(ALIKE)})",
                 "own BN = torch BN",
                 ours,
-                torchs,
+                stock,
                 margin=ALIKE,
                 images=images,
                 names=("bn", "torch-bn"),
