@@ -35,7 +35,7 @@ class Recipe:
 
 
 class Application:
-    """The `Affine` map that a recipe answers for some moments.
+    """The `Affine` map that a recipe returns for some moments.
 
     `measure() -> (mean, var)`, grids (N, C); `params` and `running` are grids (1, C), or (1, 1) for a
     parameter of the layer; `size` is S.
@@ -83,7 +83,7 @@ class Application:
         """(b, c, {parameter: cotangent}) such that dx = scale * g + b * (x - center) + c.
 
         With D0, D1 the plane's sums of g and of g * (x - center), the grid receives dshift = D0, dscale = D1 and
-        dcenter = -scale * D0. It answers dmean and dvar, which a plane of S elements feels as
+        dcenter = -scale * D0. It returns dmean and dvar, which a plane of S elements feels as
         dmean / S + (2 dvar / S) * (x - mean). b and c are None where nothing depends on the moments.
         """
         seeds = [(self.map.shift, sum_g), (self.map.scale, sum_gx), (self.map.center, -scale * sum_g)]

@@ -1,7 +1,7 @@
 """The family: one entry per normalization, with its formula, its paper and its grid function.
 
 A grid function takes the moments of the planes, `m`, the learned parameters, `p` (one row per channel, and
-`p.eps`), and its options; it answers the `Affine` map of each plane. What it pools is what it is. Nothing
+`p.eps`), and its options; it returns the `Affine` map of each plane. What it pools is what it is. Nothing
 else is needed for kernels, gradients, the layers, the comparison and the command line to serve it.
 
 What does not fit, because it has statistics per position, and a weight and bias for each element that they are taken
@@ -53,7 +53,7 @@ class NormEntry:
     """One norm: either a grid function or, for a layer that is not of this family, a module factory.
 
     The factory may be given by its name, "package.module:name", so that nothing is imported before it is needed. What a
-    layer, a chart or a benchmark needs to know of a norm is a field of its entry:
+    layer, a chart or a benchmark needs of a norm is a field of its entry:
 
     - `running`: a pooling over the samples is replaced by running statistics in evaluation; `per_channel`: nothing
       else is pooled, so that samples may be laid end to end;

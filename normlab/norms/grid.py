@@ -66,7 +66,7 @@ class Grid:
 
     def __mul__(self, other: Value) -> Grid:
         if isinstance(other, Affine):
-            return NotImplemented  # Affine.__rmul__ knows how
+            return NotImplemented  # Affine.__rmul__ takes over
         a, b = self.value, raw(other)
         return _step(a * b, (self, lambda g: g * b), (other, lambda g: g * a))
 
@@ -229,7 +229,7 @@ class Moments:
         """Moments pooled over the samples ("n"), those of each of `parts`, or the channels of each of `groups` ("c").
 
         A pooling over the samples is what running statistics stand in for in evaluation: given `running`,
-        it answers those. There is one set of them, so a norm that keeps them may pool over the samples in one way
+        it returns those. There is one set of them, so a norm that keeps them may pool over the samples in one way
         only (`normlab.norms.application` sees to it).
         """
         _check_pooling("pool", over, groups, self.shape[1], parts)
@@ -308,9 +308,9 @@ def standardize(m: Moments, p: SimpleNamespace) -> Affine:
 
 
 def pull_back(tape: list[Any], seeds: list[tuple[Value, Array]]) -> Callable[[Value], Any]:
-    """Vector-Jacobian product: given cotangents of some values, answers the cotangent of any value on the tape.
+    """Vector-Jacobian product: from cotangents of some values, the cotangent of any value on the tape.
 
-    The answer is a function `Grid -> array`, None where nothing depends on that grid.
+    Returns a function `Grid -> array`, None where nothing depends on that grid.
     """
     cotangents: dict[int, Array] = {}
 
@@ -370,7 +370,7 @@ def library(a: Array) -> Any:
     home = type(a).__module__
     if home == _SYMBOLS:
         return sys.modules[home]
-    is_tensor = home == "torch" or home.startswith("torch.") or hasattr(a, "requires_grad")  # or somebody's subclass
+    is_tensor = home == "torch" or home.startswith("torch.") or hasattr(a, "requires_grad")  # or a subclass
     return sys.modules["torch"] if is_tensor else np
 
 

@@ -54,7 +54,7 @@ class Program:
 class Programs:
     """Both directions of a recipe.
 
-    forward answers (scale, center, shift, batch mean, batch variance); backward (b, c, a gradient per sample for
+    forward returns (scale, center, shift, batch mean, batch variance); backward (b, c, a gradient per sample for
     each parameter). `measures` says whether the moments are needed, `linear` that dx = scale * g, and
     `pools_batch` that the batch mean and variance are there for running statistics.
     """
@@ -230,7 +230,7 @@ class _Trace:
 
     def record(self, op: str, a: Any, b: Any, axis: int | None = None, argument: int = 0) -> Symbol:
         if isinstance(a, Grid | Affine) or isinstance(b, Grid | Affine):
-            return NotImplemented  # type: ignore[no-any-return]  # their reflected operators know how
+            return NotImplemented  # type: ignore[no-any-return]  # their reflected operators take over
         a = a if isinstance(a, Symbol) else self.constant(_number(a))
         b = a if b is None else b if isinstance(b, Symbol) else self.constant(_number(b))
         key = (op, a.register, b.register, argument, a.shape, b.shape)
