@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from benchmarks.verdicts.cells import Table
 from benchmarks.verdicts.procedures import Procedure
-from normlab.study.running.until_sure import FEWEST
-from normlab.study.statistics import compare_all
-from normlab.study.verdict import MATTERS
+from normlab.study.running.until_sure import FEWEST, look
+from normlab.study.verdict import CHANCE, judge
 
 LIKE = 0.01  # norms whose means over all seeds are this near to the best's are called as good
 
@@ -51,17 +51,25 @@ def far_behind(table: Table) -> np.ndarray:
 
 def until_sure(table: Table, order: np.ndarray, most: int) -> tuple[int, bool]:
     """Trainings that `--until-sure` takes where seeds come in this order, and whether all that are as good stay in."""
-    norms, trained = set(table.norms), dict.fromkeys(table.norms, FEWEST)
-    means = {norm: float(table.test[norm].mean()) for norm in norms}
+    trained, images = dict.fromkeys(table.norms, FEWEST), table.about["images"]["test"]
+    means = {norm: float(table.test[norm].mean()) for norm in table.norms}
     for turn in range(FEWEST, most + 1):
-        comparisons = compare_all(
-            {norm: table.test[norm][order[:seeds]].tolist() for norm, seeds in trained.items()},
-            resolution=1 / table.about["images"]["test"],
-            matters=MATTERS,
-        )
-        behind = {c.b if c.difference.mean > 0 else c.a for c in comparisons if c.detectable}
-        best = norms - behind
-        if all(c.same for c in comparisons if {c.a, c.b} <= best) or turn == most:
+        cells = [_cell(table, norm, seed) for norm, seeds in trained.items() for seed in order[:seeds]]
+        verdict = judge(cells, test_images=images, floors={CHANCE: 1 / table.about["classes"]})
+        progress = look(verdict, most)
+        if progress.settled or turn == most:
             break
-        trained |= dict.fromkeys(best, turn + 1)
-    return sum(trained.values()), all(norm in best for norm in norms if means[norm] >= max(means.values()) - LIKE)
+        trained |= dict.fromkeys(progress.open or table.norms, turn + 1)
+    good = [norm for norm in table.norms if means[norm] >= max(means.values()) - LIKE]
+    return sum(trained.values()), set(good) <= set(verdict.best_set)
+
+
+def _cell(table: Table, norm: str, seed: int) -> dict[str, Any]:
+    """As in results.json, with what a verdict needs."""
+    return {
+        "norm": norm,
+        "seed": int(seed),
+        "status": "done",
+        "test": {"accuracy": float(table.test[norm][seed])},
+        "epochs": [{"val_accuracy": float(value)} for value in table.val[norm][seed]],
+    }

@@ -174,7 +174,7 @@ def of_a_pair(alpha: float, norms: int) -> float:
     return float(1 - (1 - alpha) ** (1 / math.comb(norms, 2)))
 
 
-def seeds_needed(
+def chances(
     values: Mapping[str, Sequence[float]],
     a: str,
     b: str,
@@ -182,22 +182,23 @@ def seeds_needed(
     resolution: float = RESOLUTION,
     images: int | None = None,
     draws: int = 100,
-) -> int | None:
-    """How many seeds in all tell two norms apart with a probability of 80 %, by simulation from what is known.
+) -> dict[int, float]:
+    """The probability that two norms are told apart with so many seeds in all, by simulation from what is known.
 
     Each draw takes a difference and spreads that the seeds so far allow, adds seeds to those that there are, and
-    compares again. None if more than `MOST_SEEDS` would be needed. The draws are the same at every call.
+    compares again. The numbers of seeds end where 80 % is reached, or at `MOST_SEEDS`; they are none where a norm has
+    fewer than two seeds. The draws are the same at every call.
     """
     arms = _arms(values)
     names = [norm for norm, x in arms.items() if x.size > 1]
     if a not in names or b not in names:
-        return None
+        return {}
     so_far = [arms[norm] for norm in names]
     now, rng = max(arms[a].size, arms[b].size), np.random.default_rng(0)
     true, spread = fitted(so_far, resolution, images).draws(draws, rng)
     more = expit(true[:, :, None] + spread[:, :, None] * rng.normal(size=(draws, len(names), MOST_SEEDS)))
     pair = np.array([names.index(a)]), np.array([names.index(b)])
-    told = np.zeros(draws, dtype=bool)
+    told, found = np.zeros(draws, dtype=bool), {}
     for n in _coarse(now):
         runs = [
             np.concatenate([np.broadcast_to(x, (draws, x.size)), more[:, i, : max(0, n - x.size)]], axis=1)
@@ -206,9 +207,15 @@ def seeds_needed(
         new = fitted(runs, resolution, images)
         gap = np.abs(new.logits[:, pair[0]] - new.logits[:, pair[1]])
         told |= new.tail(*pair, gap)[:, 0] < of_a_pair(spent(n), len(names))
-        if told.mean() >= POWER:
-            return n
-    return None
+        found[n] = float(told.mean())
+        if found[n] >= POWER:
+            break
+    return found
+
+
+def seeds_needed(chances: Mapping[int, float]) -> int | None:
+    """How many seeds in all tell two norms apart with a probability of 80 %; None where none of these do."""
+    return next((seeds for seeds, chance in chances.items() if chance >= POWER), None)
 
 
 def _arms(values: Mapping[str, Sequence[float]]) -> dict[str, Array]:

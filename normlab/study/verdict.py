@@ -19,7 +19,15 @@ from normlab.errors import UsageError
 from normlab.norms.family import NormEntry, parse
 from normlab.study.axes import GROUPING
 from normlab.study.failures import OFTEN, excess, failing, rate
-from normlab.study.statistics import RESOLUTION, Comparison, Interval, compare_all, mean_intervals, seeds_needed
+from normlab.study.statistics import (
+    RESOLUTION,
+    Comparison,
+    Interval,
+    chances,
+    compare_all,
+    mean_intervals,
+    seeds_needed,
+)
 
 Record = Mapping[str, Any]  # a cell as in results.json
 
@@ -41,7 +49,9 @@ class Verdict:
     norm is surely better than, and `avoid` says of each norm to stay away from why. `accuracy` is the test accuracy of
     `best`, corrected for having been chosen; `intervals` are the mean test accuracies of all norms as measured, each
     with its own 95 % interval; `differences` are those of each norm minus `best`, and `comparisons` all pairs, whose
-    intervals hold together, at this and at every earlier number of seeds. `failures` maps a norm to the trainings that
+    intervals hold together, at this and at every earlier number of seeds; `chances` has the
+    probability, for some numbers of seeds in all, that they decide the open question which is nearest to being decided.
+    `failures` maps a norm to the trainings that
     did not learn and all that ended. `settings` is where each norm did best on validation, `floors` what needs no
     network, and `warnings` what a reader has to know besides.
     """
@@ -57,6 +67,7 @@ class Verdict:
     intervals: dict[str, Interval] = field(default_factory=dict)
     differences: dict[str, Interval] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
+    chances: dict[int, float] = field(default_factory=dict)
     failures: dict[str, tuple[int, int]] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     floors: dict[str, float] = field(default_factory=dict)
@@ -130,7 +141,9 @@ def judge(
     best, alike = case.recommended()
     avoid = case.avoid(best, list(trained))
     seen = {c.b: c for c in case.seen_from(best)}
-    needed = case.needed(best, [norm for norm in best_set if norm not in (best, *alike, *avoid)])
+    nearest, likely = case.nearest(best, [norm for norm in best_set if norm != best and norm not in avoid])
+    seeds = seeds_needed(likely)
+    needed = None if nearest is None or seeds is None else (nearest, seeds)
     accuracy = case.corrected(best, alike)
     words = [
         *case.advice(best, alike, accuracy, avoid, seen, needed),
@@ -149,6 +162,7 @@ def judge(
         comparisons=[
             replace(c, seeds_needed=needed[1]) if needed and {c.a, c.b} == {best, needed[0]} else c for c in comparisons
         ],
+        chances=likely,
         **shared,
     )
 
@@ -256,15 +270,13 @@ class _Case:
                 found[norm] = "; ".join(why)
         return found
 
-    def needed(self, best: str, undecided: Sequence[str]) -> tuple[str, int] | None:
-        """The open question that the fewest seeds decide, and how many in all that takes."""
+    def nearest(self, best: str, undecided: Sequence[str]) -> tuple[str | None, dict[int, float]]:
+        """The norm whose comparison with the best is nearest to being decided, and how likely so many seeds decide."""
         gaps = {c.b: abs(c.difference.mean) / c.error for c in self.seen_from(best) if c.b in undecided and c.error}
         if not gaps:
-            return None
-        nearest = max(gaps, key=lambda norm: (gaps[norm], norm))
-        values = {norm: t.values for norm, t in self.learned.items()}
-        seeds = seeds_needed(values, best, nearest, **self.measured)
-        return None if seeds is None else (nearest, seeds)
+            return None, {}
+        norm = max(gaps, key=lambda norm: (gaps[norm], norm))
+        return norm, chances({norm: t.values for norm, t in self.learned.items()}, best, norm, **self.measured)
 
     def advice(
         self,
@@ -316,7 +328,7 @@ class _Case:
             have = "has" if len(unlearned) == 1 else "have"
             parts.append(f"{listed(unlearned)} {have} not learned ({avoid[unlearned[0]]}).")
         if open_:
-            more = "" if needed is None else _more(needed, seeds)
+            more = "" if needed is None or needed[0] not in undecided else _more(needed, seeds)
             parts.append(f"Not told from {best} yet: {listed(open_)}{more}.")
         return parts
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks.verdicts.ours import told_apart
-from normlab.study.statistics import compare_all, interval, mean_intervals, seeds_needed, spent
+from normlab.study.statistics import chances, compare_all, interval, mean_intervals, seeds_needed, spent
 
 shares = st.floats(0, 1, allow_nan=False)
 
@@ -148,7 +148,7 @@ def test_as_many_seeds_as_are_said_to_be_needed_tell_norms_apart_in_four_of_five
         order = sorted(now, key=lambda norm: -float(np.mean(now[norm])))
         if any(c.detectable and {c.a, c.b} == set(order[:2]) for c in compare_all(now)):
             continue
-        needed = seeds_needed(now, *order[:2])
+        needed = seeds_needed(chances(now, *order[:2]))
         if needed is not None and needed <= 40:
             later = compare_all({norm: v[:needed] for norm, v in values.items()})
             told.append(any(c.detectable and {c.a, c.b} == set(order[:2]) for c in later))
@@ -159,9 +159,12 @@ def test_as_many_seeds_as_are_said_to_be_needed_tell_norms_apart_in_four_of_five
 def test_seeds_needed_is_the_same_at_every_call_and_none_where_it_is_hopeless() -> None:
     rng = np.random.default_rng(10)
     values = study(rng, 3, [0.9, 0.86, 0.8, 0.7], [0.03] * 4)
-    assert seeds_needed(values, "a", "c") == seeds_needed(values, "a", "c")
-    assert seeds_needed({"a": [0.9, 0.91, 0.92], "b": [0.92, 0.91, 0.9]}, "a", "b") is None
-    assert seeds_needed({"a": [0.9], "b": [0.1, 0.2]}, "a", "b") is None
+    found = chances(values, "a", "c")
+    assert found == chances(values, "a", "c")
+    assert list(found.values()) == sorted(found.values())
+    assert seeds_needed(found) == max(found)
+    assert seeds_needed(chances({"a": [0.9, 0.91, 0.92], "b": [0.92, 0.91, 0.9]}, "a", "b")) is None
+    assert chances({"a": [0.9], "b": [0.1, 0.2]}, "a", "b") == {}
 
 
 @given(st.lists(st.lists(shares | st.just(math.nan), max_size=5), max_size=6))

@@ -1,9 +1,10 @@
 """A study that stops when its question is settled: seeds go where it is open, until it is not or the time is up.
 
 Every norm trains two seeds. After that the study is looked at after every further seed, and only the norms that may
-still be the best train on; one that some other surely beats is dropped. The study is settled when one norm is left, or
-when no two of those that are left differ by more than matters. The verdict's intervals hold at every look
-(`normlab.study.statistics`), so that stopping at the first sure one makes it no less sure.
+still be the best train on; one that some other surely beats is dropped. The study is settled when one norm is left,
+when no two of those that are left differ by more than matters, or when the seeds that may be trained would hardly tell
+any of them from the norm to use: then they are a tie, and more trainings change nothing. The verdict's intervals hold
+at every look (`normlab.study.statistics`), so that stopping at the first sure one makes it no less sure.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from normlab.study.running.driver import Study
 from normlab.study.verdict import Verdict, judge_results
 
 FEWEST = 2  # seeds of every norm, before anything can be said
+TIE = 3  # seeds of the norms that are left, before they can be called a tie
+_HOPE = 1 / 3  # a chance to tell them apart that is worth more seeds
 MOST = 12  # seeds of a norm, where the study names no number
 
 
@@ -26,27 +29,33 @@ MOST = 12  # seeds of a norm, where the study names no number
 class Progress:
     """Where a study stands after a look: the norms that are out, those that are open, and whether it is settled.
 
-    Nothing may be open by name although nothing is settled: where no training has learned, all norms are.
+    Nothing may be open by name although nothing is settled: where no training has learned, all norms are. A `tie` is
+    settled, too: more seeds would not tell the norms that are left.
     """
 
     out: tuple[str, ...]
     open: tuple[str, ...]
     settled: bool
+    tie: bool = False
 
     def words(self, seeds: int, verdict: Verdict) -> str:
         """As a sentence for whoever waits."""
         said = f"after {seeds} seeds: " + (f"behind: {', '.join(self.out)}; " if self.out else "")
         if self.settled:
-            return f"{said}settled: {', '.join(verdict.best_set)}"
+            why = " (a tie: more seeds would hardly tell them apart)" if self.tie else ""
+            return f"{said}settled: {', '.join(verdict.best_set)}{why}"
         return f"{said}still open: {', '.join(self.open) or 'every norm, as nothing has learned'}"
 
 
-def look(verdict: Verdict) -> Progress:
-    """What is settled and what is open: everything while nothing has learned."""
+def look(verdict: Verdict, most: int) -> Progress:
+    """What is settled and what is open if `most` seeds may be trained: everything while nothing has learned."""
     best = verdict.best_set
     between = [c for c in verdict.comparisons if c.a in best and c.b in best]
-    settled = bool(best) and all(c.same for c in between)
-    return Progress(tuple(verdict.behind), () if settled else tuple(best), settled)
+    same = bool(best) and all(c.same for c in between)
+    hope = max((chance for seeds, chance in verdict.chances.items() if seeds <= most), default=0.0)
+    tie = bool(best) and not same and verdict.seeds >= TIE and hope < _HOPE
+    settled = same or tie
+    return Progress(tuple(verdict.behind), () if settled else tuple(best), settled, tie)
 
 
 def run_until_sure(study: Study, cells: Sequence[Cell]) -> None:
@@ -66,7 +75,7 @@ def run_until_sure(study: Study, cells: Sequence[Cell]) -> None:
             driver.listener.notice("the time is up")
             return
         verdict = judge_results(gathered(driver.store))
-        progress = look(verdict)
+        progress = look(verdict, len(rounds))
         driver.listener.notice(progress.words(turn, verdict))
         if progress.settled or turn == len(rounds):
             return

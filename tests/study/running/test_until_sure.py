@@ -36,7 +36,7 @@ SPEC = make_spec({"norms": "bn,gn,ln,none", "epochs": 8, "seeds": 12, "batch_siz
 
 
 def test_norms_that_are_behind_get_no_more_seeds(tmp_path: Path) -> None:
-    means = {"bn": 0.95, "gn": 0.925, "ln": 0.7, "none": 0.5}
+    means = {"bn": 0.95, "gn": 0.9, "ln": 0.7, "none": 0.5}
     with study(tmp_path, noisy(means)) as (under_way, _):
         run_until_sure(under_way, SPEC.cells(100))
         seeds = seeds_of(under_way)
@@ -56,6 +56,16 @@ def test_norms_that_do_not_differ_by_more_than_matters_are_settled(tmp_path: Pat
         run_until_sure(under_way, SPEC.cells(100))
         assert seeds_of(under_way)["bn"] < 12
         assert sorted(collect(under_way.driver.store)["verdict"]["best_set"]) == ["bn", "gn"]
+
+
+# the best two of the digits are a tie, and all twelve seeds of both were trained to see it
+def test_a_tie_that_more_seeds_would_not_break_ends_the_study(tmp_path: Path) -> None:
+    means = {"bn": 0.95, "gn": 0.95, "ln": 0.7, "none": 0.5}
+    with study(tmp_path, noisy(means, 0.02)) as (under_way, _):
+        run_until_sure(under_way, SPEC.cells(100))
+        notices = under_way.driver.listener.notices
+        assert seeds_of(under_way)["bn"] <= 6
+    assert notices[-1].endswith("(a tie: more seeds would hardly tell them apart)")
 
 
 def test_it_ends_with_the_seeds_that_there_are(tmp_path: Path) -> None:
