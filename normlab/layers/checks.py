@@ -46,7 +46,7 @@ def channels(title: str, x: Tensor, expected: int) -> None:
 
 
 def lengths(title: str, x: Tensor, held: Held, expected: int, copies: int = 1) -> None:
-    """Raise InputError unless each tensor has `expected` numbers and lies on x's device.
+    """Raise InputError unless each tensor is a vector of `expected` numbers and lies on x's device.
 
     torch's instance norm repeats parameters and buffers for every sample, and counts `copies` of each.
     """
@@ -58,6 +58,8 @@ def lengths(title: str, x: Tensor, held: Held, expected: int, copies: int = 1) -
                 f"{name} should contain {copies * expected} elements not {copies * v.numel()}: {title} has a {name} of "
                 f"shape {tuple(v.shape)}, and the input {x.shape[1]} channels"
             )
+        if v.dim() != 1:
+            raise InputError(f"{title}: expected {name} to have shape ({expected},), got {tuple(v.shape)}; flatten it")
         device(title, x, name, v)
 
 

@@ -205,7 +205,7 @@ class Norm(nn.Module):
     def _check_parameters(self, x: Tensor, held: dict[str, Tensor]) -> None:
         channels = x.shape[1]
         for name, v in held.items():
-            if v.numel() != channels or v.device != x.device:  # rarely: the entry need not be asked otherwise
+            if v.dim() != 1 or v.numel() != channels or v.device != x.device:  # rarely: the entry need not be asked otherwise
                 per_channel = self.entry.parameters[name].per_channel
                 checks.lengths(self._title(), x, {name: v}, channels if per_channel else 1)
 
