@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import random
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -79,17 +81,23 @@ def measured(given: tuple[nn.Module, dict[str, Any]]) -> dict[str, list[Tensor]]
     """Outputs in both modes, gradients and statistics of a copy of a model."""
     model, inputs = copy.deepcopy(given[0]), given[1]
     found: dict[str, list[Tensor]] = {}
+    _seed(3)
     with torch.no_grad():
-        torch.manual_seed(3)
         found["outputs"] = [v.double() for v in tensors(model.eval()(**inputs))]
-    torch.manual_seed(3)
+    _seed(3)
     outputs = tensors(model.train()(**inputs))
-    torch.manual_seed(4)
+    _seed(4)
     loss = sum((v.double() * torch.randn(v.shape, dtype=torch.float64)).mean() for v in outputs)
     loss.backward()  # type: ignore[union-attr]
     found["gradients"] = [p.grad.double().flatten() for p in model.parameters() if p.grad is not None]
     found["statistics"] = [b.double() for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var"))]
     return found
+
+
+def _seed(seed: int) -> None:
+    """Of every generator that a model may draw from."""
+    for plant in (torch.manual_seed, np.random.seed, random.seed):
+        plant(seed)
 
 
 def distances(got: dict[str, list[Tensor]], want: dict[str, list[Tensor]]) -> dict[str, float]:
