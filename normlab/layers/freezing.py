@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from normlab.errors import UsageError
 from normlab.layers._torch import BatchNormBase
@@ -20,7 +22,7 @@ class Frozen(Recast):
     """A layer with running statistics that stays in evaluation mode."""
 
     training: bool
-    _had_gradients: list[tuple[str, bool]]
+    _had_gradients: dict[str, bool]
 
     def train(self, mode: bool = True) -> Any:
         return super().train(False)  # type: ignore[misc]
@@ -38,11 +40,10 @@ def freeze(model: Model, *, affine: bool = False) -> Model:
     for layer in _running(model, "freeze"):
         if not isinstance(layer, Frozen):
             recast(layer, Frozen)
-            had = [(name, p.requires_grad) for name, p in layer.named_parameters(recurse=False)]
-            vars(layer)["_had_gradients"] = had
+            vars(layer)["_had_gradients"] = {name: p.requires_grad for name, p in _affine(layer)}
         layer.eval()
         if affine:
-            for p in layer.parameters(recurse=False):
+            for _, p in _affine(layer):
                 p.requires_grad_(False)
     return model
 
@@ -51,10 +52,19 @@ def unfreeze(model: Model) -> Model:
     """Undo `freeze`, in place; returns the model. Call `model.train()` afterwards."""
     for layer in model.modules():
         if isinstance(layer, Frozen):
-            for name, had in vars(layer).pop("_had_gradients"):
-                layer.get_parameter(name).requires_grad_(had)
+            had = vars(layer).pop("_had_gradients")
+            for name, p in _affine(layer):
+                p.requires_grad_(had.get(name, p.requires_grad))
             undo(layer, Frozen)
     return model
+
+
+def _affine(layer: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    """Weight and bias, or what they are computed from, each by the name of the one that it stands for."""
+    yield from layer.named_parameters(recurse=False)
+    if parametrize.is_parametrized(layer):
+        for name, held in layer.parametrizations.items():
+            yield from ((name, p) for p in held.parameters(recurse=False))
 
 
 def recalibrate(model: Model, images: Images) -> Model:

@@ -15,7 +15,6 @@ import operator
 import random
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -28,7 +27,7 @@ from normlab.layers import adapters
 from normlab.layers.acting import activation_called, activation_of, in_torch, is_passive, is_watched
 from normlab.layers.modes import in_mode
 from normlab.layers.norms import takes_act
-from normlab.layers.recasting import Recast, recast, undo
+from normlab.layers.recasting import Recast, recast, undo, undone
 from normlab.layers.swap import swap_report, take
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -219,14 +218,13 @@ def _shortcuts(module: nn.Module, inputs: int) -> dict[bool, Shortcut]:
 
 def _followed(module: nn.Module, inputs: int, training: bool) -> fx.Graph | None:
     """The forward pass of a module in one mode; None if it depends on values, on chance or on more than its inputs."""
-    own = type(module).__bases__[1] if isinstance(module, Fused) else type(module)
     kept = torch.get_rng_state(), random.getstate()
     before = dict(vars(module))
     tracer = _Tracer(inputs)
     with in_mode(module, training), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with _as(module, own):
+            with undone(module, Fused):
                 graph = tracer.trace(module)
         except Exception:
             return None
@@ -243,17 +241,6 @@ def _followed(module: nn.Module, inputs: int, training: bool) -> fx.Graph | None
         random.setstate(kept[1])
     constants = any(n.op == "get_attr" and str(n.target).startswith("_tensor_constant") for n in graph.nodes)
     return None if changed or by_chance or constants else graph
-
-
-@contextmanager
-def _as(module: nn.Module, kind: type) -> Iterator[None]:
-    """A module as an object of another class for a while."""
-    own = module.__class__
-    module.__class__ = kind
-    try:
-        yield
-    finally:
-        module.__class__ = own
 
 
 def _called(model: nn.Module, example: tuple[Any, ...], keywords: dict[str, Any]) -> dict[nn.Module, int]:

@@ -5,16 +5,21 @@ So it still *is* what it was for whoever asks for its class, keeps every attribu
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 
 class Recast:
     """What comes before the module's own class; subclasses of this one define methods that come before its own."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # copies and pickles find the class by what it was made of
+        if not _is_made(type(self)):
+            return super().__reduce_ex__(protocol)
         mixin, own = type(self).__bases__
         return _blank, (mixin, own), self.__getstate__()
 
@@ -46,17 +51,38 @@ def _blank(mixin: type[Recast], own: type) -> Any:
 
 def recast(module: nn.Module, mixin: type[Recast]) -> None:
     """Put a mixin before a module's class, in place."""
-    module.__class__ = _subclass(mixin, type(module))
+    _change(module, lambda kind: _subclass(mixin, kind))
 
 
 def undo(module: nn.Module, mixin: type[Recast]) -> None:
     """Take a mixin out again, in place: what others were put before the class stays."""
-    module.__class__ = _without(type(module), mixin)
+    _change(module, lambda kind: _without(kind, mixin))
 
 
 def become(module: nn.Module, own: type[nn.Module]) -> None:
     """Give a module another class of its own, in place, behind the mixins that it has."""
-    module.__class__ = _behind_mixins(type(module), own)
+    _change(module, lambda kind: _behind_mixins(kind, own))
+
+
+@contextmanager
+def undone(module: nn.Module, mixin: type[Recast]) -> Iterator[None]:
+    """The module without a mixin, for a while."""
+    kind = type(module)
+    undo(module, mixin)
+    try:
+        yield
+    finally:
+        module.__class__ = kind
+
+
+def _change(module: nn.Module, change: Callable[[Any], Any]) -> None:
+    """Change a module's class; where torch parametrizes it, the class that this derives from: torch takes its off."""
+    kind: Any = type(module)
+    if not parametrize.is_parametrized(module):
+        module.__class__ = change(kind)
+        return
+    facts = {name: fact for name, fact in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    module.__class__ = type(kind.__name__, (change(kind.__bases__[0]),), facts)
 
 
 def _is_made(kind: type) -> bool:
@@ -64,6 +90,8 @@ def _is_made(kind: type) -> bool:
 
 
 def _without(kind: type, mixin: type) -> Any:
+    if not _is_made(kind):
+        return kind
     outer, inner = kind.__bases__
     return inner if outer is mixin else _subclass(outer, _without(inner, mixin))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import normlab
 from normlab.layers import norms as layers
@@ -114,3 +116,29 @@ def test_frozen_layers_stay_frozen_on_the_way_back(first: str) -> None:
         assert not torch.allclose(back(x), expected)
     if not first.startswith("written"):
         assert [type(m) for m in normlab.restore_norms(model)] == classes
+
+
+class Doubled(nn.Module):
+    def forward(self, v: Tensor) -> Tensor:
+        return 2 * v
+
+
+# the class that torch had put before the layer's was lost, and with it the weight; or torch took off ours
+@pytest.mark.parametrize("then", ["restore", "freeze", "unfreeze"])
+@pytest.mark.parametrize("first", ["swap", "freeze"])
+def test_parametrizations_come_and_go(first: str, then: str) -> None:
+    model = nn.Sequential(nn.Sequential(nn.BatchNorm2d(3)), nn.LayerNorm(4))
+    x = torch.randn(8, 3, 4, 4) + 1
+    expected = copy.deepcopy(model).eval()(x)
+    {"swap": normlab.swap_norms, "freeze": normlab.freeze}[first](model).eval()
+    for layer in (model[0][0], model[1]):
+        parametrize.register_parametrization(layer, "weight", Doubled())
+    {"restore": normlab.restore_norms, "freeze": normlab.freeze, "unfreeze": normlab.unfreeze}[then](model).eval()
+    assert not torch.allclose(copy.deepcopy(model)(x), expected)
+    for layer in (model[0][0], model[1]):
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    torch.testing.assert_close(normlab.restore_norms(model)(x), expected)
+    assert type(normlab.unfreeze(model)[0][0]) is nn.BatchNorm2d
+    parametrize.register_parametrization(model[0][0], "weight", Doubled())
+    with pytest.raises(RuntimeError, match="state_dict"):
+        pickle.dumps(normlab.freeze(model))
