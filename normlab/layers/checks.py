@@ -163,14 +163,14 @@ def more_than_one_in_group(title: str, x: Tensor, groups: int) -> None:
         )
 
 
-def number(title: str, eps: Any) -> float:
-    """eps as a float; raises TypeError, as torch, if it is not a number."""
-    if isinstance(eps, float | int | torch.SymFloat):
-        return eps  # type: ignore[return-value]
+def number(title: str, value: Any, name: str = "eps") -> float:
+    """eps, or another value, as a float; raises TypeError, as torch, if it is not a number."""
+    if isinstance(value, float | int | torch.SymFloat):
+        return value  # type: ignore[return-value]
     try:
-        return float(None if isinstance(eps, str) else eps)  # type: ignore[arg-type]
+        return float(None if isinstance(value, str) else value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise TypeError(f"{title}: eps must be float, not {type(eps).__name__}") from None
+        raise TypeError(f"{title}: {name} must be float, not {type(value).__name__}") from None
 
 
 def _when(training: bool) -> tuple[str, str]:

@@ -174,6 +174,8 @@ class Norm(nn.Module):
         count, momentum = self.num_batches_tracked, self.momentum
         if momentum is None and count is None:
             momentum = 0.0  # an average over nothing counted: torch leaves the statistics alone
+        if momentum is not None and type(momentum) is not float:
+            momentum = checks.number(self._title(), momentum, "momentum")
         return self._normalize(input, residual, act, self.norm, use_batch, running, momentum, count, eps, mask)
 
     def _traced(self, input: Any, residual: Any, act: Any, mask: Any) -> Tensor:
@@ -205,7 +207,9 @@ class Norm(nn.Module):
     def _check_parameters(self, x: Tensor, held: dict[str, Tensor]) -> None:
         channels = x.shape[1]
         for name, v in held.items():
-            if v.dim() != 1 or v.numel() != channels or v.device != x.device:  # rarely: the entry need not be asked otherwise
+            if (  # rarely
+                v.dim() != 1 or v.numel() != channels or v.device != x.device
+            ):  # rarely: the entry need not be asked otherwise
                 per_channel = self.entry.parameters[name].per_channel
                 checks.lengths(self._title(), x, {name: v}, channels if per_channel else 1)
 

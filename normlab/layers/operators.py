@@ -59,6 +59,8 @@ def seen_through(x: Tensor) -> bool:
 def watched(x: Tensor) -> bool:
     """`seen_through`, by others than the compiler."""
     if type(x) not in _PLAIN or x.is_meta:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"expected a torch.Tensor, got {type(x).__name__}")
         return True
     return _torch.dispatch_modes() > 0 or _torch.tracing_state() is not None
 

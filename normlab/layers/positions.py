@@ -66,7 +66,11 @@ class RMSNorm(nn.RMSNorm):
     def __prepare_scriptable__(self) -> nn.Module:
         refuse_script(self)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor | None = None, *, input: Tensor | None = None) -> Tensor:
+        """torch's name for it is x here, and input in its other layers: each will do."""
+        input = x if input is None else input
+        if input is None:
+            raise TypeError("RMSNorm.forward() missing 1 required positional argument: 'x'")
         if traces(input) and not is_root(self, input):
             return as_leaf(self, input)
         if traces(input) or (seen_through(input) and plain.is_wanted(input)):

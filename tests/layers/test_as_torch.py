@@ -296,6 +296,33 @@ def test_input_by_its_name() -> None:
         torch.testing.assert_close(layer.eval()(input=x), layer(x))
 
 
+def test_root_mean_square_norm_takes_what_torch_calls_its_input() -> None:
+    """Bug: a model that calls `norm(x=h)` failed once it was swapped."""
+    x, layer = torch.randn(2, 4, 6), layers.RMSNorm(6)
+    torch.testing.assert_close(layer(x=x), nn.RMSNorm(6)(x=x))
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        layer()
+
+
+def test_errors_have_torchs_class() -> None:
+    """Bug: a ValueError for a weight of two dimensions, an AttributeError for a list, struct.error for a momentum."""
+    x = torch.randn(3, 4, 5, 6)
+    for ours, stock in ((layers.BatchNorm2d(4), nn.BatchNorm2d(4)), (layers.InstanceNorm2d(4, affine=True), None)):
+        for name in ("weight", "bias", *(["running_mean", "running_var"] if stock else [])):
+            for layer in (copy.deepcopy(made) for made in (ours, stock) if made is not None):
+                held = getattr(layer, name).detach().reshape(4, 1)
+                setattr(layer, name, nn.Parameter(held) if name in ("weight", "bias") else held)
+                with pytest.raises(RuntimeError):
+                    layer.eval()(x).sum().backward()
+    for layer in (layers.LayerNorm(6), layers.RMSNorm(6), layers.ChannelNorm(4)):
+        with pytest.raises(TypeError, match="got list"):
+            layer([1.0])
+    norm: Any = layers.BatchNorm2d(4)
+    norm.momentum = "a"
+    with pytest.raises(TypeError, match="momentum must be float, not str"):
+        norm(x)
+
+
 def test_group_norm_of_any_rank() -> None:
     """Bug: refused beyond 5 dimensions."""
     x = torch.randn(2, 4, 2, 1, 3, 2, 2, requires_grad=True)
