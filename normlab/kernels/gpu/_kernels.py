@@ -13,16 +13,25 @@ instance of the second launch solves for the channels that it is going to write.
 compute them alike, so nothing is locked, counted or waited for, and every result is the same from run to run.
 
 Planes are numbered p = n * C + c, and grids hold a number for each, in float64: next to the elements they are few.
-Elements are computed on in float32 (float64 if that is what they are). An instance covers planes `first` to `last`,
+Elements are computed on in float32 (float64 if that is what they are). Squares of float32 overflow from 1.8e19 on and
+lose digits below 1e-19, and so do products and coefficients; what they lead to may well be a float32. So every
+instance looks at its sums and coefficients, which are few, and where one has left float32 repeats the step in float64,
+in tiles of a 32nd (FEW positions), which take no more registers. An instance covers planes `first` to `last`,
 `width` of them every `step`, and positions `start` to `stop`; it holds BLOCK_P planes by BLOCK_S positions at a time.
 SOLVE works on R x J registers: rows are units of W planes, or with ACROSS samples, columns then channels.
 """
 
 # mypy: disable-error-code="no-untyped-def"
+# ruff: noqa: SIM102, SIM300 (what the compiler decides stands by itself, and a dtype in upper case is no constant)
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+_LARGEST = tl.constexpr(2.0**120)  # of sums of products: beyond, one of them may have overflowed
+_LARGE, _SMALL = tl.constexpr(2.0**90), tl.constexpr(2.0**-100)  # of coefficients
+_FAR = tl.constexpr(2.0**100)  # of centers: float32 holds the difference of any element from a nearer one
+_EPS, _TINY = tl.constexpr(1e-20), tl.constexpr(1e-30)  # beside such an eps the digits of smaller sums do not matter
 
 
 @triton.jit
@@ -50,7 +59,7 @@ def forward(
         for p0 in range(first, last, step):
             p, own = _planes(p0, last, width, BLOCK_P)
             origin = _origin(p, C, S, stride_c)
-            mean, var = _moments(x, origin, own, start, stop, stride_s, BLOCK_P, BLOCK_S, REAL)
+            mean, var = _moments(x, origin, own, start, stop, stride_s, EPS, BLOCK_P, BLOCK_S, REAL)
             tl.store(to + p, mean, mask=own)
             tl.store(to + part_count * planes + p, var, mask=own)
 
@@ -64,16 +73,26 @@ def forward(
         tl.debug_barrier()
 
     if APPLY:
+        FEW: tl.constexpr = BLOCK_S // 32 if BLOCK_S > 32 else 1
         for p0 in range(first, last, step):
             p, own = _planes(p0, last, width, BLOCK_P)
             origin = _origin(p, C, S, stride_c)
-            scale, center, shift = _affine(grids, p, own, planes, REAL)
-            for s0 in range(start, stop, BLOCK_S):
-                at, inside = _tile(origin, own, s0, stop, stride_s, BLOCK_S)
-                z = scale * (tl.load(x + at, mask=inside, other=0.0).to(REAL) - center) + shift
-                if ADD:
-                    z += tl.load(residual + at, mask=inside, other=0.0).to(REAL)
-                tl.store(y + at, _act(z, ACT, SLOPE), mask=inside)
+            scale, center, shift = _affine(grids, p, own, planes)
+            if REAL == tl.float64:
+                _write(
+                    x, y, residual, scale, center, shift, own, origin, start, stop, stride_s,
+                    ADD, ACT, SLOPE, BLOCK_S, tl.float64,
+                )  # fmt: skip
+            elif _beyond(scale, center, shift):
+                _write(
+                    x, y, residual, scale, center, shift, own, origin, start, stop, stride_s,
+                    ADD, ACT, SLOPE, FEW, tl.float64,
+                )  # fmt: skip
+            else:
+                _write(
+                    x, y, residual, scale, center, shift, own, origin, start, stop, stride_s,
+                    ADD, ACT, SLOPE, BLOCK_S, REAL,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -102,7 +121,7 @@ def backward(
             origin = _origin(p, C, S, stride_c)
             sum_g, sum_gx = _dots(
                 x, g, residual, dz, grids, p, own, planes, origin, start, stop, stride_s,
-                ADD, KEEP, ACT, SLOPE, BLOCK_P, BLOCK_S, REAL,
+                ADD, KEEP, ACT, SLOPE, EPS, BLOCK_P, BLOCK_S, REAL,
             )  # fmt: skip
             tl.store(to + p, sum_g, mask=own)
             tl.store(to + part_count * planes + p, sum_gx, mask=own)
@@ -117,20 +136,27 @@ def backward(
         tl.debug_barrier()
 
     if APPLY:
+        FEW: tl.constexpr = BLOCK_S // 32 if BLOCK_S > 32 else 1
         for p0 in range(first, last, step):
             p, own = _planes(p0, last, width, BLOCK_P)
             origin = _origin(p, C, S, stride_c)
-            scale, near, shift = _affine(grids, p, own, planes, REAL)
-            b, c = _slopes(grids, slopes, p, own, planes, LINEAR, REAL)
-            for s0 in range(start, stop, BLOCK_S):
-                at, inside = _tile(origin, own, s0, stop, stride_s, BLOCK_S)
-                d = tl.load(x + at, mask=inside, other=0.0).to(REAL) - near
-                if KEEP:
-                    up = tl.load(dz + at, mask=inside, other=0.0).to(REAL)
-                else:
-                    up = tl.load(g + at, mask=inside, other=0.0).to(REAL)
-                    up *= _slope(d, scale, shift, residual, at, inside, ADD, ACT, SLOPE, REAL)
-                tl.store(dx + at, scale * up + (b * d + c), mask=inside)
+            scale, center, shift = _affine(grids, p, own, planes)
+            b, c = _slopes(slopes, p, own, planes, LINEAR)
+            if REAL == tl.float64:
+                _write_dx(
+                    x, g, dx, residual, dz, scale, center, shift, b, c, own, origin, start, stop, stride_s,
+                    ADD, KEEP, ACT, SLOPE, BLOCK_S, tl.float64,
+                )  # fmt: skip
+            elif _beyond(scale, center, shift) | _beyond(b, center, c):
+                _write_dx(
+                    x, g, dx, residual, dz, scale, center, shift, b, c, own, origin, start, stop, stride_s,
+                    ADD, KEEP, ACT, SLOPE, FEW, tl.float64,
+                )  # fmt: skip
+            else:
+                _write_dx(
+                    x, g, dx, residual, dz, scale, center, shift, b, c, own, origin, start, stop, stride_s,
+                    ADD, KEEP, ACT, SLOPE, BLOCK_S, REAL,
+                )  # fmt: skip
 
 
 # --- the program in the middle ---------------------------------------------------------------------------------------
@@ -172,14 +198,14 @@ def _update(running, mean, var, momentum, channel, known, count):
         unbiased = var * (count.to(tl.float64) / tl.maximum(count - 1, 1).to(tl.float64))
         old_mean = tl.load(running[0] + channel, mask=known, other=0.0).to(tl.float64)
         old_var = tl.load(running[1] + channel, mask=known, other=0.0).to(tl.float64)
-        _store_row(running[0] + channel, old_mean + share * (mean - old_mean), known)
-        _store_row(running[1] + channel, old_var + share * (unbiased - old_var), known)
+        _store(running[0] + channel, (1.0 - share) * old_mean + share * mean, known)
+        _store(running[1] + channel, (1.0 - share) * old_var + share * unbiased, known)
 
 
 @triton.jit
-def _store_row(to, v, known):
-    """Numbers in float64 where something narrower may be kept; to half precision they go by way of float32, as not
-    every version and device of Triton rounds from float64."""
+def _store(to, v, known):
+    """Store what may be float64 where something narrower may be kept; to half precision it goes by way of float32, as
+    not every version and device of Triton rounds from float64."""
     if to.dtype.scalar.element_ty.primitive_bitwidth < 32:
         v = v.to(tl.float32)
     tl.store(to, v, mask=known)
@@ -287,9 +313,23 @@ def _tile(origin, own, s0, stop, stride_s, BLOCK_S: tl.constexpr):
 
 @triton.jit
 def _moments(
+    x, origin, own, start, stop, stride_s,
+    EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Mean and biased variance of the positions from `start` to `stop` of some planes."""
+    mean, var = _moments_in(x, origin, own, start, stop, stride_s, BLOCK_P, BLOCK_S, REAL)
+    FEW: tl.constexpr = BLOCK_S // 32 if BLOCK_S > 32 else 1
+    if REAL == tl.float32:
+        if _any(own & _is_far(var, EPS)):
+            mean, var = _moments_in(x, origin, own, start, stop, stride_s, BLOCK_P, FEW, tl.float64)
+    return mean, var
+
+
+@triton.jit
+def _moments_in(
     x, origin, own, start, stop, stride_s, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, REAL: tl.constexpr
 ):  # fmt: skip
-    """Mean and biased variance of the positions from `start` to `stop` of some planes.
+    """Mean and biased variance, computed in REAL.
 
     Tile by tile: the tile's mean, then the squares about it, corrected for that mean's rounding; tiles are merged by
     Chan's formula.
@@ -315,12 +355,37 @@ def _moments(
 @triton.jit
 def _dots(
     x, g, residual, dz, grids, p, own, planes, origin, start, stop, stride_s,
-    ADD: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
+    ADD: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, EPS: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Sums of g * act'(z) and of that times x - center, over the positions from `start` to `stop` of some planes."""
-    scale, near, shift = _affine(grids, p, own, planes, REAL)
-    center = tl.load(grids + 3 * planes + p, mask=own, other=0.0)
+    scale, center, shift = _affine(grids, p, own, planes)
+    sum_g, sum_gx = _dots_in(
+        x, g, residual, dz, scale, center, shift, own, origin, start, stop, stride_s,
+        ADD, KEEP, ACT, SLOPE, BLOCK_P, BLOCK_S, REAL,
+    )  # fmt: skip
+    FEW: tl.constexpr = BLOCK_S // 32 if BLOCK_S > 32 else 1
+    if REAL == tl.float32:
+        far = _any(own & (_is_far(sum_g, 1.0) | _is_far(sum_gx, EPS)))
+        if ACT is not None or not KEEP:
+            far = far | _beyond(scale, center, shift)
+        if far:
+            tl.debug_barrier()  # what one thread has kept of dz another replaces
+            sum_g, sum_gx = _dots_in(
+                x, g, residual, dz, scale, center, shift, own, origin, start, stop, stride_s,
+                ADD, KEEP, ACT, SLOPE, BLOCK_P, FEW, tl.float64,
+            )  # fmt: skip
+    return sum_g, sum_gx
+
+
+@triton.jit
+def _dots_in(
+    x, g, residual, dz, scale, center, shift, own, origin, start, stop, stride_s,
+    ADD: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """The sums, computed in REAL."""
+    a, near, t = _rounded(scale, center, shift, REAL)
     off = center.to(REAL).to(tl.float64) - center
     sum_g = tl.zeros([BLOCK_P], tl.float64)
     sum_gx = tl.zeros([BLOCK_P], tl.float64)
@@ -328,9 +393,9 @@ def _dots(
         at, inside = _tile(origin, own, s0, stop, stride_s, BLOCK_S)
         d = tl.load(x + at, mask=inside, other=0.0).to(REAL) - near
         up = tl.load(g + at, mask=inside, other=0.0).to(REAL)  # zero outside, and so are the products
-        up *= _slope(d, scale, shift, residual, at, inside, ADD, ACT, SLOPE, REAL)
+        up *= _slope(d, a, t, residual, at, inside, ADD, ACT, SLOPE, REAL)
         if KEEP:
-            tl.store(dz + at, up, mask=inside)
+            _store(dz + at, up, inside)
         sum_up = tl.sum(up, 1).to(tl.float64)
         sum_g += sum_up
         # (off * sum_g after the loop would be the same, and fails an assertion of Triton's in float64)
@@ -375,32 +440,95 @@ def _merged_sum(parts, q, own, planes, part_count, BLOCK_K: tl.constexpr, R: tl.
     return total
 
 
+# --- what leaves float32 ----------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _is_far(v, EPS: tl.constexpr):
+    """Whether a sum is not finite, or so large, or beside eps so small, that products have left float32."""
+    far = ~(tl.abs(v) <= _LARGEST)
+    if EPS < _EPS:
+        far |= tl.abs(v) < _TINY
+    return far
+
+
+@triton.jit
+def _beyond(a, center, t):
+    """Whether a coefficient, the center, or what is added, of any plane here, may make products leave float32."""
+    held = (tl.abs(a) <= _LARGE) & ((tl.abs(a) >= _SMALL) | (a == 0.0))
+    return _any(~(held & (tl.abs(center) <= _FAR) & (tl.abs(t) <= _LARGE)))
+
+
+@triton.jit
+def _any(v):
+    return tl.max(v.to(tl.int32), 0) > 0
+
+
 # --- elements --------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def _affine(grids, p, own, planes, REAL: tl.constexpr):
-    """(scale, center, shift) as columns. The center is rounded to the elements' precision, where the subtraction of an
-    element near it is exact; what the rounding lost goes into the shift."""
+def _affine(grids, p, own, planes):
+    """(scale, center, shift) of some planes."""
     scale = tl.load(grids + 2 * planes + p, mask=own, other=0.0)
     center = tl.load(grids + 3 * planes + p, mask=own, other=0.0)
     shift = tl.load(grids + 4 * planes + p, mask=own, other=0.0)
-    near = center.to(REAL)
-    shift += scale * (near.to(tl.float64) - center)
-    return scale.to(REAL)[:, None], near[:, None], shift.to(REAL)[:, None]
+    return scale, center, shift
 
 
 @triton.jit
-def _slopes(grids, slopes, p, own, planes, LINEAR: tl.constexpr, REAL: tl.constexpr):
-    """(b, c) as columns, c made up for the rounding of the center."""
+def _slopes(slopes, p, own, planes, LINEAR: tl.constexpr):
+    """(b, c) of some planes."""
     b = tl.zeros_like(p).to(tl.float64)
     c = b
     if not LINEAR:
-        center = tl.load(grids + 3 * planes + p, mask=own, other=0.0)
         b = tl.load(slopes + p, mask=own, other=0.0)
         c = tl.load(slopes + planes + p, mask=own, other=0.0)
-        c += b * (center.to(REAL).to(tl.float64) - center)
-    return b.to(REAL)[:, None], c.to(REAL)[:, None]
+    return b, c
+
+
+@triton.jit
+def _rounded(a, center, t, REAL: tl.constexpr):
+    """(a, center, t) as columns. The center is rounded to the elements' precision, where the subtraction of an element
+    near it is exact; what the rounding lost goes into t."""
+    near = center.to(REAL)
+    t += a * (near.to(tl.float64) - center)
+    return a.to(REAL)[:, None], near[:, None], t.to(REAL)[:, None]
+
+
+@triton.jit
+def _write(
+    x, y, residual, scale, center, shift, own, origin, start, stop, stride_s,
+    ADD: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, BLOCK_S: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """y = act(scale * (x - center) + shift + residual), computed in REAL."""
+    a, near, t = _rounded(scale, center, shift, REAL)
+    for s0 in range(start, stop, BLOCK_S):
+        at, inside = _tile(origin, own, s0, stop, stride_s, BLOCK_S)
+        z = a * (tl.load(x + at, mask=inside, other=0.0).to(REAL) - near) + t
+        if ADD:
+            z += tl.load(residual + at, mask=inside, other=0.0).to(REAL)
+        _store(y + at, _act(z, ACT, SLOPE), inside)
+
+
+@triton.jit
+def _write_dx(
+    x, g, dx, residual, dz, scale, center, shift, b, c, own, origin, start, stop, stride_s,
+    ADD: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, BLOCK_S: tl.constexpr,
+    REAL: tl.constexpr,
+):  # fmt: skip
+    """dx = scale * g * act'(z) + b * (x - center) + c, computed in REAL."""
+    a, near, t = _rounded(scale, center, shift, REAL)
+    b, _, c = _rounded(b, center, c, REAL)
+    for s0 in range(start, stop, BLOCK_S):
+        at, inside = _tile(origin, own, s0, stop, stride_s, BLOCK_S)
+        d = tl.load(x + at, mask=inside, other=0.0).to(REAL) - near
+        if KEEP:
+            up = tl.load(dz + at, mask=inside, other=0.0).to(REAL)
+        else:
+            up = tl.load(g + at, mask=inside, other=0.0).to(REAL)
+            up *= _slope(d, a, t, residual, at, inside, ADD, ACT, SLOPE, REAL)
+        _store(dx + at, a * up + (b * d + c), inside)
 
 
 @triton.jit
