@@ -118,8 +118,9 @@ def make_step(layer: Any, work: Work, device: str) -> Callable[[], None]:
 
 def random_tensor(work: Work, seed: int, device: str) -> Tensor:
     """Standard normal values of the row's shape and dtype."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(work.shape, generator=generator).to(device, getattr(torch, work.dtype))
+    place = device if device.startswith("cuda") else "cpu"  # where making them is quicker than bringing them
+    generator = torch.Generator(place).manual_seed(seed)
+    return torch.randn(work.shape, generator=generator, device=place).to(device, getattr(torch, work.dtype))
 
 
 def arrange(x: Tensor, layout: str) -> Tensor:

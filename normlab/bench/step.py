@@ -122,10 +122,10 @@ def make_step(
     image_size: int = SIZE,
     dtype: str = "float32",
 ) -> Callable[[], None]:
-    """A training step as a function; `kind` is "ours", "recomputed" (`normlab.recomputed_outputs`), "eager" or
-    "compiled".
+    """A training step as a function; `kind` is "ours", "recomputed" (`normlab.recomputed_outputs`), "eager", "compiled"
+    or "compiled ours".
     """
-    constructor: Any = norm if kind in OURS else lambda channels: stock(norm, channels)
+    constructor: Any = norm if kind in (*OURS, "compiled ours") else lambda channels: stock(norm, channels)
     made = build_model(
         model, constructor, num_classes=10, in_channels=3, image_size=(image_size, image_size), seed=0
     ).to(device)
@@ -140,7 +140,7 @@ def make_step(
 
 def _step(kind: str, net: nn.Module, x: Tensor, loss_of: Callable[[Any], Tensor], dtype: str) -> Callable[[], None]:
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
-    run = compiled(net) if kind == "compiled" else net
+    run = compiled(net) if kind.startswith("compiled") else net
     keeping = recomputed_outputs if kind == "recomputed" else nullcontext
     precision = getattr(torch, dtype)
 

@@ -108,17 +108,11 @@ def test_cuda_without_triton_says_so_once(triton_there: pytest.MonkeyPatch, noth
         registry.planes_for(on_cuda())
 
 
-def test_positions_on_cuda_say_that_they_have_no_kernels(
-    triton_there: pytest.MonkeyPatch, nothing_warned: None
-) -> None:
+def test_positions_on_cuda_are_served_as_planes_are(triton_there: pytest.MonkeyPatch) -> None:
+    assert normlab.backend_for(on_cuda(), POSITIONS) == "triton_gpu"
+    triton_there.setattr(gpu, "triton_missing", lambda: "triton is not installed")
+    registry._chosen.clear()
     assert normlab.backend_for(on_cuda(), POSITIONS) == "reference"
-    with pytest.warns(BackendWarning, match=r"statistics per position on device 'cuda:0' \(no Triton kernels"):
-        assert registry.positions_for(on_cuda()).__name__ == "normlab.kernels.reference.positions"
-    with (
-        pytest.raises(UsageError, match=r"\(no Triton kernels yet\); use 'reference'"),
-        normlab.use_backend("triton_gpu"),
-    ):
-        registry.positions_for(on_cuda())
 
 
 # --- a backend of one's own ------------------------------------------------------------------------------------------

@@ -127,9 +127,9 @@ class Cut:
         """Whole units of `width` planes, as many at a time as fill a tile, and lines of memory."""
         n, channels, size = self.sizes
         units = n * channels // width
-        columns = _power_of_2(width)
-        rows = max(1, _TILE // (columns * _power_of_2(size)), _COLUMNS // columns if self.channels_last else 1)
-        rows = min(rows, _REGISTERS // columns, _power_of_2(units))
+        columns = power_of_2(width)
+        rows = max(1, _TILE // (columns * power_of_2(size)), _COLUMNS // columns if self.channels_last else 1)
+        rows = min(rows, _REGISTERS // columns, power_of_2(units))
         # in channels-last order few instances measure, as their parts are to be merged: more of each is under way
         wide = self.channels_last and steps["MEASURE"] and steps["SOLVE"] is None
         block_p, block_s = self._tile(rows * width, 2 * _TILE if wide else _TILE)
@@ -137,12 +137,14 @@ class Cut:
         chunk, chunks = self._positions(block_s, blocks, _PARTS if steps["MEASURE"] else None) if split else (size, 1)
         shape = {"ACROSS": False, "W": width, "R": rows, "J": columns, "BLOCK_P": block_p, "BLOCK_S": block_s}
         options = {**steps, **shape, "EVEN": self.even, "REAL": self.real}
+        # all steps on many short planes: what an instance holds of them is spread over more threads' registers
+        wide |= steps["MEASURE"] and steps["SOLVE"] is not None and size <= _SHORT and not self.channels_last
         return _merging(Launch((blocks, chunks, 1), chunk, n, options), 1, wide)
 
     def _channels(self, **steps: Any) -> Launch:
         """Some channels of some samples, knowing the moments of all samples."""
         n, channels, _ = self.sizes
-        rows = _power_of_2(n)
+        rows = power_of_2(n)
         columns, block_s = self._tile(min(channels, _REGISTERS // rows))
         blocks = -(-channels // columns)
         samples = -(-n // min(n, self._wanted(blocks)))
@@ -160,9 +162,9 @@ class Cut:
     def _tile(self, planes: int, tile: int | None = None) -> tuple[int, int]:
         """BLOCK_P and BLOCK_S: long along what is contiguous."""
         tile = tile or _TILE
-        size, planes = _power_of_2(self.sizes[2]), _power_of_2(planes)
+        size, planes = power_of_2(self.sizes[2]), power_of_2(planes)
         if self.channels_last:
-            block_p = min(planes, _power_of_2(self.sizes[1]), _COLUMNS)
+            block_p = min(planes, power_of_2(self.sizes[1]), _COLUMNS)
             return block_p, min(size, tile // block_p)
         if size <= _SHORT:  # many planes in a tile, few of their numbers side by side: half the tile
             return min(planes, tile // 2 // size), size
@@ -187,11 +189,11 @@ class Cut:
 def _merging(launch: Launch, count: int, wide: bool = False) -> Launch:
     """A launch whose program merges so many parts of each plane, some at a time."""
     numbers = launch.options["R"] * launch.options["J"]
-    block_k = min(_power_of_2(count), max(1, _REGISTERS // numbers))
+    block_k = min(power_of_2(count), max(1, _REGISTERS // numbers))
     warps = 8 if wide or (launch.options["SOLVE"] is not None and numbers * block_k > 1024) else 4
     return Launch(launch.grid, launch.chunk, launch.samples, {**launch.options, "BLOCK_K": block_k, "num_warps": warps})
 
 
-def _power_of_2(number: int) -> int:
+def power_of_2(number: int) -> int:
     """The smallest power of two that is no less."""
     return 1 << (number - 1).bit_length()

@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from normlab.kernels.contract import DTYPES, POSITIONS, Reason
+from normlab.kernels.contract import DTYPES, Reason
 from normlab.norms.family import NormEntry
 
 
@@ -20,8 +20,6 @@ def serves(x: Any, entry: NormEntry | None) -> Reason | None:
     missing = triton_missing()
     if missing is not None:
         return Reason(f"a tensor on device {str(device)!r} ({missing})", "install triton, or use 'reference'")
-    if entry is POSITIONS:
-        return Reason(f"{entry.title} on device {str(device)!r} (no Triton kernels yet)")
     if device.type == "cuda" or (device.type == "cpu" and _is_interpreted()):
         return None
     return Reason(

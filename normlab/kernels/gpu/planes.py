@@ -111,7 +111,7 @@ def forward(
     inside = None if update is None or direction.between is not None or isinstance(update[2], Tensor) else update[2]
     values = tuple(params.values())
     rows = update[:2] if update is not None and inside is not None else saved.running
-    aligned, dtypes = _seen((x, out, residual), (*values, *rows))
+    aligned, dtypes = seen((x, out, residual), (*values, *rows))
     variant = (dtypes, residual is None, inside, act, eps)
     ready = direction.ready.get(variant) or direction.prepare(
         kernels.forward,
@@ -168,7 +168,7 @@ def backward(
     slopes = grids.new_empty((2 + 2 * direction.part_count) * n * channels)
     real = torch.float64 if x.dtype == torch.float64 else torch.float32
     grads = torch.empty((len(values), channels if across else n * channels), dtype=real, device=x.device)
-    aligned, dtypes = _seen((x, g, out, residual, to_residual), (*values, *saved.running))
+    aligned, dtypes = seen((x, g, out, residual, to_residual), (*values, *saved.running))
     variant = (dtypes, residual is None, to_residual is None, act, saved.eps)
     ready = direction.ready.get(variant) or direction.prepare(
         kernels.backward,
@@ -189,7 +189,7 @@ def backward(
     return list((grads if across or n == 1 else grads.view(-1, n, channels).sum(1)).unbind())
 
 
-def _seen(elements: Iterable[Tensor | None], rows: tuple[Tensor, ...]) -> tuple[bool, tuple[torch.dtype, ...]]:
+def seen(elements: Iterable[Tensor | None], rows: tuple[Tensor, ...]) -> tuple[bool, tuple[torch.dtype, ...]]:
     """Whether all tensors begin at multiples of 16 bytes, and the dtypes of those that have a number per channel."""
     address = 0
     for v in elements:
@@ -219,9 +219,7 @@ def _made(recipe: Recipe, layout: Layout, x: Tensor) -> Plan:
     programs = trace(recipe, n, channels)
     per_channel = tuple(recipe.entry.parameters[name].per_channel for name in recipe.names)
     strides = (1, channels) if layout.channels_last else (size, 1)
-    cut = Cut(
-        sizes, layout.channels_last, _processors(x.device), tl.float64 if x.dtype == torch.float64 else tl.float32
-    )
+    cut = Cut(sizes, layout.channels_last, processors(x.device), tl.float64 if x.dtype == torch.float64 else tl.float32)
     needs_sums = bool(recipe.names) or not programs.linear
     return Plan(
         programs,
@@ -233,7 +231,7 @@ def _made(recipe: Recipe, layout: Layout, x: Tensor) -> Plan:
 
 
 @cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 

@@ -16,9 +16,11 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from normlab.kernels import stages
+from normlab.kernels import positions, stages
 from normlab.kernels.gpu import _kernels as kernels
+from normlab.kernels.gpu import _position_kernels as position_kernels
 from normlab.kernels.gpu import planes as triton_gpu
+from normlab.kernels.gpu import positions as triton_positions
 from normlab.norms import family as norms
 
 
@@ -43,7 +45,7 @@ class Compiling:
                 self.kernel.warmup(*args, grid=grid, **options)
             spilled = "0 bytes spill stores" not in log.getvalue()
             given = signature(self.kernel.fn).bind(*args).arguments
-            steps = "+".join(step for step in ("MEASURE", "SOLVE", "APPLY") if given[step])
+            steps = "+".join(step for step in ("MEASURE", "SOLVE", "APPLY") if given.get(step))
             print(self.kernel.fn.__name__, steps, grid, "spills registers" if spilled else "compiled")
 
         return compile_for
@@ -53,7 +55,7 @@ def main() -> None:
     driver.set_active(Absent())
     knobs.nvidia.dump_ptxas_log = True
     knobs.compilation.always_compile = True
-    triton_gpu._processors = lambda device: 132  # type: ignore[assignment]
+    triton_gpu.processors = lambda device: 132  # type: ignore[assignment]
     kernels.forward, kernels.backward = Compiling(kernels.forward), Compiling(kernels.backward)
     stages.planes_for = lambda x, entry=None: triton_gpu  # type: ignore[assignment,return-value,misc]
     half, double = torch.bfloat16, torch.float64
@@ -71,6 +73,13 @@ def main() -> None:
         residual = None if act is None else x
         _, cache = stages.forward(norm, x, params, act=act, residual=residual, update=update)
         stages.backward(x, cache)
+    for name in ("forward", "backward", "learn", "total"):
+        setattr(position_kernels, name, Compiling(getattr(position_kernels, name)))
+    positions.positions_for = lambda x: triton_positions  # type: ignore[assignment,return-value]
+    for shape, dtype in (((8192, 768), torch.float32), ((32, 321, 196), half)):
+        x, weight = torch.empty(shape, dtype=dtype), torch.empty(shape[1])
+        _, kept = positions.forward(x, weight, weight)
+        positions.backward(x, x, weight, kept)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,22 @@ with pytest.MonkeyPatch.context() as patch:
     triton = pytest.importorskip("triton", reason="triton is not installed: its kernels are NOT tested here")
     from normlab.kernels.gpu import _cut as cut
     from normlab.kernels.gpu import _kernels as kernels
+    from normlab.kernels.gpu import _position_kernels as position_kernels
     from normlab.kernels.gpu import _programs as programs
     from normlab.kernels.gpu import planes as triton_gpu
+    from normlab.kernels.gpu import positions as triton_positions
 
-__all__ = ["DEVICE", "cut", "interpret", "kernels", "programs", "triton", "triton_gpu"]
+__all__ = [
+    "DEVICE",
+    "cut",
+    "interpret",
+    "kernels",
+    "position_kernels",
+    "programs",
+    "triton",
+    "triton_gpu",
+    "triton_positions",
+]
 
 
 def interpret(patch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def _shown(arg: Any) -> Any:
 
 def main() -> None:
     driver.set_active(Absent())
-    triton_gpu._processors = lambda device: 132  # type: ignore[assignment]
+    triton_gpu.processors = lambda device: 132  # type: ignore[assignment]
     stages.planes_for = lambda x, entry=None: triton_gpu  # type: ignore[assignment,return-value,misc]
     run = JITFunction.run
 
