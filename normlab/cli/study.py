@@ -200,10 +200,18 @@ def plan(
         typer.echo(escaped(line))
 
 
-def status(directory: Directory) -> None:
+def status(
+    directory: Directory,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every record and checkpoint; save the rest.")] = False,
+) -> None:
     """Show how far a comparison is: cells by status, what is running, what failed and why."""
     from normlab.study.running.overview import status_lines
 
+    if verify:
+        from normlab.study.keeping.verify import verify as check
+
+        for line in check(directory):
+            typer.echo(escaped(line))
     for line in status_lines(directory):
         typer.echo(escaped(line))
 

@@ -78,7 +78,8 @@ def _where(store: Store, ids: list[int]) -> dict[str, Any]:
     if not trained:
         return {}
     last = trained[-1]
-    return {**store.attempts(last.id)[-1]["environment"], **last.outcome.get("environment", {})}
+    attempts = store.attempts(last.id)  # none, of a store that was saved after damage
+    return {**(attempts[-1]["environment"] if attempts else {}), **last.outcome.get("environment", {})}
 
 
 def write_results(store: Store, directory: Path) -> dict[str, Any]:

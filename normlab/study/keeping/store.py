@@ -28,6 +28,7 @@ LOCKS = "study.lock"
 CHECKPOINTS = "checkpoints"  # the folder of the weights, one within for each cell
 BUSY_SECONDS = 60.0
 FINISHED = ("done", "diverged")
+_CHECKED: set[tuple[int, int, int, int]] = set()  # files as they were when their structure was found whole
 
 # what turns the schema of the version before into that of a version; where none stands, only the records' content grew
 MIGRATIONS = {
@@ -71,6 +72,14 @@ MIGRATIONS = {
     );
     """,
 }
+SEALED = {  # the columns that the digest of a row covers
+    "cells": ("id", "key", "config", "status", "reason", "traceback", "outcome", "attempts"),
+    "epochs": ("cell", "epoch", "record"),
+    "attempts": ("id", "cell", "environment", "host", "pid", "started", "ended", "status", "reason"),
+    "studies": ("id", "started", "spec", "facts", "cells"),
+}
+SINCE_SEALED = 4
+MIGRATIONS[SINCE_SEALED] = "".join(f"ALTER TABLE {table} ADD COLUMN digest TEXT;" for table in SEALED)
 # a new axis is a new version as well: older programs do not know what to make of its cells
 VERSION = max(*MIGRATIONS, AXES_VERSION)
 
@@ -125,6 +134,33 @@ class StoredStudy:
     cells: list[int]
 
 
+def digest_of(table: str) -> str:
+    """The digest of a row as it is now, in SQL."""
+    return f"digest_of({', '.join(f'CAST({column} AS BLOB)' for column in SEALED[table])})"
+
+
+def connect(path: Path, options: str) -> sqlite3.Connection:
+    """Open a store's file with the options of an SQLite URI; `digest_of` is a function there."""
+    uri = f"{path.resolve().as_uri()}?{options}"
+    db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+    db.text_factory = lambda text: text.decode(errors="surrogateescape")  # a damaged one is for its digest to notice
+    db.create_function("digest_of", -1, _digest, deterministic=True)
+    db.create_function("name_of", 1, lambda facts: _name_of(facts.decode(errors="surrogateescape")), deterministic=True)
+    return db
+
+
+def _name_of(facts: str) -> str:
+    """The name of an environment."""
+    return hashlib.sha256(facts.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _digest(*values: bytes | None) -> str:
+    found = hashlib.blake2b(digest_size=8)
+    for value in values:
+        found.update(b"-;" if value is None else b"%d;%b" % (len(value), value))
+    return found.hexdigest()
+
+
 class Store:
     """The records of the studies of one directory.
 
@@ -133,7 +169,8 @@ class Store:
 
     `Store(directory)` opens the file for writing, making it if need be and bringing an older one up to date;
     `Store(directory, readonly=True)` only reads. Raises StoreBusy for a file of a newer version, and DataError
-    for one that is no store.
+    for one that is no store, or is damaged: the file's pages are checked when it is opened, every row's digest when it
+    is read.
     """
 
     def __init__(self, directory: Path, *, readonly: bool = False) -> None:
@@ -142,19 +179,18 @@ class Store:
             raise DataError(f"{directory} holds no study ({FILE} is not there); expected the --out of a comparison")
         self._own: int | None = None  # the row of the study that this object began last
         with self._errors():
-            mode = "ro" if readonly else "rwc"
-            self._db = sqlite3.connect(
-                f"{self.path.resolve().as_uri()}?mode={mode}", uri=True, timeout=BUSY_SECONDS, isolation_level=None
-            )
+            self._db = connect(self.path, "mode=ro" if readonly else "mode=rwc")
             self._db.execute("PRAGMA foreign_keys = ON")
+            self._check_pages()
             version = self._version()
+            self._sealed = version >= SINCE_SEALED
             if version > VERSION:
                 self._db.close()
                 raise StoreBusy(
                     f"{self.path} was written by a newer normlab (schema {version}, this one reads "
                     f"up to {VERSION}); update normlab, or choose another --out"
                 )
-            if readonly and version < max(MIGRATIONS):
+            if readonly and version < min(MIGRATIONS):
                 self._db.close()
                 raise DataError(
                     f"{self.path} holds no study yet, or an older one; `normlab compare` brings it up to date"
@@ -165,6 +201,7 @@ class Store:
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 if version < VERSION:
                     self._migrate()
+                self._sealed = True
 
     def begin_study(self, spec: dict[str, Any], facts: dict[str, Any], cells: list[Cell], data_hash: str) -> list[int]:
         """Enter a study and those of its cells that are new; answers the ids of its cells, in order."""
@@ -174,11 +211,13 @@ class Store:
                 "INSERT INTO cells (key, config) VALUES (?, ?) ON CONFLICT (key) DO NOTHING",
                 [(key, json.dumps(asdict(cell))) for key, cell in zip(keys, cells, strict=True)],
             )
+            self._seal("cells", "digest IS NULL")
             ids = [self._db.execute("SELECT id FROM cells WHERE key = ?", (key,)).fetchone()[0] for key in keys]
             own = self._db.execute(
                 "INSERT INTO studies (started, spec, facts, cells) VALUES (?, ?, ?, ?)",
                 (_now(), json.dumps(spec), json.dumps(facts), json.dumps(ids)),
             ).lastrowid
+            self._seal("studies", "id = ?", own)
         self._own = own
         return ids
 
@@ -202,8 +241,7 @@ class Store:
 
     def _study_rows(self) -> list[list[int]]:
         """The rows of each study, in order."""
-        with self._errors():
-            rows = self._db.execute("SELECT id, spec, facts FROM studies ORDER BY id").fetchall()
+        rows = self._rows("studies", "id, spec, facts", "ORDER BY id")
         found: dict[tuple[str, str], list[int]] = {}
         for row, spec, facts in rows:
             same = json.dumps(json.loads(spec), sort_keys=True), str(json.loads(facts).get("data_hash"))
@@ -211,21 +249,18 @@ class Store:
         return list(found.values())
 
     def _read_study(self, rows: list[list[int]], row: int) -> StoredStudy:
-        query = "SELECT started, spec, facts, cells FROM studies WHERE id = ?"
-        with self._errors():
-            started, *texts = self._db.execute(query, (row,)).fetchone()
+        ((started, *texts),) = self._rows("studies", "started, spec, facts, cells", "WHERE id = ?", row)
         number = next(number for number, of_study in enumerate(rows, start=1) if row in of_study)
         return StoredStudy(number, len(rows), started, *map(json.loads, texts))
 
     def cells(self, ids: Iterable[int] | None = None) -> list[StoredCell]:
         """The cells with these ids, in their order; without ids, all."""
-        query = "SELECT id, key, config, status, reason, traceback, outcome, attempts FROM cells"
+        columns = "id, key, config, status, reason, traceback, outcome, attempts"
         wanted = None if ids is None else list(ids)
-        with self._errors():
-            if wanted is not None and len(wanted) == 1:
-                rows = self._db.execute(query + " WHERE id = ?", wanted).fetchall()
-            else:
-                rows = self._db.execute(query + " ORDER BY id").fetchall()
+        if wanted is not None and len(wanted) == 1:
+            rows = self._rows("cells", columns, "WHERE id = ?", *wanted)
+        else:
+            rows = self._rows("cells", columns, "ORDER BY id")
         found = {
             id: StoredCell(
                 id, key, json.loads(config), status, reason, traceback, json.loads(outcome or "{}"), attempts
@@ -236,9 +271,8 @@ class Store:
 
     def epochs(self, cell: int) -> list[dict[str, Any]]:
         """The records of a cell's epochs, in order."""
-        with self._errors():
-            rows = self._db.execute("SELECT record FROM epochs WHERE cell = ? ORDER BY epoch", (cell,)).fetchall()
-        return [json.loads(row[0]) for row in rows]
+        rows = self._rows("epochs", "record", "WHERE cell = ? ORDER BY epoch", cell)
+        return [json.loads(record) for (record,) in rows]
 
     def failures(self, cell: int) -> int:
         """How often a cell failed."""
@@ -252,7 +286,7 @@ class Store:
         Only the holder of the cell's lock may call this.
         """
         facts = json.dumps(environment, sort_keys=True)
-        name = hashlib.sha256(facts.encode()).hexdigest()[:16]
+        name = _name_of(facts)
         with self._transaction():
             status = self._db.execute("SELECT status FROM cells WHERE id = ?", (cell,)).fetchone()[0]
             if status in FINISHED:
@@ -265,18 +299,22 @@ class Store:
             )
             # an attempt of this cell that never ended can only have died, since its lock was free
             self._db.execute("UPDATE attempts SET status = 'interrupted' WHERE cell = ? AND status IS NULL", (cell,))
-            return self._db.execute(
+            begun = self._db.execute(
                 "INSERT INTO attempts (cell, environment, host, pid, started) VALUES (?, ?, ?, ?, ?)",
                 (cell, name, socket.gethostname(), os.getpid(), _now()),
             ).lastrowid
+            self._seal("cells", "id = ?", cell)
+            self._seal("attempts", "cell = ?", cell)
+        return begun
 
     def add_epoch(self, cell: int, record: dict[str, Any]) -> bool:
         """Enter the record of an epoch; False if it is there already (a training that replays its past)."""
         with self._transaction():
             added = self._db.execute(
-                "INSERT INTO epochs VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                "INSERT INTO epochs (cell, epoch, record) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
                 (cell, record["epoch"], json.dumps(record)),
             )
+            self._seal("epochs", "cell = ? AND epoch = ?", cell, record["epoch"])
             return added.rowcount == 1
 
     def end_attempt(
@@ -299,6 +337,8 @@ class Store:
                 "UPDATE attempts SET ended = ?, status = ?, reason = ? WHERE id = ?",
                 (_now(), status, reason, attempt),
             )
+            self._seal("cells", "id = ?", cell)
+            self._seal("attempts", "id = ?", attempt)
 
     def forget(self, cells: Iterable[int]) -> None:
         """Take cells back to the beginning: their records go, their attempts stay on the books."""
@@ -309,17 +349,33 @@ class Store:
                     "UPDATE cells SET status = 'pending', reason = NULL, traceback = NULL, outcome = NULL WHERE id = ?",
                     (cell,),
                 )
+                self._seal("cells", "id = ?", cell)
+
+    def leave_out_lost_cells(self) -> None:
+        """Take cells that are not there out of the studies, after a damage; they are entered anew when they are run."""
+        there = {stored.id for stored in self.cells()}
+        with self._transaction():
+            for row, cells in self._db.execute("SELECT id, cells FROM studies").fetchall():
+                left = json.dumps([cell for cell in json.loads(cells) if cell in there])
+                self._db.execute("UPDATE studies SET cells = ? WHERE id = ?", (left, row))
+            self._seal("studies", "1")
 
     def attempts(self, cell: int) -> list[dict[str, Any]]:
         """Every attempt at a cell, with the environment it ran in."""
-        with self._errors():
-            rows = self._db.execute(
-                "SELECT started, ended, status, reason, host, pid, facts FROM attempts "
-                "LEFT JOIN environments ON hash = environment WHERE cell = ? ORDER BY id",
-                (cell,),
-            ).fetchall()
         names = ("started", "ended", "status", "reason", "host", "pid")
-        return [{**dict(zip(names, row, strict=False)), "environment": json.loads(row[6] or "{}")} for row in rows]
+        rows = self._rows("attempts", f"{', '.join(names)}, environment", "WHERE cell = ? ORDER BY id", cell)
+        return [{**dict(zip(names, row, strict=False)), "environment": self._environment(row[-1])} for row in rows]
+
+    def _environment(self, name: str | None) -> dict[str, Any]:
+        """The facts of an environment, which is named by their hash."""
+        if name is None:
+            return {}
+        with self._errors():
+            row = self._db.execute("SELECT facts FROM environments WHERE hash = ?", (name,)).fetchone()
+        if row is None or _name_of(row[0]) != name:
+            raise DataError(self._damaged("the environment of an attempt is not what was written"))
+        found: dict[str, Any] = json.loads(row[0])
+        return found
 
     def close(self) -> None:
         self._db.close()
@@ -329,6 +385,34 @@ class Store:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _rows(self, table: str, columns: str, rest: str, *values: Any) -> list[Any]:
+        """Rows of a table. Raises DataError for one that is not what was written."""
+        whole = f"digest IS {digest_of(table)}" if self._sealed else "1"
+        with self._errors():
+            rows = self._db.execute(f"SELECT {whole}, {columns} FROM {table} {rest}", values).fetchall()
+        if not all(row[0] for row in rows):
+            raise DataError(self._damaged(f"a row of the table of {table} is not what was written"))
+        return [row[1:] for row in rows]
+
+    def _seal(self, table: str, where: str, *values: Any) -> None:
+        """Write the digests of rows that have changed; part of the transaction that changed them."""
+        self._db.execute(f"UPDATE {table} SET digest = {digest_of(table)} WHERE {where}", values)
+
+    def _check_pages(self) -> None:
+        """Raise DataError if the file's structure is damaged; what this process has checked is not checked again."""
+        facts = self.path.stat()
+        mark = facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+        if mark in _CHECKED:
+            return
+        ((found,), *_) = self._db.execute("PRAGMA quick_check(1)").fetchall()
+        if found != "ok":
+            raise DataError(self._damaged(" ".join(found.split())))
+        _CHECKED.add(mark)
+
+    def _damaged(self, what: str) -> str:
+        directory = self.path.parent
+        return f"{self.path} is damaged: {what}; `normlab status {directory} --verify` says what, and saves the rest"
 
     def _version(self) -> int:
         return self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -340,6 +424,9 @@ class Store:
             for version in range(self._version() + 1, VERSION + 1):
                 for statement in filter(str.strip, MIGRATIONS.get(version, "").split(";")):
                     self._db.execute(statement)
+                if version == SINCE_SEALED:
+                    for table in SEALED:
+                        self._seal(table, "1")
             self._db.execute(f"PRAGMA user_version = {VERSION}")
             self._db.execute("COMMIT")
         except BaseException:
@@ -375,9 +462,13 @@ class Store:
                 ) from e
             if "full" in text or "I/O" in text or "unable to open" in text or "readonly" in text:
                 raise DataError(f"{self.path}: {text}; free some space or choose another --out") from e
-            raise
+            raise DataError(self._damaged(text)) from e
         except sqlite3.DatabaseError as e:
+            if "malformed" in str(e):
+                raise DataError(self._damaged(str(e))) from e
             raise DataError(f"{self.path} is not a normlab store ({e}); move it away or choose another --out") from e
+        except UnicodeDecodeError as e:  # SQLite quotes what is damaged
+            raise DataError(self._damaged("its text is not UTF-8")) from e
 
 
 def _now() -> str:
