@@ -1,6 +1,6 @@
 """What a trained network keeps of its accuracy when its batch norms are converted, without a label.
 
-python -m benchmarks.convert [IMAGES] [--epochs N] [--model NAME] [--steps N] [--calibrate N]
+python -m benchmarks.convert [IMAGES] [--epochs N | --weights FILE] [--model NAME] [--steps N] [--calibrate N]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import normlab
+from benchmarks.convert.network import pretrained
 from normlab.bench.machine import describe, line
 from normlab.data import Dataset, Standardizer, augment, load
 from normlab.models import build_model
@@ -56,16 +57,21 @@ def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def main() -> None:
-    """Train, convert in every way, and print a row for each norm as soon as it is measured."""
+    """Train or load, convert in every way, and print a row for each norm as soon as it is measured."""
     parser = argparse.ArgumentParser()
     parser.add_argument("images", nargs="?", default="digits")
     parser.add_argument("--model", default="resnet14:width=8")
+    parser.add_argument("--weights", help="of a network that is trained already (benchmarks.convert.pretrain)")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--steps", type=int, default=200, help="of distillation")
     parser.add_argument("--calibrate", type=int, default=256, help="images")
+    parser.add_argument("--to", default=",".join(TO))
     arguments = parser.parse_args()
     dataset = load(arguments.images)
-    net = train(dataset, arguments.model, arguments.epochs)
+    if arguments.weights:
+        net = pretrained(arguments.model, arguments.weights, dataset)
+    else:
+        net = train(dataset, arguments.model, arguments.epochs)
     standardize = Standardizer(dataset.channel_mean, dataset.channel_std)
     held_out = standardize(torch.from_numpy(np.array(dataset.test.images)))
     labels = torch.from_numpy(np.array(dataset.test.labels))
@@ -76,7 +82,7 @@ def main() -> None:
     print(
         f"\n| norm | copied | matched on {len(unlabelled)} | + {arguments.steps} steps | is |\n|---|---:|---:|---:|---|"
     )
-    for to in TO:
+    for to in arguments.to.split(","):
         kept, spec = [], to
         for ways in ({"match": False}, {}, {"distill": arguments.steps}):
             converted = normlab.convert(copy.deepcopy(net), to, unlabelled, **ways)  # type: ignore[arg-type]

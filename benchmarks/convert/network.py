@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from normlab.data import Dataset
+from normlab.models import build_model
 
 Constructor = Callable[[int], nn.Module]
 WIDTH = 16
@@ -26,6 +30,15 @@ def network(norm: Constructor, num_classes: int, in_channels: int) -> nn.Module:
         nn.Flatten(),
         nn.Linear(4 * WIDTH, num_classes),
     )
+
+
+def pretrained(model: str, weights: str, dataset: Dataset) -> nn.Module:
+    """The network of `benchmarks.convert.pretrain`'s file, with batch norm, for images as the data set's."""
+    net = build_model(
+        model, "bn", num_classes=dataset.num_classes, in_channels=dataset.channels, image_size=dataset.size
+    )
+    net.load_state_dict(load_file(weights))  # half precision is widened
+    return net.eval()
 
 
 def _layer(norm: Constructor, inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
