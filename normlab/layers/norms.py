@@ -542,6 +542,11 @@ def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:
     Raises UsageError (a ValueError) for an unknown name or option, or channels that do not divide into the groups.
     """
     entry, given = norms.parse(spec)
+    if norms.uncalibrated(spec) is not None:
+        raise UsageError(
+            f"norm {spec!r}: a layer by itself has nothing to be calibrated to; it is for networks that are compared, "
+            "or normlab.convert(model, to=..., calibrate=images)"
+        )
     options = {**given, **options}
     try:
         if entry.module is not None:

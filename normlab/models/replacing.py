@@ -2,7 +2,8 @@
 
 A factory that takes a `norm` builds with it. In any other network, and in one that was handed over, every norm is
 replaced. "keep" is for such networks alone: it leaves the norms as they are. "frozen" leaves them too, and those with
-running statistics use them in training as well.
+running statistics use them in training as well. "gn:calibrated" is a norm in the place of the network's own that
+starts matched to them (`normlab.layers.convert`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from normlab.errors import UsageError
-from normlab.layers.convert import replace_norms
+from normlab.layers.convert import convert, replace_norms
 from normlab.layers.freezing import freeze
 from normlab.models.names import AS_IT_IS, FROZEN, norm_called
 from normlab.norms.family import parse, resolve_options
@@ -77,6 +78,14 @@ def build_and_replace(
     if called != AS_IT_IS:
         replace_norms(model, norm)
     return model
+
+
+def calibrated(model: nn.Module, norm: str, images: Tensor | None) -> nn.Module:
+    """The network with this norm in the place of its own, matched to them on these images, in place.
+
+    Without images nothing is matched: for whoever loads the trained weights next.
+    """
+    return replace_norms(model, norm) if images is None else convert(model, norm, images)
 
 
 def check_as_it_is(norm: str, spec: str) -> None:

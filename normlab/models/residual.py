@@ -23,9 +23,9 @@ from normlab.layers.norms import make_norm, takes_act
 from normlab.layers.weights import normalize_weights
 from normlab.models.given import title
 from normlab.models.names import AS_IT_IS, SHORTCUTS, own_factory, parse_resnet
-from normlab.models.replacing import build_and_replace, check_as_it_is, takes_norm
+from normlab.models.replacing import build_and_replace, calibrated, check_as_it_is, takes_norm
 from normlab.models.weights import load_weights, read_weights
-from normlab.norms.family import weights_of
+from normlab.norms.family import uncalibrated, weights_of
 
 NormConstructor = Callable[[int], nn.Module]
 _AVX2_FLOATS = 8  # in one register
@@ -167,6 +167,7 @@ def build_model(
     seed: int | None = None,
     weights: str | None = None,
     say: Callable[[str], None] = lambda sentence: None,
+    calibrate: Callable[[], Tensor] | None = None,
 ) -> nn.Module:
     """The network that `spec` names, with `norm` (a name such as "gn:groups=8", or a constructor).
 
@@ -178,13 +179,20 @@ def build_model(
     depend on it and on the network alone: a norm gets the generator's state back after it is made, so that every norm
     meets the same convolutions. A name such as "gn+ws" also normalizes the weights of the convolutions. `weights` is a
     file of pretrained weights for the network, its own norms included (`normlab.models.weights`); `say` is called with
-    what starts otherwise than in the file. Raises UsageError for a name or an option that is not known, and for
-    weights that do not fit.
+    what starts otherwise than in the file. "gn:calibrated" builds the network with its own norms, or with batch norm,
+    and replaces them, matched on the inputs that `calibrate` returns. Raises UsageError for a name or an option that is
+    not known, and for weights that do not fit.
     """
     common: dict[str, Any] = {"image_size": image_size, "dropout": dropout}
     factory = own_factory(spec) if isinstance(spec, str) else spec
     spec = spec if isinstance(spec, str) else title(spec)
     replaces = factory is not None and not callable(norm) and not takes_norm(factory)
+    if isinstance(norm, str) and (put := uncalibrated(norm)) is not None:
+        made = build_model(
+            spec if factory is None else factory, AS_IT_IS if replaces else "bn",
+            num_classes=num_classes, in_channels=in_channels, **common, seed=seed, weights=weights, say=say,
+        )  # fmt: skip
+        return calibrated(made, put, None if calibrate is None else calibrate())
     if isinstance(norm, str) and not replaces:
         check_as_it_is(norm, spec)
     constructor = norm if callable(norm) else _constructor(norm)

@@ -110,6 +110,7 @@ class NormEntry:
 
 
 AFFINE = MappingProxyType({"weight": Learned(1.0), "bias": Learned(0.0)})
+CALIBRATED = "calibrated"  # after a norm's name: matched to the norms of the network that it is put into
 _REGISTRY: dict[str, NormEntry] = {}
 
 
@@ -189,18 +190,35 @@ def is_registered(target: Any) -> bool:
 def parse(spec: str) -> tuple[NormEntry, dict[str, Any]]:
     """Split "gn:groups=8" into the entry of "gn" and {"groups": 8}; raises UsageError on anything else.
 
-    What "gn:groups=8+ws" says of weights is left to `weights_of`.
+    What "gn:groups=8+ws" says of weights is left to `weights_of`, and "gn:calibrated" to `uncalibrated`.
     """
     weights_of(spec)
     name, _, rest = _without_weights(spec).partition(":")
     entry = describe(name)
     options: dict[str, Any] = {}
     for item in filter(None, rest.split(":")):
+        if item == CALIBRATED:
+            continue
         key, equals, text = item.partition("=")
         if not equals:
             raise UsageError(f"norm {spec!r}: {item!r} is not of the form name=value, as in 'gn:groups=8'")
         options[key] = _number(text)
     return entry, options
+
+
+def uncalibrated(spec: str) -> str | None:
+    """The norm that "gn:calibrated" puts in the place of a network's own, calibrated; None of any other name.
+
+    Of groups, where their number is not given, it is one: few large groups keep most of a trained network.
+    """
+    name, *options = spec.strip().split(":")
+    if CALIBRATED not in options:
+        return None
+    options.remove(CALIBRATED)
+    entry, given = parse(spec)
+    if "groups" in entry.options and "groups" not in given:
+        options.append("groups=1")
+    return ":".join([name, *options])
 
 
 def weights_of(spec: str) -> str | None:

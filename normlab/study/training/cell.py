@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from normlab.data import Dataset, Split, Standardizer, augment
+from normlab.data import Dataset, Split, Standardizer, augment, standardize
 from normlab.errors import DataError
 from normlab.layers.norms import constrain, parameter_groups
 from normlab.models.residual import ResNet, build_model
@@ -34,6 +34,7 @@ from normlab.study.training.metrics import classification_metrics
 from normlab.study.training.recipe import body_of, head_epochs
 
 EVALUATION_BATCH = 500
+CALIBRATION = 256  # images, without their labels, that a norm such as "gn:calibrated" is matched on
 LOOK_EVERY = {"cpu": 1, "cuda": 50}  # steps; on a GPU, looking at a loss waits for it
 
 
@@ -148,6 +149,11 @@ class Training:
             dropout=cell.dropout,
             seed=derive(cell.seed, "initial weights"),
             weights=cell.weights or None,
+            calibrate=lambda: standardize(
+                torch.from_numpy(np.array(dataset.train.images[:CALIBRATION])),
+                dataset.channel_mean,
+                dataset.channel_std,
+            ),
         )
         self.memory_format = memory_format(self.model, self.device, cell.precision)
         self.model.to(self.device)

@@ -16,6 +16,7 @@ from normlab.layers.swap import norms_in
 from normlab.models import build_model
 from normlab.models.names import AS_IT_IS, BARE, FROZEN, norm_called, own_factory
 from normlab.models.replacing import takes_norm
+from normlab.norms.family import uncalibrated
 
 IMAGES = 4
 _RATE = 0.1
@@ -34,6 +35,7 @@ def check_contract(spec: str, norms: Sequence[str], dataset: Dataset, weights: s
     if factory is None and not weights:
         return notes
     norm = next((n for n in norms if norm_called(n) not in (AS_IT_IS, FROZEN, BARE)), norms[0])
+    norm = uncalibrated(norm) or norm
     asked: list[int] = []
 
     def constructor(channels: int) -> nn.Module:
