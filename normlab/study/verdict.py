@@ -45,8 +45,9 @@ _TELLING = 0.2  # a bound on a difference that is wider than this is not worth p
 class Verdict:
     """What a study says: the sentence, the norm to use, and the evidence they rest on.
 
-    `best` is the norm to use; `best_set` are the norms that cannot be told from the best, `behind` those that some
-    norm is surely better than, and `avoid` says of each norm to stay away from why. `accuracy` is the test accuracy of
+    `best` is the norm to use; `best_set` are the norms that cannot be told from the best and are not to be avoided,
+    `behind` those that some norm is surely better than or fails less often than, and `avoid` says of each norm to stay
+    away from why. `accuracy` is the test accuracy of
     `best`, corrected for having been chosen; `intervals` are the mean test accuracies of all norms as measured, each
     with its own 95 % interval; `differences` are those of each norm minus `best`, and `comparisons` all pairs, whose
     intervals hold together, at this and at every earlier number of seeds; `chances` has the
@@ -140,8 +141,10 @@ def judge(
     case = _Case(learned, comparisons, intervals, best_set, behind, failures, floors, matters, measured)
     best, alike = case.recommended()
     avoid = case.avoid(best, list(trained))
+    best_set = [norm for norm in best_set if norm not in avoid]
+    case = replace(case, best_set=best_set)
     seen = {c.b: c for c in case.seen_from(best)}
-    nearest, likely = case.nearest(best, [norm for norm in best_set if norm != best and norm not in avoid])
+    nearest, likely = case.nearest(best, [norm for norm in best_set if norm != best])
     seeds = seeds_needed(likely)
     needed = None if nearest is None or seeds is None else (nearest, seeds)
     accuracy = case.corrected(best, alike)
@@ -207,6 +210,7 @@ class _Case:
         """
         least = min(rate(self.failures, norm) for norm in self.best_set)
         sound = [norm for norm in self.best_set if rate(self.failures, norm) - least < OFTEN]
+        sound = [norm for norm in sound if self.intervals[norm].n > 1] or sound
         leader = max(sound, key=lambda norm: (self.learned[norm].validation, norm))
         if not any(c.error is not None for c in self.comparisons):
             return leader, []
@@ -254,14 +258,14 @@ class _Case:
 
     def avoid(self, best: str, norms: Sequence[str]) -> dict[str, str]:
         """The norms to stay away from, and why."""
-        seen = {c.b: c.difference.negated for c in self.seen_from(best) if c.detectable}
+        told = {c.b for c in self.seen_from(best) if c.detectable and c.difference.mean > 0}
         linear = self.floors.get(LINEAR, 0.0)
         found = {}
         for norm in norms:
             why = []
             failed, ended = self.failures[norm]
-            if norm in self.behind and norm in seen and seen[norm].mean < 0:
-                why.append(in_points(seen[norm], " points"))
+            if norm in self.behind and (worst := self._lag(norm, best if norm in told else None)):
+                why.append(worst)
             if failed and norm != best and rate(self.failures, norm) - rate(self.failures, best) >= OFTEN:
                 why.append(f"failed to learn in {failed} of {ended} seeds")
             if not why and norm in self.learned and self.intervals[norm].mean <= linear < self.intervals[best].mean:
@@ -269,6 +273,17 @@ class _Case:
             if why:
                 found[norm] = "; ".join(why)
         return found
+
+    def _lag(self, norm: str, other: str | None) -> str:
+        """How far a norm is behind another in words, or behind the norm that is furthest ahead of it for sure."""
+        ahead = [c for c in self.seen_from(norm) if c.detectable and c.difference.mean < 0]
+        if other is not None:
+            (found,) = (c for c in ahead if c.b == other)
+            return in_points(found.difference, " points")
+        if not ahead:
+            return ""
+        found = min(ahead, key=lambda c: (c.difference.mean, c.b))
+        return f"{in_points(found.difference, ' points')} against {found.b}"
 
     def nearest(self, best: str, undecided: Sequence[str]) -> tuple[str | None, dict[int, float]]:
         """The norm whose comparison with the best is nearest to being decided, and how likely so many seeds decide."""
@@ -291,7 +306,7 @@ class _Case:
         seeds = accuracy.n
         over = f"{seeds} seed{'' if seeds == 1 else 's'}"
         score = f"{_score(accuracy)} test accuracy over {over}"
-        undecided = [n for n in seen if n in self.best_set and n not in alike and n not in avoid]
+        undecided = [n for n in seen if n in self.best_set and n not in alike]
         open_ = [f"{norm} ({in_points(seen[norm].difference.negated, ' points')})" for norm in undecided]
         if not self.beats_floors(best):
             name, floor = max(self.floors.items(), key=lambda item: item[1])

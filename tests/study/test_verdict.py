@@ -86,6 +86,39 @@ def test_three_seeds_name_what_is_far_behind() -> None:
     assert "none" in verdict.sentence
 
 
+# At three seeds ln and none were named in a sixth of such studies: none spreads by 20 points.
+def test_three_seeds_name_what_is_far_behind_however_widely_it_spreads() -> None:
+    rng, named = np.random.default_rng(12), 0
+    means, spreads = [0.975, 0.973, 0.97, 0.969, 0.965, 0.75, 0.6], [0.004] * 5 + [0.05, 0.2]
+    for _ in range(20):
+        drawn = np.clip(rng.normal(means, spreads, (3, 7)), 0, 1).T.tolist()
+        verdict = judge(bare(dict(zip(("bn", "bin", "gn", "in", "torch-bn", "ln", "none"), drawn, strict=True))))
+        named += verdict.behind == ["ln", "none"] or verdict.behind == ["none", "ln"]
+    assert named >= 17
+
+
+# A norm of one seed, which nothing is known of, was recommended because it came first.
+def test_a_norm_of_one_seed_is_not_preferred_to_norms_of_several() -> None:
+    verdict = judge(bare({"bn": [0.9, 0.91, 0.9], "gn": [0.89, 0.9, 0.91], "ln": [0.92]}))
+    assert verdict.best == "bn"
+    assert "Not told from bn yet: ln (+1.7 points)" in verdict.sentence
+
+
+# "Avoid x (−1.0 points [−3.0, 1.0])": it was behind another norm than the one to use.
+def test_a_norm_is_avoided_for_what_it_is_behind_of() -> None:
+    values = {
+        "bn": [0.80, 0.88, 0.84],
+        "gn": [0.849, 0.85, 0.851],
+        "ln": [0.82, 0.821, 0.819],
+        "in": [0.85, 0.849, 0.85],
+    }
+    verdict = judge(bare({norm: [*of, *of] for norm, of in values.items()}))
+    for norm in verdict.behind:
+        found = verdict.differences[norm]
+        assert found.high is not None
+        assert found.high < 0 or " against " in verdict.avoid[norm]
+
+
 def test_what_does_not_matter_is_the_same_and_the_usual_and_cheaper_norm_is_preferred() -> None:
     rows = cells({"bin": 0.9, "bn": 0.9, "ln": 0.6}, noise=0.0003)
     for cell in rows:
@@ -295,7 +328,7 @@ def test_whatever_the_cells_are_there_is_a_sentence_and_intervals_stay_within_bo
     assert "nan" not in verdict.sentence.replace("nano", "")
     assert "inf" not in verdict.sentence
     assert judge(rows[::-1], floors=floors).sentence == verdict.sentence
-    assert not set(verdict.best_set) & set(verdict.behind)
+    assert not set(verdict.best_set) & (set(verdict.behind) | set(verdict.avoid))
     assert verdict.best is None or verdict.best in verdict.best_set
     for found in (*verdict.intervals.values(), *([verdict.accuracy] if verdict.accuracy else [])):
         assert found.low is None or found.high is None or 0 <= found.low <= found.high <= 1
