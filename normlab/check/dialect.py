@@ -231,6 +231,8 @@ def _measure(subject: Subject, recipe: Recipe, shape: tuple[int, ...], dialect: 
         )
     recipe = replace(recipe, eps=eps)
     described["affine"] = ", ".join(f"{r} {v.shape}" for r, v in subject.parameters.items()) or "none"
+    if subject.habits.weight_offset:
+        described["affine"] += "; 1 + weight is applied, as in Gemma: it starts from zero"
     if subject.habits.roles:
         found = ", ".join(f"{name} is the {role.replace('_', ' ')}" for name, role in subject.habits.roles.items())
         described["told by their effect"] = found
@@ -246,11 +248,14 @@ def _measure(subject: Subject, recipe: Recipe, shape: tuple[int, ...], dialect: 
         described["momentum"] = f"{weight:.4g} on the new batch, {1 - weight:.4g} on the old"
         described["running variance"] = "unbiased (n - 1)" if unbiased else "biased (n)"
     held = _expected(subject, measured, home, dialect)
+    if subject.cumulative:
+        described["momentum"] = "None: the average over all batches so far"
     described["held to"] = (
         f"{held.speaks}: {held.new_weight:.4g} on the new batch, "
         f"{'unbiased' if held.unbiased else 'biased'} running variance" + (" (free to choose)" if held.free else "")
     )
-    return replace(recipe, tracks=True, momentum=held.new_weight, unbiased_running_var=held.unbiased), described
+    recipe = replace(recipe, tracks=True, momentum=held.new_weight, unbiased_running_var=held.unbiased)
+    return replace(recipe, cumulative=subject.cumulative), described
 
 
 def measure_running(subject: Subject, recipe: Recipe, shape: tuple[int, ...]) -> tuple[float, float, int] | None:
@@ -295,7 +300,7 @@ def _expected(subject: Subject, measured: tuple[float, float, int] | None, home:
     """
     convention = DIALECTS[home]
     declared = subject.declared.get("momentum")
-    if dialect != "auto":
+    if dialect != "auto" and not subject.cumulative:
         momentum = convention.momentum if declared is None else declared
         return Held(momentum if convention.weighs_new else 1 - momentum, convention.unbiased, home)
     weight, speaks = _weight(subject, declared, measured, convention, home)
@@ -311,6 +316,8 @@ def _weight(
     subject: Subject, declared: float | None, measured: tuple[float, float, int] | None, convention: Dialect, home: str
 ) -> tuple[float, str]:
     """The weight of the new batch, and whose reading of momentum that is."""
+    if subject.cumulative:
+        return 1.0, home
     if declared is None:
         plausible = measured is not None and 0 < measured[0] <= 0.5
         usual = convention.momentum if convention.weighs_new else 1 - convention.momentum
@@ -330,7 +337,7 @@ def _promised_variance(subject: Subject, declared: float | None, home: str) -> b
         return DIALECTS[home].unbiased
     if subject.form == "NumPy forward/backward pair":
         return False if "config" in getattr(subject, "roles", {}) else None
-    as_torch = declared is not None and declared <= 0.5
+    as_torch = subject.cumulative or (declared is not None and declared <= 0.5)
     if subject.form == "torch Module":
         names = [n.rpartition(".")[2] for n in getattr(subject, "running_names", [])]
         return True if as_torch and set(names) == {"running_mean", "running_var"} else None

@@ -29,7 +29,8 @@ KINDS = ("batch", "layer", "instance", "group", "batch-instance", "rms")
 class Recipe:
     """What a correct layer computes: the kind of normalization and the dialect's free choices.
 
-    `momentum` is always the weight of the *new* batch. `over` matters for layer and RMS norm alone: "sample"
+    `momentum` is always the weight of the *new* batch, of the first one where the statistics are `cumulative`, the
+    average over all batches. `over` matters for layer and RMS norm alone: "sample"
     pools over all but the batch axis, "channels" over the channel axis at each position, "trailing" over the
     last `trailing` axes.
     """
@@ -44,6 +45,7 @@ class Recipe:
     channel_axis: int = 1
     over: str = "sample"
     trailing: int = 1
+    cumulative: bool = False
 
     @property
     def centers(self) -> bool:
@@ -53,6 +55,10 @@ class Recipe:
     def axes(self) -> tuple[int, ...]:
         """The axes of the (N, G, K, S) grid that the statistics are taken over."""
         return (0, 2, 3) if self.kind in ("batch", "batch-instance") else (2, 3)
+
+    def at_step(self, step: int) -> Recipe:
+        """The recipe for the batch after `step` others: in a cumulative average its weight is 1 / (step + 1)."""
+        return replace(self, momentum=1 / (step + 1)) if self.cumulative else self
 
     @property
     def group_count(self) -> int:

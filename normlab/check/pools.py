@@ -64,18 +64,28 @@ class Reach:
 def reach(subject: Subject, shape: tuple[int, ...], channel_axis: int) -> Reach:
     """What the first and the last value reach in training."""
     x = np.random.default_rng(3).normal(1.0, 2.0, shape)
-    base = np.asarray(subject.fresh().forward(x, True), dtype=np.float64)
+    base = _output(subject, x)
     channel = channel_axis % len(shape)
     found = []
     for index in ((0,) * x.ndim, tuple(s - 1 for s in shape)):
         moved = x.copy()
         moved[index] += 0.5
-        changed = np.abs(np.asarray(subject.fresh().forward(moved, True), dtype=np.float64) - base) > 1e-7
+        changed = np.abs(_output(subject, moved) - base) > 1e-7
         where = np.argwhere(changed)
         axes = frozenset(a for a in range(x.ndim) if len(where) and np.any(where[:, a] != index[a]))
         found.append((axes, tuple(int(c) for c in np.unique(where[:, channel]))))
     (axes, channels), (other_axes, _) = found
     return Reach(axes, channels, axes == other_axes, channel, shape)
+
+
+def _output(subject: Subject, x: NDArray) -> NDArray:
+    """A new layer's output in training; a weight that starts from zero, and would hide it, is set to one."""
+    y = np.asarray(subject.fresh().forward(x, True), dtype=np.float64)
+    if np.any(y) or "weight" not in subject.parameters:
+        return y
+    layer = subject.fresh()
+    layer.set_parameters({"weight": np.ones(layer.parameters["weight"].shape)})
+    return np.asarray(layer.forward(x, True), dtype=np.float64)
 
 
 def kind_of(found: Reach, subject: Subject) -> str | None:

@@ -19,6 +19,7 @@ _PART_OF_CHECK = {
     "layouts.one-sample": "mathematics",
     "layouts.one-position": "mathematics",
     "layouts.other-sizes": "mathematics",
+    "layouts.long": "mathematics",
     "state.eval-leaves-state": "mathematics",
     "state.history": "mathematics",
     "target.side-effects": "engineering",

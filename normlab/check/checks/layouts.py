@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
+from time import process_time
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +13,10 @@ from numpy.typing import NDArray
 from normlab.check.checks.numerics import ALLOWED, UNIT, plain, units
 from normlab.check.diagnose import error, relative_error
 from normlab.check.dialect import Setup
-from normlab.check.oracle import forward
+from normlab.check.oracle import forward, input_gradient
 from normlab.check.probe import bug, check, load, note, passed, sample, shapes, skip, torch_layer
 from normlab.check.report import Finding
-from normlab.check.subjects import TargetFailure, Unsupported
+from normlab.check.subjects import Subject, TargetFailure, Unsupported
 
 
 @check("layouts.ranks")
@@ -338,8 +341,6 @@ def other_sizes(setup: Setup) -> Finding:
             layer = setup.subject.fresh(**changes)
         except Unsupported as e:
             return skip(str(e))
-        from dataclasses import replace
-
         recipe = replace(setup.recipe, channels=channels, groups=groups)
         shape = _resized_shape(setup, channels)
         grid = recipe.to_grid(np.zeros(shape)).shape
@@ -367,6 +368,79 @@ def _resized_shape(setup: Setup, channels: int) -> tuple[int, ...]:
     odd = (3, *(7, 5, 3)[: len(setup.shape) - 2])
     spatial = iter(odd[1:])
     return tuple(odd[0] if a == 0 else (channels if a == channel else next(spatial)) for a in range(len(setup.shape)))
+
+
+# counts that kernels keep in 16 bits, or launch one block for
+LONG = 2**16 + 11
+SECONDS = 1.0
+
+
+@check("layouts.long")
+def long(setup: Setup) -> Finding:
+    """More than 2^16 rows, and rows of more than 2^16 values: outputs and dx."""
+    recipe = setup.recipe
+    tried = []
+    for what, shape, channels in _long_shapes(setup):
+        try:
+            layer = setup.subject.fresh() if channels is None else setup.subject.fresh(channels=channels)
+        except Unsupported:
+            continue
+        allowed = setup.tolerance * (1 if setup.precise else 10)
+        sized = recipe if channels is None else replace(recipe, channels=channels)
+        if not _quick_enough(layer, shape):
+            return skip("the layer takes too long for an input of more than 2^16 rows")
+        case = load(setup, layer, sample(shape), True, recipe=sized)
+        try:
+            off = error(layer.forward(case.x, True), forward(case))
+        except TargetFailure as e:
+            return bug(f"{what} (shape {shape}) fail: the layer {e}", "long-input", "sizes of any length")
+        if setup.subject.has_backward and off <= allowed:
+            dy = sample(shape, 1.0, seed=50)
+            with contextlib.suppress(Unsupported):
+                off = relative_error(layer.backward(dy)["x"], input_gradient(case, dy)) / 10
+        if off > allowed:
+            return bug(
+                f"{what} (shape {shape}) are wrong by {off:.3g}: smaller inputs are right",
+                "long-input",
+                "no count, index or row length is bounded by 2^16",
+                f"x of shape {shape}",
+            )
+        tried.append(what)
+    return passed(f"right for {' and '.join(tried)}") if tried else skip("the layer takes no such input")
+
+
+def _long_shapes(setup: Setup) -> Iterator[tuple[str, tuple[int, ...], int | None]]:
+    """What is long, the shape, and the number of channels where it is another one."""
+    recipe, shape = setup.recipe, setup.shape
+    channel = recipe.channel_axis % len(shape)
+    ones = tuple(s if a == channel else 1 for a, s in enumerate(shape))
+    if recipe.over == "trailing":
+        tail = shape[-recipe.trailing :]
+        yield "2^16 rows and more", (*(1,) * (len(shape) - len(tail) - 1), LONG, *tail), None
+        if recipe.trailing == 1:
+            yield "rows of 2^16 values and more", (*(1,) * (len(shape) - 2), 2, LONG), LONG
+        return
+    if recipe.kind in ("batch", "batch-instance") or len(shape) > 2:
+        rows = (LONG, *ones[1:]) if recipe.kind == "batch" else (LONG, *(2 if s == 1 else s for s in ones[1:]))
+        yield "2^16 samples and more", rows, None
+    if len(shape) > 2:
+        last = max(a for a in range(len(shape)) if a != channel)
+        yield (
+            "2^16 positions and more",
+            tuple(LONG if a == last else (2 if a == 0 else s) for a, s in enumerate(ones)),
+            None,
+        )
+
+
+def _quick_enough(layer: Subject, shape: tuple[int, ...]) -> bool:
+    """Whether an input of this shape takes about a second at most, by one that is sixty-four times smaller."""
+    long = int(np.argmax(shape))
+    if layer.options.channels == shape[long]:
+        return True
+    part = tuple(s // 64 if a == long else s for a, s in enumerate(shape))
+    began = process_time()
+    layer.forward(sample(part), True)
+    return 64 * (process_time() - began) < SECONDS
 
 
 @check("layouts.groups")

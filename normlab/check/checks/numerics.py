@@ -140,6 +140,25 @@ def _surface_example(setup: Setup, at: Point) -> str | None:
     return None
 
 
+@check("numerics.overflow")
+def overflow(setup: Setup) -> Finding:
+    """float32 values above 1e19, whose squares are infinite."""
+    if "float32" not in setup.subject.dtypes:
+        return skip("the target takes no float32")
+    layer, recipe = plain(setup, "float32")
+    z = np.random.default_rng(17).normal(0, 1, setup.shape)
+    for size in (1e18, 1e20, 1e30):
+        x = (size * z).astype(np.float32)
+        worst, off = units(layer.forward(x, True), x, recipe, UNIT["float32"])
+        if worst > ALLOWED:
+            return note(
+                f"float32 values of about {size:g} give an output that is wrong by {off:.3g}: their squares overflow",
+                "squares-overflow",
+                size=size,
+            )
+    return passed("float32 values of 1e30 are normalized like any others")
+
+
 @check("numerics.constant")
 def constant(setup: Setup) -> Finding:
     """A constant input has no variance: the output is the bias, never NaN."""

@@ -89,6 +89,49 @@ def parameters_registered(setup: Setup) -> Finding:
     return passed("parameters are registered")
 
 
+@check("state.parametrized")
+def parametrized(setup: Setup) -> Finding:
+    """A parametrization (weight norm, spectral norm, pruning) takes a parameter's place under its name."""
+    layer = torch_layer(setup)
+    import torch
+    from torch.nn.utils import parametrize
+
+    class Doubled(torch.nn.Module):
+        def forward(self, held: torch.Tensor) -> torch.Tensor:
+            return 2 * held
+
+    x = sample(setup.shape)
+    own = dict(layer.module.named_parameters(recurse=False))
+    names = [n for n in own if layer.role(n) in ("weight", "bias")]
+    if not names:
+        return skip("no weight or bias of the layer's own")
+    for name in names:
+        for training in (True, False):
+            changed = torch_layer(setup)
+            load(setup, changed, x, training)
+            with torch.no_grad():
+                dict(changed.module.named_parameters())[name].mul_(2)
+            expected = changed.forward(x, training)
+            layer = torch_layer(setup)
+            load(setup, layer, x, training)
+            parametrize.register_parametrization(layer.module, name, Doubled())
+            try:
+                got = layer.forward(x, training)
+            except TargetFailure as e:
+                return _bypassed(f"a parametrization of {name} makes the layer fail: it {e}", name)
+            if error(got, expected) > setup.tolerance:
+                return _bypassed(f"a parametrization of {name} is ignored", name)
+    return passed(f"parametrizations of {' and '.join(names)} are obeyed")
+
+
+def _bypassed(message: str, name: str) -> Finding:
+    return bug(
+        f"{message}: the parameter is read past its attribute",
+        "reads-past-attribute",
+        f"read self.{name}, never self._parameters[{name!r}]",
+    )
+
+
 @check("state.state-dict")
 def state_dict(setup: Setup) -> Finding:
     """Save, load into a new layer, compare in evaluation."""

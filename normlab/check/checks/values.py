@@ -13,7 +13,7 @@ from normlab.check.forgotten import pools_as_measured
 from normlab.check.oracle import RIGHT as NO_SLIP
 from normlab.check.oracle import Array, Case, forward, updated_running
 from normlab.check.pools import PER_SAMPLE
-from normlab.check.probe import bug, check, fresh, load, passed, sample, shapes, skip, small, smallest
+from normlab.check.probe import bug, check, fresh, inherits_options, load, passed, sample, shapes, skip, small, smallest
 from normlab.check.report import Finding
 from normlab.check.slips import ForwardSlip, Slip, StateSlip
 from normlab.check.subjects import TargetFailure, Unsupported
@@ -190,7 +190,7 @@ def _judge_running(setup: Setup, momentum: float, built: dict[str, float]) -> Fi
         case = load(setup, layer, sample(shape, seed=seed), True, seed, recipe)
         for step in range(3):  # several steps: a slip may show from the second on
             x = sample(shape, seed=10 * seed + step)
-            case = replace(case, x=x)
+            case = replace(case, x=x, recipe=recipe.at_step(step))
             layer.forward(x, True)
             found = layer.running
             assert found is not None
@@ -265,6 +265,8 @@ def _running_example(case: Case, got: tuple[Array, Array]) -> str:
 def momentum(setup: Setup) -> Finding:
     if not setup.recipe.tracks:
         return skip("the layer keeps no running statistics")
+    if setup.recipe.cumulative:
+        return skip("momentum=None: there is no weight to set")
     declared = setup.subject.declared.get("momentum")
     weighs_new = declared is None or abs(declared - setup.recipe.momentum) < 1e-9
     other = 0.3 if weighs_new else 0.7
@@ -295,7 +297,13 @@ def affine(setup: Setup) -> Finding:
         return bug("affine=False is ignored: the layer still has weight and bias", "affine-ignored", "no parameters")
     x = sample(setup.shape)
     case = load(setup, layer, x, True)
-    return judge(setup, [Observation(case, layer.forward(x, True), forward(case))], "the output without affine")
+    try:
+        y = layer.forward(x, True)
+    except TargetFailure as e:
+        if inherits_options(layer):
+            return skip(f"without affine, which it takes from torch's class, it {e}")
+        raise
+    return judge(setup, [Observation(case, y, forward(case))], "the output without affine")
 
 
 @check("values.shape")

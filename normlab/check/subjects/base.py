@@ -28,6 +28,7 @@ ROLES = {
     "eps": ("eps", "epsilon", "variance_epsilon", "e"),
     "momentum": ("momentum", "decay", "mom"),
     "affine": ("affine", "elementwise_affine"),
+    "track": ("track_running_stats", "track_stats"),
     "rank": ("num_dims", "n_dims", "dims", "ndims", "rank"),
     "training": (
         *("training", "train", "is_training", "training_mode", "mode", "use_input_stats"),
@@ -84,7 +85,8 @@ class Unsupported(Exception):
 class Options:
     """How to build a layer: sizes, and what to ask for where the target takes it (None: its own default).
 
-    `rank` is the inputs' number of axes, for layers that are built for one; `tail` a shape to normalize over.
+    `rank` is the inputs' number of axes, for layers that are built for one; `tail` a shape to normalize over;
+    `track` whether running statistics are kept; `cumulative` asks for momentum=None, the average over all batches.
     """
 
     channels: int = 6
@@ -95,6 +97,8 @@ class Options:
     affine: bool = True
     rank: int | None = None
     tail: tuple[int, ...] | None = None
+    track: bool | None = None
+    cumulative: bool | None = None
 
 
 @dataclass
@@ -190,6 +194,11 @@ class Subject(ABC):
         raise Unsupported("the target keeps its forward pass to itself")
 
     @property
+    def cumulative(self) -> bool:
+        """Whether the running statistics are the average over all batches so far: momentum=None in torch."""
+        return False
+
+    @property
     def declared(self) -> dict[str, float]:
         """What the target says of itself: eps, momentum."""
         return {}
@@ -245,6 +254,7 @@ def call_by_roles(
         "eps": options.eps,
         "momentum": options.momentum,
         "affine": options.affine,
+        "track": options.track,
     }
     made = {
         "eps": 1e-5,
@@ -259,6 +269,7 @@ def call_by_roles(
     positional: list[Any] = []
     named: dict[str, Any] = {}
     settable: set[str] = set()
+    guessed = None
     for p in signature.parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or p.name in given:
             continue
@@ -270,6 +281,11 @@ def call_by_roles(
             if role == "channels" and p.name in ("normalized_shape", "shape"):
                 settable.add("tail")
                 value = options.tail or value
+            if role == "momentum":
+                settable.add("cumulative")
+                if options.cumulative:
+                    named[p.name] = None
+                    continue
             if value is None and required:
                 value = made[role]
             if value is not None:
@@ -280,12 +296,24 @@ def call_by_roles(
         elif required and "channels" not in settable:
             settable.add("channels")
             named[p.name] = options.channels
+            guessed = p.name
         elif required:
-            name = getattr(like or target, "__name__", "Layer")
-            raise TargetFailure(
-                f"cannot be built: it requires the argument {p.name!r}, which no norm has; give a function without "
-                f"arguments that builds the layer, such as `def make(): return {name}({p.name}=...)`, and check that"
-            )
+            raise TargetFailure(_unbuilt(like or target, p.name, "it requires the argument {!r}, which no norm has"))
         if p.name in named and p.kind is p.POSITIONAL_ONLY:
             positional.append(named.pop(p.name))
-    return guarded(target, *positional, **named), frozenset(settable)
+    try:
+        return guarded(target, *positional, **named), frozenset(settable)
+    except TargetFailure as e:
+        if guessed is None:
+            raise
+        tried = f"with {guessed}={options.channels}, a number of channels, it {e}"
+        raise TargetFailure(_unbuilt(like or target, guessed, tried), e.original) from e
+
+
+def _unbuilt(target: Callable[..., Any], argument: str, why: str) -> str:
+    """What to do about a layer that is built from more than a number of channels."""
+    name = getattr(target, "__name__", "Layer")
+    return (
+        f"cannot be built: {why.format(argument)}; give a function without arguments that builds the layer, such as "
+        f"`def make(): return {name}({argument}=...)`, and check that"
+    )

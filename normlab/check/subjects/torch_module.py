@@ -229,6 +229,15 @@ class TorchSubject(Subject):
             for role, value in (("running_mean", mean), ("running_var", var)):
                 t = found[role].data
                 t.copy_(to_torch(value).to(t.dtype).reshape(t.shape))
+            if self.cumulative:  # the next batch is the first of the average
+                for _, count in self.module.named_buffers():
+                    if not count.is_floating_point():
+                        count.zero_()
+
+    @property
+    def cumulative(self) -> bool:
+        told = vars(self.module)
+        return any(role_of(name) == "momentum" and value is None for name, value in told.items()) and self.tracks
 
     @property
     def declared(self) -> dict[str, float]:

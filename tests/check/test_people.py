@@ -1,0 +1,523 @@
+"""What people wrote and the kit once got wrong: right code that it failed, and slips that it did not name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from normlab.check import Report
+from normlab.check.engine import examine
+from normlab.check.report import FAULT_OF_THE_CHECK, PARTS
+from normlab.check.subjects import TargetFailure, subject_of
+
+MATHEMATICS = ("target", "values", "gradients", "layouts.one-sample", "layouts.other-sizes")
+
+
+def looked_at(layer: Any, kind: str | None = None, only: tuple[str, ...] = MATHEMATICS) -> Report:
+    report = examine(subject_of(layer, kind=kind), kind, quick=True, only=only)
+    assert FAULT_OF_THE_CHECK not in [f.cause for f in report.findings], report.text()
+    return report
+
+
+def finding(layer: Any, check: str, kind: str | None = None) -> tuple[str, str | None]:
+    (found,) = looked_at(layer, kind, (check,)).findings
+    return found.status, found.cause
+
+
+def standardized(x: torch.Tensor, axes: tuple[int, ...], eps: float) -> torch.Tensor:
+    mean, var = x.mean(axes, keepdim=True), x.var(axes, keepdim=True, unbiased=False)
+    return (x - mean) / torch.sqrt(var + eps)
+
+
+class OwnNames(nn.Module):
+    """A layer norm whose parameters bear any names."""
+
+    names = ("alpha", "delta")
+
+    def __init__(self, features: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, value in zip(self.names, (1.0, 0.0), strict=True):
+            self.register_parameter(name, nn.Parameter(torch.full((features,), value)))
+
+    def combine(self, xhat: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return weight * xhat + bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.combine(standardized(x, (-1,), self.eps), *(getattr(self, name) for name in self.names))
+
+
+class SquaredWeight(OwnNames):
+    names = ("a_2", "b_2")
+
+    def combine(self, xhat: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return weight**2 * xhat - bias
+
+
+class SquaredAffine(SquaredWeight):
+    names = ("affine_weight", "affine_bias")
+
+
+# parameters were recognized by their names alone: these said "affine: none" and conformed
+@pytest.mark.parametrize("layer", [SquaredWeight, SquaredAffine])
+def test_parameters_are_recognized_by_what_they_do(layer: Any) -> None:
+    assert set(looked_at(layer, "layer").causes) == {"weight-twice", "bias-subtracted"}
+
+
+# a weight called alpha was taken for a gate, and the kit crashed
+def test_a_name_is_not_taken_for_another_norm_s_parameter() -> None:
+    report = looked_at(OwnNames, "layer")
+    assert report.ok, report.text()
+    assert "weight (6,), bias (6,)" in report.dialect["affine"]
+
+
+def batchnorm_forward(x: NDArray, gamma: NDArray, beta: NDArray, bn_param: dict[str, Any]) -> tuple[NDArray, Any]:
+    eps, momentum = bn_param.get("eps", 1e-5), bn_param.get("momentum", 0.9)
+    mean = bn_param.get("running_mean", np.zeros(x.shape[1]))
+    var = bn_param.get("running_var", np.zeros(x.shape[1]))
+    if bn_param["mode"] == "test":
+        return gamma * (x - mean) / np.sqrt(var + eps) + beta, None
+    std = np.sqrt(x.var(axis=0) + eps)
+    xhat = (x - x.mean(axis=0)) / std
+    bn_param["running_mean"] = momentum * mean + (1 - momentum) * x.mean(axis=0)
+    bn_param["running_var"] = momentum * var + (1 - momentum) * x.var(axis=0)
+    return gamma * xhat + beta, (xhat, std, gamma)
+
+
+def batchnorm_backward(dout: NDArray, cache: Any) -> tuple[NDArray, NDArray, NDArray]:
+    xhat, std, gamma = cache
+    g = dout * gamma
+    dx = (g - g.mean(axis=0) - xhat * (g * xhat).mean(axis=0)) / std
+    return dx, (dout * xhat).sum(axis=0), dout.sum(axis=0)
+
+
+# two bugs, "cannot unpack NoneType": no course asks for a backward pass at test time
+def test_a_pair_without_a_cache_in_test_mode() -> None:
+    report = looked_at((batchnorm_forward, batchnorm_backward), "batch")
+    assert report.ok, report.text()
+
+
+def layernorm_forward(x: NDArray, gamma: NDArray, beta: NDArray, ln_param: dict[str, Any]) -> tuple[NDArray, Any]:
+    flipped = x.T
+    std = np.sqrt(flipped.var(axis=0) + ln_param.get("eps", 1e-5))
+    xhat = ((flipped - flipped.mean(axis=0)) / std).T
+    return gamma * xhat + beta, (xhat, std, gamma)
+
+
+def layernorm_backward(dout: NDArray, cache: Any) -> tuple[NDArray, NDArray, NDArray]:
+    xhat, std, gamma = cache
+    g, flipped = (dout * gamma).T, xhat.T
+    dx = (g - g.mean(axis=0) - flipped * (g * flipped).mean(axis=0)) / std
+    return dx.T, (dout * xhat).sum(axis=0), dout.sum(axis=0)
+
+
+# five bugs on 4-D input, which the convention does not promise
+def test_a_layer_norm_of_rows_is_asked_for_rows() -> None:
+    report = looked_at((layernorm_forward, layernorm_backward), "layer")
+    assert report.ok, report.text()
+
+
+class PlainStatistics(nn.Module):
+    """Batch norm with its statistics as plain attributes in float32."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.running_mean, self.running_var = torch.zeros(num_features), torch.ones(num_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+            n, m = x.numel() // x.shape[1], self.momentum
+            self.running_mean = ((1 - m) * self.running_mean + m * mean.detach()).float()
+            self.running_var = ((1 - m) * self.running_var + m * var.detach() * n / (n - 1)).float()
+        return (x - mean.reshape(1, -1, 1, 1)) / torch.sqrt(var.reshape(1, -1, 1, 1) + self.eps)
+
+
+# "not updated": float32 state was compared at float64, and a slip was fitted to rounding
+def test_statistics_in_plain_attributes_are_seen_to_move() -> None:
+    report = looked_at(PlainStatistics, "batch")
+    assert report.ok, report.text()
+
+
+class WholeSample(nn.Module):
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean((1, 2)).reshape(-1, 1, 1)
+        var = x.var((1, 2), unbiased=False).reshape(-1, 1, 1)
+        return self.weight * (x - mean) / torch.sqrt(var + self.eps)
+
+
+# the probe crashed, "cannot reshape", and the layer was blamed
+def test_a_layer_norm_over_all_but_the_batch_of_rank_three() -> None:
+    report = looked_at(WholeSample)
+    assert report.ok, report.text()
+    assert report.dialect["pools over"] == "all channels and positions"
+
+
+def test_an_error_of_the_kit_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> Any:
+        raise ValueError("cannot reshape array of size 120")
+
+    monkeypatch.setattr("normlab.check.engine.prepare", broken)
+    (said,) = examine(subject_of(nn.LayerNorm)).findings
+    assert (said.status, said.cause) == ("skip", FAULT_OF_THE_CHECK)
+    assert "this is a fault of the check, not of the layer" in said.message
+
+
+class OverSomeAxes(nn.Module):
+    axes: tuple[int, ...] = ()
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return standardized(x, self.axes, self.eps)
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes", "pools", "forgotten"),
+    [
+        ("batch", (0, 2), "the batch and axis 2 (not axis 3)", "axis 3 is forgotten"),
+        ("batch", (0, 3), "the batch and axis 3 (not axis 2)", "axis 2 is forgotten"),
+        ("instance", (3,), "axis 3 (not axis 2)", "axis 2 is forgotten"),
+        ("layer", (1, 2), "all channels and axis 2 (not axis 3)", "axis 3 is forgotten"),
+    ],
+)
+# shown as "batch and positions"
+def test_a_forgotten_axis_is_seen_and_named(kind: str, axes: tuple[int, ...], pools: str, forgotten: str) -> None:
+    report = looked_at(type("Partial", (OverSomeAxes,), {"axes": axes}), kind, ("values.train",))
+    assert report.dialect["pools over"] == pools
+    assert report.cause == "axis-forgotten"
+    assert forgotten in report.bugs[0].message
+
+
+def test_a_batch_norm_of_each_position_by_itself() -> None:
+    report = looked_at(type("Partial", (OverSomeAxes,), {"axes": (0,)}), "batch", ("values.train",))
+    assert report.dialect["pools over"] == "the batch alone, each position by itself"
+    assert report.cause == "pools-batch-only"
+
+
+class RowsObject:
+    """A NumPy layer object; momentum weighs the new batch, or the old values."""
+
+    weighs_new = True
+
+    def __init__(self, dim: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        self.gamma, self.beta, self.eps, self.momentum = np.ones(dim), np.zeros(dim), eps, momentum
+        self.running_mean, self.running_var = np.zeros(dim), np.ones(dim)
+
+    def forward(self, x: NDArray, training: bool = True) -> NDArray:
+        mean, var = self.running_mean, self.running_var
+        if training:
+            mean, var = x.mean(axis=0), x.var(axis=0)
+            m = self.momentum if self.weighs_new else 1 - self.momentum
+            self.running_mean = (1 - m) * self.running_mean + m * mean
+            self.running_var = (1 - m) * self.running_var + m * var
+        self.std = np.sqrt(var + self.eps)
+        self.xhat = (x - mean) / self.std
+        return self.gamma * self.xhat + self.beta
+
+    def backward(self, dy: NDArray) -> NDArray:
+        self.dgamma, self.dbeta, g = (dy * self.xhat).sum(axis=0), dy.sum(axis=0), dy * self.gamma
+        return (g - g.mean(axis=0) - self.xhat * (g * self.xhat).mean(axis=0)) / self.std
+
+
+class CourseMomentum(RowsObject):
+    weighs_new = False
+
+    def __init__(self, dim: int, momentum: float = 0.9, eps: float = 1e-5) -> None:
+        super().__init__(dim, momentum, eps)
+
+
+class Reversed(RowsObject):
+    weighs_new = False
+
+
+# "the wrong way round": modules had one rule for momentum, objects another
+def test_one_rule_for_momentum() -> None:
+    for layer in (RowsObject, CourseMomentum):
+        assert looked_at(layer, "batch").ok
+    assert looked_at(Reversed, "batch").cause == "momentum-swapped"
+
+
+class Config:
+    dim, eps = 6, 1e-5
+
+
+class Configured(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.dim, eps=config.eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+class ConfiguredRows(RowsObject):
+    def __init__(self, config: Config) -> None:
+        super().__init__(config.dim, eps=config.eps)
+
+
+def make_module() -> Any:
+    return Configured(Config())
+
+
+def make_rows() -> Any:
+    return ConfiguredRows(Config())
+
+
+def make_pair() -> Any:
+    return layernorm_forward, layernorm_backward
+
+
+# the advice led to the next error
+@pytest.mark.parametrize(("factory", "kind"), [(make_module, "layer"), (make_rows, "batch"), (make_pair, "layer")])
+def test_factories_build_any_kind_of_layer(factory: Any, kind: str) -> None:
+    report = looked_at(factory, kind)
+    assert report.ok, report.text()
+
+
+@pytest.mark.parametrize("layer", [Configured, ConfiguredRows])
+def test_a_layer_that_is_built_from_more_than_a_number_is_told_the_way(layer: Any) -> None:
+    with pytest.raises(TargetFailure, match=r"give a function without arguments.*make\(\): return Config") as e:
+        subject_of(layer)
+    assert "config=6, a number of channels" in str(e.value)
+
+
+def backward_of_means(dout: NDArray, cache: Any) -> tuple[NDArray, NDArray, NDArray]:
+    dx, dgamma, dbeta = batchnorm_backward(dout, cache)
+    return dx, dgamma / len(dout), dbeta / len(dout)
+
+
+class ReversedUnbiased(RowsObject):
+    def forward(self, x: NDArray, training: bool = True) -> NDArray:
+        before, n = (self.running_mean, self.running_var), len(x)
+        y = super().forward(x, training)
+        if training:
+            m = 1 - self.momentum
+            self.running_mean = (1 - m) * before[0] + m * x.mean(axis=0)
+            self.running_var = (1 - m) * before[1] + m * x.var(axis=0) * (n - 1) / n
+        return y
+
+
+# one of the two was named
+def test_two_faults_are_both_named() -> None:
+    report = looked_at((batchnorm_forward, backward_of_means), "batch")
+    assert report.causes == ["dweight-mean", "dbias-mean"]
+    report = looked_at(ReversedUnbiased, "batch", ("values.running",))
+    assert report.causes == ["momentum-swapped", "running-var-correction-inverted"]
+    assert "two slips" in report.bugs[0].message
+
+
+class ManyFaults(PlainStatistics):
+    """Wrong mathematics, state that no state_dict keeps, and an input that is changed."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 2
+
+
+# the first bug of a report was not always its root
+def test_the_mathematics_come_first() -> None:
+    report = looked_at(ManyFaults, "batch", ("values", "state.state-dict", "state.moves-with-dtype"))
+    causes = [f.cause for f in report.bugs]
+    assert {"state-not-saved", "not-a-buffer"} <= set(causes)
+    assert report.cause == next(f.cause for f in report.bugs if f.check == "values.train")
+    text = report.text()
+    assert [text.index(f"\n{part}: ") for part in PARTS if f"\n{part}: " in text] == sorted(
+        text.index(f"\n{part}: ") for part in PARTS if f"\n{part}: " in text
+    )
+
+
+class OnePlus(nn.Module):
+    """RMS norm as Gemma writes it: the weight starts from zero, and one is added."""
+
+    start, added = 0.0, 1.0
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.full((dim,), self.start)), eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x if x.dtype is torch.float64 else x.float()
+        y = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (y * (self.added + self.weight.to(y.dtype))).to(x.dtype)
+
+
+class OneTooMany(OnePlus):
+    start = 1.0
+
+
+class OneForgotten(OnePlus):
+    added = 0.0
+
+
+def test_a_weight_to_which_one_is_added() -> None:
+    report = looked_at(OnePlus, "rms")
+    assert report.ok, report.text()
+    assert "1 + weight is applied, as in Gemma" in report.dialect["affine"]
+    assert looked_at(OneTooMany, "rms").causes == ["weight-plus-one"]
+    forgotten = looked_at(OneForgotten, "rms", ("values",))
+    assert forgotten.causes == ["initial-weight"]
+    assert forgotten.dialect["pools over"] == "axis -1"  # a weight of zero hid it
+
+
+class WidensOutput(OnePlus):
+    start, added = 1.0, 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if x.dtype is torch.float64 else x.float())
+
+
+def test_float32_output_of_a_bfloat16_call_is_named() -> None:
+    assert finding(WidensOutput, "numerics.half-dtype", "rms") == ("bug", "output-dtype")
+
+
+class ManyRows(nn.LayerNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return torch.cat([y.flatten(0, -2)[: 2**16], 0 * y.flatten(0, -2)[2**16 :]]).reshape(y.shape)
+
+
+class LongRows(nn.LayerNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        part = x[..., : 2**16]
+        mean, var = part.mean(-1, keepdim=True), part.var(-1, keepdim=True, unbiased=False)
+        return (x - mean) / torch.sqrt(var + self.eps) * self.weight + self.bias
+
+
+class ManyPositions(nn.BatchNorm2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = super().forward(x).flatten(2)
+        return torch.cat([flat[..., : 2**16], 0 * flat[..., 2**16 :]], -1).reshape(x.shape)
+
+
+@pytest.mark.parametrize("layer", [ManyRows, LongRows, ManyPositions])
+def test_rows_and_positions_beyond_two_to_the_sixteenth(layer: Any) -> None:
+    kind = "batch" if issubclass(layer, nn.BatchNorm2d) else "layer"
+    assert finding(layer, "layouts.long", kind) == ("bug", "long-input")
+
+
+class OptionsIgnored(nn.Module):
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, track_running_stats: bool = True
+    ) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(num_features, eps, 0.1 if momentum is None else momentum)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+class NeverTracks(nn.Module):
+    def __init__(self, num_features: int, eps: float = 1e-5, track_running_stats: bool = False) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(num_features, eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+def test_options_that_are_ignored() -> None:
+    assert finding(OptionsIgnored, "values.cumulative", "batch") == ("bug", "momentum-none-ignored")
+    assert finding(OptionsIgnored, "values.tracking", "batch") == ("bug", "track-running-stats-ignored")
+    assert finding(NeverTracks, "values.tracking", "instance") == ("bug", "track-running-stats-ignored")
+
+
+class LastBatchesAverage(OptionsIgnored):
+    def __init__(self, num_features: int, momentum: float | None = 0.1) -> None:
+        super().__init__(num_features, momentum=0.5 if momentum is None else momentum)
+
+
+def test_a_cumulative_average_that_is_none() -> None:
+    assert finding(LastBatchesAverage, "values.cumulative", "batch") == ("bug", "momentum-none")
+
+
+# the cumulative average of torch's own layer was held to a momentum of 0.1
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.BatchNorm2d,
+        nn.BatchNorm2d(6, momentum=None),
+        nn.BatchNorm1d(6, track_running_stats=False),
+        nn.InstanceNorm2d,
+        nn.InstanceNorm1d(6, track_running_stats=True),
+    ],
+    ids=str,
+)
+def test_options_that_are_obeyed(layer: Any) -> None:
+    report = looked_at(layer, only=("values", "state.other-shape", "state.no-grad"))
+    assert not report.bugs, report.text()
+
+
+class ReadsParameters(nn.BatchNorm2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, weight, bias, self.training, self.momentum or 0.0, self.eps
+        )
+
+
+class KeepsWeight(nn.LayerNorm):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.held = [self.weight]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.layer_norm(x, self.normalized_shape, self.held[0], self.bias, self.eps)
+
+
+@pytest.mark.parametrize(("layer", "kind"), [(ReadsParameters, "batch"), (KeepsWeight, "layer")])
+def test_parameters_that_are_read_past_their_attribute(layer: Any, kind: str) -> None:
+    assert finding(layer, "state.parametrized", kind) == ("bug", "reads-past-attribute")
+
+
+def test_parametrizations_of_torch_s_own_layers_are_obeyed() -> None:
+    for layer in (nn.BatchNorm2d, nn.GroupNorm, nn.RMSNorm):
+        assert finding(layer, "state.parametrized")[0] == "pass"
+    assert finding(nn.LayerNorm(6, elementwise_affine=False), "state.parametrized", "layer")[0] == "skip"
+
+
+def scaled_rms(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    largest = x.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+    small = x / largest
+    return small * torch.rsqrt(small.pow(2).mean(-1, keepdim=True) + 1e-6 / largest / largest) * weight
+
+
+def test_squares_that_overflow() -> None:
+    assert finding(OnePlus, "numerics.overflow", "rms") == ("note", "squares-overflow")
+    assert finding(scaled_rms, "numerics.overflow", "rms")[0] == "pass"
+
+
+class Inherits(nn.LayerNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return standardized(x, (-1,), self.eps) * self.weight + self.bias
+
+
+# options that torch's class promises, and no word of the author's
+def test_an_inherited_option_that_raises_is_not_asked_for() -> None:
+    assert finding(Inherits, "values.affine", "layer")[0] == "skip"
+
+
+# six bugs that blamed the layer
+def test_gradients_that_a_file_turns_off_are_no_fault_of_the_layer() -> None:
+    from normlab.check.process import SideEffects
+
+    effects = SideEffects()
+    with effects.watched():
+        torch.set_grad_enabled(False)
+    assert torch.is_grad_enabled()
+    report = examine(subject_of(nn.LayerNorm), quick=True, only=("values", "gradients"), effects=effects)
+    assert report.ok, report.text()
+    assert [f.cause for f in report.bugs] == ["side-effects"]
+    assert "torch.set_grad_enabled" in report.bugs[0].message
