@@ -38,6 +38,9 @@ DIALECTS = {
 }
 
 
+FREE = " (free to choose)"
+
+
 @dataclass
 class Setup:
     """A subject with the recipe it is held to and the shapes it takes; what every check works from."""
@@ -51,6 +54,7 @@ class Setup:
     quick: bool = False
     elements: int | None = None
     strict: bool = False
+    free_variance: bool = False  # nothing promises which running variance is stored, and it was not to be measured
     written: Stages = RIGHT  # the forward pass as it was found to be written in training, slips and all
 
     def rng(self) -> np.random.Generator:
@@ -120,7 +124,8 @@ def prepare(subject: Subject, kind: str | None = None, dialect: str = "auto", qu
         "pools over": found.words(recipe),
         **described,
     }
-    return Setup(subject, recipe, shape, shapes, precise, described, quick)
+    free = recipe.tracks and described["held to"].endswith(FREE) and "momentum" not in described
+    return Setup(subject, recipe, shape, shapes, precise, described, quick, free_variance=free)
 
 
 def _main(shapes: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
@@ -252,7 +257,7 @@ def _measure(subject: Subject, recipe: Recipe, shape: tuple[int, ...], dialect: 
         described["momentum"] = "None: the average over all batches so far"
     described["held to"] = (
         f"{held.speaks}: {held.new_weight:.4g} on the new batch, "
-        f"{'unbiased' if held.unbiased else 'biased'} running variance" + (" (free to choose)" if held.free else "")
+        f"{'unbiased' if held.unbiased else 'biased'} running variance" + (FREE if held.free else "")
     )
     recipe = replace(recipe, tracks=True, momentum=held.new_weight, unbiased_running_var=held.unbiased)
     return replace(recipe, cumulative=subject.cumulative), described
@@ -305,8 +310,10 @@ def _expected(subject: Subject, measured: tuple[float, float, int] | None, home:
         return Held(momentum if convention.weighs_new else 1 - momentum, convention.unbiased, home)
     weight, speaks = _weight(subject, declared, measured, convention, home)
     promised = _promised_variance(subject, declared, home)
-    if promised is not None or measured is None:
-        return Held(weight, convention.unbiased if promised is None else promised, speaks)
+    if promised is not None:
+        return Held(weight, promised, speaks)
+    if measured is None:
+        return Held(weight, convention.unbiased, speaks, free=True)
     _, factor, count = measured
     unbiased = abs(factor - count / max(count - 1, 1)) < 1e-3 * factor
     return Held(weight, unbiased, speaks, free=True)

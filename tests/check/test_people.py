@@ -521,3 +521,85 @@ def test_gradients_that_a_file_turns_off_are_no_fault_of_the_layer() -> None:
     assert report.ok, report.text()
     assert [f.cause for f in report.bugs] == ["side-effects"]
     assert "torch.set_grad_enabled" in report.bugs[0].message
+
+
+class StatisticsInFloat32(nn.Module):
+    """RMS norm as T5 writes it: the mean of squares in float32, everything else as it comes."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(dim)), eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * (x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
+# the output is float64 and does not fit float32: a slip was fitted to the rounding of its statistics
+def test_statistics_that_are_rounded_to_float32_are_no_slip() -> None:
+    report = looked_at(StatisticsInFloat32, "rms")
+    assert report.ok, report.text()
+
+
+class Lazy:
+    """A NumPy layer norm whose parameters are made with the first batch."""
+
+    def __init__(self, epsilon: float = 1e-5) -> None:
+        self.epsilon, self.parameters = epsilon, {"scaler": None, "intercept": None}
+
+    def forward(self, x: NDArray) -> NDArray:
+        if self.parameters["scaler"] is None:
+            self.parameters = {"scaler": np.ones(x.shape[1]), "intercept": np.zeros(x.shape[1])}
+        self.std = np.sqrt(x.var(axis=-1, keepdims=True) + self.epsilon)
+        self.xhat = (x - x.mean(axis=-1, keepdims=True)) / self.std
+        return self.parameters["scaler"] * self.xhat + self.parameters["intercept"]
+
+    def backward(self, dy: NDArray) -> NDArray:
+        self.gradients = {"scaler": (dy * self.xhat).sum(axis=0), "intercept": dy.sum(axis=0)}
+        g = dy * self.parameters["scaler"]
+        return (g - g.mean(-1, keepdims=True) - self.xhat * (g * self.xhat).mean(-1, keepdims=True)) / self.std
+
+
+# "affine: none"
+def test_parameters_that_are_made_with_the_first_batch_are_found() -> None:
+    report = looked_at(Lazy, "layer")
+    assert report.ok, report.text()
+    assert report.dialect["affine"] == "weight (6,), bias (6,)"
+
+
+class MovingNames(nn.Module):
+    """Batch norm as d2l writes it: statistics under their own names, of which nothing says how they are divided."""
+
+    def __init__(self, num_features: int, num_dims: int) -> None:
+        super().__init__()
+        shape = (1, num_features) if num_dims == 2 else (1, num_features, 1, 1)
+        self.gamma, self.beta = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
+        self.moving_mean, self.moving_var = torch.zeros(shape), torch.ones(shape)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return self.gamma * (x - self.moving_mean) / torch.sqrt(self.moving_var + 1e-5) + self.beta
+        axes = (0,) if x.ndim == 2 else (0, 2, 3)
+        mean, var = x.mean(axes, keepdim=True), x.var(axes, keepdim=True, unbiased=False)
+        self.moving_mean = self.blend(self.moving_mean, mean.detach())
+        self.moving_var = 0.9 * self.moving_var + 0.1 * var.detach()
+        return self.gamma * (x - mean) / torch.sqrt(var + 1e-5) + self.beta
+
+    def blend(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return 0.9 * old + 0.1 * new
+
+
+class MovingMeanReversed(MovingNames):
+    def blend(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return super().blend(new, old)
+
+
+# built for one rank and run on another; under no_grad it evaluates, which was taken for rounding
+def test_a_layer_that_is_built_for_a_rank_and_evaluates_without_gradients() -> None:
+    report = looked_at(MovingNames, "batch", ("values", "gradients", "layouts", "state.autocast"))
+    assert report.ok, report.text()
+    assert {f.cause for f in report.bugs} <= {"empty-batch-poisons", "wrong-channels-accepted"}, report.text()
+
+
+# the biased variance, which nothing forbids here, was called a second slip
+def test_a_variance_that_is_free_is_no_second_slip() -> None:
+    assert looked_at(MovingMeanReversed, "batch", ("values",)).causes == ["momentum-swapped-mean"]

@@ -177,8 +177,8 @@ def _together(wrong: list[Finding]) -> Finding:
 
 
 def _follows_own_forward(setup: Setup, seen: Observation, of: str) -> bool:
-    layer = setup.subject.fresh()
     case = seen.case
+    layer = fresh(setup, case.x.shape)
     layer.set_parameters(
         {r: v for r, v in (("weight", case.weight), ("bias", case.bias), ("gate", case.gate)) if v is not None}
     )

@@ -14,7 +14,7 @@ from normlab.check.checks.numerics import ALLOWED, UNIT, plain, units
 from normlab.check.diagnose import error, relative_error
 from normlab.check.dialect import Setup
 from normlab.check.oracle import forward, input_gradient
-from normlab.check.probe import bug, check, load, note, passed, sample, shapes, skip, torch_layer
+from normlab.check.probe import bug, check, fresh, load, note, passed, sample, shapes, skip, torch_layer
 from normlab.check.report import Finding
 from normlab.check.subjects import Subject, TargetFailure, Unsupported
 
@@ -39,12 +39,12 @@ def strides(setup: Setup) -> Finding:
     """Non-contiguous inputs and gradients answer what contiguous ones do."""
     for shape in shapes(setup):
         x, dy = sample(shape), sample(shape, 1.0, seed=50)
-        reference = setup.subject.fresh()
+        reference = fresh(setup, shape)
         load(setup, reference, x, True)
         expected = reference.forward(x, True)
         expected_dx = reference.backward(dy)["x"] if setup.subject.has_backward else None
         for what, view in strided(x):
-            layer = setup.subject.fresh()
+            layer = fresh(setup, shape)
             load(setup, layer, x, True)
             try:
                 y, dx = _run_view(layer, view, dy, expected_dx is not None)
@@ -188,8 +188,8 @@ def channels_last_mean(setup: Setup) -> Finding:
         x = np.random.default_rng(53).normal(mean, 1.0, (n, c, 16, 16)).astype(np.float32)
         first, worst_first = units(layer.forward(x, True), x, recipe, UNIT["float32"])
         last_x = torch.from_numpy(x).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            y = layer.run(last_x, True).numpy()
+        with layer.silently():
+            y = layer.run(last_x, True).detach().numpy()
         last, worst = units(y, x, recipe, UNIT["float32"])
         if last > ALLOWED and first <= ALLOWED:
             return bug(
@@ -211,7 +211,7 @@ def one_sample(setup: Setup) -> Finding:
         grid = setup.recipe.to_grid(np.zeros(one)).shape
         if np.prod([grid[a] for a in setup.recipe.axes]) < 2:
             continue
-        layer = setup.subject.fresh()
+        layer = fresh(setup, shape)
         case = load(setup, layer, sample(one), True)
         off = error(layer.forward(case.x, True), forward(case))
         if off > max(worst, setup.tolerance * (1 if setup.precise else 10)):
@@ -242,7 +242,7 @@ def one_position(setup: Setup) -> Finding:
         grid = setup.recipe.to_grid(np.zeros(one)).shape
         if np.prod([grid[a] for a in setup.recipe.axes]) < 2:
             continue
-        layer = setup.subject.fresh()
+        layer = fresh(setup, shape)
         case = load(setup, layer, sample(one), True)
         got = layer.forward(case.x, True)
         tested.append(one)

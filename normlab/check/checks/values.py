@@ -205,7 +205,20 @@ def _judge_running(setup: Setup, momentum: float, built: dict[str, float]) -> Fi
     if _follows(setup, cases, after, tolerance):
         return skip("the running statistics are those of the forward pass as it is written, which is wrong already")
     slip = _explained_as_written(written, after, tolerance) or explain_running(cases, after, tolerance)
+    if setup.free_variance and (slip is None or " + " in slip.cause):
+        unbiased = not recipe.unbiased_running_var
+        others = [replace(c, recipe=replace(c.recipe, unbiased_running_var=unbiased)) for c in cases]
+        other = explain_running(others, after, tolerance)
+        if other is not None and (slip is None or " + " not in other.cause):
+            slip = other
     example = _running_example(cases[0], after[0])
+    if slip is None and setup.written != NO_SLIP:
+        return bug(
+            "the running statistics are wrong, too, as the forward pass is: mend that first, and check again",
+            None,
+            "running = (1 - m) * running + m * batch statistic",
+            example,
+        )
     if slip is None:
         return bug(
             f"the running statistics are wrong by {max(errors):.3g} (relative); no known slip explains it",

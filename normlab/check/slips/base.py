@@ -71,14 +71,17 @@ Pool = Callable[[Pass, Array], Array]
 class Backward:
     """The formula of dx in stages; None is the right one.
 
-    g = weigh(dy, weight), pooled by `pool`; from g the terms through the `mean` and the `variance` are taken off, the
-    rest is divided by `divide`, and `after` makes dx of it.
+    g = weigh(dy, weight), pooled by `pool`; from g the terms through the `mean` and the `variance` are taken off, each
+    of g unless `mean_of` and `variance_of` make something else of dy; the rest is divided by `divide`, and `after`
+    makes dx of it.
     """
 
     weigh: Callable[[Pass, Array, Array], Array] | None = None
     pool: Pool | None = None
     mean: Callable[[Pass, Array, Pool], Array] | None = None
     variance: Callable[[Pass, Array, Pool], Array] | None = None
+    mean_of: Callable[[Pass, Array, Array], Array] | None = None
+    variance_of: Callable[[Pass, Array, Array], Array] | None = None
     divide: Callable[[Pass], Array] | None = None
     after: Callable[[Pass, Array, Array], Array] | None = None
     whole: Callable[[Case, Array], Array] | None = None
@@ -88,7 +91,9 @@ class Backward:
         pool = self.pool or Pass.pool
         g = self.weigh(p, dy, weight) if self.weigh else dy * weight
         if p.running is None or self.mean or self.variance:
-            g = g - self._through_mean(p, g, pool) - self._through_variance(p, g, pool)
+            of_mean = self.mean_of(p, dy, weight) if self.mean_of else g
+            of_variance = self.variance_of(p, dy, weight) if self.variance_of else g
+            g = g - self._through_mean(p, of_mean, pool) - self._through_variance(p, of_variance, pool)
         dx = g / (self.divide(p) if self.divide else p.std)
         return self.after(p, dx, weight) if self.after else dx
 

@@ -273,6 +273,12 @@ FORWARD: tuple[ForwardSlip, ...] = (
         ("rms",),
         RMS_Y,
     ),
+    _stage(
+        "spread",
+        "deviation-for-variance",
+        "the standard deviation is used as the variance: its root is taken once more",
+        lambda p: np.sqrt(p.biased),
+    ),
     _divisor(
         "absolute-deviation",
         "the mean absolute deviation is used as the standard deviation",
@@ -429,6 +435,13 @@ FORWARD: tuple[ForwardSlip, ...] = (
         "x.reshape(N, G, C // G, *): channels 0 .. C/G - 1 are group 0",
         ("group",),
         Stages(inner=_interleave, outer=lambda c, y: np.take(y, np.argsort(_order(c)), axis=c.recipe.channel_axis)),
+    ),
+    ForwardSlip(
+        "groups-interleaved",
+        "a group takes every G-th channel; it must take neighbouring channels; the output is not brought back",
+        "x.reshape(N, G, C // G, *): channels 0 .. C/G - 1 are group 0",
+        ("group",),
+        Stages(inner=lambda c: _interleave(bare(c)), outer=lambda c, y: scaled(c, c.recipe.to_grid(y))),
     ),
     ForwardSlip(
         "group-size-for-count",

@@ -26,6 +26,11 @@ def _variance(p: Pass, g: Array, pool: Pool) -> Array:
     return p.xhat * pool(p, g * p.xhat)
 
 
+def _unweighed(p: Pass, dy: Array, weight: Array) -> Array:
+    """dy in place of weight * dy."""
+    return dy * np.ones_like(weight)
+
+
 def _train_dx(p: Pass, dy: Array, weight: Array) -> Array:
     """The training formula, whatever the mode."""
     return Backward().dx(p.afresh(), dy, weight)
@@ -154,7 +159,25 @@ GRADIENT: tuple[GradientSlip, ...] = (
         CENTRING,
         variance=lambda p, g, pool: 0 * g,
     ),
-    _dx("dx-weight-missing", "the weight (gamma) is missing in dx", weigh=lambda p, dy, w: dy * np.ones_like(w)),
+    _dx("dx-weight-missing", "the weight (gamma) is missing in dx", weigh=_unweighed),
+    _dx(
+        "dx-weight-missing",
+        "the weight (gamma) is missing in the gradient through the mean in dx",
+        CENTRING,
+        mean_of=_unweighed,
+    ),
+    _dx(
+        "dx-weight-missing",
+        "the weight (gamma) is missing in the gradient through the variance in dx",
+        variance_of=_unweighed,
+    ),
+    _dx(
+        "dx-weight-missing",
+        "the weight (gamma) is missing in the gradients through mean and variance in dx",
+        CENTRING,
+        mean_of=_unweighed,
+        variance_of=_unweighed,
+    ),
     _dx(
         "dx-mean-sign",
         "the gradient through the mean has the wrong sign in dx",
@@ -337,7 +360,7 @@ GRADIENT: tuple[GradientSlip, ...] = (
         "dx-weight-after-means",
         "dx multiplies by the weight after taking the means; the weight differs between the channels of a group",
         ("layer", "group", "rms"),
-        weigh=lambda p, dy, w: dy * np.ones_like(w),
+        weigh=_unweighed,
         after=lambda p, dx, w: dx * w,
     ),
     _dx(

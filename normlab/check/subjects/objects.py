@@ -5,6 +5,7 @@ Parameters are attributes (gamma, beta, or other names), arrays or tensors, or e
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -44,16 +45,11 @@ class ObjectSubject(Subject):
         self._call = getattr(self.layer, "forward", self.layer)
         if not callable(self._call):
             raise TargetFailure("has neither forward nor __call__")
+        self._grow()
         self._torch = any(_is_tensor(v) for _, v in self._slots())
         if "channels" not in self.settable:
             sizes = [size_of(v) for n, v in self._slots() if role_of(n) in (*LEARNED, *RUNNING) and v is not None]
             self.options = replace(options, channels=int(sizes[0])) if sizes else options
-        self._names: dict[str, str] = {}
-        for path, value in self._slots():
-            role = self.habits.roles.get(path) or role_of(path)
-            fits = value is None and role in RUNNING and not _bare(path)
-            if role in (*LEARNED, *RUNNING) and (fits or size_of(value) == self.options.channels):
-                self._names.setdefault(role, path)
         if self._torch:
             self._as_float(options.dtype)
         arguments = list(inspect.signature(self._call).parameters)
@@ -157,6 +153,28 @@ class ObjectSubject(Subject):
         raise TargetFailure(f"backward left no gradient of {key}: expected it returned after dx or as {spellings[0]}")
 
     # --- state ---
+
+    @property
+    def _names(self) -> dict[str, str]:
+        """Role -> where it is held: as the name tells, or as was found by its effect."""
+        found: dict[str, str] = {}
+        for path, value in self._slots():
+            role = self.habits.roles.get(path) or role_of(path)
+            fits = value is None and role in RUNNING and not _bare(path)
+            if role in (*LEARNED, *RUNNING) and (fits or size_of(value) == self.options.channels):
+                found.setdefault(role, path)
+        return found
+
+    def _grow(self) -> None:
+        """Have a layer that makes its parameters with the first batch make them.
+
+        That batch has mean 0 and variance 1, which leaves running statistics where they start.
+        """
+        held = [v for v in vars(self.layer).values() if isinstance(v, dict)]
+        empty = any(v is None for d in (vars(self.layer), *held) for v in d.values())
+        if empty and not any(role_of(n) in LEARNED and v is not None for n, v in self._slots()):
+            with contextlib.suppress(TargetFailure):
+                guarded(self._call, np.outer([1.0, -1.0], np.ones(self.options.channels)))
 
     def _slots(self) -> Iterator[tuple[str, Any]]:
         """Attributes, and entries of dictionaries, that hold an array, a tensor or nothing yet."""

@@ -115,6 +115,10 @@ class TorchSubject(Subject):
             )
         return y
 
+    def silently(self) -> contextlib.AbstractContextManager[Any]:
+        """torch.no_grad(), unless the layer takes that for evaluation."""
+        return contextlib.nullcontext() if self.habits.eval_without_grad else torch.no_grad()
+
     def forward(self, x: NDArray, training: bool) -> NDArray:
         tensor = to_torch(x, self.options.dtype).requires_grad_(True)
         with torch.enable_grad():
