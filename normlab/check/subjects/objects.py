@@ -50,6 +50,12 @@ class ObjectSubject(Subject):
         if "channels" not in self.settable:
             sizes = [size_of(v) for n, v in self._slots() if role_of(n) in (*LEARNED, *RUNNING) and v is not None]
             self.options = replace(options, channels=int(sizes[0])) if sizes else options
+        self._told: dict[str, str] = {}
+        for path, value in self._slots():
+            role = self.habits.roles.get(path) or role_of(path)
+            fits = value is None and role in RUNNING and not _bare(path)
+            if role in (*LEARNED, *RUNNING) and (fits or size_of(value) == self.options.channels):
+                self._told.setdefault(role, path)
         if self._torch:
             self._as_float(options.dtype)
         arguments = list(inspect.signature(self._call).parameters)
@@ -156,14 +162,8 @@ class ObjectSubject(Subject):
 
     @property
     def _names(self) -> dict[str, str]:
-        """Role -> where it is held: as the name tells, or as was found by its effect."""
-        found: dict[str, str] = {}
-        for path, value in self._slots():
-            role = self.habits.roles.get(path) or role_of(path)
-            fits = value is None and role in RUNNING and not _bare(path)
-            if role in (*LEARNED, *RUNNING) and (fits or size_of(value) == self.options.channels):
-                found.setdefault(role, path)
-        return found
+        """Role -> where it is held: as the names of a new layer tell, or as was found by its effect."""
+        return self._told | {role: path for path, role in self.habits.roles.items()}
 
     def _grow(self) -> None:
         """Have a layer that makes its parameters with the first batch make them.
