@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 import normlab
-from normlab.kernels import stages
+from normlab.kernels import positions, stages
 from normlab.norms import family as norms
 from tests.gpu.training import batch, make_step, network, state
+from tests.kernels import test_exponents as exponents
 from tests.layers.parity import unit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -100,6 +101,35 @@ def test_training(norm: str, shape: tuple[int, ...], last: bool) -> None:
 def test_evaluation(norm: str, last: bool) -> None:
     check(norm, (32, 64, 28, 28), torch.float32, last, "gelu", training=False)
     check(norm, (32, 64, 28, 28), torch.float16, last, None, training=False)
+
+
+@pytest.mark.parametrize("norm", [*NORMS, *exponents.POSITIONS])
+def test_ends_of_the_exponent(norm: str) -> None:
+    """Where squares leave float32, the result need not."""
+    for size in (1e-30, 1e20, 1e38):
+        x, g = (v.cuda() for v in exponents.elements(norm, size, "first", torch.float32))
+        got = exponents.run(exponents.make(norm, size).cuda(), x, g)
+        exponents.compare(got, exponents.truth(exponents.make(norm, size).cuda(), x, g))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("centred", [True, False], ids=["centred", "rms"])
+@pytest.mark.parametrize("shape", [(8192, 1024), (301, 4097), (3, 200_003), (32, 96, 784), (3, 385, 33)], ids=str)
+def test_positions(shape: tuple[int, ...], centred: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, g, weight, bias = noise(shape, dtype, False), noise(shape, dtype, False), *torch.randn(2, shape[1]).cuda()
+    answers = []
+    for name, wide in (("triton_gpu", False), ("reference", True)):
+        with normlab.use_backend(name):
+            tensors = [v.double() if wide else v for v in (x, g, weight, bias)]
+            y, cache = positions.forward(tensors[0], *tensors[2:], centred=centred)
+            answers.append((y, *positions.backward(tensors[1], tensors[0], tensors[2], cache)))
+    count = x.numel() / shape[1]  # of positions: rounding errors of long sums add up like a random walk
+    for name, got, want in zip(("y", "dx", "d_weight", "d_bias"), *answers, strict=True):
+        ulps = 4 if got.dtype == torch.bfloat16 else 32 * max(1, count**0.5 / 16)
+        bound = ulps * unit(got.dtype) * (1 + float(want.abs().max()))
+        error = float((got.double() - want).abs().max())
+        assert error <= bound, f"{name} is off by {error:.2e}, allowed {bound:.2e}"
 
 
 @pytest.mark.parametrize("norm", NORMS)
