@@ -78,6 +78,8 @@ def built(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, dic
     for part in model.modules():
         if isinstance(part, nn.modules.dropout._DropoutNd):
             part.p = 0.0
+        if isinstance(getattr(part, "drop_prob", None), float):  # of a path; chance is another in float64
+            part.drop_prob = 0.0
     torch.manual_seed(1)
     with torch.no_grad():  # weights of one and zero would hide what a layer does with them
         for p in model.parameters():
@@ -149,7 +151,7 @@ def _of_transformers(kind: str) -> tuple[nn.Module, dict[str, Any]]:
     usual = AutoConfig.for_model(kind).to_dict()
     config = AutoConfig.for_model(kind, **{k: v for k, v in _TINY.items() if k in usual} | _MORE.get(kind, {}))
     config.use_cache = False
-    model = AutoModel.from_config(config, attn_implementation="eager")
+    model = AutoModel.from_config(config, attn_implementation="eager", experts_implementation="eager")
     model.architecture = kind
     name = model.main_input_name
     if name == "pixel_values":
