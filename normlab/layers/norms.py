@@ -152,6 +152,16 @@ class Norm(nn.Module):
                 with torch.no_grad():
                     held.copy_(torch.tensor(values, dtype=held.dtype).reshape(held.shape))
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        for name, learned in self.entry.parameters.items():
+            held = None if learned.trained else self._buffers.get(name)
+            if held is not None:  # a constant is in no file: a layer without memory has it from its norm
+                others = [v for v in (*self._parameters.values(), *self._buffers.values()) if v is not None]
+                device = next((v.device for v in others if not v.is_meta), held.device)
+                values = learned.values(held.numel(), self.options)
+                self._buffers[name] = torch.tensor(values, dtype=held.dtype, device=device)
+
     def forward(
         self,
         input: Tensor,

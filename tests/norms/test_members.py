@@ -282,6 +282,19 @@ def test_masked_batch_norm_is_that_of_all_elements_in_a_row(spec: str) -> None:
     torch.testing.assert_close(layer.running_var, flat.running_var)
 
 
+# which channels were instances' was in no file, so a layer built without memory had garbage there, or nothing
+@pytest.mark.parametrize("assign", [False, True])
+def test_constants_of_a_layer_without_memory(assign: bool) -> None:
+    layer, x = made("ibn-a").float().eval(), planes().float()
+    with torch.device("meta"):
+        empty = normlab.make_norm("ibn-a", CHANNELS).eval()
+    if not assign:
+        empty = empty.to_empty(device="cpu")
+        empty.instances.fill_(float("nan"))
+    empty.load_state_dict(layer.state_dict(), assign=assign)
+    torch.testing.assert_close(empty(x), layer(x))
+
+
 # the statistics of nothing, 0, were averaged in
 @pytest.mark.parametrize("spec", ["bn", "bin", "sn", "mobn"])
 def test_a_mask_of_nothing_updates_nothing(spec: str) -> None:
