@@ -3,7 +3,8 @@
 Needs timm (with torchvision) and transformers: `pip install timm torchvision transformers`. Models are visited on one
 thread, in a process that they share until one takes too long. What was visited stands in the file `--rows`, and is not
 visited again: interrupt it as you like. `--write docs/models.md` puts the table into the page; `--speed` measures ten
-models before and after instead; `--count` only swaps, and runs nothing.
+models before and after instead; `--count` only swaps, and runs nothing, which also serves for the models that have no
+row yet.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def main() -> int:
         if given.rows:
             with given.rows.open("a") as file:
                 print(json.dumps(row), file=file)
-    rows = [row for row in rows if row["model"] in names]
+    rows = sorted((row for row in rows if row["model"] in names), key=lambda row: names.index(row["model"]))
     print("\n" + summary(rows))
     if given.write:
         page = given.write.read_text()
