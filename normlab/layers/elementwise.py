@@ -16,6 +16,7 @@ from torch.nn import functional
 from normlab.errors import InputError, UsageError
 from normlab.layers.checkpoints import flatten
 from normlab.layers.functional import normalize
+from normlab.layers.leaves import as_leaf, is_root, traces
 from normlab.layers.positions import LayerNorm
 from normlab.norms.family import default_groups
 from normlab.norms.grid import update_running
@@ -43,7 +44,29 @@ def along(v: Tensor, x: Tensor, dim: int) -> Tensor:
     return v.reshape(shape)
 
 
-class _Channels(nn.Module):
+class _Leaf(nn.Module):
+    """A module that torch.fx takes for a leaf, as it does torch's; no parameter of another length is broadcast."""
+
+    def _lengths(self) -> dict[str, int]:
+        """How many numbers each parameter and buffer has."""
+        return {}
+
+    def _of(self, input: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, input: Tensor) -> Tensor:
+        if traces(input) and not is_root(self, input):
+            return as_leaf(self, input)
+        for name, length in self._lengths().items():
+            held = getattr(self, name)
+            if held is not None and tuple(held.shape) != (length,):
+                raise InputError(
+                    f"{type(self).__name__}: expected {name} to have shape ({length},), got {tuple(held.shape)}"
+                )
+        return self._of(input)
+
+
+class _Channels(_Leaf):
     """A module with a weight and a bias for each channel, which lies in dimension `dim`."""
 
     def __init__(self, channels: int, *, affine: bool = True, dim: int = 1) -> None:
@@ -51,6 +74,9 @@ class _Channels(nn.Module):
         self.num_features, self.affine, self.dim = channels, affine, dim
         self.weight = nn.Parameter(torch.ones(channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+
+    def _lengths(self) -> dict[str, int]:
+        return {"weight": self.num_features, "bias": self.num_features}
 
     def _check(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[self.dim] != self.num_features:
@@ -84,7 +110,10 @@ class DyT(_Channels):
         self.alpha_init_value = alpha_init_value
         self.alpha = nn.Parameter(torch.full((1,), float(alpha_init_value)))
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _lengths(self) -> dict[str, int]:
+        return super()._lengths() | {"alpha": 1}
+
+    def _of(self, input: Tensor) -> Tensor:
         self._check(input)
         return self._affine(torch.tanh(self.alpha * input))
 
@@ -103,12 +132,15 @@ class Derf(_Channels):
         self.alpha = nn.Parameter(torch.full((1,), float(alpha_init_value)))
         self.shift = nn.Parameter(torch.full((1,), float(shift_init_value)))
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _lengths(self) -> dict[str, int]:
+        return super()._lengths() | {"alpha": 1, "shift": 1}
+
+    def _of(self, input: Tensor) -> Tensor:
         self._check(input)
         return self._affine(torch.erf(self.alpha * input + self.shift))
 
 
-class LayerScale(nn.Module):
+class LayerScale(_Leaf):
     """y = gamma * x, gamma a number per channel that starts at `init_values`. Touvron et al. 2021, arXiv:2103.17239."""
 
     def __init__(self, channels: int, *, init_values: float = 1e-5, dim: int = 1) -> None:
@@ -120,8 +152,16 @@ class LayerScale(nn.Module):
         flatten(self, state_dict, prefix, {"weight": "gamma"})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _lengths(self) -> dict[str, int]:
+        return {"gamma": self.num_features}
+
+    def _of(self, input: Tensor) -> Tensor:
         return input * along(self.gamma, input, self.dim)
+
+
+def _variance(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Over these dimensions, which are kept; `torch.var` warns where there are no samples."""
+    return (x - x.mean(dims, keepdim=True)).square().mean(dims, keepdim=True)
 
 
 class EvoNormB0(_Channels):
@@ -139,7 +179,10 @@ class EvoNormB0(_Channels):
         self.v = nn.Parameter(torch.ones(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _lengths(self) -> dict[str, int]:
+        return super()._lengths() | {"v": self.num_features, "running_var": self.num_features}
+
+    def _of(self, input: Tensor) -> Tensor:
         self._check(input)
         positions = tuple(range(2, input.dim()))
         x = input.float() if input.element_size() < 4 else input
@@ -151,7 +194,7 @@ class EvoNormB0(_Channels):
                 update_running((unused, self.running_var), batch, self.momentum)
         else:
             var = self.running_var
-        own = x.var(positions, unbiased=False, keepdim=True) if positions else torch.zeros_like(x)
+        own = _variance(x, positions) if positions else torch.zeros_like(x)
         divisor = torch.maximum(along(var + self.eps, x, 1).sqrt(), along(self.v, x, 1) * x + (own + self.eps).sqrt())
         return self._affine(x / divisor).to(input.dtype)
 
@@ -171,11 +214,14 @@ class EvoNormS0(_Channels):
         self.eps = eps
         self.v = nn.Parameter(torch.ones(channels))
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _lengths(self) -> dict[str, int]:
+        return super()._lengths() | {"v": self.num_features}
+
+    def _of(self, input: Tensor) -> Tensor:
         self._check(input)
         x = input.float() if input.element_size() < 4 else input
-        grouped = x.reshape(x.shape[0], self.groups, -1)
-        std = (grouped.var(2, unbiased=False, keepdim=True) + self.eps).sqrt()
+        grouped = x.unflatten(1, (self.groups, -1)).flatten(2)
+        std = (_variance(grouped, (2,)) + self.eps).sqrt()
         y = (x * torch.sigmoid(along(self.v, x, 1) * x)).reshape(grouped.shape) / std
         return self._affine(y.reshape(x.shape)).to(input.dtype)
 
@@ -209,7 +255,7 @@ class DivisiveNorm(_Channels):
             raise UsageError(f"DivisiveNorm: window={window}; expected an odd number of positions")
         self.window, self.sigma = window, sigma
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _of(self, input: Tensor) -> Tensor:
         self._check(input)
         v = input - self._local_mean(input)
         return self._affine(v / (self.sigma**2 + self._local_mean(v.square())).sqrt())
@@ -223,7 +269,7 @@ class DivisiveNorm(_Channels):
         return averaged
 
 
-class ScaleNorm(nn.Module):
+class ScaleNorm(_Leaf):
     """y = g * x / max(|x|, eps), |x| the length of x over the channels at each position, g one number.
 
     g starts at sqrt(C). Nguyen & Salazar 2019, arXiv:1910.05895.
@@ -238,12 +284,15 @@ class ScaleNorm(nn.Module):
         flatten(self, state_dict, prefix, {"scale": "g", "weight": "g"})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _lengths(self) -> dict[str, int]:
+        return {"g": 1}
+
+    def _of(self, input: Tensor) -> Tensor:
         y: Tensor = self.g * input / input.norm(dim=self.dim, keepdim=True).clamp(min=self.eps)
         return y
 
 
-class AdaNorm(nn.Module):
+class AdaNorm(_Leaf):
     """y = c * (1 - k * z) * z with z = (x - mean_c) / sqrt(var_c + eps) at each position, the first factor a constant.
 
     It has no parameters. Xu, Sun, Zhang, Zhao & Lin 2019, arXiv:1911.07013.
@@ -253,13 +302,13 @@ class AdaNorm(nn.Module):
         super().__init__()
         self.num_features, self.c, self.k, self.eps, self.dim = channels, c, k, eps, dim
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _of(self, input: Tensor) -> Tensor:
         x = input.movedim(self.dim, -1)
         z = functional.layer_norm(x, x.shape[-1:], eps=self.eps)
         return (self.c * (1 - self.k * z).detach() * z).movedim(-1, self.dim)
 
 
-class QKNorm(nn.Module):
+class QKNorm(_Leaf):
     """Queries or keys divided by their root mean square, each head by itself.
 
         y = weight * x / sqrt(mean_h(x^2) + eps),   h the channels of a head
@@ -276,14 +325,17 @@ class QKNorm(nn.Module):
         self.num_features, self.heads, self.eps, self.dim = channels, heads, eps, dim
         self.weight = nn.Parameter(torch.ones(channels // heads)) if affine else None
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _lengths(self) -> dict[str, int]:
+        return {"weight": self.num_features // self.heads}
+
+    def _of(self, input: Tensor) -> Tensor:
         x = input.movedim(self.dim, -1)
         each = x.unflatten(-1, (self.heads, -1))
         y = functional.rms_norm(each, each.shape[-1:], self.weight, self.eps)
         return y.flatten(-2).movedim(-1, self.dim)
 
 
-class GroupWeightNorm(nn.Module):
+class GroupWeightNorm(_Leaf):
     """Group normalization with one weight and bias for each group instead of each channel.
 
     Wu & He 2018, arXiv:1803.08494, but for the affine map.
@@ -298,7 +350,10 @@ class GroupWeightNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(self.groups))
         self.bias = nn.Parameter(torch.zeros(self.groups))
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _lengths(self) -> dict[str, int]:
+        return {"weight": self.groups, "bias": self.groups}
+
+    def _of(self, input: Tensor) -> Tensor:
         width = self.num_features // self.groups
         rows = {"weight": self.weight.repeat_interleave(width), "bias": self.bias.repeat_interleave(width)}
         return normalize("gn", input, rows, options=(("groups", self.groups),), eps=self.eps)

@@ -140,6 +140,21 @@ def test_elementwise_layer_norm_is_that_of_torch() -> None:
     torch.testing.assert_close(layer(x), stock(x))
 
 
+# one number was broadcast to all channels, a tracer went inside and failed, no samples were an error
+@pytest.mark.parametrize("spec", PAPERS)
+def test_they_are_layers_as_torchs(spec: str) -> None:
+    layer, x = made(spec).eval(), planes()
+    traced = torch.fx.symbolic_trace(nn.Sequential(layer))
+    torch.testing.assert_close(traced(x), layer(x))
+    assert layer(x[:0]).shape == x[:0].shape
+    for name, p in list(layer.named_parameters()):
+        for shape in {(1,), (2 * p.numel(),), (p.numel(), 1)} - {tuple(p.shape)}:
+            setattr(layer, name, nn.Parameter(torch.ones(shape, dtype=p.dtype)))
+            with pytest.raises(RuntimeError):
+                layer(x)
+            setattr(layer, name, p)
+
+
 @pytest.mark.parametrize("name", ["dyt", "derf", "scalenorm", "adanorm", "qk", "layerscale"])
 def test_tokens(name: str) -> None:
     layer = made(name)
