@@ -1,4 +1,4 @@
-"""A residual network that reaches 85 % on CIFAR-10 in about ten epochs.
+"""A small residual network for images of 32 pixels, of 117,000 parameters, which trains quickly on a CPU.
 
 `network(norm, num_classes, in_channels)`: seven convolutions, each a norm behind it, in two stages of a step down and a
 residual block, as in the networks of the DAWNBench competition (Page 2018, "How to train your ResNet").
