@@ -8,7 +8,7 @@ TEST   := $(VENV)/.test
 DOCS   := $(VENV)/.docs
 PIP     = $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-all lint format docs bench bench-verdicts gpu wheel clean
+.PHONY: help demo test test-all lint kernels format docs bench bench-verdicts gpu wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -33,11 +33,13 @@ $(DOCS): $(VENV)/.torch pyproject.toml
 demo: $(DEMO)  ## train five variants on the embedded digits and write a report
 	$(BIN)/normlab compare digits --epochs 4 --seeds 3 --out demo-report
 
-test: $(TEST) lint  ## what continuous integration runs: lint, types, every test but the slow ones
+test: $(TEST)  ## what continuous integration runs: lint, types, every test but the slow ones
+	@$(MAKE) --no-print-directory -j2 lint kernels
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || echo "NO BROWSER TESTS: Chromium is missing; apt-get install chromium chromium-driver" >&2
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-all: $(TEST) lint  ## every test
+test-all: $(TEST)  ## every test
+	@$(MAKE) --no-print-directory -j2 lint kernels
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(TEST)  ## style, types and the order of imports
@@ -45,6 +47,9 @@ lint: $(TEST)  ## style, types and the order of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+kernels: $(TEST)  ## compile the CPU kernels that tests use, where that has not been done
+	@$(BIN)/python -m tests.compiled
 
 format: $(TEST)  ## bring the code into the project's style
 	$(BIN)/ruff check --fix .

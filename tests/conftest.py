@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+from tests.compiled import compile_kernels
 
 if TYPE_CHECKING:
     from normlab.report.lab import Study
@@ -22,13 +21,7 @@ settings.load_profile("normlab")
 def pytest_configure(config: pytest.Config) -> None:
     """Compile the kernels once, before the processes that share the tests start, and not in each of them."""
     if getattr(config.option, "numprocesses", None) and not config.option.collectonly:
-        from normlab.kernels.stages import precompile
-
-        import_module("normlab.kernels.cpu.planes")  # throws away what is stale, before the other process looks
-        halves = "from normlab.kernels.stages import precompile; precompile(('float16', 'bfloat16'))"
-        with subprocess.Popen([sys.executable, "-c", halves]) as other:
-            precompile()
-        assert other.returncode == 0
+        compile_kernels()
 
 
 @pytest.fixture(scope="session")
