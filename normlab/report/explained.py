@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from normlab.report.figures import inside
-from normlab.report.figures.parts import MOST_NORMS, Figure, Styles, Table, percent
+from normlab.report.figures.parts import MOST_NORMS, Figure, Table, percent
 from normlab.report.layout import Gallery, Group, Section, Tile
+from normlab.report.theme import Styles
 
 _PICTURE = re.compile(r"data:image/(?:webp|png|jpeg);base64,[A-Za-z0-9+/=]+")
 

@@ -11,9 +11,10 @@ from normlab.report.evidence import accuracies, contenders, estimate
 from normlab.report.explained import explained_sections
 from normlab.report.figures import inside, results
 from normlab.report.figures.curves import curves
-from normlab.report.figures.parts import MOST_NORMS, Figure, Styles, Table, percent, plus_minus
+from normlab.report.figures.parts import MOST_NORMS, Figure, Table, percent, plus_minus
 from normlab.report.layout import Group, Section
 from normlab.report.records import Cell, Study
+from normlab.report.theme import Styles
 from normlab.study.plain import escaped
 from normlab.study.verdict import Verdict, in_points
 

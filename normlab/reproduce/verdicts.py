@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from normlab.reproduce.finding import Finding
 from normlab.study import statistics
-from normlab.study.verdict import MATTERS, percent
+from normlab.study.verdict import MATTERS
+from normlab.study.verdict import percent as percent  # for the experiments, too
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
 HERE, NOT_HERE, EQUIVALENT = "holds at this scale", "does not hold at this scale", "equivalent"

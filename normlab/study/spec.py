@@ -69,7 +69,7 @@ _OnAxes: Any = create_model(
 )
 
 
-class StudySpec(_OnAxes):
+class StudySpec(_OnAxes):  # type: ignore[misc]  # which was made of the table of axes
     """A comparison: the data, and the axes (`normlab.study.axes`) whose product are the cells.
 
     `None` where the choice depends on the data: `batch_sizes` is 128, or 32 with fewer than 8,192 training

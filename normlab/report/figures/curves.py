@@ -15,7 +15,6 @@ from normlab.report.figures.parts import (
     MOST_SEED_LINES,
     MOST_TABLE_ROWS,
     Figure,
-    Styles,
     Table,
     by_norm,
     chart,
@@ -29,6 +28,7 @@ from normlab.report.figures.parts import (
     thinned,
 )
 from normlab.report.records import Cell, number
+from normlab.report.theme import Styles
 
 Series = dict[int, dict[int, float]]  # epoch -> seed -> value
 

@@ -14,7 +14,6 @@ from normlab.report.figures.parts import (
     MOST_POINTS,
     MOST_TABLE_ROWS,
     Figure,
-    Styles,
     Table,
     by_norm,
     chart,
@@ -31,6 +30,7 @@ from normlab.report.figures.parts import (
     thinned,
 )
 from normlab.report.records import Cell, number
+from normlab.report.theme import Styles
 
 NAMES = ("1st", "20th", "50th", "80th", "99th")
 MOST_CLASSES = 20

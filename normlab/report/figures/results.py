@@ -11,7 +11,6 @@ from normlab.report.evidence import Estimate, estimate
 from normlab.report.figures.parts import (
     MOST_NORMS,
     Figure,
-    Styles,
     Table,
     by_norm,
     chart,
@@ -24,6 +23,7 @@ from normlab.report.figures.parts import (
     row,
 )
 from normlab.report.records import Cell, Study, number
+from normlab.report.theme import Styles
 
 MOST_SETTINGS = 24
 

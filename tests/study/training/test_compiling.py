@@ -69,7 +69,7 @@ def test_by_the_real_compiler(model: str, dataset: Dataset) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_killed_training_goes_on_as_it_would_have(dataset: Dataset, tmp_path: Path) -> None:
-    cell = make_cell(epochs=2, compiled=True)
+    cell = make_cell(model=SMALL, epochs=2, compiled=True)
     whole = train_cell(cell, dataset)
     train_cell(cell, dataset, checkpoints=CheckpointDirectory(tmp_path, print), until=1)
     rest = train_cell(cell, dataset, checkpoints=CheckpointDirectory(tmp_path, print))
