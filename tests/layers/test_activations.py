@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -34,11 +34,12 @@ def at(numbers: list[float], act: str, dtype: torch.dtype, backend: str) -> tupl
     return z, y.detach(), slope
 
 
-def cases(acts: Iterable[str | None]) -> Iterator[Any]:
+def cases(acts: Iterable[str | None]) -> list[Any]:
     """(activation, dtype): each in float32, mish in the others, too; the rest are slow, for each has to be compiled."""
-    for act, dtype in itertools.product(acts, (torch.float32, torch.float64, torch.bfloat16)):
-        quick = dtype == torch.float32 or act == "mish"
-        yield pytest.param(act, dtype, marks=() if quick else pytest.mark.slow)
+    return [
+        pytest.param(act, dtype, marks=() if dtype == torch.float32 or act == "mish" else pytest.mark.slow)
+        for act, dtype in itertools.product(acts, (torch.float32, torch.float64, torch.bfloat16))
+    ]
 
 
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 1e-2}
