@@ -7,6 +7,7 @@ A sub-command has a module here, or beside the code it runs, which is imported w
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,6 +117,9 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line on `args` (default: those of the process) and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):  # whatever the locale, and whatever bytes a file's name has
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args, prog_name="normlab")
     except NormlabError as e:

@@ -57,8 +57,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file at once (`whole`), its line ends as they are; raises DiskError."""
-    write_bytes(path, text.encode())
+    """Write a UTF-8 file at once (`whole`), its line ends as they are; raises DiskError.
+
+    Bytes of a file's name that are not UTF-8 are spelled out.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def to_json(value: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from normlab.data._source import printable
 from normlab.errors import DataError, UsageError
 from normlab.study.axes import AXES, GROUPING
 from normlab.study.verdict import Verdict, judge_results
@@ -135,7 +136,7 @@ def read(directory: Path | str, number: int | None = None) -> Study:
         raise UsageError(
             f"{directory} holds no study: expected study.db or results.json; `normlab compare` writes both"
         )
-    study = from_results(raw, name=directory.resolve().name)
+    study = from_results(raw, name=printable(directory.resolve().name))
     explained = directory / EXPLAINED
     if not explained.is_file():
         return study

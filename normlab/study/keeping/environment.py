@@ -50,7 +50,10 @@ def command_line() -> str:
     program = Path(sys.argv[0])
     by_module = program.name == "__main__.py"  # python -m PACKAGE
     name = ["python", "-m", program.parent.name] if by_module else [program.name]
-    return shlex.join([*name, *sys.argv[1:]])
+    command = shlex.join([*name, *sys.argv[1:]])
+    return command.encode(errors="surrogateescape").decode(
+        errors="backslashreplace"
+    )  # also of a file whose name is not UTF-8
 
 
 def memory_bytes(pages: str = "SC_PHYS_PAGES") -> int | None:

@@ -26,6 +26,7 @@ def _module(name: str) -> Any:
         return None
 
 
+ALL_CELLS = 0  # the number of no cell, held where one command alone may work
 fcntl, msvcrt = _module("fcntl"), _module("msvcrt")
 _OPEN_FILE_DESCRIPTION = hasattr(fcntl, "F_OFD_SETLK")
 

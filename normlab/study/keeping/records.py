@@ -100,7 +100,7 @@ def write_csv(results: dict[str, Any], path: Path) -> None:
 
     Text that a spreadsheet would take for a formula begins with an apostrophe.
     """
-    with files.whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with files.whole(path) as part, part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows(results))
@@ -116,8 +116,8 @@ def write_parquet(results: dict[str, Any], path: Path) -> None:
     from pyarrow import parquet
 
     table = pyarrow.Table.from_pylist([{c: row.get(c) for c in COLUMNS} for row in rows(results)])
-    with files.whole(path) as part:
-        parquet.write_table(table, part)
+    with files.whole(path) as part, part.open("wb") as file:
+        parquet.write_table(table, file)
 
 
 WRITERS = {"csv": write_csv, "json": write_json, "parquet": write_parquet}

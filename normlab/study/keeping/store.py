@@ -22,6 +22,7 @@ from typing import Any
 from normlab.errors import DataError, NormlabError, UsageError
 from normlab.study.axes import SCHEMA as AXES_VERSION
 from normlab.study.axes import Cell
+from normlab.study.keeping.mounts import network_mount
 
 FILE = "study.db"
 LOCKS = "study.lock"
@@ -149,6 +150,27 @@ def connect(path: Path, options: str) -> sqlite3.Connection:
     return db
 
 
+def _open_for_reading(path: Path) -> sqlite3.Connection:
+    """Open a store that may lie on a medium which cannot be written, where SQLite makes no index of its log.
+
+    Raises DataError where a log is left on such a medium: the latest records stand in it.
+    """
+    try:
+        db = connect(path, "mode=ro")
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        log = path.with_name(f"{path.name}-wal")
+        if not any(words in str(error) for words in ("unable to open", "readonly", "read-only")):
+            raise
+        if log.is_file() and log.stat().st_size:
+            raise DataError(
+                f"{path} was not closed, and {path.parent} cannot be written to finish it; copy the directory to where "
+                "you may write, and read it there"
+            ) from error
+        return connect(path, "mode=ro&immutable=1")
+    return db
+
+
 def _name_of(facts: str) -> str:
     """The name of an environment."""
     return hashlib.sha256(facts.encode(errors="surrogateescape")).hexdigest()[:16]
@@ -179,7 +201,7 @@ class Store:
             raise DataError(f"{directory} holds no study ({FILE} is not there); expected the --out of a comparison")
         self._own: int | None = None  # the row of the study that this object began last
         with self._errors():
-            self._db = connect(self.path, "mode=ro" if readonly else "mode=rwc")
+            self._db = _open_for_reading(self.path) if readonly else connect(self.path, "mode=rwc")
             self._db.execute("PRAGMA foreign_keys = ON")
             self._check_pages()
             version = self._version()
@@ -196,7 +218,8 @@ class Store:
                     f"{self.path} holds no study yet, or an older one; `normlab compare` brings it up to date"
                 )
             if not readonly:
-                self._db.execute("PRAGMA journal_mode = WAL")
+                # its log lies in memory that machines do not share
+                self._db.execute(f"PRAGMA journal_mode = {'DELETE' if network_mount(directory) else 'WAL'}")
                 # A power cut may lose the last commits, never the file; checkpoints bring the epochs back.
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 if version < VERSION:
@@ -410,6 +433,9 @@ class Store:
             raise DataError(self._damaged(" ".join(found.split())))
         _CHECKED.add(mark)
 
+    def _gone(self) -> str:
+        return f"{self.path} was deleted or moved away while it was in use"
+
     def _damaged(self, what: str) -> str:
         directory = self.path.parent
         return f"{self.path} is damaged: {what}; `normlab status {directory} --verify` says what, and saves the rest"
@@ -435,6 +461,8 @@ class Store:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
+        if not self.path.exists():  # SQLite would go on writing to a file that has no name any more
+            raise DataError(self._gone())
         with self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -456,6 +484,8 @@ class Store:
             yield
         except sqlite3.OperationalError as e:
             text = str(e)
+            if not self.path.exists():
+                raise DataError(self._gone()) from e
             if "locked" in text or "busy" in text:
                 raise StoreBusy(
                     f"{self.path} was kept busy by another process for {BUSY_SECONDS:.0f} s; try again later"

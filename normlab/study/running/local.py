@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from normlab.errors import UsageError
+from normlab.errors import DataError, UsageError
 from normlab.study.keeping.environment import available_cores, memory_bytes
 from normlab.study.running.jobs import Emit, Job
 
@@ -125,8 +126,9 @@ class LocalExecutor:
             worker.process.kill()
         for worker in self._workers:
             worker.leave()
-            if not worker.log.stat().st_size:
-                worker.log.unlink()
+            with contextlib.suppress(OSError):  # the directory may be gone
+                if not worker.log.stat().st_size:
+                    worker.log.unlink()
         self._workers.clear()
         self._selector.close()
 
@@ -158,7 +160,7 @@ class LocalExecutor:
             "--threads", str(self.layout.threads), "--device", device,
             *(part for plugin in self._plugins for part in ("--plugin", plugin)),
         ]  # fmt: skip
-        with log.open("wb") as stderr:
+        with _written(log) as stderr:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -172,6 +174,14 @@ class LocalExecutor:
         self._workers.append(worker)
         self._selector.register(process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
         return worker
+
+
+def _written(log: Path) -> BinaryIO:
+    """A worker's log, opened for writing. Raises DataError where it cannot be."""
+    try:
+        return log.open("wb")
+    except OSError as e:
+        raise DataError(f"cannot write {str(log)!r}: {e.strerror or e}") from e
 
 
 def worker_environment(threads: int) -> dict[str, str]:

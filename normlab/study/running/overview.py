@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -139,6 +140,8 @@ def live_states(directory: Path, cells: list[StoredCell]) -> dict[int, str]:
     """The state of each cell by id; "running" only if somebody is at work, else "interrupted"."""
     states = {stored.id: stored.status for stored in cells}
     running = [cell for cell, state in states.items() if state == "running"]
+    if running and not os.access(directory / LOCKS, os.W_OK):
+        return states | dict.fromkeys(running, "interrupted")  # a medium that nobody can be at work on
     if running:
         with CellLocks(directory / LOCKS) as locks:
             for cell in running:

@@ -14,7 +14,8 @@ from normlab.errors import DataError, UsageError
 from normlab.models.names import is_foreign
 from normlab.study.floors import floors
 from normlab.study.keeping.environment import command_line, describe_machine
-from normlab.study.keeping.locks import CellLocks
+from normlab.study.keeping.locks import ALL_CELLS, CellLocks
+from normlab.study.keeping.mounts import network_mount
 from normlab.study.keeping.records import write_results
 from normlab.study.keeping.storage import open_storage
 from normlab.study.keeping.store import CHECKPOINTS, LOCKS, Store, StoreBusy, StoredCell
@@ -95,6 +96,15 @@ def run_study(
             for note in check_contract(model, spec.norms, dataset, spec.weights):
                 console.notice(f"note: {note}")
         store, locks = open_directory(directory, stack)
+        if (kind := network_mount(directory)) is not None:
+            if not locks.acquire(ALL_CELLS):
+                raise StoreBusy(
+                    f"another command works on {directory}, which lies on a network file system ({kind}): only one may"
+                )
+            console.notice(
+                f"{directory} lies on a network file system ({kind}): its store is kept without a write-ahead log, "
+                "and one command at a time may work on it"
+            )
         checkpoints = options.checkpoints or str((directory / CHECKPOINTS).resolve())
         executor = make_executor(spec, options, dataset, len(cells), locks, directory)
         stack.callback(executor.close)
