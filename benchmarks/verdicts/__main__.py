@@ -1,4 +1,4 @@
-"""`python -m benchmarks.verdicts [--studies 1000] [--only NAME]`: the tables of docs/statistics.md, as Markdown."""
+"""`python -m benchmarks.verdicts [--studies 100] [--only NAME]`: the tables of docs/statistics.md, as Markdown."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ PROCEDURES = {name: textbook(judge) for name, judge in TEXTBOOK.items()} | {
 }
 POWER_AT = (2, 3, 4, 5, 6, 7, 8, 10, 12)
 REPLAYED_AT = (3, 5)
+REPLAYS = 12  # of --until-sure
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print every table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.verdicts", description=__doc__)
-    parser.add_argument("--studies", type=int, default=1000, help="simulated studies of each world")
+    parser.add_argument("--studies", type=int, default=100, help="simulated studies of each world")
     parser.add_argument("--only", help="procedures whose name contains this")
     options = parser.parse_args(arguments)
     chosen = {name: p for name, p in PROCEDURES.items() if options.only is None or options.only in name}
@@ -92,7 +93,7 @@ def _spent(count: int) -> list[dict[str, str]]:
     rows = []
     for table in tables():
         most = min(MOST, table.seeds)
-        found = [until_sure(table, order, most) for order in draws(table, min(count, 40), most)]
+        found = [until_sure(table, order, most) for order in draws(table, min(count, REPLAYS), most)]
         rows.append(
             {
                 "cells": table.name,

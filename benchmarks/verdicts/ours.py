@@ -15,8 +15,8 @@ from normlab.study.spreads import Spreads, fitted
 from normlab.study.verdict import behind_others
 
 TOGETHER = 100  # studies, for the memory that they take
-INTERVALS_OF = 200  # studies whose intervals are computed, which takes longest
-ONE_BY_ONE = 100  # studies looked at one by one, where trainings collapse
+INTERVALS_OF = 100  # studies whose intervals are computed, which takes longest
+ONE_BY_ONE = 60  # studies looked at one by one, where trainings collapse
 _COLLAPSED = 0.25  # of a study's best accuracy; no world has norms so far apart
 
 

@@ -19,7 +19,7 @@ _GRID = np.geomspace(0.004, 1.6, 25)  # standard deviations between seeds, on th
 _ALIKE = 0.35  # of the logarithm: how far a norm's spread is from the common one
 _OWN = 0.5  # how many norms of a study have a spread of their own, about
 _USUAL = 1.0  # a wider spread is the less likely the wider it is
-_HALVINGS = 24  # of the logarithm of an interval's width
+_HALVINGS = 17  # of the logarithm of an interval's width
 # what test images favour one norm by in all of its seeds, of the variance p (1 - p) / images; measured on the digits
 _LUCK = 0.05
 

@@ -9,7 +9,7 @@ from normlab.reproduce import verdicts
 from normlab.reproduce.charts import evolution
 from normlab.reproduce.comparisons import Comparison, effort, scale_of, trained
 from normlab.reproduce.experiment import Result, Setting
-from normlab.reproduce.experiments.resnet_variants import REPORTED, SPEC
+from normlab.reproduce.experiments.resnet_variants import NORMS, SPEC
 from normlab.reproduce.finding import Finding
 from normlab.study.training.features import CLASSIFIER_INPUT, growth
 
@@ -88,7 +88,7 @@ def _findings(found: Comparison, layer: str, place: str) -> list[Finding]:
 
 def _panels(found: Comparison, layer: str) -> dict[str, list[dict[str, Any]]]:
     """The first seed of every norm."""
-    firsts = {norm: found.finished(norm=norm) for norm in REPORTED}
+    firsts = {norm: found.finished(norm=norm) for norm in NORMS}
     return {
         norm: [{"epoch": record["epoch"], **record["features"][layer]} for record in cells[0]["epochs"]]
         for norm, cells in firsts.items()

@@ -6,6 +6,7 @@ from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars, training
 from normlab.reproduce.comparisons import compare, curve_records, effort, scale_of, val_accuracy
 from normlab.reproduce.experiment import Result, Setting
+from normlab.reproduce.published import PHOTOGRAPHS, PHOTOGRAPHS_EPOCHS, contradictions
 
 REPORTED = {"bin": 0.9460, "bn": 0.9460, "gn": 0.7312, "in": 0.9031, "ln": 0.9186, "none": 0.8557}
 SPEC = {
@@ -78,6 +79,7 @@ def run(setting: Setting) -> Result:
         notes=[
             "The photographs of the report are not to be had; its figures are of other images, and its authors call "
             "them indicative.",
+            *(f"The report contradicts itself. {said}" for said in contradictions(PHOTOGRAPHS, PHOTOGRAPHS_EPOCHS)),
             *found.unfinished(),
         ],
         records=finals,
