@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5
 HEARTBEAT_SECONDS = 10.0
 COOKIE = "normlab_token"
+TOKEN_LENGTH = 16
+PATHS = ("/", "/library.js", "/state", "/figures", "/events")
 
 _Receive = Callable[[], Awaitable[Any]]
 _Send = Callable[[Any], Awaitable[None]]
@@ -38,7 +41,9 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8765,
-    token: Annotated[str, typer.Option(help="The secret in the page's address; made up where one is needed.")] = "",
+    token: Annotated[
+        str, typer.Option(help="The secret in the page's address; 16 characters or more; made up where one is needed.")
+    ] = "",
 ) -> None:
     """Watch a comparison in the browser while it runs."""
     import socket
@@ -59,15 +64,24 @@ def serve(
     port = listener.getsockname()[1]
     app = application(directory, host, port, token)
     name = f"[{host}]" if ":" in host else host
-    typer.echo(f"http://{name}:{port}/" + (f"?token={token}" if token else ""))
+    address = f"http://{name}:{port}/" + (f"?token={token}" if token else "")
+
+    class Announced(uvicorn.Server):
+        """Prints its address once it listens: who opens it at once is not refused."""
+
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            typer.echo(address)
+
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, access_log=False)
-    uvicorn.Server(config).run(sockets=[listener])
+    Announced(config).run(sockets=[listener])
 
 
 def application(directory: Path, host: str, port: int, token: str = "") -> Starlette:
     """The page and its data as an ASGI application for one study.
 
-    Raises UsageError where there is no study, or an address that others can reach comes without a token.
+    Raises UsageError where there is no study, a token is shorter than sixteen characters, or an address that others can
+    reach comes without one.
     """
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
@@ -77,14 +91,11 @@ def application(directory: Path, host: str, port: int, token: str = "") -> Starl
 
     if not is_local(host) and not token:
         raise UsageError(f"--host {host} can be reached from other machines; it needs a --token")
+    if token and len(token) < TOKEN_LENGTH:
+        raise UsageError(f"--token has {len(token)} characters; expected {TOKEN_LENGTH} or more, which nobody guesses")
     views = _Views(LiveStudy(directory))
-    routes = [
-        Route("/", views.page),
-        Route("/library.js", views.bundle),
-        Route("/state", views.state),
-        Route("/figures", views.figures),
-        Route("/events", views.events),
-    ]
+    answers = (views.page, views.bundle, views.state, views.figures, views.events)
+    routes = [Route(path, answer) for path, answer in zip(PATHS, answers, strict=True)]
     guard = Middleware(_Guard, names=None if not is_local(host) else _names(host, port), token=token)
     return Starlette(routes=routes, middleware=[guard])
 
@@ -121,12 +132,16 @@ class _Views:
         return Response(code, media_type="text/javascript", headers={"Cache-Control": "max-age=86400"})
 
     async def state(self, request: Request) -> Response:
-        page = _whole(request.query_params.get("page", "0"))
+        page = _whole(request, "page", 0)
+        if page is None:
+            return _no_number("page")
         status = request.query_params.get("status", "")
         return _json(await asyncio.to_thread(self._study.state, page, status))
 
     async def figures(self, request: Request) -> Response:
-        setting = _whole(request.query_params.get("setting", "-1"))
+        setting = _whole(request, "setting", -1)
+        if setting is None:
+            return _no_number("setting")
         return _json(await asyncio.to_thread(self._study.figures, setting))
 
     async def events(self, request: Request) -> Response:
@@ -173,7 +188,7 @@ class _Guard:
             given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
             if given and hmac.compare_digest(given.encode(), self._token.encode()):
                 # into a cookie, and out of the address, which others may see
-                answer = RedirectResponse(scope["path"], 303)
+                answer = RedirectResponse(scope["path"] if scope["path"] in PATHS else "/", 303)
                 answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
             elif not hmac.compare_digest(_cookie(headers).encode(), self._token.encode()):
                 answer = PlainTextResponse("open the address that `normlab serve` printed; it has a token", 401)
@@ -195,8 +210,16 @@ def _names(host: str, port: int) -> set[str]:
     return {f"{name}:{port}" for name in names} | (names if port == 80 else set())
 
 
-def _whole(text: str) -> int:
-    return int(text) if text.lstrip("-").isdecimal() and len(text) < 10 else 0
+def _whole(request: Request, name: str, absent: int) -> int | None:
+    """The whole number that a request gives by this name; None where it is none."""
+    text = request.query_params.get(name, str(absent))
+    return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else None
+
+
+def _no_number(name: str) -> Response:
+    from starlette.responses import PlainTextResponse
+
+    return PlainTextResponse(f"{name} is no whole number", 400)
 
 
 def _json(value: Any) -> Response:

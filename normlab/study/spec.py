@@ -18,8 +18,9 @@ from pydantic import (
     model_validator,
 )
 
-from normlab.errors import UsageError, require
+from normlab.errors import UsageError
 from normlab.study.axes import AXES, TUNABLE, Axis, Cell, listed, one_of
+from normlab.study.parsing import parse
 
 # what --recipe finetune changes of the defaults, besides training the classifier alone first
 FINETUNE = {"lrs": (0.01,), "warmup": 1.0, "schedule": "cosine"}
@@ -137,7 +138,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f"--config {path} cannot be read: {e}") from None
     try:
-        values = _parse_config(text, path.suffix)
+        values = parse(text, path.suffix)
     except ValueError as e:
         raise UsageError(f"--config {path} is not what its name says: {e}") from None
     if not isinstance(values, dict):
@@ -176,19 +177,3 @@ def _explain(error: Any) -> str:
         return f"{field}: there is no such setting; expected one of: {', '.join(StudySpec.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{field}: {message} (got {error['input']!r})" if field else message
-
-
-def _parse_config(text: str, suffix: str) -> Any:
-    if suffix == ".toml":
-        import tomllib
-
-        return tomllib.loads(text)
-    if suffix in (".yaml", ".yml"):
-        require("a YAML file", "study", "yaml")
-        import yaml  # type: ignore[import-untyped]
-
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError as e:
-            raise ValueError(str(e).replace("\n", " ")) from None
-    raise ValueError(f"expected a name that ends in .toml, .yaml or .yml, got {suffix!r}")

@@ -115,15 +115,24 @@ def test_the_server_answers_its_own_page_only(running: Running) -> None:
         assert get(port, "/state", Origin=f"http://127.0.0.1:{port}")[0] == 200
         assert get(port, "/state", method="POST")[0] == 405
         assert get(port, "/state", method="DELETE")[0] == 405
-        assert get(port, "/state?page=nonsense&status=%3Cscript%3E")[0] == 200
+        assert get(port, "/state?page=1&status=%3Cscript%3E")[0] == 200
+        # int("--5"): 500
+        for wrong in ("/state?page=nonsense", "/state?page=--5", "/state?page=%D9%A3", "/figures?setting=1e3"):
+            assert get(port, wrong)[0] == 400, wrong
+        assert get(port, "/state?page=-5")[0] == 200
         assert get(port, "/../study.db")[0] == 404
 
 
 def test_a_token_is_asked_for_and_kept_in_a_cookie(running: Running) -> None:
-    with server(running.directory, token="open sesame") as port:
+    with server(running.directory, token="open sesame, open") as port:
+        # a visitor was sent to another server, with the token
+        for path in ("//evil.example/", "///evil.example", "/%5Cevil.example/", "//state"):
+            status, _, headers = get(port, f"{path}?token=open%20sesame,%20open")
+            assert (status, headers["location"]) == (303, "/"), path
+        assert get(port, "/state?token=open%20sesame,%20open")[2]["location"] == "/state"
         assert get(port, "/")[0] == 401
         assert get(port, "/state?token=wrong")[0] == 401
-        status, _, headers = get(port, "/?token=open%20sesame")
+        status, _, headers = get(port, "/?token=open%20sesame,%20open")
         assert (status, headers["location"]) == (303, "/")
         assert "HttpOnly" in headers["set-cookie"]
         assert "SameSite=strict" in headers["set-cookie"]
@@ -132,6 +141,8 @@ def test_a_token_is_asked_for_and_kept_in_a_cookie(running: Running) -> None:
 
 
 def test_other_addresses_need_a_token(running: Running) -> None:
+    with pytest.raises(UsageError, match="has 1 characters; expected 16 or more"):
+        application(running.directory, "127.0.0.1", 80, "a")
     with pytest.raises(UsageError, match="needs a --token"):
         application(running.directory, "0.0.0.0", 80)
     assert [is_local(h) for h in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "10.0.0.1", "example.org")] == [
