@@ -85,7 +85,7 @@ def prepare(subject: Subject, kind: str | None = None, dialect: str = "auto", qu
     from normlab.check.subjects.claims import claim
 
     known(kind, dialect)
-    named = kind or kind_from_name(subject.name) or kind_from_name(type(getattr(subject, "module", None)).__name__)
+    named = kind or kind_from_name(subject.name) or kind_from_name(subject.class_name)
     inputs = inputs_of(subject, named)
     subject.channel_axis = inputs.channel_axis
     shapes = inputs.shapes

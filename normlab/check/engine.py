@@ -33,18 +33,22 @@ def examine(
     starting: Told = lambda name: None,
     found: Callable[[Finding], None] = lambda finding: None,
     effects: SideEffects | None = None,
+    elsewhere: Callable[[str], Finding] | None = None,
+    report: Report | None = None,
 ) -> Report:
     """Probe the subject's dialect, then run every check.
 
     `only` names groups or checks; `first_bug` ends at the first bug; `elements` asks for one huge input; `strict`
     demands engineering and numerics too, and of functions and NumPy layers as well as of modules; `starting` is
     called with each check's name before it runs, `found` with each finding after; `effects` are what the target's
-    import changed of the process.
+    import changed of the process; `elsewhere` runs the checks that are not of the mathematics, where the target is in
+    another process; `report` is one to go on with, which keeps what was found where the checks do not end.
     """
     from normlab.check import checks  # noqa: F401  (importing enrols the checks)
 
     began, effects = time.perf_counter(), effects or SideEffects()
-    report = Report(subject.name, subject.form, strict=strict)
+    report = report or Report(subject.name, strict=strict)
+    report.form = subject.form
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         starting("target.probe")
@@ -55,15 +59,18 @@ def examine(
         if setup is not None:
             setup.elements, setup.strict = elements, strict
             report.form = setup.subject.form
-            for name, (run, slow) in sorted(CHECKS.items(), key=_order):
+            for name, (_, slow) in sorted(CHECKS.items(), key=_order):
                 if (slow and quick) or (only is not None and not _chosen(name, only)):
                     continue
                 starting(name)
                 spoiled = _spoiled(name, report)
-                with effects.watched():
-                    finding = (
-                        Finding(name, "skip", f"{spoiled} is wrong already") if spoiled else _guarded(name, run, setup)
-                    )
+                if spoiled:
+                    finding = Finding(name, "skip", f"{spoiled} is wrong already")
+                elif elsewhere is not None and part_of(name) != "mathematics":
+                    finding = elsewhere(name)
+                else:
+                    with effects.watched():
+                        finding = guarded_check(name, setup)
                 report.findings.append(_asked_for(finding, setup))
                 found(report.findings[-1])
                 if first_bug and report.bugs:
@@ -142,9 +149,10 @@ def _probe(report: Report, subject: Subject, kind: str | None, dialect: str, qui
     return setup
 
 
-def _guarded(name: str, run: Callable[[Setup], Finding], setup: Setup) -> Finding:
+def guarded_check(name: str, setup: Setup) -> Finding:
+    """One check's finding; what the layer raises, and an error of ours, are findings too."""
     try:
-        finding = run(setup)
+        finding = CHECKS[name][0](setup)
     except TargetFailure as e:
         return failure(name, e)
     except Unsupported as e:

@@ -123,8 +123,7 @@ def tail_of(subject: Subject) -> tuple[int, ...]:
     """The trailing axes that a layer or RMS norm normalizes: those of its parameters."""
     for value in (*subject.parameters.values(), *subject.learnable().values()):
         return tuple(n for n in value.shape if n > 1) or tuple(value.shape) or (subject.options.channels,)
-    shape = getattr(getattr(subject, "module", None), "normalized_shape", None)
-    return tuple(shape) if isinstance(shape, (tuple, list)) else (subject.options.channels,)
+    return subject.told_shape or (subject.options.channels,)
 
 
 def accepted(subject: Subject, shapes: Shapes) -> tuple[Shapes, list[str]]:

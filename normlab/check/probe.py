@@ -197,16 +197,6 @@ def compact(a: Any) -> str:
     return " ".join(text.split())
 
 
-def inherits_options(layer: Subject) -> bool:
-    """Whether a Module takes its constructor from torch's class and has a forward pass of its own.
-
-    An option that it raises an error for was promised by torch's class, not by the layer's author.
-    """
-    cls = type(getattr(layer, "module", None))
-    maker = getattr(cls, "__init__")  # noqa: B009  (a class's own, as the type checker cannot see)
-    return str(getattr(maker, "__module__", "")).startswith("torch.") and not cls.__module__.startswith("torch.")
-
-
 def torch_layer(setup: Setup, **changes: Any) -> Any:
     """A fresh torch subject; raises Unsupported for targets that are no torch Modules."""
     layer = setup.subject.fresh(**changes)

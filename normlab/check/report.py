@@ -23,6 +23,7 @@ _PART_OF_CHECK = {
     "state.eval-leaves-state": "mathematics",
     "state.history": "mathematics",
     "target.side-effects": "engineering",
+    "target.children": "engineering",
 }
 
 

@@ -1,6 +1,7 @@
-"""The process that a target runs in: it loads and checks one target and writes events, one JSON line each.
+"""The process that a target runs in: it loads one target, calls it as it is asked, and sends back what it returned.
 
-Standard output and error belong to the target; the events go to a file of their own.
+Standard output and error belong to the target; requests and replies have pipes of their own. The arrays that come
+back are judged elsewhere. Here run those checks alone that need the target itself: of its engineering and numerics.
 """
 
 from __future__ import annotations
@@ -8,57 +9,126 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from dataclasses import asdict
-from typing import Any, TextIO
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from normlab.check import wire
 
 
-def main(job: dict[str, Any], events: TextIO) -> None:
-    """Check the target of a job and write what happens, as it happens."""
+class Server:
+    """The target, its subjects by number, and what it changed of the process."""
 
-    def tell(**event: Any) -> None:
-        events.write(json.dumps(event, default=str) + "\n")
-        events.flush()
+    def __init__(self, job: dict[str, Any]) -> None:
+        from normlab.check.process import SideEffects
 
-    from normlab.errors import NormlabError
+        self.job, self.effects = job, SideEffects()
+        self.subjects: dict[int, Any] = {}
+        self.setup: Any = None
+        self.count = 0
 
+    def reply(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What a request gives, or what it raised; with the habits that the target was found to have."""
+        from normlab.check.subjects import TargetFailure, Unsupported
+        from normlab.errors import NormlabError
+
+        for number in request.get("drop", ()):
+            self.subjects.pop(number, None)
+        for name, value in request.get("habits", {}).items():  # one object for all subjects
+            setattr(self.subjects[0].habits, name, value)
+        try:
+            with self.effects.watched(seeds=request["op"] == "load"):
+                return {"value": getattr(self, f"do_{request['op']}")(**request["given"]), **self._habits()}
+        except NormlabError as e:
+            return {"raised": "usage", "said": str(e), "code": e.exit_code}
+        except (TargetFailure, Unsupported) as e:
+            original = getattr(e, "original", None)
+            name = None if original is None else type(original).__name__
+            return {"raised": type(e).__name__, "said": str(e), "original": name, **self._habits()}
+        except Exception as e:
+            return {"raised": type(e).__name__, "said": str(e), "original": None, **self._habits()}
+
+    def _habits(self) -> dict[str, Any]:
+        return {"habits": asdict(self.subjects[0].habits)} if 0 in self.subjects else {}
+
+    def do_load(self) -> dict[str, Any]:
+        from normlab.check.subjects import load, subject_of
+
+        self.thing, self.backward, self.name = load(self.job["target"])
+        self.subjects[0] = subject_of(self.thing, self.name, self.backward, self.job["kind"])
+        return self._told(0)
+
+    def do_fresh(self, of: int, changes: dict[str, Any]) -> dict[str, Any]:
+        made = self.subjects[of].fresh(**changes)
+        self.count += 1
+        self.subjects[self.count] = made
+        return self._told(self.count)
+
+    def _told(self, number: int) -> dict[str, Any]:
+        subject = self.subjects[number]
+        found = {name: getattr(subject, name) for name in ("form", "name", "settable", "channel_axis")}
+        return {"number": number, "channels": subject.options.channels, "groups": subject.options.groups, **found}
+
+    def do_get(self, of: int, name: str) -> Any:
+        return getattr(self.subjects[of], name)
+
+    def do_set(self, of: int, name: str, value: Any) -> None:
+        setattr(self.subjects[of], name, value)
+
+    def do_call(self, of: int, name: str, given: tuple[Any, ...]) -> Any:
+        return getattr(self.subjects[of], name)(*given)
+
+    def do_check(self, name: str) -> dict[str, Any]:
+        """One check that needs the target itself, on a subject of its own."""
+        from normlab.check import checks  # noqa: F401  (importing enrols the checks)
+        from normlab.check.dialect import prepare
+        from normlab.check.engine import guarded_check
+        from normlab.check.subjects import subject_of
+
+        if self.setup is None:
+            subject = subject_of(self.thing, self.name, self.backward, self.job["kind"])
+            self.setup = prepare(subject, self.job["kind"], self.job["dialect"], self.job["quick"])
+            self.setup.elements, self.setup.strict = self.job["elements"], self.job["strict"]
+        return json.loads(json.dumps(asdict(guarded_check(name, self.setup)), default=str))
+
+    def do_effects(self) -> list[str]:
+        return self.effects.changed
+
+
+def main(job: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> None:
+    """Serve requests until they end."""
     if job["target"].startswith("keras") or ":" in job["target"]:
         os.environ.setdefault("KERAS_BACKEND", "torch")
-    try:
-        import torch  # noqa: F401  (its import takes seconds that are not the target's)
+    import torch  # noqa: F401  (its import takes seconds that are not the target's)
 
-        from normlab.check import checks  # noqa: F401
-        from normlab.check.engine import examine, failure
-        from normlab.check.process import SideEffects
-        from normlab.check.subjects import TargetFailure, load, subject_of
+    server = Server(job)
+    replies.write(wire.pack("ready"))
+    replies.flush()
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        while (frame := wire.read(requests)) is not None:
+            reply = server.reply(wire.unpack(frame))
+            try:
+                packed = wire.pack(reply)
+            except TypeError as e:
+                said = f"returned what is no array: {e}"
+                packed = wire.pack({"raised": "TargetFailure", "said": said, "original": None})
+            replies.write(packed)
+            replies.flush()
 
-        tell(starting="target.load")
-        effects = SideEffects()
-        try:
-            with effects.watched(seeds=True):
-                thing, backward, name = load(job["target"])
-            with effects.watched():
-                subject = subject_of(thing, name, backward, job["kind"])
-        except TargetFailure as e:
-            tell(finding=asdict(failure("target.load", e)))
-            tell(done={"form": "", "dialect": {}, "seconds": 0.0})
-            return
-        report = examine(
-            subject,
-            job["kind"],
-            job["dialect"],
-            job["quick"],
-            elements=job["elements"],
-            strict=job["strict"],
-            starting=lambda name: tell(starting=name),
-            found=lambda finding: tell(finding=asdict(finding)),
-            effects=effects,
-        )
-        tell(done={"form": report.form, "dialect": report.dialect, "seconds": report.seconds})
-    except NormlabError as e:
-        tell(usage=str(e), code=e.exit_code)
+
+def _own(descriptor: int, mode: str) -> Any:
+    """A pipe under another number, out of the way of what the target prints."""
+    moved = os.dup(descriptor)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, descriptor)
+    os.close(nothing)
+    return os.fdopen(moved, mode)
 
 
 if __name__ == "__main__":
-    with open(sys.argv[2], "w") as file:
-        main(json.loads(sys.argv[1]), file)
+    sys.stdout.flush()
+    main(json.loads(sys.argv[1]), _own(0, "rb"), _own(1, "wb"))
     os._exit(0)  # threads and exit handlers of the target do not get to hold us

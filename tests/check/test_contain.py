@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 
 import pytest
 
-from normlab.check import contain
+from normlab.check import contain, descendants
 from normlab.check.contain import check_contained
 from normlab.errors import UsageError
 
@@ -52,6 +53,76 @@ def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     report = check_contained(f"{HERE}:Hangs", "batch", quick=True, limit=4)
     assert (report.bugs[0].check, report.bugs[0].cause) == ("layouts.empty", "hangs")
     assert "no answer within 4 s" in report.bugs[0].message
+
+
+# a traceback of ours; and 300 MB of it were 632 MB of memory
+def test_standard_error_may_be_of_any_size_and_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOISY_MEGABYTES", "20")
+    kept: list[int] = []
+    ended = contain.Line._ended
+
+    def watching(self: contain.Line) -> contain.Gone:
+        gone = ended(self)
+        kept.append(sum(map(len, self._errors)))
+        return gone
+
+    monkeypatch.setattr(contain.Line, "_ended", watching)
+    report = check_contained(f"{HERE}:CrashesNoisily", "batch", quick=True)
+    assert report.bugs[-1].cause == "ends-process"
+    assert "exit code 9; its last words: \ufffd\ufffd the end" in report.bugs[-1].message
+    assert kept[0] <= 2 * contain.LAST_WORDS
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# thirty of thirty outlived the check
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the report says that they are not ended")
+def test_children_in_sessions_of_their_own_are_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    monkeypatch.setenv("CHILDREN", str(pids))
+    report = check_contained(f"{HERE}:LeavesChildren", "batch", quick=True)
+    started = [int(pid) for pid in pids.read_text().split()]
+    assert len(started) == 2
+    assert not any(map(_alive, started))
+    said = next(f for f in report.findings if f.check == "target.children")
+    assert said.cause == "leaves-processes"
+    assert report.mathematics_ok, report.text()
+    assert said in report.of_part("engineering")
+
+
+def test_where_children_cannot_be_watched_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descendants.sys, "platform", "darwin")
+    said = descendants.note()
+    assert said is not None
+    assert (said.check, said.status, said.part) == ("target.children", "note", "engineering")
+    assert "is not ended" in said.message
+
+
+# "conforms: 1 checks passed": the target wrote the report itself
+def test_a_forged_report_is_none() -> None:
+    report = check_contained(f"{HERE}:Forges", "batch", quick=True)
+    assert not report.ok
+    assert [f.cause for f in report.bugs] in (["ends-process"], ["bad-answer"])
+    assert not [f for f in report.findings if f.status == "pass"]
+
+
+def test_the_mathematics_are_judged_outside_the_target_s_process() -> None:
+    report = check_contained(f"{HERE}:ForgesFindings", "batch", quick=True)
+    assert not report.mathematics_ok
+    assert "values.train" in [f.check for f in report.bugs]
+
+
+def test_every_check_is_accounted_for() -> None:
+    from normlab.check.probe import CHECKS
+
+    report = check_contained(f"{HERE}:Fine", "batch", quick=True)
+    run = [f.check for f in report.findings if not f.check.startswith("target.")]
+    assert sorted(run) == sorted(name for name, (_, slow) in CHECKS.items() if not slow)
 
 
 def test_what_the_target_prints_disturbs_nothing(capfd: pytest.CaptureFixture[str]) -> None:

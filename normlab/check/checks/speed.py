@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from normlab.bench.timing import in_turns
 from normlab.check.dialect import Setup
 from normlab.check.probe import check, note, skip, torch_layer
 from normlab.check.report import Finding
@@ -45,6 +44,8 @@ def rivals(setup: Setup, channels: int, groups: int) -> dict[str, Any]:
 
 @check("speed.beside", slow=True)
 def beside(setup: Setup) -> Finding:
+    from normlab.bench.timing import in_turns  # brings torch along
+
     layer = torch_layer(setup, dtype="float32")
     if layer.channel_axis != 1:
         return skip("channels are not axis 1")

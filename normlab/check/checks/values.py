@@ -13,7 +13,7 @@ from normlab.check.forgotten import pools_as_measured
 from normlab.check.oracle import RIGHT as NO_SLIP
 from normlab.check.oracle import Array, Case, forward, updated_running
 from normlab.check.pools import PER_SAMPLE
-from normlab.check.probe import bug, check, fresh, inherits_options, load, passed, sample, shapes, skip, small, smallest
+from normlab.check.probe import bug, check, fresh, load, passed, sample, shapes, skip, small, smallest
 from normlab.check.report import Finding
 from normlab.check.slips import ForwardSlip, Slip, StateSlip
 from normlab.check.subjects import TargetFailure, Unsupported
@@ -313,7 +313,7 @@ def affine(setup: Setup) -> Finding:
     try:
         y = layer.forward(x, True)
     except TargetFailure as e:
-        if inherits_options(layer):
+        if layer.inherits_options:
             return skip(f"without affine, which it takes from torch's class, it {e}")
         raise
     return judge(setup, [Observation(case, y, forward(case))], "the output without affine")

@@ -9,10 +9,9 @@ import numpy as np
 from normlab.check.diagnose import error
 from normlab.check.dialect import Setup
 from normlab.check.oracle import Array, Case, Recipe, forward, updated_running
-from normlab.check.probe import bug, check, inherits_options, passed, sample, skip, torch_layer
+from normlab.check.probe import bug, check, passed, sample, skip, torch_layer
 from normlab.check.report import Finding
-from normlab.check.subjects import TargetFailure
-from normlab.check.subjects.torch_module import TorchSubject
+from normlab.check.subjects import Subject, TargetFailure
 
 STEPS = 3
 
@@ -62,7 +61,7 @@ def tracking(setup: Setup) -> Finding:
         layer.forward(batch, True)
         got = layer.forward(x, False)
     except TargetFailure as e:
-        if inherits_options(layer):
+        if layer.inherits_options:
             return skip(f"with track_running_stats={track}, which it takes from torch's class, it {e}")
         raise
     plain = Case(replace(recipe, tracks=False), x)
@@ -86,7 +85,7 @@ def _ignored(message: str) -> Finding:
     )
 
 
-def _running(layer: TorchSubject) -> tuple[Array, Array]:
+def _running(layer: Subject) -> tuple[Array, Array]:
     found = layer.running
     if found is None:
         raise TargetFailure("keeps no running statistics")

@@ -194,6 +194,24 @@ class Subject(ABC):
         raise Unsupported("the target keeps its forward pass to itself")
 
     @property
+    def class_name(self) -> str:
+        """The name of the class that the target builds, where that is another than the target's."""
+        return ""
+
+    @property
+    def told_shape(self) -> tuple[int, ...] | None:
+        """The shape that the target says it normalizes over."""
+        return None
+
+    @property
+    def inherits_options(self) -> bool:
+        """Whether a Module takes its constructor from torch's class and has a forward pass of its own.
+
+        An option that it raises an error for was promised by torch's class, not by the layer's author.
+        """
+        return False
+
+    @property
     def cumulative(self) -> bool:
         """Whether the running statistics are the average over all batches so far: momentum=None in torch."""
         return False

@@ -239,6 +239,21 @@ class TorchSubject(Subject):
                         count.zero_()
 
     @property
+    def class_name(self) -> str:
+        return type(self.module).__name__
+
+    @property
+    def told_shape(self) -> tuple[int, ...] | None:
+        shape = getattr(self.module, "normalized_shape", None)
+        return tuple(shape) if isinstance(shape, (tuple, list)) else None
+
+    @property
+    def inherits_options(self) -> bool:
+        cls = type(self.module)
+        maker = getattr(cls, "__init__")  # noqa: B009  (a class's own, as the type checker cannot see)
+        return str(getattr(maker, "__module__", "")).startswith("torch.") and not cls.__module__.startswith("torch.")
+
+    @property
     def cumulative(self) -> bool:
         told = vars(self.module)
         return any(role_of(name) == "momentum" and value is None for name, value in told.items()) and self.tracks
