@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from typing import IO, Any, BinaryIO
 
 from normlab.check import wire
@@ -112,7 +111,7 @@ class Line:
         self._family = Family(self._process)
         self._replies: queue.Queue[Any] = queue.Queue()
         self._requests: queue.Queue[bytes | None] = queue.Queue()
-        self._errors: deque[bytes] = deque(maxlen=2)
+        self._errors = b""
         self._threads = [
             threading.Thread(target=run, args=(pipe,), daemon=True)
             for run, pipe in (
@@ -184,7 +183,7 @@ class Line:
         code = self._process.returncode
         self._threads[-1].join(1.0)
         how = f"with signal {-code} (a crash)" if code < 0 else f"with exit code {code}"
-        words = b"".join(self._errors).decode(errors="replace").strip().splitlines()
+        words = self._errors.decode(errors="replace").strip().splitlines()
         said = f"; its last words: {words[-1][:200]}" if words else ""
         return Gone(f"the layer ended the process {how}{said}", "ends-process")
 
@@ -208,7 +207,7 @@ class Line:
         """Read standard error and keep its end."""
         with contextlib.suppress(OSError), pipe:
             while part := os.read(pipe.fileno(), LAST_WORDS):
-                self._errors.append(part)
+                self._errors = (self._errors + part)[-LAST_WORDS:]
 
 
 class _EffectsThere(SideEffects):

@@ -87,6 +87,7 @@ class LeavesChildren(torch.nn.BatchNorm2d):
                 subprocess.Popen([sys.executable, "-c", *program, str(pids)], start_new_session=True)
             while not pids.exists() or len(pids.read_text().split()) < 2:
                 time.sleep(0.02)
+        raise OSError("no such weights")  # the rest of the checks would tell nothing new
 
 
 class Forges(torch.nn.BatchNorm2d):

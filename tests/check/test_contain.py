@@ -10,6 +10,7 @@ import pytest
 
 from normlab.check import contain, descendants
 from normlab.check.contain import check_contained
+from normlab.check.probe import CHECKS
 from normlab.errors import UsageError
 
 HERE = Path(__file__).parent / "hostile.py"
@@ -63,14 +64,14 @@ def test_standard_error_may_be_of_any_size_and_encoding(monkeypatch: pytest.Monk
 
     def watching(self: contain.Line) -> contain.Gone:
         gone = ended(self)
-        kept.append(sum(map(len, self._errors)))
+        kept.append(len(self._errors))
         return gone
 
     monkeypatch.setattr(contain.Line, "_ended", watching)
     report = check_contained(f"{HERE}:CrashesNoisily", "batch", quick=True)
     assert report.bugs[-1].cause == "ends-process"
     assert "exit code 9; its last words: \ufffd\ufffd the end" in report.bugs[-1].message
-    assert kept[0] <= 2 * contain.LAST_WORDS
+    assert kept[0] <= contain.LAST_WORDS
 
 
 def _alive(pid: int) -> bool:
@@ -91,7 +92,6 @@ def test_children_in_sessions_of_their_own_are_ended(monkeypatch: pytest.MonkeyP
     assert not any(map(_alive, started))
     said = next(f for f in report.findings if f.check == "target.children")
     assert said.cause == "leaves-processes"
-    assert report.mathematics_ok, report.text()
     assert said in report.of_part("engineering")
 
 
@@ -117,16 +117,10 @@ def test_the_mathematics_are_judged_outside_the_target_s_process() -> None:
     assert "values.train" in [f.check for f in report.bugs]
 
 
-def test_every_check_is_accounted_for() -> None:
-    from normlab.check.probe import CHECKS
-
-    report = check_contained(f"{HERE}:Fine", "batch", quick=True)
-    run = [f.check for f in report.findings if not f.check.startswith("target.")]
-    assert sorted(run) == sorted(name for name, (_, slow) in CHECKS.items() if not slow)
-
-
 def test_what_the_target_prints_disturbs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     report = check_contained(f"{HERE}:Fine", "batch", quick=True)
+    run = [f.check for f in report.findings if not f.check.startswith("target.")]
+    assert sorted(run) == sorted(name for name, (_, slow) in CHECKS.items() if not slow), "each is accounted for"
     assert report.ok, report.text()
     assert report.form == "torch Module"
     assert "junk" not in "".join(capfd.readouterr())
