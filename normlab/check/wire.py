@@ -40,7 +40,7 @@ def _plain(value: Any, buffers: list[bytes]) -> Any:
     if isinstance(value, dict):
         return {"dict": [[_plain(k, buffers), _plain(v, buffers)] for k, v in value.items()]}
     for name, kind in (("list", list), ("tuple", tuple), ("set", (set, frozenset))):
-        if isinstance(value, kind):  # type: ignore[arg-type]
+        if isinstance(value, kind):
             return {name: [_plain(v, buffers) for v in value]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

@@ -147,7 +147,7 @@ class RemoteSubject(Subject):
         return {str(k): float(v) for k, v in _of(dict, self._get("declared"), "eps and momentum").items()}
 
     @property
-    def channel_axis(self) -> int:  # type: ignore[override]
+    def channel_axis(self) -> int:
         return self._axis
 
     @channel_axis.setter
