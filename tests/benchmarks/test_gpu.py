@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,37 @@ def test_page() -> None:
         "skipped: missing here: numba",
     ):
         assert expected in text
+
+
+def printed(module: str, *words: str) -> list[list[str]]:
+    """The cells of the table that a module prints."""
+    pytest.importorskip(
+        "triton", reason="triton is not installed: neither its compiler nor its interpreter can be asked"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", f"benchmarks.gpu.{module}", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["80", "90", "100"])
+def test_compiled_for(target: str) -> None:
+    """Loads are of 128 bits, and next to nothing is spilled (at most once, outside of the loops)."""
+    for _, case, kernel, registers, spilled, widest in printed("compiled", target):
+        assert 0 < int(registers) <= 255, (case, kernel)
+        assert int(spilled) <= 16, (case, kernel)
+        assert int(widest) == 128, (case, kernel)
+
+
+@pytest.mark.slow
+def test_bytes_moved() -> None:
+    """A norm within samples moves the floor and its grids; one over the batch reads x twice each way, and dy too."""
+    for norm, form, _, _, _, memory, asked in printed("traffic"):
+        limit = 1.7 if norm in ("bn", "bin") else 1.35 if "res" in form else 1.2
+        assert 1.0 <= float(memory) <= limit, (norm, form)
+        assert float(memory) <= float(asked) <= 1.8, (norm, form)
 
 
 @pytest.mark.slow
