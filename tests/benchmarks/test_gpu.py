@@ -85,9 +85,7 @@ def test_page() -> None:
 
 def printed(module: str, *words: str) -> list[list[str]]:
     """The cells of the table that a module prints."""
-    pytest.importorskip(
-        "triton", reason="triton is not installed: neither its compiler nor its interpreter can be asked"
-    )
+    pytest.importorskip("triton", reason="triton is not installed: it can be asked nothing")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", f"benchmarks.gpu.{module}", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
