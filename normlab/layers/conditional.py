@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from normlab.errors import InputError, UsageError
+from normlab.layers.leaves import as_leaf, is_root, traces
 from normlab.layers.norms import make_norm
 from normlab.layers.positions import LayerNorm
 
@@ -55,6 +56,8 @@ class ConditionalBatchNorm(nn.Module):
         nn.init.zeros_(self.embed.weight[:, channels:].detach())
 
     def forward(self, input: Tensor, labels: Tensor) -> Tensor:
+        if traces(input) and not is_root(self, input):
+            return as_leaf(self, input, labels)
         weight, bias = self.embed(labels).chunk(2, 1)
         return modulate(self.bn(input), weight, bias)
 
@@ -72,6 +75,8 @@ class AdaIN(nn.Module):
         self.instance_norm = make_norm("in", channels, affine=False, eps=eps)
 
     def forward(self, input: Tensor, style: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        if traces(input) and not is_root(self, input):
+            return as_leaf(self, input, style)
         if isinstance(style, Tensor):
             if style.dim() < 3 or style.shape[:2] != input.shape[:2]:
                 raise InputError(
@@ -96,6 +101,8 @@ class FiLM(nn.Module):
         self.linear = None if condition is None else nn.Linear(condition, 2 * channels)
 
     def forward(self, input: Tensor, condition: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        if traces(input) and not is_root(self, input):
+            return as_leaf(self, input, condition)
         if isinstance(condition, Tensor):
             if self.linear is None:
                 raise InputError(
@@ -129,6 +136,8 @@ class AdaLN(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, input: Tensor, condition: Tensor) -> Any:
+        if traces(input) and not is_root(self, input):
+            return as_leaf(self, input, condition)
         return self._modulated(input, condition)[0]
 
     def _modulated(self, x: Tensor, condition: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -174,5 +183,7 @@ class SPADE(nn.Module):
         self.mlp_beta = nn.Conv2d(hidden, channels, kernel, padding=kernel // 2)
 
     def forward(self, input: Tensor, map: Tensor) -> Tensor:
+        if traces(input) and not is_root(self, input):
+            return as_leaf(self, input, map)
         hidden = self.mlp_shared(functional.interpolate(map, size=input.shape[2:], mode="nearest"))
         return modulate(self.param_free_norm(input), 1 + self.mlp_gamma(hidden), self.mlp_beta(hidden))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import normlab
+from normlab import layers
 from normlab.errors import UsageError
 from normlab.layers import normalize_weights
 from normlab.study.axes import listed_norms
@@ -220,6 +221,32 @@ def test_adaptive_layer_norm(name: str) -> None:
     torch.testing.assert_close(y, (1 + scale)[:, None] * standard(x, (2,), 1e-6) + shift[:, None])
     if gates:
         torch.testing.assert_close(found[1].expand(2, 7, -1), gates[0][:, None].expand(2, 7, -1))
+
+
+class Conditioned(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        y: Tensor = self.layer(x, condition)
+        return y
+
+
+# a tracer went inside of them and failed
+@pytest.mark.parametrize(
+    ("layer", "condition"),
+    [
+        (layers.ConditionalBatchNorm(4, classes=3), torch.tensor([0, 2])),
+        (layers.AdaIN(4), torch.randn(2, 4, 3, 5)),
+        (layers.FiLM(4, condition=2), torch.randn(2, 2)),
+        (layers.AdaLN(4, condition=2, dim=1), torch.randn(2, 2)),
+        (layers.SPADE(4, labels=2), torch.randn(2, 2, 3, 3)),
+    ],
+)
+def test_layers_with_a_condition_are_leaves(layer: nn.Module, condition: Tensor) -> None:
+    model, x = Conditioned(layer).eval(), torch.randn(2, 4, 6, 5)
+    assert torch.equal(torch.fx.symbolic_trace(model)(x, condition), model(x, condition))
 
 
 def test_spade() -> None:
