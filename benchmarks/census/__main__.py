@@ -64,8 +64,9 @@ def main() -> int:
         page = given.write.read_text()
         before, after = page[: page.index(START) + len(START)], page[page.index(END) :]
         command = f"`{' '.join(['python -m benchmarks.census', *sys.argv[1:]])}`, one thread"
-        on = f"{line(describe('cpu'))}, normlab {version('normlab')}"
-        given.write.write_text(f"{before}\n{summary(rows)}\n\n{command}: {on}.\n\n{table(rows)}\n{after}")
+        given.write.write_text(
+            f"{before}\n{summary(rows)}\n\n{command}: {line(describe('cpu'))}.\n\n{table(rows)}\n{after}"
+        )
     return 0
 
 
@@ -164,9 +165,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
         return said
     ratios = sorted(max(worst(r, "ours"), worst(r, "with_fused")) / max(worst(r, "torch"), 1e-9) for r in run)
     return (
-        f"{said} `fuse_norms` fused {sum(r['fused'] for r in run)} with what follows, and refused "
-        f"{sum('refused' in r for r in run)} models. The distance from float64 is {ratios[len(ratios) // 2]:.2g} times "
-        f"torch's in the median model, at most {ratios[-1]:.2g} times."
+        f"{said} {len(run)} models ran. Of these, `fuse_norms` fused {sum(r['fused'] for r in run)} norms with what "
+        f"follows, and refused {sum('refused' in r for r in run)} models. The distance from float64 is "
+        f"{ratios[len(ratios) // 2]:.2g} times torch's in the median model, at most {ratios[-1]:.2g} times."
     )
 
 
