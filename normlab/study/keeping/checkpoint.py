@@ -24,6 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from normlab.study.axes import TRAINING_CODE, Cell
+from normlab.study.keeping.environment import describe_machine
 from normlab.study.keeping.storage import open_storage
 from normlab.study.training.cell import Progress, Training
 
@@ -71,14 +72,26 @@ class CheckpointDirectory:
         final = [FINAL] if FINAL in self._storage.names() else []
         for name in [*final, *reversed(self._states())]:
             try:
-                apply_state(training, *decode(self._storage.read(name)))
+                tensors, facts = decode(self._storage.read(name))
+                apply_state(training, tensors, facts)
             except (Damaged, OSError) as e:
                 self._notice(f"checkpoint {name} is damaged ({e}); going back to the one before")
                 continue
+            if name != FINAL and (changed := _changed(facts)):
+                self._notice(f"goes on with {changed}: its weights will not be the same to the last bit")
             return
 
     def _states(self) -> list[str]:
         return sorted(name for name in self._storage.names() if name.endswith(".safetensors") and name != FINAL)
+
+
+def _changed(facts: dict[str, Any]) -> str:
+    """What sums of floating-point numbers depend on and is not as it was when a state was kept; "" if nothing."""
+    now = {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "cpu": describe_machine()["cpu"]}
+    changed = [
+        f"{name} {value} instead of {facts[name]}" for name, value in now.items() if facts.get(name, value) != value
+    ]
+    return ", ".join(changed)
 
 
 def state_of(training: Training) -> State:
@@ -98,6 +111,8 @@ def state_of(training: Training) -> State:
         "cell": asdict(training.cell),
         "code": TRAINING_CODE[training.cell.precision],
         "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "cpu": describe_machine()["cpu"],
         "records": training.records,
         "progress": {k: getattr(training.progress, k) for k in ("step", "seconds", "loss_sum")},
         "optimizer": {"groups": optimizer["param_groups"], "numbers": numbers},

@@ -120,13 +120,14 @@ def _run(facts: dict[str, Any], threads: int, gpu: bool, plugins: Sequence[str],
         import torch
 
         from normlab.study.plugins import load_plugin
-        from normlab.study.running.jobs import failure, run_job
+        from normlab.study.running.jobs import check_data, failure, run_job
         from normlab.study.source import open_data
 
         torch.set_num_threads(threads)
         for plugin in plugins:
             load_plugin(plugin)
         dataset = open_data(job.data)
+        check_data(job, dataset)
     except Exception as e:
         emit(failure(job.cell, e))
         return

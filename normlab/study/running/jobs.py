@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from normlab.data import Dataset
-from normlab.errors import NormlabError
+from normlab.errors import DataError, NormlabError
 from normlab.study.axes import Cell
 from normlab.study.keeping.environment import describe_torch
 from normlab.study.spec import DataChoice
@@ -29,6 +29,7 @@ class Job:
     data: DataChoice
     checkpoints: str | None = None
     until: int | None = None
+    data_hash: str = ""  # of the images that the driver read; "" where nobody asks
 
     def as_dict(self) -> dict[str, Any]:
         """Plain containers, for sending."""
@@ -95,6 +96,15 @@ def run_job(job: Job, dataset: Dataset, emit: Callable[[Event], None], device: s
             },
         }
     )
+
+
+def check_data(job: Job, dataset: Dataset) -> None:
+    """Raise DataError if these are not the images that the job was made for: another machine's, or changed since."""
+    if job.data_hash and dataset.hash != job.data_hash:
+        raise DataError(
+            f"the images of {job.data.source} are not those that the study began with: their hash is {dataset.hash} "
+            f"here, and {job.data_hash} there; bring the same images to every machine, or begin anew where they changed"
+        )
 
 
 def failure(cell: Cell, error: Exception) -> Event:

@@ -52,7 +52,9 @@ def plan_layout(
     each. Raises UsageError if what is asked for does not fit.
     """
     cores = cores or available_cores()
-    memory = memory or memory_bytes("SC_AVPHYS_PAGES") or sys.maxsize
+    memory = (
+        memory or memory_bytes() or sys.maxsize
+    )  # all of it: what is free now would be another layout at every resume
     on_gpu = devices[0] != "cpu"
     if jobs is None:
         room = len(devices) * per_gpu if on_gpu else min(cores // (threads or 1), memory // _BYTES_PER_WORKER)

@@ -112,7 +112,7 @@ def run_study(
             store,
             locks,
             executor,
-            _job_maker(spec, checkpoints),
+            _job_maker(spec, checkpoints, dataset.hash),
             console,
             describe_machine(),
             retry_failed=options.retry_failed or options.force,
@@ -236,9 +236,11 @@ def find_devices(wanted: str) -> list[str]:
     return names
 
 
-def _job_maker(spec: StudySpec, checkpoints: str) -> Callable[[StoredCell], Job]:
+def _job_maker(spec: StudySpec, checkpoints: str, data_hash: str) -> Callable[[StoredCell], Job]:
     choice = spec.data_choice()
-    return lambda stored: Job(stored.id, stored.key, stored.cell, choice, f"{checkpoints}/{stored.key}")
+    return lambda stored: Job(
+        stored.id, stored.key, stored.cell, choice, f"{checkpoints}/{stored.key}", data_hash=data_hash
+    )
 
 
 def _forget(store: Store, locks: CellLocks, ids: list[int], directory: Path, checkpoints: str) -> None:

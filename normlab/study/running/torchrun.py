@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from normlab.data import Dataset
 from normlab.errors import UsageError
-from normlab.study.running.jobs import Emit, Event, Job, run_job
+from normlab.study.running.jobs import Emit, Event, Job, check_data, run_job
 from normlab.study.source import open_data
 from normlab.study.spec import StudySpec
 
@@ -86,6 +86,7 @@ def follow(spec: StudySpec, devices: Sequence[str]) -> None:
         job = Job.from_dict(facts)
         kept = CheckpointDirectory(job.checkpoints, lambda text: None) if job.checkpoints else None
         try:
+            check_data(job, dataset)
             train_cell(
                 job.cell,
                 dataset,

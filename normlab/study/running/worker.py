@@ -45,7 +45,7 @@ def work(jobs: queue.Queue[dict[str, Any]], emit: Any, threads: int, device: str
     import torch
 
     from normlab.study.plugins import load_plugin
-    from normlab.study.running.jobs import Job, failure, run_job
+    from normlab.study.running.jobs import Job, check_data, failure, run_job
     from normlab.study.source import open_data
 
     torch.set_num_threads(threads)
@@ -57,6 +57,7 @@ def work(jobs: queue.Queue[dict[str, Any]], emit: Any, threads: int, device: str
         try:
             if job.data not in opened:
                 opened = {job.data: open_data(job.data)}
+            check_data(job, opened[job.data])
         except Exception as e:
             emit(failure(job.cell, e))
             continue

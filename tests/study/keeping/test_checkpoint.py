@@ -189,3 +189,23 @@ def test_a_training_goes_on_from_shared_storage(dataset: Dataset, tmp_path: Path
     whole = train_cell(make_cell(epochs=3), dataset)
     rest = train_cell(make_cell(epochs=3), dataset, checkpoints=CheckpointDirectory(where, print))
     assert rest.test == whole.test
+
+
+# Going on with other threads, another torch or on another processor changed the last bits without a word.
+@pytest.mark.parametrize("what", ["threads", "torch", "cpu"])
+def test_what_the_last_bits_depend_on_is_kept_and_a_difference_said(
+    what: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, heard = make_cell(epochs=3), list[str]()
+    train_cell(cell, dataset, checkpoints=CheckpointDirectory(tmp_path, heard.append), until=1)
+    train_cell(cell, dataset, checkpoints=CheckpointDirectory(tmp_path, heard.append), until=2)
+    assert heard == []
+    other = {
+        "threads": ("torch.get_num_threads", lambda: 77),
+        "torch": ("torch.__version__", "77"),
+        "cpu": ("normlab.study.keeping.checkpoint.describe_machine", lambda: {"cpu": "77"}),
+    }
+    monkeypatch.setattr(*other[what])
+    CheckpointDirectory(tmp_path, heard.append).restore(Training(cell, dataset))
+    (said,) = heard
+    assert f"goes on with {what} 77 instead of" in said
