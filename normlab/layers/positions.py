@@ -68,7 +68,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor | None = None, *, input: Tensor | None = None) -> Tensor:
         """torch's name for it is x here, and input in its other layers: each will do."""
-        input = x if input is None else input
+        input = input if x is None else x
         if input is None:
             raise TypeError("RMSNorm.forward() missing 1 required positional argument: 'x'")
         if traces(input) and not is_root(self, input):
