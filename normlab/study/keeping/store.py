@@ -155,10 +155,13 @@ def _open_for_reading(path: Path) -> sqlite3.Connection:
 
     Raises DataError where a log is left on such a medium: the latest records stand in it.
     """
+    db = None
     try:
         db = connect(path, "mode=ro")
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.OperationalError as error:
+        if db is not None:
+            db.close()
         log = path.with_name(f"{path.name}-wal")
         if not any(words in str(error) for words in ("unable to open", "readonly", "read-only")):
             raise
