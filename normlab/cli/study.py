@@ -12,6 +12,7 @@ import typer
 
 from normlab.errors import UsageError, require
 from normlab.study.axes import AXES, alternatives, switch
+from normlab.study.metric import DEFAULT, METRICS
 from normlab.study.plain import escaped
 from normlab.study.spec import StudySpec, make_spec, merge, plural, read_config
 from normlab.study.verdict import MATTERS
@@ -100,6 +101,7 @@ def _options(
     matters: Annotated[
         float, typer.Option(min=0, max=100, help="Percentage points of accuracy below which norms are the same.")
     ] = 100 * MATTERS,
+    metric: Annotated[str, typer.Option(help=f"What is compared: {', '.join(METRICS)}.")] = DEFAULT,
     budget: Annotated[
         str | None, typer.Option(help="Time to spend where it tells most: 90s, 10m, 1.5h.", show_default=False)
     ] = None,
@@ -129,6 +131,7 @@ def _options(
         per_gpu=per_gpu,
         baseline=baseline,
         matters=matters / 100,
+        metric=metric,
         retry_failed=retry_failed,
         fail_fast=fail_fast,
         force=force,

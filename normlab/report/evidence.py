@@ -56,9 +56,9 @@ def contenders(study: Study) -> dict[str, list[Cell]]:
 
 
 def accuracies(study: Study, field: dict[str, list[Cell]]) -> dict[str, Estimate]:
-    """The test accuracy of each contender as the study judged it."""
+    """The test accuracy of each contender, or what is compared in its place, as the study judged it."""
     return {
-        norm: _with_values(found, [c.value("test_accuracy") for c in field[norm]])
+        norm: _with_values(found, [study.metric.of(c.test) for c in field[norm]])
         for norm, found in study.judged.intervals.items()
     }
 

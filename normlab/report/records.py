@@ -13,6 +13,7 @@ from typing import Any
 from normlab.data._source import printable
 from normlab.errors import DataError, UsageError
 from normlab.study.axes import AXES, GROUPING
+from normlab.study.metric import Metric, metric_of
 from normlab.study.verdict import Verdict, judge_results
 
 EXPLAINED = "explain.json"  # written by `normlab explain`
@@ -72,6 +73,11 @@ class Study:
     @property
     def seeds(self) -> list[int]:
         return sorted({cell.seed for cell in self.cells})
+
+    @property
+    def metric(self) -> Metric:
+        """What the norms are compared by."""
+        return metric_of(self.environment)
 
     @cached_property
     def judged(self) -> Verdict:

@@ -66,7 +66,7 @@ def _result(study: Study, chosen: Chosen, styles: Styles) -> Section:
         more = (f"The other {len(chosen) - MOST_NORMS} norms", replace(table, rows=table.rows[MOST_NORMS:]))
     if study.judged.differences:
         tables.append(_differences(study.judged))
-    title = "Test accuracy, each norm at its best setting" if several else "Test accuracy"
+    title = study.metric.title.capitalize() + (", each norm at its best setting" if several else "")
     judged = accuracies(study, contenders(study))
     return Section(
         "result",
@@ -87,16 +87,22 @@ def main_table(study: Study, chosen: Chosen) -> Table:
     """Accuracy and F1 of every norm, mean ± 95 % interval."""
     several = len(study.settings) > 1
     judged = accuracies(study, contenders(study))
+    others = [(name, column) for name, column in COLUMNS if column != f"test_{study.metric.column}"]
     rows = []
     for norm, cells in chosen.items():
-        scores = [estimate([cell.value(column) for cell in cells]) for _, column in COLUMNS]
-        scores[0] = judged[norm]
+        scores = [judged[norm], *(estimate([cell.value(column) for cell in cells]) for _, column in others)]
         setting = [study.label(cells[0].setting)] if several else []
         rows.append([norm, *setting, str(len(cells)), *map(plus_minus, scores)])
-    blank = ["–"] * (len(COLUMNS) - 1)
+    blank = ["–"] * len(others)
     rows += [[f"({n})", *(["–"] if several else []), "–", percent(v), *blank] for n, v in study.judged.floors.items()]
-    header = ["norm", *(["best setting"] if several else []), "seeds", *[name for name, _ in COLUMNS]]
-    return Table(header, rows)
+    header = [
+        "norm",
+        *(["best setting"] if several else []),
+        "seeds",
+        study.metric.title,
+        *[name for name, _ in others],
+    ]
+    return Table([*header, *(name for name, _ in others)], rows)
 
 
 def _differences(judged: Verdict) -> Table:

@@ -25,17 +25,20 @@ def summary(study: Study) -> str:
 
 
 def norms_table(study: Study) -> Table:
-    """Test metrics in percent and speed; dashes for a norm of which no training finished."""
+    """What is compared and one figure beside it, in percent, and speed; dashes where no training finished."""
     several = len(study.settings) > 1
     field = contenders(study)
     accuracy = accuracies(study, field)
     rows = []
+    column, beside = ("test_macro_f1", "macro-F1 (%)")
+    if study.metric.column == "macro_f1":
+        column, beside = ("test_accuracy", "accuracy (%)")
     for norm, cells in field.items():
-        scores = [plus_minus(accuracy[norm]), plus_minus(estimate([c.value("test_macro_f1") for c in cells]))]
+        scores = [plus_minus(accuracy[norm]), plus_minus(estimate([c.value(column) for c in cells]))]
         at = [study.label(cells[0].setting)] if several else []
         rows.append([norm, str(len(cells)), *scores, plus_minus(estimate([speed(c) for c in cells]), 1, 0), *at])
     rows += [[norm, "0", *"–––", *(["–"] if several else [])] for norm in study.norms if norm not in field]
-    names = ["norm", "seeds", "test accuracy (%)", "macro-F1 (%)", "images/s"]
+    names = ["norm", "seeds", f"{study.metric.title} (%)", beside, "images/s"]
     return Table([*names, *(["best setting"] if several else [])], rows)
 
 

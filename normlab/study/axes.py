@@ -22,6 +22,7 @@ from normlab.study.schedule import check_schedule
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 AUGMENTATIONS = ("crop", "flip")
 PRECISIONS = ("float32", "bf16")
+CLASS_WEIGHTS = ("none", "balanced")
 RECIPES = ("scratch", "finetune")
 DEFAULT_NORMS = tuple(
     sorted((name for name in norm_names() if describe(name).compared), key=lambda name: describe(name).usual)
@@ -249,6 +250,14 @@ class Cell:
     label_smoothing: float = _axis(
         "--label-smoothing", help="Share of each label that is spread over all classes.",
         parse=number(float, least=0, below=1), default=(0.0,), grid=(0.0, 0.05, 0.1, 0.2), groups=True, since=2,
+    )  # fmt: skip
+    class_weights: str = _axis(
+        "--class-weights", help="none, or balanced: every class counts as much in the loss.",
+        parse=one_of(CLASS_WEIGHTS), default=("none",), groups=True, since=3,
+    )  # fmt: skip
+    mixup: float = _axis(
+        "--mixup", help="Mix images in pairs: the parameter of the Beta distribution of the shares, 0 for none.",
+        parse=number(float, least=0), default=(0.0,), grid=(0.0, 0.1, 0.2, 0.4), groups=True, since=3,
     )  # fmt: skip
     weights: str = _axis(
         "--weights", help="Pretrained weights of the model: a .safetensors, .pt or .pth file.", parse=file_name,

@@ -19,6 +19,7 @@ from normlab.errors import UsageError
 from normlab.norms.family import NormEntry, parse
 from normlab.study.axes import GROUPING
 from normlab.study.failures import OFTEN, excess, failing, rate
+from normlab.study.metric import DEFAULT, Metric, metric_named
 from normlab.study.statistics import (
     RESOLUTION,
     Comparison,
@@ -92,6 +93,7 @@ def judge_results(results: Mapping[str, Any], *, matters: float | None = None) -
         matters=matters if matters is not None else facts.get("matters", MATTERS),
         floors=_floors(facts),
         tuning=results.get("tuning") or (),
+        metric=facts.get("metric", DEFAULT),
     )
 
 
@@ -103,6 +105,7 @@ def judge(
     matters: float = MATTERS,
     floors: Mapping[str, float] | None = None,
     tuning: Sequence[Mapping[str, Any]] = (),
+    metric: str = DEFAULT,
 ) -> Verdict:
     """The verdict of a study's cells, in whatever order they come.
 
@@ -111,11 +114,15 @@ def judge(
     ended at chance, counts as a failure and not in the mean. Norms whose difference lies within `matters` are the
     same. With `baseline` the sentence compares with that norm besides. `test_images` is the size of the test split,
     `floors` the accuracies by name of what needs no network (chance, the largest class, a linear classifier), and
-    `tuning` what was tried for each norm first, as in results.json.
+    `tuning` what was tried for each norm first, as in results.json. `metric` (`normlab.study.metric`) takes the place
+    of accuracy in what is compared and chosen; whether a training learned is told by its accuracy in any case.
     """
+    by = metric_named(metric)
     floors = {name: float(value) for name, value in (floors or {}).items()}
     warnings = _warnings(cells)
-    trained = _trained(cells, _trivial(floors), test_images)
+    trained = _trained(cells, _trivial(floors), test_images, by)
+    if metric != DEFAULT:
+        floors = {}  # which are accuracies
     learned = {norm: t for norm, t in trained.items() if t.values}
     failures = {norm: t.failures for norm, t in trained.items()}
     resolution = 1 / test_images if test_images else RESOLUTION
@@ -129,6 +136,7 @@ def judge(
         "warnings": warnings,
         "intervals": intervals,
         "settings": {norm: trained[norm].setting for norm in intervals},
+        "metric": by.title,
     }
     if not learned:
         return Verdict(_nothing_learned(cells, failures, floors), **shared)
@@ -138,7 +146,7 @@ def judge(
     best_set = [norm for norm in learned if norm not in behind and norm not in hopeless] or [
         norm for norm in learned if norm not in behind
     ]
-    case = _Case(learned, comparisons, intervals, best_set, behind, failures, floors, matters, measured)
+    case = _Case(learned, comparisons, intervals, best_set, behind, failures, floors, matters, measured, by.title)
     best, alike = case.recommended()
     avoid = case.avoid(best, list(trained))
     best_set = [norm for norm in best_set if norm not in avoid]
@@ -198,6 +206,7 @@ class _Case:
     floors: Mapping[str, float]
     matters: float
     measured: Mapping[str, Any]  # in which steps, and on how many images
+    metric: str
 
     def seen_from(self, norm: str) -> list[Comparison]:
         """How this norm compares with every other."""
@@ -305,7 +314,7 @@ class _Case:
         """The parts of the sentence: what to use, what to prefer, what to avoid, what is open."""
         seeds = accuracy.n
         over = f"{seeds} seed{'' if seeds == 1 else 's'}"
-        score = f"{_score(accuracy)} test accuracy over {over}"
+        score = f"{_score(accuracy)} {self.metric} over {over}"
         undecided = [n for n in seen if n in self.best_set and n not in alike]
         open_ = [f"{norm} ({in_points(seen[norm].difference.negated, ' points')})" for norm in undecided]
         if not self.beats_floors(best):
@@ -373,8 +382,10 @@ class _Case:
         return [f"Against the baseline {baseline}: {'; '.join(said)}."]
 
 
-def _trained(cells: Sequence[Record], trivial: float | None, test_images: int | None) -> dict[str, _Trained]:
-    """For each norm, the setting of highest mean validation accuracy among those where most trainings learned.
+def _trained(
+    cells: Sequence[Record], trivial: float | None, test_images: int | None, metric: Metric
+) -> dict[str, _Trained]:
+    """For each norm, the setting of highest mean on validation among those where most trainings learned.
 
     The norms come in an order that does not depend on that of the cells: the best first, then by name.
     """
@@ -385,7 +396,7 @@ def _trained(cells: Sequence[Record], trivial: float | None, test_images: int | 
     found = {}
     bar = _bar([_accuracy(cell) for cell in _ended(cells)], trivial, test_images)
     for norm, settings in grouped.items():
-        made = [_at_setting(of_setting, bar) for _, of_setting in sorted(settings.items())]
+        made = [_at_setting(of_setting, bar, metric) for _, of_setting in sorted(settings.items())]
         found[norm] = max(made, key=lambda t: (1 - t.failures[0] / t.failures[1], t.validation))
     return dict(sorted(found.items(), key=lambda item: (-_mean(item[1].values), item[0])))
 
@@ -394,17 +405,18 @@ def _ended(cells: Sequence[Record]) -> list[Record]:
     return [cell for cell in cells if cell.get("status", "done") in ("done", "diverged")]
 
 
-def _at_setting(cells: Sequence[Record], bar: float) -> _Trained:
+def _at_setting(cells: Sequence[Record], bar: float, metric: Metric) -> _Trained:
     ended = sorted(cells, key=lambda cell: (cell.get("seed") or 0, _accuracy(cell)))
     values = [_accuracy(cell) for cell in ended]
     learned = [cell for cell, v in zip(ended, values, strict=True) if v > bar or v == bar == 0.0]
-    validation = [v for cell in learned if math.isfinite(v := _validation(cell))]
+    validation = [v for cell in learned if math.isfinite(v := _validation(cell, metric))]
+    measured = [v for cell in learned if math.isfinite(v := _measured(cell, metric))]
     seconds = [s for cell in learned for e in cell.get("epochs") or () if math.isfinite(s := _number_of(e, "seconds"))]
     return _Trained(
         {axis: cells[0].get(axis) for axis in GROUPING},
-        [_accuracy(cell) for cell in learned],
-        [value for value in values if math.isfinite(value)],
-        _mean(validation or [_accuracy(cell) for cell in learned]),
+        measured,
+        [v for cell in ended if math.isfinite(v := _measured(cell, metric))],
+        _mean(validation or measured),
         float(np.median(seconds)) if seconds else math.nan,
         (len(ended) - len(learned), len(ended)),
     )
@@ -518,9 +530,13 @@ def _accuracy(cell: Record) -> float:
     return _number_of(cell.get("test") or {}, "accuracy")
 
 
-def _validation(cell: Record) -> float:
+def _measured(cell: Record, metric: Metric) -> float:
+    return metric.of(cell.get("test") or {}) if cell.get("status", "done") == "done" else math.nan
+
+
+def _validation(cell: Record, metric: Metric) -> float:
     epochs = cell.get("epochs")
-    return _number_of(epochs[-1], "val_accuracy") if epochs else math.nan
+    return metric.of(epochs[-1], "val") if epochs else math.nan
 
 
 def _number_of(record: Mapping[str, Any], name: str) -> float:

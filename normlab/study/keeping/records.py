@@ -14,7 +14,7 @@ from normlab.study.verdict import Verdict, edge_warnings, judge_results
 
 JSON, CSV = "results.json", "results.csv"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
-METRICS = ("loss", "accuracy", "micro_f1", "macro_f1")
+METRICS = ("loss", "accuracy", "micro_f1", "macro_f1", "balanced_accuracy")
 COLUMNS = (
     *(axis.column for axis in AXES),
     "status", "reason", "parameters", "backend", "epoch",

@@ -19,6 +19,7 @@ from normlab.study.keeping.mounts import network_mount
 from normlab.study.keeping.records import write_results
 from normlab.study.keeping.storage import open_storage
 from normlab.study.keeping.store import CHECKPOINTS, LOCKS, Store, StoreBusy, StoredCell
+from normlab.study.metric import DEFAULT, metric_named
 from normlab.study.running.budget import run_within_budget
 from normlab.study.running.cluster import ClusterOptions, RayExecutor
 from normlab.study.running.console import Console, make_console
@@ -45,10 +46,10 @@ class Options:
     (all GPUs), "cuda:0,cuda:1", or "auto", with `per_gpu` cells sharing a GPU. `inline` trains in this process.
     `backend` "ray" trains on a Ray cluster (`normlab.study.running.cluster`); `checkpoints` is a path or an fsspec
     URL that all its machines can reach, by default a folder of the study's directory. A difference of accuracies below
-    `matters` counts as none. `budget` is a number of seconds, spent where it tells most
-    (`normlab.study.running.budget`). `until_sure` trains seeds only where the question is open, and stops when it is
-    settled (`normlab.study.running.until_sure`). `log` names trackers that get every cell's curves
-    (`normlab.study.running.exporting`).
+    `matters` counts as none; `metric` is what is compared in their place (`normlab.study.metric`). `budget` is a
+    number of seconds, spent where it tells most (`normlab.study.running.budget`). `until_sure` trains seeds only where
+    the question is open, and stops when it is settled (`normlab.study.running.until_sure`). `log` names trackers that get
+    every cell's curves (`normlab.study.running.exporting`).
     """
 
     jobs: int | None = None
@@ -58,6 +59,7 @@ class Options:
     inline: bool = False
     baseline: str | None = None
     matters: float = MATTERS
+    metric: str = DEFAULT
     retry_failed: bool = False
     fail_fast: bool = False
     force: bool = False
@@ -82,6 +84,7 @@ def run_study(
     """
     options = options or Options()
     check_names(spec, options.baseline)
+    metric_named(options.metric)
     with ExitStack() as stack:
         console = exporting(console or make_console(), options.log, directory)
         stack.enter_context(console)
@@ -191,6 +194,7 @@ def study_facts(dataset: Dataset, options: Options) -> dict[str, Any]:
         "notes": list(dataset.notes),
         "baseline": options.baseline,
         "matters": options.matters,
+        "metric": options.metric,
         "floors": floors(dataset),
     }
 

@@ -15,6 +15,7 @@ from normlab.models.names import is_code
 from normlab.study.keeping.checkpoint import FINAL, Damaged, read_state
 from normlab.study.keeping.records import collect
 from normlab.study.keeping.store import CHECKPOINTS, Store, StoredCell
+from normlab.study.metric import metric_of
 from normlab.study.source import open_data
 from normlab.study.spec import DataChoice, make_spec
 from normlab.study.trained.facts import Facts
@@ -52,7 +53,8 @@ def trained_in(
         which = norm if seed is None else f"{norm}, seed {seed},"
         raise UsageError(f"{which} has no weights in {directory / CHECKPOINTS}; another norm or seed may have")
     figures = {cell["key"]: cell for cell in records["cells"]}
-    stored, path = max(at_best, key=lambda found: figures[found[0].key]["epochs"][-1]["val_accuracy"])
+    metric = metric_of(records["environment"])
+    stored, path = max(at_best, key=lambda found: metric.of(figures[found[0].key]["epochs"][-1], "val"))
     return _trained(records, stored, path, figures[stored.key])
 
 

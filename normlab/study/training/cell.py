@@ -165,6 +165,7 @@ class Training:
         self.standardize = Standardizer(dataset.channel_mean, dataset.channel_std, self.device)
         self.train_feed, self.val_feed = (Feed(split, self.device) for split in (dataset.train, dataset.val))
         self.watch = Watch(self.model, dataset, self.device)
+        self.class_weights = balanced_weights(dataset, self.device) if cell.class_weights == "balanced" else None
         self.body = body_of(self.model, dataset.num_classes) if head_epochs(cell) else []
         self.records: list[dict[str, Any]] = []
         self.progress = Progress()
@@ -220,6 +221,8 @@ class Training:
             begin_step(self.device)
         images, labels = self.train_feed[index]
         images = augment(images, generator, crop="crop" in self.cell.augment, flip="flip" in self.cell.augment)
+        if self.cell.mixup:
+            images, labels = self.mixed(images, labels, epoch)
         loss, mean, predictions = self.forward(images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -258,9 +261,19 @@ class Training:
         return loss, loss.detach(), logits.detach().argmax(1)
 
     def loss(self, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross-entropy of logits (N, classes) with labels (N,), smoothed as the cell says."""
-        smoothing = self.cell.label_smoothing
-        return functional.cross_entropy(logits, labels, reduction=reduction, label_smoothing=smoothing)
+        """Cross-entropy of logits (N, classes) with labels (N,) or shares (N, classes), as the cell says."""
+        return functional.cross_entropy(
+            logits, labels, self.class_weights, reduction=reduction, label_smoothing=self.cell.label_smoothing
+        )
+
+    def mixed(self, images: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Images, each mixed with another of the batch, and the shares of the classes in them (Zhang et al. 2018)."""
+        rng = np.random.default_rng(derive(self.cell.seed, "mixup", epoch, self.progress.step))
+        share = float(rng.beta(self.cell.mixup, self.cell.mixup))
+        other = torch.from_numpy(rng.permutation(len(images))).to(self.device)
+        classes = functional.one_hot(labels, self.dataset.num_classes).float()
+        both = share * images.float() + (1 - share) * images[other].float()
+        return both.round().to(images.dtype), share * classes + (1 - share) * classes[other]
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """A model's answer to images, uint8 (N, C, H, W), in the cell's precision: float32 (N, classes)."""
@@ -309,6 +322,13 @@ class Training:
         return backend_for(torch.empty(1, 1, 1, 1, dtype=self.norms_dtype, device=self.device))
 
 
+def balanced_weights(dataset: Dataset, device: torch.device) -> Tensor:
+    """What the loss of an image counts, by its class (classes,): in proportion to 1 / its share of the images."""
+    counts = np.bincount(dataset.train.labels, minlength=dataset.num_classes)
+    weights = len(dataset.train) / (dataset.num_classes * np.maximum(counts, 1))
+    return torch.tensor(weights, dtype=torch.float32, device=device)
+
+
 def memory_format(model: nn.Module, device: torch.device, precision: str) -> torch.memory_format:
     """Channels-last for our networks where their convolutions are faster so: on a CPU, and in bfloat16.
 
@@ -344,7 +364,7 @@ def split_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def scores(loss: float, labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> dict[str, float]:
-    """Loss, accuracy, micro-F1 and macro-F1 by name."""
+    """Loss, accuracy, micro-F1, macro-F1 and balanced accuracy by name."""
     found = classification_metrics(labels, predictions, num_classes)
     # with one label per image every wrong answer is one false positive and one false negative
     assert math.isclose(found.micro_f1, found.accuracy), "micro-F1 must equal accuracy"
@@ -353,6 +373,7 @@ def scores(loss: float, labels: np.ndarray, predictions: np.ndarray, num_classes
         "accuracy": float(found.accuracy),
         "micro_f1": float(found.micro_f1),
         "macro_f1": float(found.macro_f1),
+        "balanced_accuracy": float(found.balanced_accuracy),
     }
 
 

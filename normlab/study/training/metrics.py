@@ -19,7 +19,8 @@ class ClassificationMetrics:
 
     `micro_f1` pools true and false positives over the classes. In single-label classification each wrong
     prediction is one false positive and one false negative, so micro-F1 *equals* accuracy; it is reported
-    because people look for it, not because it says more.
+    because people look for it, not because it says more. `balanced_accuracy` is the mean over the classes that occur of
+    the share of each that is named rightly.
     """
 
     accuracy: float
@@ -27,6 +28,7 @@ class ClassificationMetrics:
     macro_f1: float
     per_class_f1: NDArray[np.float64]
     confusion: NDArray[np.int64]
+    balanced_accuracy: float
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> NDArray[np.int64]:
@@ -70,7 +72,11 @@ def classification_metrics(labels: ArrayLike, predictions: ArrayLike, num_classe
     # One wrong prediction is one false positive and one false negative: 2 TP / (2 TP + FP + FN) = TP / N.
     micro_f1 = 2 * hits / (2 * hits + 2 * (total - hits))
     scores = per_class_f1(confusion)
-    return ClassificationMetrics(hits / total, micro_f1, float(np.nanmean(scores)), scores, confusion)
+    truth = confusion.sum(axis=1)
+    recall = np.diagonal(confusion)[truth > 0] / truth[truth > 0]
+    return ClassificationMetrics(
+        hits / total, micro_f1, float(np.nanmean(scores)), scores, confusion, float(recall.mean())
+    )
 
 
 def _as_classes(name: str, values: ArrayLike, num_classes: int) -> NDArray[np.int64]:
