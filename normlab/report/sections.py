@@ -66,7 +66,8 @@ def _result(study: Study, chosen: Chosen, styles: Styles) -> Section:
         more = (f"The other {len(chosen) - MOST_NORMS} norms", replace(table, rows=table.rows[MOST_NORMS:]))
     if study.judged.differences:
         tables.append(_differences(study.judged))
-    title = study.metric.title.capitalize() + (", each norm at its best setting" if several else "")
+    metric = study.metric.title
+    title = metric[0].upper() + metric[1:] + (", each norm at its best setting" if several else "")
     judged = accuracies(study, contenders(study))
     return Section(
         "result",
@@ -102,7 +103,7 @@ def main_table(study: Study, chosen: Chosen) -> Table:
         study.metric.title,
         *[name for name, _ in others],
     ]
-    return Table([*header, *(name for name, _ in others)], rows)
+    return Table(header, rows)
 
 
 def _differences(judged: Verdict) -> Table:
