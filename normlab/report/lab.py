@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from normlab.data import held
 from normlab.errors import UsageError, require
 from normlab.models.given import give
+from normlab.report import notebook
 from normlab.study.keeping.records import rows
 from normlab.study.running.console import Console
 from normlab.study.running.run import Options, run_study
@@ -173,7 +174,7 @@ def compare(
     if any(not isinstance(one, str) for one in listed):
         values["models"] = [one if isinstance(one, str) else give(one) for one in listed]
         options["inline"] = True
-    results = run_study(make_spec(values), out, Options(**options), console=console)
+    results = run_study(make_spec(values), out, Options(**options), console=console or notebook.console())
     return Study(out, results["study"])
 
 

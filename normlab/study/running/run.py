@@ -48,8 +48,8 @@ class Options:
     URL that all its machines can reach, by default a folder of the study's directory. A difference of accuracies below
     `matters` counts as none; `metric` is what is compared in their place (`normlab.study.metric`). `budget` is a
     number of seconds, spent where it tells most (`normlab.study.running.budget`). `until_sure` trains seeds only where
-    the question is open, and stops when it is settled (`normlab.study.running.until_sure`). `log` names trackers that get
-    every cell's curves (`normlab.study.running.exporting`).
+    the question is open, and stops when it is settled (`normlab.study.running.until_sure`). `log` names trackers that
+    get every cell's curves (`normlab.study.running.exporting`).
     """
 
     jobs: int | None = None
