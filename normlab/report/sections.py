@@ -112,7 +112,7 @@ def _differences(judged: Verdict) -> Table:
     for norm, found in judged.differences.items():
         (c,) = (c for c in judged.comparisons if {c.a, c.b} == {judged.best, norm})
         state = (
-            ("ahead" if found.mean > 0 else "behind") if c.detectable else "the same" if c.same else "not told apart"
+            ("ahead" if found.mean > 0 else "behind") if c.detectable else "the same" if c.same else "not distinguished"
         )
         rows.append([norm, in_points(found), state])
     return Table(["norm", f"points from {judged.best} [simultaneous 95 % interval]", "verdict"], rows)

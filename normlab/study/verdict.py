@@ -46,16 +46,15 @@ _TELLING = 0.2  # a bound on a difference that is wider than this is not worth p
 class Verdict:
     """What a study says: the sentence, the norm to use, and the evidence they rest on.
 
-    `best` is the norm to use; `best_set` are the norms that cannot be told from the best and are not to be avoided,
-    `behind` those that some norm is surely better than or fails less often than, and `avoid` says of each norm to stay
-    away from why. `accuracy` is the test accuracy of
-    `best`, corrected for having been chosen; `intervals` are the mean test accuracies of all norms as measured, each
-    with its own 95 % interval; `differences` are those of each norm minus `best`, and `comparisons` all pairs, whose
-    intervals hold together, at this and at every earlier number of seeds; `chances` has the
-    probability, for some numbers of seeds in all, that they decide the open question which is nearest to being decided.
-    `failures` maps a norm to the trainings that
-    did not learn and all that ended. `settings` is where each norm did best on validation, `floors` what needs no
-    network, and `warnings` what a reader has to know besides.
+    `best` is the norm to use; `best_set` are the norms that cannot be distinguished from the best and are not to be
+    avoided, `behind` those that some norm is surely better than or fails less often than, and `avoid` maps each norm to
+    stay away from to the reason. `accuracy` is the test accuracy of `best`, corrected for having been chosen;
+    `intervals` are the mean test accuracies of all norms as measured, each with its own 95 % interval; `differences`
+    are those of each norm minus `best`, and `comparisons` all pairs, whose intervals hold together, at this and at
+    every earlier number of seeds; `chances` has the probability, for some numbers of seeds in all, that they decide the
+    open question which is nearest to being decided. `failures` maps a norm to the trainings that did not learn and all
+    that ended. `settings` is where each norm did best on validation, `floors` what needs no network, and `warnings`
+    what a reader has to know besides.
     """
 
     sentence: str
@@ -339,7 +338,7 @@ class _Case:
             names = [best, *alike]
             among = [c for c in self.comparisons if {c.a, c.b} <= set(names)]
             reach = max(max(-(c.difference.low or 0), c.difference.high or 0) for c in among)
-            how = "no difference that matters" if all(c.same for c in among) else "not told apart"
+            how = "no difference that matters" if all(c.same for c in among) else "not distinguished"
             within = f": within {_number(reach)} points" if reach < _TELLING else ""
             parts.append(f"Use {listed(names, 'or')} ({how}{within}).")
             parts.append(f"Prefer {best}: {self._why(best, names)}; {score}.")
@@ -353,7 +352,7 @@ class _Case:
             parts.append(f"{listed(unlearned)} {have} not learned ({avoid[unlearned[0]]}).")
         if open_:
             more = "" if needed is None or needed[0] not in undecided else _more(needed, seeds)
-            parts.append(f"Not told from {best} yet: {listed(open_)}{more}.")
+            parts.append(f"Not yet distinguished from {best}: {listed(open_)}{more}.")
         return parts
 
     def beats_floors(self, norm: str) -> bool:
@@ -378,7 +377,7 @@ class _Case:
         said = [f"{c.b} {in_points(c.difference.negated, ' points')}" for c in seen if c.detectable]
         level = [c.b for c in seen if not c.detectable]
         if level:
-            said.append(f"{listed(level)} {'is' if len(level) == 1 else 'are'} not told from it")
+            said.append(f"{listed(level)} {'is' if len(level) == 1 else 'are'} not distinguished from it")
         return [f"Against the baseline {baseline}: {'; '.join(said)}."]
 
 
@@ -566,7 +565,7 @@ def _entry(norm: str) -> NormEntry:
 def _more(needed: tuple[str, int], seeds: int) -> str:
     norm, total = needed
     more = max(1, total - seeds)
-    return f"; about {more} more seed{'' if more == 1 else 's'} would tell {norm}"
+    return f"; about {more} more seed{'' if more == 1 else 's'} would settle {norm}"
 
 
 def percent(value: float) -> str:

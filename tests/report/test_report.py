@@ -61,7 +61,9 @@ def test_scripts_are_the_ones_the_policy_names(page: str) -> None:
 
 def test_table_has_every_norm_with_interval(page: str) -> None:
     for norm in ("bn", "gn", "none"):
-        assert re.search(rf"</svg>{norm}</th><td>batch \d+</td><td>3</td><td>\d\d\.\d ± \d+\.\d</td>", page)
+        assert re.search(
+            rf"</svg>{norm}</th><td>batch \d+</td><td>3</td><td>\d\d\.\d \[\d\d\.\d, \d\d\.\d\]</td>", page
+        )
 
 
 def test_every_chart_has_words_data_and_specification(page: str) -> None:

@@ -55,7 +55,7 @@ def test_two_norms_of_many_seeds_looked_at_once_are_compared_as_welch_does() -> 
     assert (turned.a, turned.difference.low) == ("b", pytest.approx(-(pair.difference.high or 0)))
 
 
-# On the scale of accuracies a norm that spread by 20 points could not be told from one that is 37 points better.
+# On the scale of accuracies a norm that spread by 20 points was not distinguished from one that is 37 points better.
 def test_a_norm_may_be_far_behind_however_wide_it_is() -> None:
     values = {"a": [0.97, 0.975, 0.98], "b": [0.97, 0.972, 0.971], "c": [0.55, 0.8, 0.4], "d": [0.75, 0.7, 0.8]}
     told = {(c.a, c.b) for c in compare_all(values) if c.detectable}

@@ -101,7 +101,7 @@ def test_three_seeds_name_what_is_far_behind_however_widely_it_spreads() -> None
 def test_a_norm_of_one_seed_is_not_preferred_to_norms_of_several() -> None:
     verdict = judge(bare({"bn": [0.9, 0.91, 0.9], "gn": [0.89, 0.9, 0.91], "ln": [0.92]}))
     assert verdict.best == "bn"
-    assert "Not told from bn yet: ln (+1.7 points)" in verdict.sentence
+    assert "Not yet distinguished from bn: ln (+1.7 points)" in verdict.sentence
 
 
 # "Avoid x (−1.0 points [−3.0, 1.0])": it was behind another norm than the one to use.
@@ -128,7 +128,7 @@ def test_what_does_not_matter_is_the_same_and_the_usual_and_cheaper_norm_is_pref
     assert verdict.sentence.startswith("Use bn or bin (no difference that matters: within 0.")
     assert "Prefer bn: cheapest, standard; " in verdict.sentence
     assert "Avoid ln (" in verdict.sentence
-    assert "not told apart" in judge(rows, matters=1e-6).sentence
+    assert "not distinguished" in judge(rows, matters=1e-6).sentence
 
 
 def test_small_batches_prefer_what_does_not_depend_on_them() -> None:
@@ -143,7 +143,7 @@ def test_an_open_question_is_said_with_what_would_settle_it() -> None:
     verdict = judge(
         bare({"bn": [0.93, 0.95, 0.97], "gn": [0.84, 0.9, 0.87], "in": [0.6, 0.61, 0.62], "ln": [0.5, 0.55, 0.6]})
     )
-    assert "Not told from bn yet: gn (−" in verdict.sentence
+    assert "Not yet distinguished from bn: gn (−" in verdict.sentence
     assert " more seed" in verdict.sentence
     (pair,) = (c for c in verdict.comparisons if {c.a, c.b} == {"bn", "gn"})
     assert pair.seeds_needed is not None
@@ -197,11 +197,11 @@ def test_a_norm_that_diverged_is_not_recommended() -> None:
     assert judge([*cells({"bn": 0.8}, seeds=3), *never]).behind == ["none"]
 
 
-# "Avoid none (failed to learn in 1 of 3 seeds). ... about 2 more seeds would tell none"
+# "Avoid none (failed to learn in 1 of 3 seeds). ... about 2 more seeds would settle none"
 def test_no_more_seeds_are_asked_for_a_norm_to_avoid() -> None:
     verdict = judge(bare({"bn": [0.66, 0.67, 0.665], "none": [0.64, 0.65, 0.01]}))
     assert "none" in verdict.avoid
-    assert "would tell none" not in verdict.sentence
+    assert "would settle none" not in verdict.sentence
     assert all(c.seeds_needed is None for c in verdict.comparisons)
 
 
