@@ -84,7 +84,7 @@ def bench(
         "dtype": work.parse_choice(dtype, "--dtype", tuple(work.DTYPES)),
         "model_input": None if model_input is None else work.parse_input(model_input),
     }
-    # torch loads here, so that the mistakes above are answered at once
+    # torch loads here, so that the mistakes above are reported at once
     from normlab.bench.run import Plan, run
 
     run(

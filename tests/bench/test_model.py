@@ -82,7 +82,7 @@ def test_a_factory_is_called_as_it_asks_to_be(factories: str, factory: str) -> N
     ("spec", "shape", "words"),
     [
         ("{}:broken", (2, 3, 8, 8), ["the factory raised KeyError", "weights"]),
-        ("{}:number", (2, 3, 8, 8), ["answered int", "torch.nn.Module"]),
+        ("{}:number", (2, 3, 8, 8), ["returned int", "torch.nn.Module"]),
         ("{}:missing", (2, 3, 8, 8), ["missing"]),
         ("no_such_module:make", (2, 3, 8, 8), ["no_such_module"]),
         ("resnet14", (2, 3, 8), ["four sizes", "(2, 3, 8)"]),

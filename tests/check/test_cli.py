@@ -88,7 +88,7 @@ def test_json_is_json(normlab: Callable[..., Done], tmp_path: Path) -> None:
         (("check", "torch.nn:BatchNorm2d", "--quick", "--elements", "10"), "--elements with --quick"),
         (("lint", "torch.nn:Linear"), "the factory raised TypeError"),
         (("lint", "math:sqrt"), "the factory raised TypeError"),
-        (("lint", "time:time"), "answered a float; expected a torch.nn.Module"),
+        (("lint", "time:time"), "returned float; expected a torch.nn.Module"),
         (("lint", "torch.nn:Identity", "--batch-size", "0"), "--batch-size 0: expected 1 or more"),
         (("lint", "torch.nn:Identity", "--last-batch", "64"), "--last-batch 64: expected at most --batch-size 32"),
         (("lint", "torch.nn:Identity", "--weight-decay", "-1"), "--weight-decay -1.0: expected 0 or more"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
@@ -226,16 +225,14 @@ def test_a_thing_of_another_kind(command: str, workplace: Path, capsys: pytest.C
 
 
 def test_the_process_of_check_passes_on_what_is_wrong_and_how(workplace: Path) -> None:
-    from normlab.check import worker
+    from normlab.check.worker import Server
 
     for name, text in BROKEN.items():
         (workplace / name).write_text(text)
     for target, code in (("raises.py:f", 2), ("leaves.py:f", 3)):
-        events = io.StringIO()
-        worker.main({"target": target, "kind": None}, events)
-        last = json.loads(events.getvalue().splitlines()[-1])
-        assert last["code"] == code
-        assert target in last["usage"]
+        reply = Server({"target": target, "kind": None}).reply({"op": "load", "given": {}})
+        assert (reply["raised"], reply["code"]) == ("usage", code)
+        assert target in reply["said"]
 
 
 def test_a_file_is_run_once_however_it_is_named(workplace: Path) -> None:

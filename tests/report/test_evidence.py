@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 
 from normlab.report import sections, terminal, verdict
-from normlab.report.evidence import contenders, estimate, warnings
+from normlab.report.evidence import accuracies, contenders, estimate, warnings
 from normlab.report.figures.parts import plus_minus
 from normlab.report.records import from_results
 from tests.report.studies import results
@@ -64,8 +64,7 @@ def test_the_summary_for_a_terminal() -> None:
     said = terminal.summary(study)
     assert study.judged.sentence in said.replace("\n", " ")
     rows = {line.split()[0]: line.split() for line in said.split("\n\n")[1].splitlines()}
-    scores = [c["test"]["accuracy"] for c in document["cells"] if c["norm"] == "bn" and c["lr"] == 0.1]
-    assert rows["bn"][1:5] == ["3", *plus_minus(estimate(scores)).split()]
+    assert rows["bn"][1:5] == ["3", *plus_minus(accuracies(study, contenders(study))["bn"]).split()]
     assert rows["bn"][-2:] == ["lr", "0.1"]
     assert rows["none"] == ["none", "0", "–", "–", "–", "–"]
     assert "warning: 6 of 18 cells diverged" in said

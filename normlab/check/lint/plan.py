@@ -57,7 +57,7 @@ def load_model(target: str) -> tuple[Any, Any]:
         raise UsageError(f"TARGET {target!r}: the factory {e}") from e
     model, optimizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, torch.nn.Module):
-        raise UsageError(f"TARGET {target!r}: {name} answered a {type(model).__name__}; expected a torch.nn.Module")
+        raise UsageError(f"TARGET {target!r}: {name} returned {type(model).__name__}; expected a torch.nn.Module")
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         raise UsageError(
             f"TARGET {target!r}: {name} answered (model, {type(optimizer).__name__}); expected (model, optimizer)"
