@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from normlab.data._source import listing
 from normlab.data._table import ordered
 from normlab.errors import DataError
+
+_MISSING = ("None", "nan", "NaT", "<NA>")  # as Python, NumPy and pandas show what is not there
+
+
+def refuse_missing(values: Iterable[Any], what: str) -> None:
+    """Raise DataError that names the rows without a value; text is a value, whatever it says."""
+    rows = [row for row, value in enumerate(values) if not isinstance(value, str) and str(value) in _MISSING]
+    if rows:
+        raise DataError(f"{what}: {len(rows)} are missing" + listing((f"row {row}" for row in rows), len(rows)))
 
 
 def one_each(y: Any, what: str) -> np.ndarray:
     """One label per image, as numbers or text (N,)."""
     if hasattr(y, "detach"):
         y = y.detach().cpu().numpy()
-    labels = np.asarray(y)
+    try:
+        labels = np.asarray(y)
+    except ValueError as error:
+        raise DataError(f"{what} are no array ({error}); expected one label per image") from error
+    if labels.dtype.kind in "OU" and labels.ndim == 1:
+        refuse_missing(y, what)
     if labels.dtype.kind == "O":
         labels = np.asarray([str(label) for label in labels])
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -27,13 +42,15 @@ def one_each(y: Any, what: str) -> np.ndarray:
     if labels.ndim != 1:
         raise DataError(f"{what} have shape {labels.shape}; expected (N,), or one-hot (N, classes)")
     if labels.dtype.kind == "f":
-        if not bool((labels == np.floor(labels)).all()):  # NaN is not equal to itself
+        if not bool(((labels == np.floor(labels)) & (abs(labels.astype(np.float64)) < 2**53)).all()):  # nor NaN
             raise DataError(f"{what} are not whole numbers")
         labels = labels.astype(np.int64)
     if labels.dtype.kind == "S":
         labels = labels.astype(str)
     if labels.dtype.kind not in "biuU":
         raise DataError(f"{what} are {labels.dtype}; expected whole numbers or text")
+    if labels.dtype == np.uint64 and bool((labels >= 2**63).any()):
+        raise DataError(f"{what} are as large as {labels.max()}; expected class numbers")
     return labels.astype(np.int64) if labels.dtype.kind in "biu" else labels
 
 

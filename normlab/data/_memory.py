@@ -21,7 +21,7 @@ import numpy as np
 from normlab.data._decode import DEFAULT_SIZE
 from normlab.data._folder import SPLIT_NAMES
 from normlab.data._hub import image_and_label
-from normlab.data._labels import numbered, one_each
+from normlab.data._labels import numbered, one_each, refuse_missing
 from normlab.data._pictures import as_planes, fitted
 from normlab.data._split import SPLITS
 from normlab.data._table import LABELS, PATHS
@@ -112,6 +112,8 @@ def _listed(table: Any) -> Held:
             f"the table has no column {' and '.join(missing)}; it has {', '.join(map(str, table.columns))}"
         )
     kept = [name for name, column in wanted.items() if column is not None]
+    for name in kept:
+        refuse_missing(table[wanted[name]], f"the table's column {str(wanted[name])!r}")
     return _table(kept, list(zip(*(table[wanted[name]] for name in kept), strict=True)))
 
 
@@ -148,7 +150,10 @@ def _splits(data: Any) -> tuple[dict[str, tuple[Any, Any]], tuple[str, ...] | No
             raise UsageError(f"data is a dict of {', '.join(fields) or 'nothing'}; expected {EXPECTED}")
         found = {}
         for name, value in fields.items():
-            found[SPLIT_NAMES[name.lower()]], own = _pair(value)
+            split = SPLIT_NAMES[name.lower()]
+            if split in found:
+                raise UsageError(f"data has the {split} split twice, the second time as {name!r}; leave one out")
+            found[split], own = _pair(value)
             names = names or own
         if "train" not in found:
             raise UsageError(f"data has no training images, only {', '.join(fields)}; expected {EXPECTED}")

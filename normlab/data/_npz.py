@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +27,14 @@ def open_npz(path: Path) -> Source:
     try:
         with zipfile.ZipFile(path) as archive:
             return _open(path, archive)
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"cannot read it as an .npz: {error}") from error
 
 
 def _open(path: Path, archive: zipfile.ZipFile) -> Source:
-    there = [name.removesuffix(".npy") for name in archive.namelist()]
+    there = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
     fields = {_called(name): name for name in there}
     found = [part for part in _PARTS if {f"x_{part}", f"y_{part}"} & fields.keys()]
     wanted = [f"{letter}_{part}" for part in dict.fromkeys(["train", *found]) for letter in "xy"]
@@ -164,7 +165,7 @@ class _Images:
                 count = min(BLOCK_ROWS, self.rows - start)
                 try:
                     data = _exactly(file, count * row_bytes, self.name)
-                except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+                except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
                     if isinstance(error, DataError):
                         raise
                     raise DataError(f"cannot read {self.name}: {error}") from error

@@ -99,6 +99,8 @@ def _rows(path: Path) -> list[Row]:
         split = SPLIT_NAMES.get(cells["split"].lower(), "")
         if not (cells["path"] and cells["label"]):
             bad.append(f"row {number}: no {'path' if not cells['path'] else 'label'}")
+        elif "\0" in cells["path"]:
+            bad.append(f"row {number}: a zero byte in the path {cells['path']!r}")
         elif cells["split"] and not split:
             bad.append(f"row {number}: split {cells['split']!r}; expected one of {', '.join(SPLIT_NAMES)}")
         rows.append((cells["path"], cells["label"], split))

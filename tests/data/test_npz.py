@@ -156,6 +156,15 @@ def test_damaged_files(tmp_path, load, save):
         load(path)
 
 
+# KeyError: "There is no item named 'x_train.npy' in the archive"
+def test_members_that_are_no_arrays_are_none(tmp_path, load):
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as file:
+        file.writestr("x_train", b"pixels")
+        file.writestr("y_train", b"labels")
+    with pytest.raises(DataError, match="no field x_train, y_train; found none"):
+        load(tmp_path / "set.npz")
+
+
 # a folder named digits and the embedded digits were told apart by nothing that anybody said
 def test_the_embedded_digits_are_meant_unless_a_path_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
