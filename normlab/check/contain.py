@@ -171,7 +171,7 @@ class Line:
                 if self._process.poll() is not None and self._replies.empty():
                     raise self._ended() from None
                 if self._waited + _now() - began > limit:
-                    said = f"the layer hangs: no answer within {self.limit:g} s; it was ended"
+                    said = f"the layer hangs: no answer within {limit:g} s; it was ended"
                     raise Gone(said, "hangs") from None
                 continue
             if isinstance(reply, wire.Broken):

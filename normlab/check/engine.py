@@ -67,7 +67,7 @@ def examine(
                 if spoiled:
                     finding = Finding(name, "skip", f"{spoiled} is wrong already")
                 elif elsewhere is not None and part_of(name) != "mathematics":
-                    finding = elsewhere(name)
+                    finding = guarded(name, elsewhere, name)
                 else:
                     with effects.watched():
                         finding = guarded_check(name, setup)
@@ -151,8 +151,13 @@ def _probe(report: Report, subject: Subject, kind: str | None, dialect: str, qui
 
 def guarded_check(name: str, setup: Setup) -> Finding:
     """One check's finding; what the layer raises, and an error of ours, are findings too."""
+    return guarded(name, CHECKS[name][0], setup)
+
+
+def guarded(name: str, look: Callable[[Any], Finding], at: Any) -> Finding:
+    """What a look at something finds; what the layer raises, and an error of ours, are findings too."""
     try:
-        finding = CHECKS[name][0](setup)
+        finding = look(at)
     except TargetFailure as e:
         return failure(name, e)
     except Unsupported as e:

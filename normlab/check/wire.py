@@ -53,7 +53,7 @@ def unpack(frame: bytes) -> Any:
         (length,) = _LENGTH.unpack_from(frame)
         begin = _LENGTH.size + length
         value, end = _made(json.loads(frame[_LENGTH.size : begin]), frame, begin)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error, RecursionError) as e:
+    except (ValueError, TypeError, LookupError, AttributeError, struct.error, RecursionError, OverflowError) as e:
         raise Broken(str(e)) from e
     if end != len(frame):
         raise Broken("the lengths of a message do not agree")

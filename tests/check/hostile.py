@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ class Fine(torch.nn.BatchNorm2d):
 class Raises(torch.nn.BatchNorm2d):
     def forward(self, x: torch.Tensor) -> Any:
         raise ValueError("never again")
+
+
+class RaisesWhenBuiltLater(torch.nn.BatchNorm2d):
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        if any(frame.f_code.co_name == "do_check" for frame, _ in traceback.walk_stack(None)):
+            raise OSError("out of handles")
 
 
 class RaisesWhenBuilt(torch.nn.Module):

@@ -37,6 +37,15 @@ def test_a_hostile_target_is_reported(name: str, cause: str, words: str) -> None
     assert words in report.bugs[0].message
 
 
+# the checks that run where the target is ended in a traceback of ours
+def test_a_target_that_fails_only_after_a_while_is_reported() -> None:
+    report = check_contained(f"{HERE}:RaisesWhenBuiltLater", quick=True)
+    assert report.complete
+    assert report.mathematics_ok
+    assert {f.cause for f in report.bugs} == {"raises-OSError"}
+    assert {f.part for f in report.bugs} == {"engineering", "numerics"}
+
+
 def test_an_exit_names_the_check_and_keeps_what_was_found_before() -> None:
     report = check_contained(f"{HERE}:ExitsForGood", "batch", quick=True)
     found = [(f.check, f.status) for f in report.findings]

@@ -228,3 +228,15 @@ def test_subjects_of_subjects_are_themselves() -> None:
     subject = correct("layer_torch")
     assert subject_of(subject) is subject
     assert Recipe("layer", 6).group_count == 1
+
+
+class PassesOn(nn.GroupNorm):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+
+
+# "missing 1 required positional argument: 'num_features'", and its mathematics were said to be wrong
+def test_a_class_that_passes_its_arguments_on_is_built_as_its_base() -> None:
+    subject = subject_of(PassesOn, "PassesOn")
+    assert (subject.options.channels, subject.options.groups) == (6, 3)
+    assert "eps" in subject.settable

@@ -50,6 +50,13 @@ def test_values_come_back(value: Any) -> None:
     assert same(value, came_back(value))
 
 
+# an OverflowError ended the thread that reads, and the target was said to hang
+def test_a_size_beyond_all_memory_is_no_message() -> None:
+    text = b'{"array": ["<f8", [' + b"9" * 30 + b"]]}"
+    with pytest.raises(wire.Broken):
+        wire.unpack(len(text).to_bytes(8, "big") + text)
+
+
 @given(st.binary(max_size=200))
 def test_noise_is_no_message(noise: bytes) -> None:
     try:

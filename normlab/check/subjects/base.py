@@ -250,6 +250,9 @@ def guarded(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         raise TargetFailure(f"raised {type(e).__name__}: {text[0] if text else '(no message)'}", e) from e
 
 
+_PASSED_ON = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
 def call_by_roles(
     target: Callable[..., Any],
     options: Options,
@@ -263,7 +266,7 @@ def call_by_roles(
     `arrays` says that required arguments named as parameters want NumPy arrays of one value per channel.
     """
     try:
-        signature = inspect.signature(like or target)
+        signature = _signature(like or target)
     except (TypeError, ValueError) as e:
         raise TargetFailure(f"cannot be built: its signature is not to be read ({e})") from e
     wanted = {
@@ -326,6 +329,17 @@ def call_by_roles(
             raise
         tried = f"with {guessed}={options.channels}, a number of channels, it {e}"
         raise TargetFailure(_unbuilt(like or target, guessed, tried), e.original) from e
+
+
+def _signature(target: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a target; of a class that passes all it is given on, `*args, **kwargs`, its base's."""
+    signature = inspect.signature(target)
+    for base in target.__mro__[1:] if isinstance(target, type) else ():
+        kinds = {p.kind for p in signature.parameters.values()}
+        if inspect.Parameter.VAR_KEYWORD not in kinds or not kinds <= _PASSED_ON:
+            break
+        signature = inspect.signature(base)
+    return signature
 
 
 def _unbuilt(target: Callable[..., Any], argument: str, why: str) -> str:
