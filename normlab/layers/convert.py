@@ -326,7 +326,8 @@ def _take_back(model: nn.Module, spots: list[_Spot]) -> None:
     for spot in spots:
         if spot.new is not None:
             like = next(iter((*spot.new.parameters(), *spot.new.buffers())), torch.empty(0))
-            spot.old.to(like.device)  # where the model has gone since
+            made_in = next(iter(spot.saved.values()), like).dtype
+            spot.old.to(like.device, None if like.dtype == made_in else like.dtype)  # where the model has gone since
         with torch.no_grad():
             for name, value in spot.saved.items():
                 getattr(spot.old, name).copy_(value)

@@ -47,6 +47,9 @@ def along(v: Tensor, x: Tensor, dim: int) -> Tensor:
 class _Leaf(nn.Module):
     """A module that torch.fx takes for a leaf, as it does torch's; no parameter of another length is broadcast."""
 
+    num_features: int
+    dim = 1  # of the channels
+
     def _lengths(self) -> dict[str, int]:
         """How many numbers each parameter and buffer has."""
         return {}
@@ -63,7 +66,15 @@ class _Leaf(nn.Module):
                 raise InputError(
                     f"{type(self).__name__}: expected {name} to have shape ({length},), got {tuple(held.shape)}"
                 )
+        self._check(input)
         return self._of(input)
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() < 2 or x.shape[self.dim] != self.num_features:
+            raise InputError(
+                f"{type(self).__name__}: expected {self.num_features} channels in dimension {self.dim}, got an input "
+                f"of shape {tuple(x.shape)}"
+            )
 
 
 class _Channels(_Leaf):
@@ -77,14 +88,6 @@ class _Channels(_Leaf):
 
     def _lengths(self) -> dict[str, int]:
         return {"weight": self.num_features, "bias": self.num_features}
-
-    def _check(self, x: Tensor) -> None:
-        if x.dim() < 2 or x.shape[self.dim] != self.num_features:
-            raise InputError(
-                f"{type(self).__name__}: expected {self.num_features} channels in dimension {self.dim}, got an input "
-                f"of "
-                f"shape {tuple(x.shape)}"
-            )
 
     def _affine(self, y: Tensor) -> Tensor:
         if self.weight is None or self.bias is None:
@@ -114,7 +117,6 @@ class DyT(_Channels):
         return super()._lengths() | {"alpha": 1}
 
     def _of(self, input: Tensor) -> Tensor:
-        self._check(input)
         return self._affine(torch.tanh(self.alpha * input))
 
 
@@ -136,7 +138,6 @@ class Derf(_Channels):
         return super()._lengths() | {"alpha": 1, "shift": 1}
 
     def _of(self, input: Tensor) -> Tensor:
-        self._check(input)
         return self._affine(torch.erf(self.alpha * input + self.shift))
 
 
@@ -183,7 +184,6 @@ class EvoNormB0(_Channels):
         return super()._lengths() | {"v": self.num_features, "running_var": self.num_features}
 
     def _of(self, input: Tensor) -> Tensor:
-        self._check(input)
         positions = tuple(range(2, input.dim()))
         x = input.float() if input.element_size() < 4 else input
         if self.training:
@@ -218,7 +218,6 @@ class EvoNormS0(_Channels):
         return super()._lengths() | {"v": self.num_features}
 
     def _of(self, input: Tensor) -> Tensor:
-        self._check(input)
         x = input.float() if input.element_size() < 4 else input
         grouped = x.unflatten(1, (self.groups, -1)).flatten(2)
         std = (_variance(grouped, (2,)) + self.eps).sqrt()
@@ -256,7 +255,6 @@ class DivisiveNorm(_Channels):
         self.window, self.sigma = window, sigma
 
     def _of(self, input: Tensor) -> Tensor:
-        self._check(input)
         v = input - self._local_mean(input)
         return self._affine(v / (self.sigma**2 + self._local_mean(v.square())).sqrt())
 

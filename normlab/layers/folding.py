@@ -6,6 +6,7 @@ and whether anything else sees its output, is found by running the network once.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -124,7 +125,7 @@ def _pairs(model: nn.Module, images: Tensor) -> tuple[list[tuple[Any, Any]], dic
     tied = _tied(model)
     pairs = []
     for name, module in fit.items():
-        why = seen.why_not(module) or (_unfoldable(seen.before[module], tied, module))
+        why = seen.why_not(module) or _unfoldable(seen.before[module], tied, module, seen.inputs)
         if why is None:
             pairs.append((module, seen.before[module]))
         else:
@@ -148,7 +149,7 @@ def _unfit(norm: Any) -> str | None:
     return None if plan.kind in _KINDS and norm.running_mean is not None else "it is no batch norm in evaluation"
 
 
-def _unfoldable(layer: nn.Module, tied: set[int], norm: Any) -> str | None:
+def _unfoldable(layer: nn.Module, tied: set[int], norm: Any, inputs: Mapping[nn.Module, Any]) -> str | None:
     if not isinstance(layer, _LINEAR):
         return f"before it comes a {type(layer).__name__}, which is neither a convolution nor linear"
     if "weight" not in layer._parameters:
@@ -157,7 +158,22 @@ def _unfoldable(layer: nn.Module, tied: set[int], norm: Any) -> str | None:
         return "the layer before it shares a parameter with another"
     if isinstance(layer, _TRANSPOSED) and layer.groups > 1:
         return "the layer before it is a transposed convolution in groups"
+    if is_watched(layer):
+        return "a hook is on the layer before it"
+    if layer in inputs and not _folds(layer, norm, inputs[layer]):
+        return f"the {type(layer).__name__} before it does more than its base"
     return None
+
+
+def _folds(layer: Any, norm: Any, x: Tensor) -> bool:
+    """Whether a layer with a forward pass of its own is, with the weight and bias of both, the layer and the norm."""
+    try:
+        layer, norm, x = copy.deepcopy(layer).double(), copy.deepcopy(norm).double(), x.double()
+        expected = norm(layer(x))
+        _put_into(layer, norm)
+        return _difference([expected], [_rest(norm)(layer(x))]) < 1e-6
+    except Exception:  # whatever it does, it is no layer of torch's
+        return False
 
 
 def _tied(model: nn.Module) -> set[int]:
@@ -178,7 +194,9 @@ class _Uses(TorchFunctionMode):
         self._calls: dict[nn.Module, int] = {}
         self._used: set[int] = set()
         self._within = 0  # norms, which may do with their inputs what they like
+        self._masked: set[nn.Module] = set()
         self.before: dict[nn.Module, nn.Module] = {}
+        self.inputs: dict[nn.Module, Any] = {}  # of layers that are not torch's own
         self._input: dict[nn.Module, int] = {}
 
     def run(self, images: Tensor) -> None:
@@ -199,6 +217,8 @@ class _Uses(TorchFunctionMode):
         """Why a norm does not follow a linear layer alone, or None."""
         if self._calls.get(norm, 0) != 1:
             return f"it is called {self._calls.get(norm, 0)} times"
+        if norm in self._masked:
+            return "it is given a mask"
         if norm not in self.before:
             return "its input is no output of a convolution or a linear layer"
         if self._calls[self.before[norm]] != 1:
@@ -207,15 +227,20 @@ class _Uses(TorchFunctionMode):
             return "something else uses the output of the layer before it"
         return None
 
-    def _keep(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+    def _keep(self, layer: Any, inputs: Any, output: Tensor) -> None:
         self._calls[layer] = self._calls.get(layer, 0) + 1
-        if not isinstance(layer, nn.Linear) or output.dim() == 2:  # of more, the channels are not its features
+        if isinstance(output, Tensor) and output.dim() == layer.weight.dim():  # so that dimension 1 has its channels
             self._made[id(output)] = layer, output
+        if not type(layer).__module__.startswith("torch.nn.modules."):
+            self.inputs[layer] = inputs[0] if inputs else None
 
     def _enter(self, norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._calls[norm] = self._calls.get(norm, 0) + 1
-        x, *others = (*args, *kwargs.values())
-        self._use(others)
+        given = {str(place): value for place, value in enumerate(args)} | kwargs
+        x = given.pop("0" if args else "input", None)
+        self._use(given)
+        if isinstance(norm, Norm) and (kwargs.get("mask") is not None or any(v is not None for v in args[3:])):
+            self._masked.add(norm)
         made = self._made.get(id(x))
         if made is not None:
             self.before[norm], self._input[norm] = made[0], id(x)
@@ -230,9 +255,11 @@ class _Uses(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if not self._within and getattr(func, "__name__", "") != "__get__":  # its shape and the like may be read
+        found = func(*args, **(kwargs or {}))
+        reads = getattr(func, "__name__", "") == "__get__" and not isinstance(found, Tensor)  # its shape and the like
+        if not self._within and not reads:
             self._use((args, kwargs))
-        return func(*args, **(kwargs or {}))
+        return found
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -46,12 +46,7 @@ class LayerNorm(nn.LayerNorm):
         weight: Tensor | None = self.weight
         bias: Tensor | None = self.bias
         shape = _check(self, input, weight, bias)
-        if input.dim() > 2 and len(shape) == input.dim() - 1 and not input.is_contiguous():
-            last = input.movedim(1, -1)
-            if last.is_contiguous():  # whole samples, channels-last: in the order of their memory
-                weight, bias = (None if p is None else p.movedim(0, -1) for p in (weight, bias))
-                return normalize(last, weight, bias, math.prod(shape), _eps(self), True).movedim(-1, 1)
-        return normalize(input, weight, bias, math.prod(shape), _eps(self), True)
+        return _normalized(input, weight, bias, shape, _eps(self), True)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -68,6 +63,8 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor | None = None, *, input: Tensor | None = None) -> Tensor:
         """torch's name for it is x here, and input in its other layers: each will do."""
+        if x is not None and input is not None:
+            raise TypeError("RMSNorm.forward() got both x and input, which are two names of one argument; give one")
         input = input if x is None else x
         if input is None:
             raise TypeError("RMSNorm.forward() missing 1 required positional argument: 'x'")
@@ -80,7 +77,10 @@ class RMSNorm(nn.RMSNorm):
         # torch's guide says that of x's dtype; but it computes from halves in float32, and takes the epsilon of that
         computed = torch.float32 if input.element_size() < 4 else input.dtype
         eps = torch.finfo(computed).eps if self.eps is None else _eps(self)
-        return normalize(input, weight, None, math.prod(shape), eps, False)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and input.is_inference():
+            input = input.clone()  # which the backward pass can keep
+        y = _normalized(input, weight, None, shape, eps, False)
+        return y.movedim(1, -1).contiguous().movedim(-1, 1) if _is_channels_last(input) else y
 
 
 class ChannelNorm(LayerNorm):
@@ -121,10 +121,8 @@ class ChannelNorm(LayerNorm):
                 f"got shape {tuple(input.shape)}"
             )
         checks.elements(type(self).__name__, input, {"weight": weight, "bias": bias}, (channels,))
-        if input.dim() > 2 and not input.is_contiguous():
-            last = input.movedim(1, -1)
-            if last.is_contiguous():
-                return normalize(last, weight, bias, channels, _eps(self), True).movedim(-1, 1)
+        if _is_channels_last(input):
+            return normalize(input.movedim(1, -1), weight, bias, channels, _eps(self), True).movedim(-1, 1)
         return normalize(input, weight, bias, 0, _eps(self), True)
 
 
@@ -135,6 +133,19 @@ def _check(layer: LayerNorm | RMSNorm, x: Tensor, weight: Tensor | None, bias: T
     checks.floats(title, x)
     checks.elements(title, x, {"weight": weight, "bias": bias}, shape)
     return shape
+
+
+def _normalized(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: tuple[int, ...], eps: float, centred: bool
+) -> Tensor:
+    if len(shape) == x.dim() - 1 and _is_channels_last(x):  # whole samples: in the order of their memory
+        weight, bias = (None if p is None else p.movedim(0, -1) for p in (weight, bias))
+        return normalize(x.movedim(1, -1), weight, bias, math.prod(shape), eps, centred).movedim(-1, 1)
+    return normalize(x, weight, bias, math.prod(shape), eps, centred)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() > 2 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
 
 def _eps(layer: LayerNorm | RMSNorm) -> float:

@@ -304,6 +304,37 @@ def test_root_mean_square_norm_takes_what_torch_calls_its_input() -> None:
         layer()
 
 
+def test_root_mean_square_norm_has_one_input() -> None:
+    """Bug: of two, one was ignored."""
+    x = torch.randn(2, 6)
+    with pytest.raises(TypeError, match="got both x and input"):
+        layers.RMSNorm(6)(x, input=x)
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (3, 4, 5)])
+def test_root_mean_square_norm_keeps_channels_last(shape: tuple[int, ...]) -> None:
+    """Bug: the output was contiguous, where torch's has the strides of the input."""
+    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
+    ours, stock = layers.RMSNorm(shape), nn.RMSNorm(shape)
+    for layer in (ours, stock):
+        nn.init.uniform_(layer.weight, generator=torch.Generator().manual_seed(0))
+    y, expected = ours(x), stock(x)
+    assert y.stride() == expected.stride()
+    torch.testing.assert_close(y, expected)
+    g = torch.randn_like(y)
+    torch.testing.assert_close(torch.autograd.grad(y, x, g), torch.autograd.grad(expected, x, g))
+
+
+def test_root_mean_square_norm_takes_inputs_made_in_inference_mode() -> None:
+    """Bug: "Inference tensors cannot be saved for backward", which torch's layer does not say."""
+    with torch.inference_mode():
+        x = torch.randn(2, 6)
+    ours, stock = layers.RMSNorm(6), nn.RMSNorm(6)
+    ours(x).square().sum().backward()
+    stock(x).square().sum().backward()
+    torch.testing.assert_close(ours.weight.grad, stock.weight.grad)
+
+
 def test_errors_have_torchs_class() -> None:
     """Bug: a ValueError for a weight of two dimensions, an AttributeError for a list, struct.error for a momentum."""
     x = torch.randn(3, 4, 5, 6)

@@ -105,6 +105,13 @@ def test_parameters_stay_the_same_objects_and_there_is_a_way_back(trained: nn.Mo
         normlab.revert(model)
 
 
+# what was kept of a norm stayed in float32 where the model had gone to float64 meanwhile
+def test_there_is_a_way_back_into_another_dtype(trained: nn.Module) -> None:
+    model = normlab.convert(copy.deepcopy(trained), "gn:groups=2", images(8)).double()
+    normlab.revert(model)
+    torch.testing.assert_close(model.state_dict(), copy.deepcopy(trained).double().state_dict(), rtol=0, atol=0)
+
+
 def test_batch_instance_norm_takes_over_a_batch_norm_exactly(trained: nn.Module) -> None:
     model = normlab.convert(copy.deepcopy(trained), "bin")
     x = images(16)

@@ -139,6 +139,66 @@ def test_a_model_with_nothing_to_fold_is_refused(make: Callable[[], list[nn.Modu
         normlab.fold_report(model)
 
 
+class Standardizing(nn.Conv2d):
+    """Scales its weight itself, so that what is put into it has no effect."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight / self.weight.square().sum((1, 2, 3), keepdim=True).sqrt()
+        return self._conv_forward(input, weight, self.bias)
+
+
+class Padding(nn.Conv2d):
+    """Pads its input, as timm's convolutions do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(nn.functional.pad(input, (0, 1, 0, 1)), self.weight, self.bias)
+
+
+# a norm behind a convolution that standardizes its weight was folded, and the outputs were others
+def test_a_convolution_with_a_forward_pass_of_its_own_is_tried() -> None:
+    layers = [Standardizing(3, 4, 2), nn.BatchNorm2d(4), Padding(4, 5, 2), nn.BatchNorm2d(5)]
+    model, x = settled(nn.Sequential(*layers), 4, 3, 6, 6), torch.randn(2, 3, 6, 6)
+    expected = model(x)
+    report = normlab.fold_report(normlab.fold(model, x))
+    assert report.folded == {"3": "2"}
+    assert "the Standardizing before it does more than its base" in report.left["1"]
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+
+
+# whoever watched a layer saw other outputs after folding
+def test_a_layer_that_is_watched_is_left() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    model[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(UsageError, match="a hook is on the layer before it"):
+        normlab.fold(model, torch.randn(2, 3, 4, 4))
+
+
+class Peeking(nn.Module):
+    """A convolution and a norm whose call, or another use of the convolution, is out of the ordinary."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.how = nn.Conv2d(3, 3, 1), norms.BatchNorm(3), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.how == "mask":
+            z: Tensor = self.norm(y, mask=torch.ones(len(x), *x.shape[2:], dtype=torch.bool))
+            return z
+        return self.norm(y) + y.data.mean() if self.how == "data" else self.norm(residual=y, input=x)
+
+
+# `.data` was no use of an output, an input given by its name was the first argument named, and a mask failed halfway
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [("mask", "it is given a mask"), ("data", "something else uses"), ("names", "its input is no output")],
+)
+def test_uses_out_of_the_ordinary(how: str, why: str) -> None:
+    model, x = settled(Peeking(how), 4, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    with pytest.raises(UsageError, match=why):
+        normlab.fold(model, x)
+
+
 def test_shared_weights_are_left() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)

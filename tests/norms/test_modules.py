@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import normlab
 from normlab import layers
-from normlab.errors import UsageError
+from normlab.errors import InputError, UsageError
 from normlab.layers import normalize_weights
 from normlab.study.axes import listed_norms
 from tests.norms.test_docs import run
@@ -154,6 +154,14 @@ def test_they_are_layers_as_torchs(spec: str) -> None:
             with pytest.raises(RuntimeError):
                 layer(x)
             setattr(layer, name, p)
+
+
+# one channel was broadcast to all of layer scale's, and layers without weights took any number of channels
+@pytest.mark.parametrize("name", ["dyt", "scalenorm", "adanorm", "qk", "layerscale"])
+@pytest.mark.parametrize("channels", [1, 2 * CHANNELS])
+def test_inputs_of_other_channels_are_refused(name: str, channels: int) -> None:
+    with pytest.raises(InputError, match=rf"expected {CHANNELS} channels in dimension 1, got .*\(2, {channels}, 3\)"):
+        made(name)(torch.randn(2, channels, 3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", ["dyt", "derf", "scalenorm", "adanorm", "qk", "layerscale"])
