@@ -13,6 +13,7 @@ from typing import Any
 from normlab.errors import UsageError
 
 _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]+")
+_SINGLE = (str, bytes, int, float, complex, bool)
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), tuple, list, set, frozenset, dict)
 
 
@@ -41,6 +42,8 @@ def _pieces(value: Any, seen: dict[int, int]) -> Iterator[bytes]:
         yield _ADDRESS.sub("", repr(value)).encode()
         for name, one in value.state_dict().items():
             yield from _array(name, one) if _is_array(one) else _pieces((name, one), seen)
+        if hasattr(value, "modules"):
+            yield from _own_modules(value.modules(), seen)
     elif isinstance(value, FunctionType):
         yield from _function(value, seen)
     elif isinstance(value, MethodType | BuiltinFunctionType):
@@ -61,6 +64,15 @@ def _pieces(value: Any, seen: dict[int, int]) -> Iterator[bytes]:
         yield from sorted(b"".join(_pieces(item, dict(seen))) for item in value)
     else:
         yield from _instance(value, seen)
+
+
+def _own_modules(modules: Iterable[Any], seen: dict[int, int]) -> Iterator[bytes]:
+    """What the classes that are not torch's do, and the numbers and texts that their modules hold."""
+    for one in modules:
+        if not type(one).__module__.startswith("torch."):
+            yield from _pieces(type(one), seen)
+            held = {k: v for k, v in vars(one).items() if isinstance(v, _SINGLE) and k[0] != "_" and k != "training"}
+            yield repr(sorted(held.items())).encode()
 
 
 def _several(whole: Mapping[Any, Any] | Sequence[Any], items: Iterable[Any], seen: dict[int, int]) -> Iterator[bytes]:

@@ -94,7 +94,9 @@ def load_weights(
         elif tensor.dim() == 4 and (place.shape[1], tensor.shape[1]) == (1, 3) and place.shape[0] == len(tensor):
             taken[name] = tensor.sum(1, keepdim=True)
             say(f"{name} is summed over its colours: the images are gray")
-        elif _module(name) not in norms:
+        elif _module(name) in norms:
+            say(f"{name} starts afresh: {label} has {tuple(tensor.shape)}, the model {tuple(place.shape)}")
+        else:
             differ.append(f"{name} is {tuple(tensor.shape)} there and {tuple(place.shape)} in the model")
     lacking = [name for name in own if name not in found]
     if head is not None and all(name not in found for name in own if _module(name) == head):
@@ -103,6 +105,13 @@ def load_weights(
     of_norms = [name for name in lacking if _module(name) in norms]
     if of_norms:
         say(f"{len(of_norms)} tensors of norms start afresh: {label} has none, as of {of_norms[0]}")
+    biases = [
+        name
+        for name in lacking
+        if name not in of_norms and name.endswith("bias") and not (fresh and _module(name) == head)
+    ]
+    if biases:
+        say(f"{len(biases)} biases start afresh: {label} has none, as of {biases[0]}")
     missing = [
         name
         for name in lacking

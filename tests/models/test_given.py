@@ -149,3 +149,27 @@ def test_what_has_only_an_address_is_refused(held: Any) -> None:
     for factory in (by_closure(held), functools.partial(made, [held]), Maker({"a": held})):
         with pytest.raises(UsageError, match=r"it holds <.* at 0x.*make anything else inside the function"):
             give(factory)
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * x
+
+
+class Halved(Scaled):
+    def _get_name(self) -> str:
+        return "Scaled"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * x / 2
+
+
+# only parts and weights were in the name: the results of one of the two were shown for the other
+def test_what_a_module_does_and_holds_is_in_its_name() -> None:
+    nets = [nn.Sequential(part) for part in (Scaled(1.0), Scaled(2.0), Halved(1.0))]
+    assert len({give(net) for net in nets}) == 3
+    assert give(nn.Sequential(Scaled(1.0))) == give(nets[0])

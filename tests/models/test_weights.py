@@ -101,6 +101,17 @@ def test_a_file_without_a_classifier(trained: Net, tmp_path: Path) -> None:
     assert "head starts afresh" in made(tmp_path / "body.safetensors")[1][0]
 
 
+# both were left out without a word
+def test_a_bias_that_is_missing_and_a_norm_of_another_size_are_told(trained: Net, tmp_path: Path) -> None:
+    held = {**trained.state_dict(), "bn.weight": torch.ones(5)}
+    del held["bn.bias"], held["head.bias"]
+    save_file(held, tmp_path / "net.safetensors")
+    said = "\n".join(made(tmp_path / "net.safetensors")[1])
+    assert "bn.weight starts afresh: " in said
+    assert "1 tensors of norms start afresh" in said
+    assert "1 biases start afresh" in said
+
+
 def test_gray_images_meet_the_sum_of_the_colours(file: Path, trained: Net) -> None:
     net, (said,) = made(file, channels=1)
     assert "conv.weight is summed over its colours" in said
