@@ -228,7 +228,7 @@ def test_results_are_as_promised(finished: Path) -> None:
     for cell in results["cells"]:
         assert {"norm", "seed", "batch_size", "optimizer", "lr", "status", "epochs", "test"} <= cell.keys()
         assert cell["status"] == "done"
-        assert set(cell["test"]) == {"loss", "accuracy", "micro_f1", "macro_f1"}
+        assert set(cell["test"]) == {"loss", "accuracy", "balanced_accuracy", "micro_f1", "macro_f1"}
         assert cell["backend"]
         assert cell["peak_memory_bytes"] > 1e6 or not sys.platform.startswith("linux")
         for record in cell["epochs"]:

@@ -68,9 +68,9 @@ def test_a_cell_with_an_axis_of_a_newer_version_is_exit_code_4(older: Path) -> N
     """It was a TypeError, reported as a bug."""
     with closing(sqlite3.connect(older / FILE)) as raw:
         (config,) = raw.execute("SELECT config FROM cells WHERE id = 1").fetchone()
-        raw.execute("UPDATE cells SET config = ?", (json.dumps({**json.loads(config), "mixup": 0.2}),))
+        raw.execute("UPDATE cells SET config = ?", (json.dumps({**json.loads(config), "no_such_axis_yet": 0.2}),))
         raw.commit()
-    with Store(older, readonly=True) as store, pytest.raises(StoreBusy, match="mixup") as caught:
+    with Store(older, readonly=True) as store, pytest.raises(StoreBusy, match="no_such_axis_yet") as caught:
         collect(store)
     assert caught.value.exit_code == 4
 
