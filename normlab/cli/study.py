@@ -170,10 +170,6 @@ def compare(
         return
     if not no_report:
         require("normlab compare", "report")
-    if options.backend == "ray":
-        require("--backend ray", "ray")
-    if "://" in (options.checkpoints or ""):
-        require("--checkpoints with a URL", "ray", "fsspec")
     try:
         results = run_study(spec, directory, options)
     except KeyboardInterrupt:

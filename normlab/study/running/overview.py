@@ -31,11 +31,13 @@ def plan_lines(spec: StudySpec, directory: Path, options: Options) -> Iterator[s
     The states are those of `status_lines`. Of a study that tunes, the trials come first; the cells of its seeds are
     known when these are done. Raises what `run_study` raises of the same arguments before it trains.
     """
-    from normlab.study.running.run import check_backend, check_names, find_devices, with_seeds
+    from normlab.study.running.run import check_names, check_options, find_devices, with_seeds
     from normlab.study.source import identity, open_data
 
     check_names(spec, options.baseline)
-    check_backend(options)
+    check_options(options, directory)
+    local = options.backend == "local"
+    devices = find_devices(options.device) if local else []
     dataset = open_data(spec.data_choice())
     spec = with_seeds(spec, options)
     data = identity(dataset, spec)
@@ -52,10 +54,9 @@ def plan_lines(spec: StudySpec, directory: Path, options: Options) -> Iterator[s
             left.append(cell)
     yield f"{len(cells)} cells, {done} done, {len(left)} to do"
     yield from more
-    if options.backend != "local":
+    if not local:
         yield f"on {options.backend}, which finds room for them; how long they take there is not estimated"
     elif left:
-        devices = find_devices(options.device)
         layout = plan_layout(
             len(left), jobs=options.jobs, threads=options.threads, devices=devices, per_gpu=options.per_gpu
         )

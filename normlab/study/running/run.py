@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from normlab.data import Dataset
-from normlab.errors import DataError, UsageError
+from normlab.errors import DataError, UsageError, require
 from normlab.models.names import is_foreign
 from normlab.study.floors import floors
 from normlab.study.keeping.environment import command_line, describe_machine
@@ -24,7 +24,7 @@ from normlab.study.running.budget import run_within_budget
 from normlab.study.running.cluster import ClusterOptions, RayExecutor
 from normlab.study.running.console import Console, make_console
 from normlab.study.running.driver import Driver, Study
-from normlab.study.running.exporting import exporting
+from normlab.study.running.exporting import exporting, tracker_names
 from normlab.study.running.inline import InlineExecutor
 from normlab.study.running.jobs import Executor, Job
 from normlab.study.running.local import LocalExecutor, plan_layout
@@ -84,7 +84,7 @@ def run_study(
     """
     options = options or Options()
     check_names(spec, options.baseline)
-    metric_named(options.metric)
+    check_options(options, directory)
     with ExitStack() as stack:
         console = exporting(console or make_console(), options.log, directory)
         stack.enter_context(console)
@@ -143,10 +143,18 @@ def with_seeds(spec: StudySpec, options: Options) -> StudySpec:
     return spec
 
 
-def check_backend(options: Options) -> None:
-    """Raise UsageError for a backend that there is not."""
+def check_options(options: Options, directory: Path) -> None:
+    """Raise UsageError for a backend, a metric, a tracker or a directory that cannot be had."""
     if options.backend not in ("local", "ray"):
         raise UsageError(f"--backend {options.backend!r} is not known; expected one of: local, ray")
+    if options.backend == "ray":
+        require("--backend ray", "ray")
+    if "://" in (options.checkpoints or ""):
+        require("--checkpoints with a URL", "ray", "fsspec")
+    metric_named(options.metric)
+    tracker_names(options.log)
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"--out {directory} is a file; expected a directory")
 
 
 def check_names(spec: StudySpec, baseline: str | None = None) -> None:
@@ -171,8 +179,6 @@ def open_directory(directory: Path, stack: ExitStack) -> tuple[Store, CellLocks]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         locks = stack.enter_context(CellLocks(directory / LOCKS))
-    except FileExistsError:
-        raise UsageError(f"--out {directory} is a file; expected a directory") from None
     except OSError as e:
         raise DataError(f"--out {directory} cannot be written: {e.strerror}") from e
     return stack.enter_context(Store(directory)), locks
@@ -211,7 +217,6 @@ def make_executor(
         gpus = 0.0 if options.device == "cpu" else asked.gpus
         cluster = replace(asked, threads=threads, gpus=gpus)
         return RayExecutor(cluster, at_once=options.jobs or cells, plugins=spec.plugins)
-    check_backend(options)
     devices = find_devices(options.device)
     if launched():
         return LeadingExecutor(spec, dataset, devices)

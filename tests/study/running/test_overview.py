@@ -102,6 +102,8 @@ def test_seeds_that_stop_when_sure_and_a_budget_are_said(tmp_path: Path) -> None
         (("--gpus", "1"), "--backend ray"),
         (("--backend", "slurm"), "slurm"),
         (("--jobs", "1000"), "1000"),
+        (("--metric", "f2"), "--metric 'f2'"),  # this one and the next were planned, and refused by `compare`
+        (("--log", "cloud"), "--log 'cloud'"),
     ],
 )
 def test_what_compare_refuses_plan_refuses(
@@ -111,3 +113,12 @@ def test_what_compare_refuses_plan_refuses(
         main(["plan", "digits", "--limit-train", "40", "--out", str(tmp_path), *flags])
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
+
+
+# It was planned, and refused by `compare`.
+def test_a_file_is_no_directory_for_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "digits", "--limit-train", "40", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert "is a file; expected a directory" in capsys.readouterr().err

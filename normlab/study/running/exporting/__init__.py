@@ -17,7 +17,7 @@ from normlab.errors import UsageError, require
 from normlab.study.running.console import Console
 from normlab.study.running.jobs import Job
 
-__all__ = ["TRACKERS", "Exporting", "Run", "exporting"]
+__all__ = ["TRACKERS", "Exporting", "Run", "exporting", "tracker_names"]
 
 # name -> the extra that installs it, which is also the module with its `open_run`, and the modules that it needs
 TRACKERS: dict[str, tuple[str, ...]] = {
@@ -38,8 +38,16 @@ class Run(Protocol):
 def exporting(console: Console, trackers: str | Sequence[str], directory: Path) -> Console:
     """The console, or one that also writes every cell's curves into trackers, below a study's directory.
 
-    `trackers` are names of TRACKERS, in a list or separated by commas. Raises UsageError for a name that is not known
-    and for a tracker that is not installed.
+    `trackers` and what is raised for them are those of `tracker_names`.
+    """
+    names = tracker_names(trackers)
+    return Exporting(console, names, directory) if names else console
+
+
+def tracker_names(trackers: str | Sequence[str]) -> list[str]:
+    """Each tracker once; `trackers` are names of TRACKERS, in a list or separated by commas.
+
+    Raises UsageError for a name that is not known and for a tracker that is not installed.
     """
     names = [n.strip() for n in trackers.split(",")] if isinstance(trackers, str) else list(trackers)
     names = list(dict.fromkeys(filter(None, names)))
@@ -47,7 +55,7 @@ def exporting(console: Console, trackers: str | Sequence[str], directory: Path) 
         if name not in TRACKERS:
             raise UsageError(f"--log {name!r} is not known; expected one of: {', '.join(TRACKERS)}")
         require(f"--log {name}", name, *TRACKERS[name])
-    return Exporting(console, names, directory) if names else console
+    return names
 
 
 class Exporting:
