@@ -150,7 +150,7 @@ def connect(path: Path, options: str) -> sqlite3.Connection:
     return db
 
 
-def _open_for_reading(path: Path) -> sqlite3.Connection:
+def open_for_reading(path: Path) -> sqlite3.Connection:
     """Open a store that may lie on a medium which cannot be written, where SQLite makes no index of its log.
 
     Raises DataError where a log is left on such a medium: the latest records stand in it.
@@ -204,7 +204,7 @@ class Store:
             raise DataError(f"{directory} holds no study ({FILE} is not there); expected the --out of a comparison")
         self._own: int | None = None  # the row of the study that this object began last
         with self._errors():
-            self._db = _open_for_reading(self.path) if readonly else connect(self.path, "mode=rwc")
+            self._db = open_for_reading(self.path) if readonly else connect(self.path, "mode=rwc")
             self._db.execute("PRAGMA foreign_keys = ON")
             self._check_pages()
             version = self._version()

@@ -15,7 +15,17 @@ from typing import Any
 
 from normlab.errors import DataError
 from normlab.study.keeping.checkpoint import Damaged, read_state
-from normlab.study.keeping.store import CHECKPOINTS, FILE, FINISHED, SEALED, SINCE_SEALED, Store, connect, digest_of
+from normlab.study.keeping.store import (
+    CHECKPOINTS,
+    FILE,
+    FINISHED,
+    SEALED,
+    SINCE_SEALED,
+    Store,
+    connect,
+    digest_of,
+    open_for_reading,
+)
 
 SAVED = "saved"  # the folder of the store that is made of what is whole
 _KEYS = {"cells": "id", "epochs": "cell, epoch", "attempts": "id", "studies": "id", "environments": "hash"}
@@ -54,12 +64,12 @@ def verify(directory: Path) -> Iterator[str]:
 def _damage_of_store(path: Path) -> Iterator[str]:
     """What is wrong with a store's file."""
     try:
-        with closing(connect(path, "mode=ro")) as db:
+        with closing(open_for_reading(path)) as db:
             for (line,) in db.execute("PRAGMA integrity_check").fetchall():
                 if line != "ok":
                     yield f"{path}: {' '.join(line.split())}"
-            if db.execute("PRAGMA user_version").fetchone()[0] < SINCE_SEALED:
-                return  # an older store has no digests
+            if not _sealed(db):
+                return
             for table, columns in _COLUMNS.items():
                 key = _KEYS[table]
                 for *row, whole in db.execute(f"SELECT {key}, {_whole(table)} FROM {table}"):
@@ -70,6 +80,12 @@ def _damage_of_store(path: Path) -> Iterator[str]:
         yield f"{path}: {error}"
 
 
+def _sealed(db: sqlite3.Connection) -> bool:
+    """Whether rows have digests, which those of an older store have not."""
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    return version >= SINCE_SEALED
+
+
 def _whole(table: str) -> str:
     """Whether a row is what was written, in SQL; of an environment, whether its name is that of its facts."""
     return "hash IS name_of(CAST(facts AS BLOB))" if table == "environments" else f"digest IS {digest_of(table)}"
@@ -77,12 +93,16 @@ def _whole(table: str) -> str:
 
 def _save(path: Path, folder: Path) -> Iterator[str]:
     """Write what is whole of a store into a new one."""
-    folder.mkdir(exist_ok=True)
     target = folder / FILE
-    target.unlink(missing_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+        target.unlink(missing_ok=True)
+    except OSError as error:
+        yield f"nothing was saved: {folder} cannot be written ({error.strerror}); copy the directory to where you may"
+        return
     Store(folder).close()  # an empty one
     kept = {}
-    with closing(connect(path, "mode=ro")) as old, closing(connect(target, "mode=rw")) as new:
+    with closing(open_for_reading(path)) as old, closing(connect(target, "mode=rw")) as new:
         new.execute("BEGIN")
         for table, columns in _COLUMNS.items():
             names = ", ".join(columns)
@@ -103,10 +123,13 @@ def _save(path: Path, folder: Path) -> Iterator[str]:
 
 def _rows(db: sqlite3.Connection, table: str, names: str) -> Iterator[tuple[Any, ...]]:
     """The rows of a table that are whole, from its beginning and from its end up to what cannot be read."""
+    whole = _whole(table)
+    if table in SEALED and not _sealed(db):
+        whole, names = "1", names.replace("digest", digest_of(table))
     for direction in ("ASC", "DESC"):
         order = ", ".join(f"{key} {direction}" for key in _KEYS[table].split(", "))
         with suppress(sqlite3.Error, UnicodeDecodeError):
-            cursor = db.execute(f"SELECT {_whole(table)}, {names} FROM {table} NOT INDEXED ORDER BY {order}")
+            cursor = db.execute(f"SELECT {whole}, {names} FROM {table} NOT INDEXED ORDER BY {order}")
             yield from (row[1:] for row in cursor if row[0])
             return
 

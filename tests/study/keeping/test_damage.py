@@ -134,3 +134,18 @@ def test_a_damaged_checkpoint_is_found(copy: Path) -> None:
         next(checks)
     assert lines[1].startswith(f"{path}: damaged")
     assert lines[-1].endswith("0 of 1 checkpoints are whole")
+
+
+# Of an older store, whose rows have no digests, nothing was saved, and the user told to put that in its place.
+def test_what_is_whole_of_an_older_store_is_saved(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / FILE)) as raw:
+        raw.executescript(Path(__file__).with_name("older_store.sql").read_text(encoding="utf-8"))
+        root = raw.execute("SELECT rootpage FROM sqlite_master WHERE name = 'attempts'").fetchone()[0]
+    content = bytearray((tmp_path / FILE).read_bytes())
+    content[(root - 1) * 4096 : root * 4096] = bytes(4096)
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(DataError):
+        list(verify(tmp_path))
+    with Store(tmp_path / SAVED, readonly=True) as saved:
+        assert [len(records) for records in map(saved.epochs, (1, 2))] == [2, 2]
+        assert len(gathered(saved)["cells"]) == 2
