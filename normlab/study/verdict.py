@@ -122,6 +122,9 @@ def judge(
     trained = _trained(cells, _trivial(floors), test_images, by)
     if metric != DEFAULT:
         floors = {}  # which are accuracies
+    unmeasured = {norm: t.unmeasured for norm, t in trained.items() if t.unmeasured}
+    warnings += [f"{norm}: {count} trainings have no {by.title} in their records" for norm, count in unmeasured.items()]
+    trained = {norm: t for norm, t in trained.items() if t.values or not t.unmeasured}
     learned = {norm: t for norm, t in trained.items() if t.values}
     failures = {norm: t.failures for norm, t in trained.items()}
     resolution = 1 / test_images if test_images else RESOLUTION
@@ -137,6 +140,9 @@ def judge(
         "settings": {norm: trained[norm].setting for norm in intervals},
         "metric": by.title,
     }
+    if not learned and unmeasured:
+        said = f"No verdict: {sum(unmeasured.values())} trainings learned, but have no {by.title} in their records. "
+        return Verdict(said + "Compare by accuracy, or train them again with --force.", **shared)
     if not learned:
         return Verdict(_nothing_learned(cells, failures, floors), **shared)
     comparisons = compare_all(values, matters=matters, **measured)
@@ -190,6 +196,12 @@ class _Trained:
     validation: float
     seconds: float
     failures: tuple[int, int]
+
+    @property
+    def unmeasured(self) -> int:
+        """How many learned whose records lack what is compared."""
+        failed, ended = self.failures
+        return ended - failed - len(self.values)
 
 
 @dataclass(frozen=True)
@@ -274,7 +286,8 @@ class _Case:
             failed, ended = self.failures[norm]
             if norm in self.behind and (worst := self._lag(norm, best if norm in told else None)):
                 why.append(worst)
-            if failed and norm != best and rate(self.failures, norm) - rate(self.failures, best) >= OFTEN:
+            more = rate(self.failures, norm) - rate(self.failures, best)
+            if norm != best and failed and (more >= OFTEN or norm not in self.learned):
                 why.append(f"failed to learn in {failed} of {ended} seeds")
             if not why and norm in self.learned and self.intervals[norm].mean <= linear < self.intervals[best].mean:
                 why.append(f"{_UNLEARNED}, {percent(linear)}")

@@ -69,7 +69,26 @@ def test_what_did_not_learn_is_told_by_its_accuracy() -> None:
 
 def test_records_without_the_metric_have_no_verdict() -> None:
     older = [{**c, "test": {"accuracy": 0.9, "loss": 1.0}} for c in CELLS]
-    assert judge(older, metric="macro-f1").best is None
+    verdict = judge(older, metric="macro-f1")
+    assert verdict.best is None
+    # it was "nothing learned; 0 of 8 trainings failed"
+    assert "8 trainings learned, but have no test macro-F1" in verdict.sentence
+
+
+# The norm was left out without a word.
+def test_a_norm_without_the_metric_is_left_out_with_a_warning() -> None:
+    older = [{**c, "test": {"accuracy": 0.9}} if c["norm"] == "gn" else c for c in CELLS]
+    verdict = judge(older, metric="macro-f1")
+    assert verdict.best == "bn"
+    assert "gn: 4 trainings have no test macro-F1 in their records" in verdict.warnings
+
+
+# The sentence said that there is nothing to compare with, and the norm that never learned was nowhere.
+def test_a_norm_that_never_learned_is_avoided_though_the_best_fails_as_well() -> None:
+    cells = [cell("bn", 0, 0.9), *(cell("bn", seed, 0.1) for seed in (1, 2, 3)), *(cell("gn", s, 0.1) for s in (0, 1))]
+    verdict = judge(cells, floors={"chance": 0.1}, test_images=1000)
+    assert verdict.best == "bn"
+    assert verdict.avoid == {"gn": "failed to learn in 2 of 2 seeds"}
 
 
 def test_a_metric_that_there_is_not() -> None:
