@@ -28,7 +28,7 @@ def conformance(
 
     `layer` is a torch Module class or instance, a function, a NumPy (forward, backward) pair, a Keras or Flax
     layer, or a function that builds one of these. `kind` is batch, layer, instance, group, batch-instance or rms
-    (default: told by the name, then by what the layer pools over); `dialect` torch, keras, onnx, flax, teaching or
+    (default: read from the name, then from what the layer pools over); `dialect` torch, keras, onnx, flax, teaching or
     auto; `quick` leaves out what takes seconds. The report's `ok` is about the mathematics alone; `strict` demands the
     engineering and the numerics too. Raises UsageError for what is no layer.
     """

@@ -1,4 +1,4 @@
-"""From a wrong answer to its cause: which wrong formula predicts what the layer returned?"""
+"""From a wrong result to its cause: which wrong formula predicts what the layer returned?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from normlab.check.slips import ForwardSlip, GradientSlip, StateSlip, Update
 
 @dataclass(frozen=True)
 class Observation:
-    """What the layer returned for a case, beside the right answer; `dy` for gradients."""
+    """What the layer returned for a case, beside the right one; `dy` for gradients."""
 
     case: Case
     got: NDArray
@@ -148,5 +148,5 @@ def explain_running(cases: Sequence[Case], after: Sequence[tuple[Array, Array]],
     def of_mean(slip: StateSlip, enough: float) -> float:
         return max(error(mean, slip.predict_mean(u)) for u, (mean, _) in zip(updates, after, strict=True))
 
-    # the mean's slip alone may still tell
+    # the mean's slip alone may still explain it
     return _best([s for s in singles if s.of_mean], of_mean, 30 * tolerance)

@@ -299,7 +299,7 @@ class Held:
 def _expected(subject: Subject, measured: tuple[float, float, int] | None, home: str, dialect: str) -> Held:
     """What the running statistics ought to do: as the dialect says, else as the layer's own words promise.
 
-    A declared momentum of at most 0.5 weighs the new batch, a larger one the old, whoever writes it. The variance is
+    A declared momentum of at most 0.5 weighs the new batch, a larger one the old, in any library. The variance is
     torch's where the layer calls its statistics as torch does, and the course's in an assignment's pair; a layer
     under other names may store either.
     """

@@ -86,7 +86,7 @@ def examine(
 # layers of a framework, which people copy, save, move and compile
 FORMS_THAT_PROMISE = ("torch Module", "Keras layer", "Flax layer")
 
-# what a check builds on: where that is wrong, its own answer would only repeat it
+# what a check builds on: where that is wrong, its own finding would only repeat it
 BUILDS_ON = {
     "values.eps": ("values.train", "values.eval"),
     "values.affine": ("values.train",),
@@ -182,7 +182,7 @@ def fault_of_the_check(name: str, e: Exception) -> Finding:
 
 
 def failure(name: str, e: Exception) -> Finding:
-    """The finding for a layer that raised, or answered something that is no output."""
+    """The finding for a layer that raised, or returned something that is not an output."""
     original = getattr(e, "original", None)
     cause = f"raises-{type(original).__name__}" if original is not None else "bad-answer"
     measured: dict[str, Any] = {}

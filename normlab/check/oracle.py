@@ -1,4 +1,4 @@
-"""The kit's own answer, in float64 NumPy: what a normalization layer ought to return.
+"""The kit's own result, in float64 NumPy: what a normalization layer ought to return.
 
 Every member of the family is computed on one grid. An input is viewed as (N, G, K, S): N samples, G groups of
 K channels, S positions. Batch norm pools a group's values over N, K and S; the others over K and S:
@@ -102,7 +102,7 @@ class Recipe:
 class Stages:
     """The formulas of the forward pass that are not the right ones; None is the right one.
 
-    `axes` are the pooled axes of (N, G, K, *positions), for so many axes of positions; `center` gives x - mean,
+    `axes` are the pooled axes of (N, G, K, *positions), for that many axes of positions; `center` gives x - mean,
     `spread` the variance, `deviation` what is divided by, `standardize` all three together. `weigh` applies the weight,
     `shift` the bias, `scale` both. `inner` is the call that is made in place of this one, and `outer` makes the output
     of that call's.

@@ -76,7 +76,7 @@ def running_values(channels: int, seed: int = 0) -> tuple[Array, Array]:
 
 
 def load(setup: Setup, layer: Subject, x: NDArray, training: bool, seed: int = 0, recipe: Recipe | None = None) -> Case:
-    """Set the layer's parameters and running statistics to known values and answer the case that they make."""
+    """Set the layer's parameters and running statistics to known values and return the case that they make."""
     recipe = recipe or setup.recipe
     values = parameter_values(layer, seed)
     layer.set_parameters(values)
@@ -129,7 +129,7 @@ def small_shapes(setup: Setup, channels: int) -> Iterator[tuple[int, ...]]:
 
 
 def smallest(setup: Setup, training: bool) -> str | None:
-    """The smallest input for which the layer's output is wrong, with both answers, as text."""
+    """The smallest input for which the layer's output is wrong, with both outputs, as text."""
     for channels, groups in ((1, 1), (2, 1), (2, 2), (4, 2), (setup.recipe.channels, setup.recipe.groups)):
         try:
             changes = {} if channels == setup.recipe.channels else {"channels": channels}

@@ -269,7 +269,7 @@ def _side_by_side(spec: Any, second: Path) -> None:
 
 
 def _conclude(results: dict[str, Any], directory: Path, report: bool) -> int:
-    """Print the verdict, a table, warnings, and where the report is; answer the exit code."""
+    """Print the verdict, a table, warnings, and where the report is; return the exit code."""
     from normlab.report import summary
 
     number = results["study"]

@@ -138,7 +138,7 @@ _RARE = (
     "dialects",
     "elementwise",
     "weights",
-)  # files that load with the first name of theirs
+)  # files that load when one of their names is first used
 
 
 def __getattr__(name: str) -> Any:

@@ -60,7 +60,7 @@ class Taken(Recast):
 
 
 def takes_act_too(layer: nn.Module) -> bool:
-    """Whether a taken layer can be told to apply an activation, and a residual before it."""
+    """Whether a taken layer can be made to apply an activation, and a residual before it."""
     return (
         isinstance(layer, Taken)
         and layer._plan.kind in _FUSING
@@ -213,9 +213,9 @@ _found: dict[Any, Plan | str] = {}
 
 
 def probed(layer: nn.Module) -> Plan | str:
-    """How to compute what a layer computes, or why that cannot be told.
+    """How to compute what a layer computes, or why that cannot be determined.
 
-    The answer holds for every layer of the class with the same attributes and forms of parameters, and is kept.
+    The result holds for every layer of the class with the same attributes and forms of parameters, and is kept.
     """
     key = _key(layer)
     if key not in _found:

@@ -155,7 +155,7 @@ def convert_report(model: nn.Module) -> ConvertReport:
 def revert(model: Model) -> Model:
     """Put the old norms back, with the parameters and statistics that they had, in place; returns the model.
 
-    What is no norm stays as it is: whoever trained or distilled the network since has changed it. Raises UsageError if
+    What is not a norm stays as it is, with whatever training or distillation has changed since. Raises UsageError if
     the model was not converted.
     """
     _, spots = _kept(model, "revert")

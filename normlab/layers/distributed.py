@@ -37,7 +37,7 @@ _KINDS: dict[type, type] = {}  # kind of layer -> the same, synchronized
 
 
 def synchronize(model: Model, process_group: Any = None) -> Model:
-    """Let every norm of a model that pools over the samples pool over those of all processes; answers the model.
+    """Let every norm of a model that pools over the samples pool over those of all processes; returns the model.
 
     As `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, for batch norm, batch-instance norm and any registered norm
     that asks for `m.pool("n")`, on any device that the process group serves, and in place: parameters, buffers and
@@ -80,7 +80,7 @@ def pools_samples(layer: Norm) -> bool:
 def normalize(layer: Norm, x: Tensor, process_group: Any = None) -> Tensor:
     """A norm in training, its batch being that of all processes of the group; updates its running statistics.
 
-    x (N, C, *) of the layer's channels, N >= 0; answers y of the same shape, dtype and memory format. Every process
+    x (N, C, *) of the layer's channels, N >= 0; returns y of the same shape, dtype and memory format. Every process
     of the group must call it, and its backward pass. Raises ValueError in all of them if there is one value per
     channel altogether.
     """

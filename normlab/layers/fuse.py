@@ -163,7 +163,7 @@ def _is_ready(module: nn.Module, spot: Spot) -> bool:
 
 
 def _is_fusible(layer: nn.Module) -> bool:
-    """Whether a layer can be told to apply an activation, and a residual before it, and nobody would miss them."""
+    """Whether a layer can be made to apply an activation, and a residual before it, and nobody would miss them."""
     return (takes_act(layer) or adapters.takes_act_too(layer)) and not is_watched(layer)
 
 

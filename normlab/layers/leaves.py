@@ -2,7 +2,7 @@
 
 A tracer takes modules of `torch.nn` for leaves and goes into all others. It hands such a module a `Proxy` for its
 input. A layer that is given one puts itself down as a `call_module` node, which is all that a leaf is: so every tracer
-finds a leaf, that of a library included, without being told of our classes. A layer that is traced by itself is
+finds a leaf, that of a library included, without being given our classes. A layer that is traced by itself is
 written down in torch's functions, as torch's layer is.
 """
 

@@ -1,8 +1,8 @@
 """The family as torch modules: torch's own signatures, defaults and `state_dict` keys, any rank from 2 to 5.
 
-A checkpoint of `torch.nn.BatchNorm2d`, `InstanceNorm2d`, `GroupNorm` or `LayerNorm` loads unchanged, and whoever looks
-for those layers by their class (`swa_utils.update_bn`, weight initializers) finds these. Inputs and
-outputs keep their memory format: channels-last stays channels-last. The gradient is written by hand
+A checkpoint of `torch.nn.BatchNorm2d`, `InstanceNorm2d`, `GroupNorm` or `LayerNorm` loads unchanged, and code that
+looks for those layers by their class (`swa_utils.update_bn`, weight initializers) finds these. Inputs and outputs keep
+their memory format: channels-last stays channels-last. The gradient is written by hand
 (`normlab.kernels.stages.backward`); further derivatives, and the transforms of `torch.func`, are torch's
 (`normlab.layers.derivatives`).
 """

@@ -12,7 +12,7 @@ There is one operator a direction and not one a kernel. The kernels of a directi
 are one call of a backend: split, every call would go through the dispatcher three times, the grids in between would be
 tensors of their own, and a block of samples would not stay in cache from the moments to the affine map.
 
-The operators are functional, as differentiable ones must be: `normalize` answers the new running statistics, and the
+The operators are functional, as differentiable ones must be: `normalize` returns the new running statistics, and the
 layer copies them into its buffers.
 """
 

@@ -1,6 +1,6 @@
-"""The norms in torch's own functions, for whoever can use no operator of ours.
+"""The norms in torch's own functions, for callers that cannot use our operators.
 
-An ONNX exporter knows torch's operators; a tensor that is split over devices (DTensor) or jagged (nested) knows what
+An ONNX exporter supports torch's operators; a tensor that is split over devices (DTensor) or jagged (nested) knows what
 torch's functions do with it. There the layers compute as torch's do, at torch's speed. A norm's entry names its
 function here; a norm without one is computed from its grid function (`normlab.layers.derivatives`).
 """

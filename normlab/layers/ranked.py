@@ -1,7 +1,7 @@
 """Batch and instance norm for inputs of one rank: torch's own classes, and their checks of the input.
 
 `swap_norms` puts these in the place of torch's layers: what was a `torch.nn.BatchNorm2d` is one afterwards, for
-whoever freezes, counts or converts layers by their class.
+code that freezes, counts or converts layers by their class.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A module that goes on as a subclass of its own class: the same object, the same state, another forward pass.
 
-So it still *is* what it was for whoever asks for its class, keeps every attribute and method, and has a way back.
+So it still *is* what it was for code that asks for its class, keeps every attribute and method, and has a way back.
 """
 
 from __future__ import annotations

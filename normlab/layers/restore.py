@@ -1,6 +1,6 @@
 """The way back: the layers that a model had before, and torch's own where it was written with ours.
 
-Whatever knows torch's layers only (exporters, converters, attribution) can be given the model then.
+Code that supports torch's layers only (exporters, converters, attribution) can be given the model then.
 """
 
 from __future__ import annotations

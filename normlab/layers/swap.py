@@ -1,6 +1,6 @@
 """Normlab's layers in the place of others, in a model that somebody else wrote.
 
-`swap_norms` changes the layers and nothing else: whoever holds one of them, its parameters or its buffers, holds the
+`swap_norms` changes the layers and nothing else: code that holds one of them, its parameters or its buffers, holds the
 same objects afterwards. What it does not take it leaves alone, and `swap_report` says why. `normlab.layers.fuse` goes
 on from here, `normlab.layers.restore` goes back.
 """

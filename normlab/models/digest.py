@@ -21,7 +21,7 @@ def digest(model: Any) -> str:
     """SHA-256 of a factory or a module.
 
     Of a module, its parts and weights; of a function or class, its source and what it holds besides: the defaults of
-    its arguments and the variables of the functions around it. Raises UsageError for what only an address tells apart.
+    its arguments and the variables of the functions around it. Raises UsageError where only an address differs.
     """
     sha = hashlib.sha256()
     for piece in _pieces(model, {}):
@@ -30,7 +30,7 @@ def digest(model: Any) -> str:
 
 
 def _pieces(value: Any, seen: dict[int, int]) -> Iterator[bytes]:
-    """Everything that a value is, in pieces; what comes again is told by its number in `seen`."""
+    """Everything that a value is, in pieces; what comes again is given by its number in `seen`."""
     if hasattr(value, "__dict__"):
         if id(value) in seen:
             yield f"number {seen[id(value)]};".encode()

@@ -21,7 +21,7 @@ _NAME = re.compile(r"[\w.<>-]+@[0-9a-f]{8}")
 def give(model: Any) -> str:
     """Register a factory or a module in this process, and return its name.
 
-    Raises UsageError if it is neither, or if only its address in memory tells it from others.
+    Raises UsageError if it is neither, or if only its address in memory distinguishes it from others.
     """
     name = f"{re.sub(r'[^A-Za-z0-9_.-]', '', title(model)) or 'network'}@{digest(model)[:8]}"
     _GIVEN[name] = model

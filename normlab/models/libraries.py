@@ -63,7 +63,7 @@ def _check(name: str, library: str, known: bool, names: Callable[[], Sequence[st
 
 
 def _with_channels(model: Any, in_channels: int) -> Any:
-    """The network with a first convolution for so many channels: torchvision's are made for three."""
+    """The network with a first convolution for that many channels: torchvision's are made for three."""
     from torch import nn
 
     name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))

@@ -83,7 +83,7 @@ def build_and_replace(
 def calibrated(model: nn.Module, norm: str, images: Tensor | None) -> nn.Module:
     """The network with this norm in the place of its own, matched to them on these images, in place.
 
-    Without images nothing is matched: for whoever loads the trained weights next.
+    Without images nothing is matched, for callers that load the trained weights next.
     """
     return replace_norms(model, norm) if images is None else convert(model, norm, images)
 

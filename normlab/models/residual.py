@@ -226,7 +226,7 @@ def build_model(
 
 
 def _before_relu(layer: nn.Module) -> nn.Module:
-    """The layer, told to apply the ReLU that follows it if it is one of ours and has no activation of its own."""
+    """The layer, set to apply the ReLU that follows it if it is one of ours and has no activation of its own."""
     if takes_act(layer):
         layer.act = activation("relu")
         layer.applies_relu = True  # type: ignore[assignment]
@@ -234,7 +234,7 @@ def _before_relu(layer: nn.Module) -> nn.Module:
 
 
 def _rectified(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """relu(norm(x) + residual): in one pass over memory by a layer that was told so, else one after the other."""
+    """relu(norm(x) + residual): in one pass over memory by a layer that was set so, else one after the other."""
     if getattr(norm, "applies_relu", False):
         y: Tensor = norm(x, residual)
         return y

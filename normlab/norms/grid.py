@@ -2,7 +2,7 @@
 
 A *grid* is an array of one number per plane, of a shape that broadcasts to (N, C). A norm's grid function
 turns the moments of the planes into an `Affine`, the map `y = scale * (x - center) + shift` of each plane.
-Grids are tiny beside the planes, so their derivative is taken by a small reverse-mode tape (`Grid`): whoever
+Grids are tiny beside the planes, so their derivative is taken by a small reverse-mode tape (`Grid`): code that
 writes a grid function in plain arithmetic gets its gradient, on either array library, in the precision of the
 grid (float64 on the CPU).
 

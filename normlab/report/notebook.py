@@ -30,7 +30,7 @@ class OneBar:
         self._begun, self._before, self._text = time.monotonic(), 0, "reading"
 
     def expect(self, cells: int, done: int) -> None:
-        """So many trainings there are, so many are done already."""
+        """The number of trainings, and of those that are done already."""
         self._cells, self._ended, self._before = cells, done, done
         self._share, self._begun = {}, time.monotonic()
         self._show()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 OFTEN = 1 / 3  # a norm that fails so much more often than the best one is to be avoided
-# studies of norms that all fail alike in which one is said to fail more often: so many at most at the first look, of
+# studies of norms that all fail alike in which one is said to fail more often: at most this share at the first look, of
 # three seeds, and fewer at later ones (all looks from 3 to 12 together: 2.8 to 4.3 % at rates of 10 to 30 %)
 _WRONG, _FIRST = 0.035, 3
 _RATES = np.linspace(0.01, 0.99, 99)
@@ -41,7 +41,7 @@ def failing(failures: Failures) -> list[str]:
 
 
 def _allowed(seeds: int) -> float:
-    """How often the look at so many seeds may be wrong."""
+    """How often the look at that many seeds may be wrong."""
     return _WRONG * min(1.0, (_FIRST / seeds) ** 3)
 
 
@@ -55,7 +55,7 @@ def _chance(failures: Failures, norm: str) -> float:
 
 
 def _at_least(count: int, chances: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """The probability that so many of independent events happen, or more, for each rate."""
+    """The probability that at least that many independent events happen, for each rate."""
     number = np.zeros((len(chances) + 1, len(_RATES)))
     number[0] = 1
     for chance in chances:

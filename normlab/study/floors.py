@@ -1,4 +1,4 @@
-"""What an accuracy has to beat to mean anything: three answers that need no network."""
+"""What an accuracy has to beat to mean anything: three baselines that need no network."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def warmup_factor(step: int, steps: int) -> float:
 
 
 def check_schedule(schedule: str) -> str:
-    """The schedule itself; raises UsageError if `learning_rate_factor` would not know it."""
+    """The schedule itself; raises UsageError if `learning_rate_factor` would refuse it."""
     learning_rate_factor(schedule, 1, 1)
     return schedule
 

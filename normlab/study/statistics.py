@@ -62,7 +62,7 @@ class Interval:
 class Comparison:
     """How two norms differ: `difference` is the mean of a minus that of b, with its simultaneous interval.
 
-    `error` is the standard error of the difference. They are `detectable`, that is told apart, if the interval
+    `error` is the standard error of the difference. They are `detectable`, that is distinguished, if the interval
     excludes 0; they are the `same` if it lies within what matters. `seeds_needed` is the number of seeds in all that
     would tell them apart with a probability of 80 %, where that was asked and is not hopeless.
     """
@@ -165,12 +165,12 @@ def compare_all(
 
 
 def spent(look: int) -> float:
-    """How much of the error the look at so many seeds may spend."""
+    """How much of the error the look at that many seeds may spend."""
     return _SPENT.get(look, _LATER / look if look > max(_SPENT) else 0.0)
 
 
 def of_a_pair(alpha: float, norms: int) -> float:
-    """The error that each pair of so many norms may make if all pairs together may make `alpha` (Šidák)."""
+    """The error that each pair of that many norms may make if all pairs together may make `alpha` (Šidák)."""
     return float(1 - (1 - alpha) ** (1 / math.comb(norms, 2)))
 
 
@@ -183,7 +183,7 @@ def chances(
     images: int | None = None,
     draws: int = 100,
 ) -> dict[int, float]:
-    """The probability that two norms are told apart with so many seeds in all, by simulation from what is known.
+    """The probability that two norms are distinguished with that many seeds in all, by simulation from what is known.
 
     Each draw takes a difference and spreads that the seeds so far allow, adds seeds to those that there are, and
     compares again. The numbers of seeds end where 80 % is reached, or at `MOST_SEEDS`; they are none where a norm has
@@ -214,7 +214,7 @@ def chances(
 
 
 def seeds_needed(chances: Mapping[int, float]) -> int | None:
-    """How many seeds in all tell two norms apart with a probability of 80 %; None where none of these do."""
+    """How many seeds in all distinguish two norms with a probability of 80 %; None where none of these do."""
     return next((seeds for seeds, chance in chances.items() if chance >= POWER), None)
 
 

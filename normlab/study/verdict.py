@@ -114,7 +114,7 @@ def judge(
     same. With `baseline` the sentence compares with that norm besides. `test_images` is the size of the test split,
     `floors` the accuracies by name of what needs no network (chance, the largest class, a linear classifier), and
     `tuning` what was tried for each norm first, as in results.json. `metric` (`normlab.study.metric`) takes the place
-    of accuracy in what is compared and chosen; whether a training learned is told by its accuracy in any case.
+    of accuracy in what is compared and chosen; whether a training learned is judged by its accuracy in any case.
     """
     by = metric_named(metric)
     floors = {name: float(value) for name, value in (floors or {}).items()}
@@ -307,7 +307,7 @@ class _Case:
         return f"{in_points(found.difference, ' points')} against {found.b}"
 
     def nearest(self, best: str, undecided: Sequence[str]) -> tuple[str | None, dict[int, float]]:
-        """The norm whose comparison with the best is nearest to being decided, and how likely so many seeds decide."""
+        """The norm whose comparison with the best is nearest to being decided, and how likely seeds decide it."""
         gaps = {c.b: abs(c.difference.mean) / c.error for c in self.seen_from(best) if c.b in undecided and c.error}
         if not gaps:
             return None, {}
@@ -461,7 +461,7 @@ def _floors(facts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _trivial(floors: Mapping[str, float]) -> float | None:
-    """The best that knows nothing of the image; None where that is not known."""
+    """The best accuracy without looking at the image; None where it is unknown."""
     return max((value for name, value in floors.items() if name in (CHANCE, LARGEST)), default=None)
 
 

@@ -70,7 +70,7 @@ def observe(setup: Setup, training: bool) -> dict[str, list[Observation]]:
 
 
 def judge(setup: Setup, training: bool) -> Finding:
-    """Compare all gradients in one mode; several that are wrong are told together."""
+    """Compare all gradients in one mode; several that are wrong are reported together."""
     if not setup.subject.has_backward:
         return skip("the target has no backward pass")
     if training or not _trains_only(setup):
@@ -241,7 +241,7 @@ def evaluation(setup: Setup) -> Finding:
 
 @check("gradients.repeat")
 def repeat(setup: Setup) -> Finding:
-    """A second backward pass from the same forward pass answers the same, and changes neither x nor dy."""
+    """A second backward pass from the same forward pass returns the same, and changes neither x nor dy."""
     if not setup.subject.has_backward:
         return skip("the target has no backward pass")
     layer = setup.subject.fresh()

@@ -36,7 +36,7 @@ def strided(x: NDArray) -> Iterator[tuple[str, NDArray]]:
 
 @check("layouts.strides")
 def strides(setup: Setup) -> Finding:
-    """Non-contiguous inputs and gradients answer what contiguous ones do."""
+    """Non-contiguous inputs and gradients give what contiguous ones do."""
     for shape in shapes(setup):
         x, dy = sample(shape), sample(shape, 1.0, seed=50)
         reference = fresh(setup, shape)

@@ -333,7 +333,7 @@ def threads(setup: Setup) -> Finding:
 
 
 def interrupted(call: Callable[[], np.ndarray], other: Callable[[], object]) -> np.ndarray:
-    """What `call` answers when `other` runs in full before each of its lines: threads, without their chance."""
+    """What `call` returns when `other` runs in full before each of its lines: threads, without their chance."""
 
     def step(frame: FrameType, event: str, arg: object) -> Any:
         if f"{os.sep}torch{os.sep}" in frame.f_code.co_filename:
@@ -393,7 +393,7 @@ def double_backward(setup: Setup) -> Finding:
 
 @check("state.compile", slow=True)
 def compiled(setup: Setup) -> Finding:
-    """torch.compile: the same values; graph breaks are told."""
+    """torch.compile: the same values; graph breaks are reported."""
     layer = torch_layer(setup)
     import torch
 

@@ -44,7 +44,7 @@ class Plan:
 
 
 def load_model(target: str) -> tuple[Any, Any]:
-    """The model, and the optimizer where the factory answers (model, optimizer); raises UsageError."""
+    """The model, and the optimizer where the factory returns (model, optimizer); raises UsageError."""
     import torch
 
     from normlab.check.subjects import TargetFailure, load

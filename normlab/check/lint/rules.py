@@ -342,5 +342,5 @@ def lint(model: nn.Module, plan: Plan | None = None, *, optimizer: Any = None, s
 
 
 def _gist(message: str) -> str:
-    """The message without its numbers and names of layers: those alike are told once, with all their places."""
+    """The message without its numbers and names of layers: those alike are reported once, with all their places."""
     return re.sub(r"\b\S*\d\S*|\b\w+(\.\w+)+", "#", message)

@@ -70,7 +70,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def _name(module: nn.Module) -> str:
-    own = getattr(getattr(module, "entry", None), "name", "")  # our own layers know their name
+    own = getattr(getattr(module, "entry", None), "name", "")  # our own layers carry their name
     return f"{type(module).__name__}_{own}"
 
 
@@ -288,7 +288,7 @@ def _one_value_refused(trace: Trace, e: ValueError) -> bool:
 
 
 def _hooked(twin: nn.Module, mode: _Watch) -> list[Any]:
-    """Hooks that tell the watch where it is and what the norms read."""
+    """Hooks that record where the forward pass is and what the norms read."""
     hooks: list[Any] = []
     for path, module in twin.named_modules():
         kind = kind_of(module)
@@ -310,7 +310,7 @@ def _hooked(twin: nn.Module, mode: _Watch) -> list[Any]:
 
 
 def guesses(model: nn.Module) -> list[tuple[int, ...]]:
-    """Sample shapes to try, from the first layer that tells its input."""
+    """Sample shapes to try, from the first layer whose input follows from its attributes."""
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv1d, nn.Conv3d)):
             rank = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}[

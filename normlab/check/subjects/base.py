@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# the roles that a parameter or argument can play, and the names that tell them; other names are told by their effect
+# the roles that a parameter or argument can play, and the names that say so; others are found by their effect
 ROLES = {
     "weight": ("weight", "gamma", "scale", "g", "w", "gain"),
     "bias": ("bias", "beta", "shift", "offset", "b"),
@@ -64,13 +64,13 @@ def role_of(name: str) -> str | None:
 
 
 def kind_from_name(name: str) -> str | None:
-    """The kind of normalization that a class's or function's name tells, or None."""
+    """The kind of normalization that a class's or function's name implies, or None."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     return next((kind for kind, pattern in KIND_PATTERNS if re.search(pattern, spaced)), None)
 
 
 class TargetFailure(Exception):
-    """The layer under test raised, or answered something that is no output: a finding, not an error of ours."""
+    """The layer under test raised, or returned something that is not an output: a finding, not an error of ours."""
 
     def __init__(self, message: str, original: BaseException | None = None) -> None:
         super().__init__(message)
@@ -103,9 +103,9 @@ class Options:
 
 @dataclass
 class Habits:
-    """What only probing can tell of a target; shared by all its subjects once found.
+    """What only probing can find out about a target; shared by all its subjects once found.
 
-    `roles` are those of parameters and statistics whose names do not tell them, `unknown` parameters that play no
+    `roles` are those of parameters and statistics whose names do not say so, `unknown` parameters that play no
     role at all; `eval_without_grad` layers switch to evaluation where torch records no gradients; `weight_offset` is
     added to the stored weight by layers that start it from zero; `full_ranks` take parameters of the input's rank.
     """
@@ -122,7 +122,7 @@ class Subject(ABC):
     """A layer as float arrays in and out.
 
     `form` is what it is written as; `home` the dialect that such layers speak unless they say otherwise;
-    `settable` the options of `Options` that the target takes; `declared` its own eps and momentum where told.
+    `settable` the options of `Options` that the target takes; `declared` its own eps and momentum where declared.
     """
 
     form: str
@@ -228,7 +228,7 @@ def size_of(value: Any) -> int:
 
 
 def answered(what: Any, shape: tuple[int, ...], dtype: Any = None) -> NDArray:
-    """The target's answer as an array of this shape; raises TargetFailure when it is something else."""
+    """The target's output as an array of this shape; raises TargetFailure when it is something else."""
     if what is None:
         raise TargetFailure("returned None; expected the normalized array")
     array = np.asarray(what)

@@ -1,4 +1,4 @@
-"""What a parameter or a statistic is, where its name does not tell: found by what it does to the output.
+"""What a parameter or a statistic is, where its name does not say so: found by what it does to the output.
 
 A bias moves the output by the same amount whatever the input; a weight by an amount that depends on the input. Running
 statistics are what a training step changes; the mean among them follows the batch below zero.

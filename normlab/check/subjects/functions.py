@@ -158,7 +158,7 @@ class FunctionSubject(Subject):
 
     @contextlib.contextmanager
     def _recording(self, training: bool) -> Iterator[None]:
-        """torch's gradients on; off in evaluation where nothing else tells a function the mode."""
+        """torch's gradients on; off in evaluation where a function has no other way to learn the mode."""
         if self.habits.framework != "torch":
             yield
             return

@@ -162,7 +162,7 @@ class ObjectSubject(Subject):
 
     @property
     def _names(self) -> dict[str, str]:
-        """Role -> where it is held: as the names of a new layer tell, or as was found by its effect."""
+        """Role -> where it is held: by the names in a new layer, or as found by its effect."""
         return self._told | {role: path for path, role in self.habits.roles.items()}
 
     def _grow(self) -> None:

@@ -92,7 +92,7 @@ class RemoteSubject(Subject):
         return self._ask("call", of=self._number, name=name, given=given)
 
     def __getattr__(self, name: str) -> Any:
-        """What only some targets tell of themselves."""
+        """What only some targets declare about themselves."""
         if name in ("roles", "running_names", "told_groups", "stores_float32"):
             return self._get(name)
         raise AttributeError(name)

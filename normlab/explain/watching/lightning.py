@@ -11,7 +11,7 @@ from normlab.explain.watching.planned import last_batch, warn_of
 
 
 def lightning_callback(every: int = 50, size: Any = None) -> Any:
-    """A `pytorch_lightning.Callback`: every so many steps norms/drift, norms/mismatch and norms/dead are logged.
+    """A `pytorch_lightning.Callback`: every few steps norms/drift, norms/mismatch and norms/dead are logged.
 
     When training begins, what `normlab lint` says of the module, the batch size, the accumulation and the optimizer is
     logged as warnings, and kept in `callback.warnings`. `size` is one sample's shape where it cannot be guessed. What

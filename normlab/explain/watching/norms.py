@@ -94,7 +94,7 @@ class NormWatch:
 
 
 def _by_channel(layer: Any, x: Tensor) -> Tensor:
-    """(C, values of the channel): the channels are axis 1 for norms that have so many, and the last of others."""
+    """(C, values of the channel): the channels are axis 1 for norms that have that many, and the last of others."""
     axis = 1 if getattr(layer, "num_features", getattr(layer, "num_channels", None)) is not None else -1
     return x.movedim(axis, 0).flatten(1)
 

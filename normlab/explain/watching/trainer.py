@@ -13,7 +13,7 @@ from normlab.explain.watching.planned import last_batch, warn_of
 def trainer_callback(every: int = 50, size: Any = None) -> Any:
     """A `transformers.TrainerCallback`: what norms do is in the trainer's log, as norms/drift, /mismatch and /dead.
 
-    It looks every so many steps; each log has the last look. When training begins, what `normlab lint` says of the
+    It looks every few steps; each log has the last look. When training begins, what `normlab lint` says of the
     model, the batch size, the accumulation and the optimizer is logged as warnings, and kept in `callback.warnings`.
     `size` is one sample's shape, or a dictionary of them by the names of arguments. Needs the extra transformers;
     raises UsageError without it.

@@ -32,7 +32,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_torch(device: str) -> dict[str, Any]:
-    """What only torch knows: the device it computes on, the threads it uses, and how many processes share a cell."""
+    """What only torch can say: the device it computes on, the threads it uses, and how many processes share a cell."""
     import torch
     import torch.distributed as dist
 

@@ -32,7 +32,7 @@ def collect(store: Store, number: int | None = None) -> dict[str, Any]:
 
 
 def gathered(store: Store, number: int | None = None) -> dict[str, Any]:
-    """The same without the verdict, for whoever judges it."""
+    """The same without the verdict, for callers that judge it themselves."""
     study = store.study(number)
     if study is None:
         raise NothingSelected(f"{store.path} holds no study yet; start one with `normlab compare`")

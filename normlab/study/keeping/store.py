@@ -1,4 +1,4 @@
-"""What a study knows, in one SQLite file: cells, their epochs, every attempt, and where each ran.
+"""What a study records, in one SQLite file: cells, their epochs, every attempt, and where each ran.
 
 Writers take turns (write-ahead log, BEGIN IMMEDIATE, a busy timeout); readers never wait and never make anybody
 wait. Who works on a cell is not written here but held as a kernel lock (`normlab.study.keeping.locks`). Records are
@@ -81,7 +81,7 @@ SEALED = {  # the columns that the digest of a row covers
 }
 SINCE_SEALED = 4
 MIGRATIONS[SINCE_SEALED] = "".join(f"ALTER TABLE {table} ADD COLUMN digest TEXT;" for table in SEALED)
-# a new axis is a new version as well: older programs do not know what to make of its cells
+# a new axis is a new version as well: older programs cannot read its cells
 VERSION = max(*MIGRATIONS, AXES_VERSION)
 
 
@@ -230,7 +230,7 @@ class Store:
                 self._sealed = True
 
     def begin_study(self, spec: dict[str, Any], facts: dict[str, Any], cells: list[Cell], data_hash: str) -> list[int]:
-        """Enter a study and those of its cells that are new; answers the ids of its cells, in order."""
+        """Enter a study and those of its cells that are new; returns the ids of its cells, in order."""
         keys = [cell.key(data_hash) for cell in cells]
         with self._transaction():
             self._db.executemany(
@@ -307,7 +307,7 @@ class Store:
             return self._db.execute(query, (cell,)).fetchone()[0]
 
     def begin_attempt(self, cell: int, environment: dict[str, Any]) -> int | None:
-        """Enter that a cell is being trained, unless it is finished; answers the attempt's id.
+        """Enter that a cell is being trained, unless it is finished; returns the attempt's id.
 
         Only the holder of the cell's lock may call this.
         """
@@ -477,7 +477,7 @@ class Store:
 
     def _rollback(self) -> None:
         if self._db.in_transaction:
-            with contextlib.suppress(sqlite3.Error):  # the first error is the one to tell
+            with contextlib.suppress(sqlite3.Error):  # the first error is the one to report
                 self._db.execute("ROLLBACK")
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A study under a time budget: successive halving, so that time goes where the answer is still open.
+"""A study under a time budget: successive halving, so that time goes where the question is still open.
 
 All variants (a variant is a cell regardless of its seed) train their first seed for a quarter of the epochs; the
 better half of them by validation accuracy goes on to half of the epochs, the better half of those to the end. The
@@ -32,7 +32,7 @@ def parse_budget(text: str) -> float:
 
 
 def run_within_budget(study: Study, ids: Sequence[int]) -> None:
-    """Run the cells in the order that tells most soonest, until all are done or the driver's deadline has passed."""
+    """Run the cells most informative first, until all are done or the driver's deadline has passed."""
     store, driver = study.driver.store, study.driver
     seeds: dict[Cell, list[int]] = {}
     for stored in store.cells(ids):

@@ -99,7 +99,7 @@ class RayExecutor:
 
 
 def _stream(facts: dict[str, Any], threads: int, gpu: bool, plugins: Sequence[str]) -> Iterator[Event]:
-    """Train a cell and yield what is to be told: one item for each epoch, then the end with all notices."""
+    """Train a cell and yield what is to be reported: one item for each epoch, then the end with all notices."""
     events: queue.Queue[Event] = queue.Queue()
     threading.Thread(target=_run, args=(facts, threads, gpu, plugins, events.put), daemon=True).start()
     notices: list[str] = []

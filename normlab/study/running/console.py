@@ -25,7 +25,7 @@ class PlainLines:
         self._total, self._ended, self._stream = 0, 0, stream or sys.stderr
 
     def expect(self, cells: int, done: int) -> None:
-        """So many cells there are, so many are done already."""
+        """The number of cells, and of those that are done already."""
         self._total, self._ended = cells, done
 
     def started(self, job: Job) -> None:
@@ -75,7 +75,7 @@ class Bars:
         self._tasks: dict[int | str, Any] = {}
 
     def expect(self, cells: int, done: int) -> None:
-        """So many cells there are, so many are done already."""
+        """The number of cells, and of those that are done already."""
         self._bars.update(self._all, total=cells, completed=done)
 
     def started(self, job: Job) -> None:

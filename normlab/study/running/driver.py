@@ -1,6 +1,6 @@
 """The driver of a study: claims cells, hands them to an executor, and writes down what comes back.
 
-It alone writes the store. Several drivers may share one store: a cell belongs to whoever holds its kernel lock,
+It alone writes the store. Several drivers may share one store: a cell belongs to the driver that holds its kernel lock,
 and one whose processes died is free at once.
 """
 
@@ -60,7 +60,7 @@ class Driver:
     def run(self, cells: Iterable[int], until: int | None = None) -> None:
         """Train every cell that is not done; returns when all are settled, by this driver or by another.
 
-        With `until` cells pause after so many epochs; when the deadline has passed, wherever they are. Raises
+        With `until` cells pause after that many epochs; when the deadline has passed, wherever they are. Raises
         DataError when the disk is full. Whatever ends it, what was recorded stays, and cells that were under way
         are free for the next run.
         """

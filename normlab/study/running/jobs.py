@@ -1,4 +1,4 @@
-"""What a driver hands out and hears back, the same for every place where cells can run."""
+"""What a driver sends out and receives, the same for every place where cells can run."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def check_data(job: Job, dataset: Dataset) -> None:
 
 
 def failure(cell: Cell, error: Exception) -> Event:
-    """The event that tells why a cell failed, in words a user can act on, with the traceback kept."""
+    """The event that says why a cell failed, in words a user can act on, with the traceback kept."""
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return {"event": "disk", "reason": f"no space left on the device ({error.filename or 'checkpoint'})"}

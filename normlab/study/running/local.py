@@ -79,7 +79,7 @@ class _Worker:
     pending: bytes = b""
 
     def leave(self) -> int:
-        """Wait for its end, let go of what belongs to it, and answer its exit code."""
+        """Wait for its end, release what belongs to it, and return its exit code."""
         code = self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(BrokenPipeError):

@@ -84,7 +84,7 @@ def _planned(spec: StudySpec, cells: list[Cell], options: Options, entered: list
 
 
 class _Found:
-    """What a directory knows of a study before it is begun again: its cells, their states as `status` has them."""
+    """What a directory holds of a study before it is begun again: its cells, their states as `status` has them."""
 
     def __init__(self, directory: Path, spec: StudySpec, data_hash: str) -> None:
         self.stored: dict[str, StoredCell] = {}
@@ -127,7 +127,7 @@ def status_lines(directory: Path) -> Iterator[str]:
 
 
 def _differences(studies: Sequence[StoredStudy]) -> list[str]:
-    """What each study has that tells it from the others: its settings, and its images where they have changed."""
+    """What distinguishes each study from the others: its settings, and its images where they have changed."""
     facts = [{**study.spec, "images": str(study.facts.get("data_hash"))[:8]} for study in studies]
     names = [name for name in dict.fromkeys(itertools.chain(*facts)) if len({repr(f.get(name)) for f in facts}) > 1]
     return ["; ".join(f"{name.replace('_', ' ')}: {_listed(f.get(name))}" for name in names) for f in facts]

@@ -47,7 +47,7 @@ class Options:
     `backend` "ray" trains on a Ray cluster (`normlab.study.running.cluster`); `checkpoints` is a path or an fsspec
     URL that all its machines can reach, by default a folder of the study's directory. A difference of accuracies below
     `matters` counts as none; `metric` is what is compared in their place (`normlab.study.metric`). `budget` is a
-    number of seconds, spent where it tells most (`normlab.study.running.budget`). `until_sure` trains seeds only where
+    number of seconds, spent where it helps most (`normlab.study.running.budget`). `until_sure` trains seeds only where
     the question is open, and stops when it is settled (`normlab.study.running.until_sure`). `log` names trackers that
     get every cell's curves (`normlab.study.running.exporting`).
     """
@@ -208,7 +208,7 @@ def study_facts(dataset: Dataset, options: Options) -> dict[str, Any]:
 def make_executor(
     spec: StudySpec, options: Options, dataset: Dataset, cells: int, locks: CellLocks, directory: Path
 ) -> Executor:
-    """The place where so many cells are to run, as the options say."""
+    """The place where that many cells are to run, as the options say."""
     if launched() and (options.backend != "local" or (options.jobs or 1) > 1):
         raise UsageError("under torchrun all processes train one cell at a time; leave out --backend and --jobs")
     if options.backend == "ray":

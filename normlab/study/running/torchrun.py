@@ -118,7 +118,7 @@ class _ReadOnly:
 
 
 def _join(spec: StudySpec, devices: Sequence[str]) -> str:
-    """Join the other processes; answers this one's device. Raises UsageError if there are not enough GPUs."""
+    """Join the other processes; returns this one's device. Raises UsageError if there are not enough GPUs."""
     import torch
     import torch.distributed as dist
 

@@ -33,7 +33,7 @@ def tuned(
     *,
     seeds: int = 1,
 ) -> list[Cell]:
-    """The study's cells with each tuned setting at the value that suited its norm best over so many seeds.
+    """The study's cells with each tuned setting at the value that suited its norm best over that many seeds.
 
     What was tried and found goes to `study.facts["tuning"]`. Raises UsageError if Optuna is not installed.
     """

@@ -21,7 +21,7 @@ from normlab.study.verdict import Verdict, judge_results
 
 FEWEST = 2  # seeds of every norm, before anything can be said
 TIE = 3  # seeds of the norms that are left, before they can be called a tie
-_HOPE = 1 / 3  # a chance to tell them apart that is worth more seeds
+_HOPE = 1 / 3  # a chance to distinguish them that is worth more seeds
 MOST = 12  # seeds of a norm, where the study names no number
 
 
@@ -39,7 +39,7 @@ class Progress:
     tie: bool = False
 
     def words(self, seeds: int, verdict: Verdict) -> str:
-        """As a sentence for whoever waits."""
+        """As a sentence for the person who waits."""
         said = f"after {seeds} seeds: " + (f"behind: {', '.join(self.out)}; " if self.out else "")
         if self.settled:
             why = " (a tie: more seeds would hardly tell them apart)" if self.tie else ""

@@ -1,4 +1,4 @@
-"""Training one cell: the same function whoever calls it, in this process, in a worker or on a cluster.
+"""Training one cell: the same function for every caller, in this process, in a worker or on a cluster.
 
 Everything random is a pure function of the seed and of where training stands (epoch, step), so that every
 norm meets the same initial convolutions, the same order of images and the same augmentation, and a training
@@ -84,7 +84,7 @@ def train_cell(
     device: str = "cpu",
     kind: type[Training] | None = None,
 ) -> Outcome:
-    """Train one cell and answer how it ended; `on_epoch` hears the record of every epoch, in order.
+    """Train one cell and return how it ended; `on_epoch` receives the record of every epoch, in order.
 
     With `checkpoints` it goes on from the last state kept, replaying the records of the epochs before. With
     `until` it pauses after that many epochs. The test split is looked at once, at the end. A loss that is not
@@ -110,7 +110,7 @@ def _train(
     try:
         while len(training.records) < last:
             training.run_epoch(checkpoints)
-            if checkpoints is not None:  # first, so that whoever hears of an epoch can rely on it
+            if checkpoints is not None:  # first, so that a listener that is told of an epoch can rely on it
                 over = len(training.records) == cell.epochs
                 (checkpoints.finish if over else checkpoints.keep)(training)
             on_epoch(training.records[-1])
@@ -276,7 +276,7 @@ class Training:
         return both.round().to(images.dtype), share * classes + (1 - share) * classes[other]
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """A model's answer to images, uint8 (N, C, H, W), in the cell's precision: float32 (N, classes)."""
+        """A model's output for images, uint8 (N, C, H, W), in the cell's precision: float32 (N, classes)."""
         with precision.autocast(self.cell.precision, self.device):
             return model(self.inputs(images)).float()
 
@@ -366,7 +366,7 @@ def split_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
 def scores(loss: float, labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> dict[str, float]:
     """Loss, accuracy, micro-F1, macro-F1 and balanced accuracy by name."""
     found = classification_metrics(labels, predictions, num_classes)
-    # with one label per image every wrong answer is one false positive and one false negative
+    # with one label per image every wrong prediction is one false positive and one false negative
     assert math.isclose(found.micro_f1, found.accuracy), "micro-F1 must equal accuracy"
     return {
         "loss": float(loss),

@@ -1,6 +1,6 @@
 """In which precision a network computes while it trains: float32, or bfloat16 where that loses nothing (autocast).
 
-With "bf16", convolutions and matrix products take and answer bfloat16, and so do norms; weights, their gradients, the
+With "bf16", convolutions and matrix products take and return bfloat16, and so do norms; weights, their gradients, the
 optimizer, the loss and what norms compute with inside stay float32 or finer. Evaluation is always in float32.
 """
 
