@@ -63,7 +63,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor | None = None, *, input: Tensor | None = None) -> Tensor:
         """torch's name for it is x here, and input in its other layers: each will do."""
-        if x is not None and input is not None:
+        if isinstance(x, Tensor) and isinstance(input, Tensor):  # torch.fx traces both names
             raise TypeError("RMSNorm.forward() got both x and input, which are two names of one argument; give one")
         input = input if x is None else x
         if input is None:
