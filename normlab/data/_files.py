@@ -102,16 +102,18 @@ def _folder(root: Path) -> Tree:
         folders += [(start / name).as_posix() for name in below]
         names += [(start / name).as_posix() for name in files if not _clutter(name)]
 
-    def read(wanted: Sequence[str]) -> Iterator[Encoded]:
-        for name in wanted:
-            try:
-                data = contents(root / name)
-            except (OSError, DataError) as error:
-                yield error
-            else:
-                yield data
+    return Tree(tuple(sorted(names)), tuple(sorted(folders)), lambda wanted: read_files(root, wanted))
 
-    return Tree(tuple(sorted(names)), tuple(sorted(folders)), read)
+
+def read_files(root: Path, names: Sequence[str]) -> Iterator[Encoded]:
+    """The contents of files whose paths start at `root`; of one that cannot be read, why."""
+    for name in names:
+        try:
+            data = contents(root / name)
+        except (OSError, DataError) as error:
+            yield error
+        else:
+            yield data
 
 
 def contents(path: Path) -> bytes:

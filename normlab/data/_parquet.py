@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from normlab.data._files import read_files
 from normlab.data._folder import SPLIT_NAMES
 from normlab.data._labels import from_zero, numbered
 from normlab.data._source import (
@@ -25,7 +26,7 @@ from normlab.data._source import (
     numbered_classes,
     printable,
 )
-from normlab.data._table import LABELS, PATHS, read_files
+from normlab.data._table import LABELS, PATHS
 from normlab.errors import DataError, require
 
 if TYPE_CHECKING:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from normlab.data._files import contents, fingerprint, stamp
+from normlab.data._files import fingerprint, read_files, stamp
 from normlab.data._folder import SPLIT_NAMES
 from normlab.data._pixels import SUFFIXES
-from normlab.data._source import WHOLE, Encoded, Part, Source, in_blocks, listing, printable
+from normlab.data._source import WHOLE, Part, Source, in_blocks, listing, printable
 from normlab.errors import DataError
 
 PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "img")
@@ -56,17 +56,6 @@ def ordered(labels: set[str]) -> list[str]:
 
 def _part(root: Path, files: Sequence[str], labels: np.ndarray) -> Part:
     return Part(labels.astype(np.int64), lambda: in_blocks(read_files(root, files)), lambda row: repr(files[row]))
-
-
-def read_files(root: Path, names: Sequence[str]) -> Iterator[Encoded]:
-    """The contents of files whose paths start at `root`; of one that cannot be read, why."""
-    for name in names:
-        try:
-            data = contents(root / name)
-        except (OSError, DataError) as error:
-            yield error
-        else:
-            yield data
 
 
 def _rows(path: Path) -> list[Row]:

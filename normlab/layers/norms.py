@@ -223,6 +223,9 @@ class Norm(nn.Module):
                 per_channel = self.entry.parameters[name].per_channel
                 checks.lengths(self._title(), x, {name: v}, channels if per_channel else 1)
 
+    def _check_mask(self, mask: Tensor) -> None:
+        """Raises InputError where the kept values of a batch are too few; the norms of a sample take any."""
+
     def _check_running(self, x: Tensor, running: tuple[Tensor, Tensor]) -> None:
         held = {"running_mean": running[0], "running_var": running[1]}
         checks.lengths(self._title(), x, held, x.shape[1])
@@ -243,6 +246,8 @@ class Norm(nn.Module):
         """act(norm(x) + residual); `running` is updated with the batch's statistics, or stands in for them."""
         params: dict[str, Tensor] = {k: v for k in self.learned if (v := getattr(self, k)) is not None}
         self._check_parameters(x, params)
+        if mask is not None and use_batch:
+            self._check_mask(mask)
         if running is not None:
             self._check_running(x, running)
         return functional.normalize(
@@ -313,22 +318,8 @@ class BatchStatistics(RunningNorm):
         if self.training or (self.running_mean is None and self.running_var is None):
             checks.more_than_one_value(self._title(), x, self.training)
 
-    def _normalize(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        act: Activation | None,
-        norm: str,
-        use_batch: bool,
-        running: tuple[Tensor, Tensor] | None,
-        momentum: float | None,
-        count: Tensor | None,
-        eps: float,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        if mask is not None and use_batch:
-            checks.more_than_one_kept(self._title(), mask, self.training)
-        return super()._normalize(x, residual, act, norm, use_batch, running, momentum, count, eps, mask)
+    def _check_mask(self, mask: Tensor) -> None:
+        checks.more_than_one_kept(self._title(), mask, self.training)
 
 
 class _Named(BatchStatistics):
