@@ -101,14 +101,14 @@ def _rows(names: list[str], seconds: float, only_count: bool) -> Any:
                     process.kill()
                 found = process.stdout.readline()
                 if not found:
-                    yield {"model": names.pop(0), "failed": _ended(process.wait(), seconds)}
+                    yield {"model": names.pop(0), "failed": _describe_end(process.wait(), seconds)}
                     break
                 if found.startswith("row "):
                     names.pop(0)
                     yield json.loads(found[4:])
 
 
-def _ended(code: int, seconds: float) -> str:
+def _describe_end(code: int, seconds: float) -> str:
     if code in (-signal.SIGPROF, -signal.SIGKILL):
         return f"more than {seconds:.0f} seconds" if code == -signal.SIGPROF else "it stands still, or lacks memory"
     return f"the process ended with {code}"

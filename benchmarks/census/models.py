@@ -97,7 +97,7 @@ def unbuilt(name: str) -> nn.Module:
         return built(name)[0]
     smallest = families()[what][0]
     try:
-        with torch.device("meta"), _silent():
+        with torch.device("meta"), _without_warnings():
             model: nn.Module = timm.create_model(smallest)
     except (RuntimeError, NotImplementedError):  # it computes while it is built
         model = timm.create_model(smallest)
@@ -107,7 +107,7 @@ def unbuilt(name: str) -> nn.Module:
 
 def _of_timm(family: str) -> tuple[nn.Module, dict[str, Any]]:
     for name in families()[family][:3]:
-        model = _created(name)
+        model = _build_on_meta(name)
         if model is not None:
             break
     else:
@@ -127,10 +127,10 @@ def _of_timm(family: str) -> tuple[nn.Module, dict[str, Any]]:
     raise ValueError("it takes no image of the sizes that were tried")
 
 
-def _created(name: str) -> nn.Module | None:
+def _build_on_meta(name: str) -> nn.Module | None:
     import timm
 
-    with torch.device("meta"), _silent():
+    with torch.device("meta"), _without_warnings():
         try:
             if sum(p.numel() for p in timm.create_model(name).parameters()) > MOST:
                 return None
@@ -171,7 +171,7 @@ class TooLarge(ValueError):
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _without_warnings() -> Iterator[None]:
     import warnings
 
     with warnings.catch_warnings():

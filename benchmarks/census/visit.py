@@ -23,7 +23,7 @@ def visit(name: str) -> dict[str, Any]:
     except TooLarge:
         return count(name)
     swapped = copy.deepcopy(stock)
-    row = _taken(name, swapped)
+    row = _swap_row(name, swapped)
     torch.manual_seed(2)
     try:
         fused = normlab.fuse_norms(stock, **inputs) if ":" in name and "x" not in inputs else normlab.fuse_norms(
@@ -49,10 +49,10 @@ def count(name: str) -> dict[str, Any]:
     """The row of one model that is swapped and not run."""
     warnings.simplefilter("ignore")
     with normlab.use_backend("reference"):  # which has nothing to compile
-        return _taken(name, unbuilt(name))
+        return _swap_row(name, unbuilt(name))
 
 
-def _taken(name: str, model: nn.Module) -> dict[str, Any]:
+def _swap_row(name: str, model: nn.Module) -> dict[str, Any]:
     names = looks_like_norms(model)
     report = normlab.swap_report(normlab.swap_norms(model))
     silent = [n for n in names if n not in report.left and n not in report.taken]

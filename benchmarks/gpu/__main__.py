@@ -89,9 +89,9 @@ def run_part(name: str, needs: tuple[str, ...], seconds: float, dry: bool) -> di
     """A part in a process of its own: its state, its rows so far, and why there are no more."""
     absent = [module for module in needs if not find_spec(module)]
     if absent:
-        return _told(name, {"state": "skipped", "why": f"missing here: {', '.join(absent)}", "rows": []})
+        return _print_state(name, {"state": "skipped", "why": f"missing here: {', '.join(absent)}", "rows": []})
     if seconds < 1:
-        return _told(name, {"state": "skipped", "why": "no time is left", "rows": []})
+        return _print_state(name, {"state": "skipped", "why": "no time is left", "rows": []})
     print(f"{name}: at most {seconds:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.jsonl"
@@ -107,10 +107,10 @@ def run_part(name: str, needs: tuple[str, ...], seconds: float, dry: bool) -> di
             found = {"state": "out of time", "why": f"stopped after {seconds:.0f} s"}
         lines = rows.read_text().splitlines() if rows.exists() else []
         found |= {"seconds": round(time.monotonic() - start, 1), "rows": [json.loads(line) for line in lines]}
-    return _told(name, found)
+    return _print_state(name, found)
 
 
-def _told(name: str, found: dict[str, Any]) -> dict[str, Any]:
+def _print_state(name: str, found: dict[str, Any]) -> dict[str, Any]:
     why = f" ({found['why']})" if "why" in found else ""
     print(f"{name}: {found['state']}{why}, {len(found['rows'])} rows, {_errors(found)} of them errors", flush=True)
     return found

@@ -63,10 +63,10 @@ def _step(rows: Sequence[Row]) -> list[str]:
 
 
 def _compare(rows: Sequence[Row]) -> list[str]:
-    return [line for row in rows for line in _printed(row)]
+    return [line for row in rows for line in _format_printed(row)]
 
 
-def _printed(row: Row) -> Iterator[str]:
+def _format_printed(row: Row) -> Iterator[str]:
     yield from (f"`{row['command']}`: {row['seconds']:.1f} s", "", "```", *row["printed"].splitlines(), "```", "")
 
 

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = {name: p for name, p in PROCEDURES.items() if options.only is None or options.only in name}
     rng = np.random.default_rng(0)
     drawn = {world.name: world.draw(options.studies, rng) for world in WORLDS}
-    worst, wheres = _simulated(chosen, drawn)
+    worst, wheres = _simulate_all(chosen, drawn)
     print(f"Simulated, {options.studies} studies of each of {len(WORLDS)} worlds; in each column the worst world.\n")
     print(_table(worst))
     print("\nA wrong statement with 3 seeds / at any look from 3 to 12, world by world, in percent.\n")
@@ -40,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\nReal cells: small studies drawn from large ones.\n")
     print(_table(_real(chosen, options.studies)))
     print("\nTrainings of --until-sure (at most as many seeds as there are, or 12) beside 5 seeds of every norm.\n")
-    print(_table(_spent(options.studies)))
+    print(_table(_count_trainings(options.studies)))
 
 
-def _simulated(
+def _simulate_all(
     procedures: Mapping[str, Procedure], drawn: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     worst, by_world = [], {world.name: {"world": world.name} for world in WORLDS}
@@ -89,7 +89,7 @@ def _real(procedures: Mapping[str, Procedure], count: int) -> list[dict[str, str
     return rows
 
 
-def _spent(count: int) -> list[dict[str, str]]:
+def _count_trainings(count: int) -> list[dict[str, str]]:
     rows = []
     for table in tables():
         most = min(MOST, table.seeds)

@@ -31,17 +31,19 @@ def behind_at(test: np.ndarray, val: np.ndarray, images: int, seeds: Sequence[in
 
 def _behind_at(test: np.ndarray, images: int, seeds: Sequence[int]) -> dict[int, np.ndarray]:
     found, up, down = {}, False, False
-    for look, (alpha, difference, a, b, spreads) in enumerate(_looks(test, images), start=2):
+    for look, (alpha, difference, a, b, spreads) in enumerate(_iterate_looks(test, images), start=2):
         told = spreads.tail(a, b, np.abs(difference)) < alpha
         up, down = up | told & (difference > 0), down | told & (difference < 0)
         if look in seeds:
-            found[look] = _worse(up & ~down & (difference > 0), down & ~up & (difference < 0), test.shape[1])
+            found[look] = _find_worse(up & ~down & (difference > 0), down & ~up & (difference < 0), test.shape[1])
     return found
 
 
 def told_apart(runs: np.ndarray) -> np.ndarray:
     """(studies, pairs) which pairs of norms are told apart at some look, in the order of `itertools.combinations`."""
-    found = [spreads.tail(a, b, np.abs(difference)) < alpha for alpha, difference, a, b, spreads in _looks(runs)]
+    found = [
+        spreads.tail(a, b, np.abs(difference)) < alpha for alpha, difference, a, b, spreads in _iterate_looks(runs)
+    ]
     return np.logical_or.reduce(found)
 
 
@@ -52,7 +54,7 @@ def judge(test: np.ndarray, val: np.ndarray, images: int) -> Judgement:
         return _one_by_one(test, val, images)
     studies, norms, _ = test.shape
     low, high = np.full((studies, norms, norms), -1.0), np.full((studies, norms, norms), 1.0)
-    for alpha, difference, a, b, spreads in _looks(test, images):
+    for alpha, difference, a, b, spreads in _iterate_looks(test, images):
         half = spreads.reach(a, b, alpha)
         low[:, a, b] = np.maximum(low[:, a, b], spreads.differences(a, b, difference - half))
         high[:, a, b] = np.minimum(high[:, a, b], spreads.differences(a, b, difference + half))
@@ -68,7 +70,7 @@ def judge(test: np.ndarray, val: np.ndarray, images: int) -> Judgement:
     )
 
 
-def _looks(
+def _iterate_looks(
     test: np.ndarray, images: int | None = None
 ) -> Iterator[tuple[float, np.ndarray, np.ndarray, np.ndarray, Spreads]]:
     """Of each look at 2, 3 ... seeds: alpha of a pair, the logits' differences, the pairs, and the spreads."""
@@ -81,7 +83,7 @@ def _looks(
         yield alpha, spreads.logits[:, a] - spreads.logits[:, b], a, b, spreads
 
 
-def _worse(up: np.ndarray, down: np.ndarray, norms: int) -> np.ndarray:
+def _find_worse(up: np.ndarray, down: np.ndarray, norms: int) -> np.ndarray:
     """(studies, norms) from what pairs say: `up` where the first is better, `down` where the second is."""
     found = np.zeros((len(up), norms), bool)
     for at, (a, b) in enumerate(zip(*np.triu_indices(norms, 1), strict=True)):

@@ -81,22 +81,22 @@ def paired_holm(test: np.ndarray, val: np.ndarray) -> Judgement:
 def tukey(test: np.ndarray, val: np.ndarray) -> Judgement:
     """All pairs by the studentized range, one variance for all norms."""
     _, norms, seeds = test.shape
-    half = _range_quantile(norms, norms * (seeds - 1)) * np.sqrt(_pooled(test) / seeds)[:, None]
-    return _against_chosen(test, half, test.mean(2).argmax(1))
+    half = _range_quantile(norms, norms * (seeds - 1)) * np.sqrt(_pool_variance(test) / seeds)[:, None]
+    return _judge_against_chosen(test, half, test.mean(2).argmax(1))
 
 
 def dunnett(test: np.ndarray, val: np.ndarray) -> Judgement:
     """Every norm against the winner by validation, as if that were a control named beforehand."""
     _, norms, seeds = test.shape
     quantile = _many_to_one(norms - 1, norms * (seeds - 1), two_sided=True)
-    half = quantile * np.sqrt(2 * _pooled(test) / seeds)[:, None]
-    return _against_chosen(test, half, val.mean(2).argmax(1))
+    half = quantile * np.sqrt(2 * _pool_variance(test) / seeds)[:, None]
+    return _judge_against_chosen(test, half, val.mean(2).argmax(1))
 
 
 def mcb(test: np.ndarray, val: np.ndarray) -> Judgement:
     """Multiple comparisons with the best (Hsu 1981), one variance for all norms."""
     _, norms, seeds = test.shape
-    variance = np.repeat(_pooled(test)[:, None], norms, 1)
+    variance = np.repeat(_pool_variance(test)[:, None], norms, 1)
     return _mcb(test, variance, _many_to_one(norms - 1, norms * (seeds - 1), two_sided=False))
 
 
@@ -195,7 +195,7 @@ def _mcb(test: np.ndarray, variance: np.ndarray, quantile: np.ndarray | float) -
     return Judgement(high < 0, np.minimum(low, 0), np.maximum(high, 0), best, "best of the others")
 
 
-def _against_chosen(test: np.ndarray, half: np.ndarray, chosen: np.ndarray) -> Judgement:
+def _judge_against_chosen(test: np.ndarray, half: np.ndarray, chosen: np.ndarray) -> Judgement:
     leads = test.mean(2) - test.mean(2)[np.arange(len(test)), chosen][:, None]
     return Judgement(leads + half < 0, leads - half, leads + half, chosen)
 
@@ -206,7 +206,7 @@ def best_of_others(means: np.ndarray) -> np.ndarray:
     return np.where(means == first, second, first)
 
 
-def _pooled(test: np.ndarray) -> np.ndarray:
+def _pool_variance(test: np.ndarray) -> np.ndarray:
     return test.var(2, ddof=1).mean(1) + _TINY
 
 

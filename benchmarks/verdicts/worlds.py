@@ -49,9 +49,9 @@ class World:
         accuracy = np.array(self.means)[:, None] + np.array(self.spreads)[:, None] * mixed
         accuracy = np.where(accuracy > 1, 2 - accuracy, accuracy)  # nothing is more than right
         accuracy = np.where(rng.random(shape) < self.collapse, self.chance, accuracy)
-        return self._measured(accuracy, rng), self._measured(accuracy, rng)
+        return self._measure(accuracy, rng), self._measure(accuracy, rng)
 
-    def _measured(self, accuracy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _measure(self, accuracy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         studies, norms, seeds = accuracy.shape
         luck = np.sqrt(np.clip(accuracy * (1 - accuracy), 0, None) / self.images)
         parts = (
@@ -76,7 +76,7 @@ def _world(
     return World(name, tuple(best - gap for gap in gaps), spreads, **rest)  # type: ignore[arg-type]
 
 
-def _wide(times: float, *which: int) -> Callable[[int], float]:
+def _widen_spread(times: float, *which: int) -> Callable[[int], float]:
     return lambda i: SPREAD * (times if i in which else 1)
 
 
@@ -86,12 +86,12 @@ WORLDS = (
     _world("equal"),
     _world("one best, by 5 points", _ONE_BEST),
     _world("three tied, 5 points ahead", _THREE),
-    _world("equal, one 3 x as wide", 0.0, _wide(3, 0)),
-    _world("equal, one 10 x as wide", 0.0, _wide(10, 0), best=0.5),
-    _world("equal, one a third as wide", 0.0, _wide(3, *range(1, NORMS))),
-    _world("equal, one a tenth as wide", 0.0, _wide(10, *range(1, NORMS)), best=0.5),
-    _world("equal, half 10 x as wide", 0.0, _wide(10, 0, 1, 2), best=0.5),
-    _world("three tied, one of them 10 x", _THREE, _wide(10, 0), best=0.5),
+    _world("equal, one 3 x as wide", 0.0, _widen_spread(3, 0)),
+    _world("equal, one 10 x as wide", 0.0, _widen_spread(10, 0), best=0.5),
+    _world("equal, one a third as wide", 0.0, _widen_spread(3, *range(1, NORMS))),
+    _world("equal, one a tenth as wide", 0.0, _widen_spread(10, *range(1, NORMS)), best=0.5),
+    _world("equal, half 10 x as wide", 0.0, _widen_spread(10, 0, 1, 2), best=0.5),
+    _world("three tied, one of them 10 x", _THREE, _widen_spread(10, 0), best=0.5),
     _world("equal, 10 % collapse", collapse=0.1),
     _world("equal, 30 % collapse", collapse=0.3),
     _world("equal, at 99.5 %", best=0.995, spread=0.0015),

@@ -40,7 +40,7 @@ def _spec(rows: Sequence[dict[str, Any]], copies: dict[str, dict[str, float]], c
     import altair as alt
 
     sides = [side for side in ("ours", *SIDES) if any(r[f"{side}_ms"] is not None for r in rows)]
-    roof = _roof(rows)
+    roof = _copy_speeds(rows)
     rules = [{"copy": f"copy in {name}", "speed": copy["bytes_per_s"] / 1e9} for name, copy in copies.items()]
     points = [point for r in rows for point in _points(r, sides)]
     speeds = [p["speed"] for p in (*points, *roof, *rules)]
@@ -100,7 +100,7 @@ def _points(row: dict[str, Any], sides: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _roof(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _copy_speeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     speeds: dict[int, list[float]] = {}
     for row in rows:
         speeds.setdefault(row["tensor_bytes"], []).append(2 * row["tensor_bytes"] / row["copy_ms"] / 1e6)

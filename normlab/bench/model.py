@@ -59,7 +59,7 @@ def works_of(
     model = model.to(device, precision).train()
     x = arrange(torch.randn(shape).to(device, precision), layout)
     model = arrange_model(model, len(shape), layout)
-    watch = _Watch()
+    watch = _NormRecorder()
     hooks = [module.register_forward_hook(watch.saw, with_kwargs=True) for module in model.modules()]
     try:
         with watch, torch.no_grad():
@@ -73,7 +73,7 @@ def works_of(
     return [replace(work, count=count) for work, count in counts.items()], dict(watch.others)
 
 
-class _Watch(TorchFunctionMode):
+class _NormRecorder(TorchFunctionMode):
     """Notes every normalization, and whether its output is added to something or goes into an activation."""
 
     def __init__(self) -> None:

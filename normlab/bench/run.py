@@ -88,7 +88,7 @@ def run(plan: Plan) -> dict[str, Any]:
 
 
 def _layers(plan: Plan, device: str, facts: dict[str, Any], out: Any) -> dict[str, Any]:
-    works, others = _works(plan, device, facts["cache_bytes"])
+    works, others = _list_works(plan, device, facts["cache_bytes"])
     copies = machine.measure_copies(device, plan.rounds)
     speeds = ", ".join(f"{c['bytes_per_s'] / 1e9:.1f} GB/s in {name}" for name, c in copies.items())
     table = Table([w for _, w in works], plan.with_compiled)
@@ -123,7 +123,7 @@ def _step_of_model(plan: Plan, device: str) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _works(plan: Plan, device: str, cache: int | None) -> tuple[list[tuple[str, Work]], dict[str, int]]:
+def _list_works(plan: Plan, device: str, cache: int | None) -> tuple[list[tuple[str, Work]], dict[str, int]]:
     """(layout asked for, work) of every row, and the model's normalizations that are not timed."""
     if plan.model is None or plan.model_input is None:
         shapes = [*plan.shapes, *([shape_above(cache or _CACHE, plan.dtype)] if plan.above_cache else [])]

@@ -37,7 +37,7 @@ def summarize(rows: Sequence[Row], cache_bytes: int | None) -> dict[str, Any]:
             "geometric_mean": geometric_mean([r[ratio] for r in there]),
             "at_the_floor": geometric_mean([r[f"{side}_ms"] / r["floor_ms"] for r in there if not is_call(r)]),
             "without_calls": geometric_mean([r[ratio] for r in there if not is_call(r)]),
-            "by": {name: _by(there, key, ratio) for name, key in _GROUPS.items()},
+            "by": {name: _group_ratios(there, key, ratio) for name, key in _GROUPS.items()},
             "lost": [{"row": title(r), "ratio": r[ratio]} for r in lost],
         }
     above = [r["floor_share"] for r in rows if cache_bytes and r["tensor_bytes"] > cache_bytes]
@@ -80,6 +80,6 @@ def title(row: Row) -> str:
     return f"{row['norm']}, {row['form']}, {size(row['shape'])}, {row['layout']}"
 
 
-def _by(rows: Sequence[Row], key: Callable[[Row], str], ratio: str) -> dict[str, float | None]:
+def _group_ratios(rows: Sequence[Row], key: Callable[[Row], str], ratio: str) -> dict[str, float | None]:
     names = dict.fromkeys(map(key, rows))
     return {name: geometric_mean([r[ratio] for r in rows if key(r) == name]) for name in names}

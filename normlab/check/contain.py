@@ -79,7 +79,7 @@ def _examine(line: Line, report: Report, job: dict[str, Any]) -> None:
         elements=job["elements"],
         strict=job["strict"],
         starting=line.begin,
-        effects=_EffectsThere(line),
+        effects=_RemoteEffects(line),
         elsewhere=line.finding,
         report=report,
     )
@@ -169,7 +169,7 @@ class Line:
                 reply = self._replies.get(timeout=0.02)
             except queue.Empty:
                 if self._process.poll() is not None and self._replies.empty():
-                    raise self._ended() from None
+                    raise self._describe_end() from None
                 if self._waited + _now() - began > limit:
                     said = f"the layer hangs: no answer within {limit:g} s; it was ended"
                     raise Gone(said, "hangs") from None
@@ -179,7 +179,7 @@ class Line:
             self._waited += _now() - began
             return reply
 
-    def _ended(self) -> Gone:
+    def _describe_end(self) -> Gone:
         code = self._process.returncode
         self._threads[-1].join(1.0)
         how = f"with signal {-code} (a crash)" if code < 0 else f"with exit code {code}"
@@ -210,7 +210,7 @@ class Line:
                 self._errors = (self._errors + part)[-LAST_WORDS:]
 
 
-class _EffectsThere(SideEffects):
+class _RemoteEffects(SideEffects):
     """What the target changed of the process that it runs in."""
 
     def __init__(self, line: Line) -> None:

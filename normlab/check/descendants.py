@@ -56,7 +56,7 @@ class Family:
         self.process.wait()
         ended: set[int] = set()
         until = time.monotonic() + _SECONDS
-        while strays := self._strays():
+        while strays := self._find_strays():
             for pid in strays:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
@@ -66,9 +66,9 @@ class Family:
             if time.monotonic() > until:
                 break
         _watched.discard(self.process.pid)
-        return self._said(len(ended))
+        return self._report_strays(len(ended))
 
-    def _strays(self) -> list[int]:
+    def _find_strays(self) -> list[int]:
         """Orphans that came to this process: they are in another session, and were not there before."""
         if sys.platform != "linux":
             return []
@@ -76,7 +76,7 @@ class Family:
         return [p for p in _children() if p not in self._others and p not in _watched and _session(p) != mine]
 
     @staticmethod
-    def _said(ended: int) -> Finding | None:
+    def _report_strays(ended: int) -> Finding | None:
         if ended:
             return Finding(
                 "target.children",

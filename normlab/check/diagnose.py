@@ -83,7 +83,7 @@ def _find(
     return two or one
 
 
-def _misfit(
+def _misfit_by(
     seen: Sequence[Observation], measure: Callable[[NDArray, NDArray], float]
 ) -> Callable[[ForwardSlip | GradientSlip, float], float]:
     def of(slip: ForwardSlip | GradientSlip, enough: float) -> float:
@@ -110,14 +110,14 @@ def explain_output(
     """The wrong formula, or the two, that predict every output; `measured` are further candidates."""
     wrong = max((error(o.got, o.right) for o in seen), default=0.0)
     candidates = _candidates((*slips.FORWARD, *measured), seen)
-    return _find(candidates, _misfit(_hardest_first(seen, error), error), tolerance, wrong, pairs)
+    return _find(candidates, _misfit_by(_hardest_first(seen, error), error), tolerance, wrong, pairs)
 
 
 def explain_gradient(of: str, seen: Sequence[Observation], tolerance: float) -> GradientSlip | None:
     """The wrong formula, or the two, that predict every gradient."""
     wrong = max((relative_error(o.got, o.right) for o in seen), default=0.0)
     candidates = _candidates([s for s in slips.GRADIENT if s.of == of], seen)
-    return _find(candidates, _misfit(_hardest_first(seen, relative_error), relative_error), tolerance, wrong)
+    return _find(candidates, _misfit_by(_hardest_first(seen, relative_error), relative_error), tolerance, wrong)
 
 
 def _hardest_first(seen: Sequence[Observation], measure: Callable[[NDArray, NDArray], float]) -> Sequence[Observation]:

@@ -115,7 +115,7 @@ def prepare(subject: Subject, kind: str | None = None, dialect: str = "auto", qu
     precise = computes_in_float64(subject, shape)
     recipe, described = _measure(subject, recipe, shape, dialect)
     if recipe.kind in PER_SAMPLE and subject.form != "torch Module":
-        shapes = _meant(subject, recipe, shapes)
+        shapes = _keep_meaningful(subject, recipe, shapes)
         shape = _main(shapes)
         found = reach(subject, shape, -1 if trailing else subject.channel_axis)
     described = {
@@ -144,7 +144,9 @@ def _grouped(layout: Recipe, found: Reach, subject: Subject) -> Recipe:
     return layout
 
 
-def _meant(subject: Subject, recipe: Recipe, shapes: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+def _keep_meaningful(
+    subject: Subject, recipe: Recipe, shapes: dict[int, tuple[int, ...]]
+) -> dict[int, tuple[int, ...]]:
     """A layer norm of (N, D) takes more axes without an error and means nothing by it: keep what is right."""
     from normlab.check.diagnose import error, relative_error
     from normlab.check.oracle import Case, forward, input_gradient
@@ -252,7 +254,7 @@ def _measure(subject: Subject, recipe: Recipe, shape: tuple[int, ...], dialect: 
         unbiased = abs(factor - count / (count - 1)) < abs(factor - 1)
         described["momentum"] = f"{weight:.4g} on the new batch, {1 - weight:.4g} on the old"
         described["running variance"] = "unbiased (n - 1)" if unbiased else "biased (n)"
-    held = _expected(subject, measured, home, dialect)
+    held = _expected_running(subject, measured, home, dialect)
     if subject.cumulative:
         described["momentum"] = "None: the average over all batches so far"
     described["held to"] = (
@@ -296,7 +298,7 @@ class Held:
     free: bool = False
 
 
-def _expected(subject: Subject, measured: tuple[float, float, int] | None, home: str, dialect: str) -> Held:
+def _expected_running(subject: Subject, measured: tuple[float, float, int] | None, home: str, dialect: str) -> Held:
     """What the running statistics ought to do: as the dialect says, else as the layer's own words promise.
 
     A declared momentum of at most 0.5 weighs the new batch, a larger one the old, in any library. The variance is

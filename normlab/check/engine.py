@@ -60,10 +60,10 @@ def examine(
             setup.elements, setup.strict = elements, strict
             report.form = setup.subject.form
             for name, (_, slow) in sorted(CHECKS.items(), key=_order):
-                if (slow and quick) or (only is not None and not _chosen(name, only)):
+                if (slow and quick) or (only is not None and not _is_chosen(name, only)):
                     continue
                 starting(name)
-                spoiled = _spoiled(name, report)
+                spoiled = _failed_basis(name, report)
                 if spoiled:
                     finding = Finding(name, "skip", f"{spoiled} is wrong already")
                 elif elsewhere is not None and part_of(name) != "mathematics":
@@ -71,13 +71,13 @@ def examine(
                 else:
                     with effects.watched():
                         finding = guarded_check(name, setup)
-                report.findings.append(_asked_for(finding, setup))
+                report.findings.append(_demote_unasked(finding, setup))
                 found(report.findings[-1])
                 if first_bug and report.bugs:
                     break
         said = effects.finding()
         if said is not None:
-            report.findings.append(said if setup is None else _asked_for(said, setup))
+            report.findings.append(said if setup is None else _demote_unasked(said, setup))
             found(report.findings[-1])
     report.seconds = time.perf_counter() - began
     return report
@@ -107,7 +107,7 @@ BUILDS_ON = {
 UNDERMINES = ("eps-and-momentum-swapped",)
 
 
-def _spoiled(name: str, report: Report) -> str | None:
+def _failed_basis(name: str, report: Report) -> str | None:
     """The check, already failed, that this one builds on."""
     undermined = next((f.check for f in report.bugs if f.cause in UNDERMINES), None)
     if undermined is not None and part_of(name) == "mathematics":
@@ -122,11 +122,11 @@ def _order(item: tuple[str, Any]) -> int:
     return GROUPS.index(item[0].split(".")[0])
 
 
-def _chosen(name: str, only: Iterable[str]) -> bool:
+def _is_chosen(name: str, only: Iterable[str]) -> bool:
     return any(name == o or name.startswith(o + ".") for o in only)
 
 
-def _asked_for(finding: Finding, setup: Setup) -> Finding:
+def _demote_unasked(finding: Finding, setup: Setup) -> Finding:
     """A course's function or NumPy layer is asked for its mathematics alone: other faults are notes."""
     promises = setup.strict or setup.subject.form in FORMS_THAT_PROMISE
     if finding.status == "bug" and finding.part != "mathematics" and not promises:

@@ -23,7 +23,7 @@ def pools_as_measured(setup: Setup, shapes: list[tuple[int, ...]]) -> tuple[Forw
     if not all(r.alike and r.axes for r in found.values()):
         return ()
     main = found[setup.shape] if setup.shape in found else next(iter(found.values()))
-    cause, sentence = _words(recipe, main)
+    cause, sentence = _describe_axes(recipe, main)
     formula = "mean and variance over all the axes that belong to one pool, and no others"
     made = []
     if recipe.over == "sample":
@@ -33,7 +33,7 @@ def pools_as_measured(setup: Setup, shapes: list[tuple[int, ...]]) -> tuple[Forw
     return tuple(ForwardSlip(cause, sentence, formula, (recipe.kind,), stages) for stages in made)
 
 
-def _words(recipe: Recipe, found: Reach) -> tuple[str, str]:
+def _describe_axes(recipe: Recipe, found: Reach) -> tuple[str, str]:
     """The cause and the sentence: an axis forgotten, one too many, or others altogether."""
     positions = found.positions
     right = {

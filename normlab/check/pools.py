@@ -171,13 +171,13 @@ def inputs_of(subject: Subject, kind: str | None) -> Inputs:
             return _trailing_or_sample(subject, trailing)
         refused += more
     if axis == 1 and set(first) <= {2}:
-        last = {} if kind in PER_SAMPLE else _higher(subject, -1)
+        last = {} if kind in PER_SAMPLE else _higher_ranks(subject, -1)
         found = {r: reach(subject, s, -1) for r, s in last.items()}
-        sound = {r: s for r, s in last.items() if _sound(found[r], kind)}
+        sound = {r: s for r, s in last.items() if _is_plausible(found[r], kind)}
         if sound:
             return Inputs(first | sound, "sample", -1)
         full = _full(subject)
-        sound = {r: s for r, s in full.items() if _sound(reach(subject, s, 1), kind)}
+        sound = {r: s for r, s in full.items() if _is_plausible(reach(subject, s, 1), kind)}
         partly = {r: s for r, s in last.items() if found[r].axes & found[r].positions}
         kept = sound or ({} if first or partly else full)
         subject.habits.full_ranks &= set(kept)
@@ -190,7 +190,7 @@ def inputs_of(subject: Subject, kind: str | None) -> Inputs:
     return Inputs(first, "sample", axis)
 
 
-def _higher(subject: Subject, channel_axis: int) -> Shapes:
+def _higher_ranks(subject: Subject, channel_axis: int) -> Shapes:
     shapes = candidate_shapes(subject, "sample", channel_axis)
     return accepted(subject, {r: s for r, s in shapes.items() if r > 2})[0]
 
@@ -200,12 +200,12 @@ def _full(subject: Subject) -> Shapes:
     if subject.form in ("torch Module", "NumPy layer object"):
         return {}
     subject.habits.full_ranks |= {3, 4, 5}
-    taken = _higher(subject, 1)
+    taken = _higher_ranks(subject, 1)
     subject.habits.full_ranks &= set(taken)
     return taken
 
 
-def _sound(found: Reach, kind: str | None) -> bool:
+def _is_plausible(found: Reach, kind: str | None) -> bool:
     """Whether the pool is that of some norm, of this one where it is named."""
     if not found.alike or not found.axes >= found.positions:
         return False

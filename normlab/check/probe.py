@@ -85,13 +85,13 @@ def load(setup: Setup, layer: Subject, x: NDArray, training: bool, seed: int = 0
         running = running_values(recipe.channels, seed)
         layer.set_running(*running)
     # what the layer holds is what counts: it may store float32
-    values = {r: _stored(v, values[r]) for r, v in layer.parameters.items()}
+    values = {r: _read_back(v, values[r]) for r, v in layer.parameters.items()}
     if running is not None and layer.running is not None:
-        running = _stored(layer.running[0], running[0]), _stored(layer.running[1], running[1])
+        running = _read_back(layer.running[0], running[0]), _read_back(layer.running[1], running[1])
     return Case(recipe, x, values.get("weight"), values.get("bias"), values.get("gate"), running, training)
 
 
-def _stored(held: NDArray, asked: Array) -> Array:
+def _read_back(held: NDArray, asked: Array) -> Array:
     held = np.asarray(held, dtype=np.float64).reshape(-1)
     return held if np.allclose(held, asked, rtol=1e-2) else asked
 
@@ -135,7 +135,7 @@ def smallest(setup: Setup, training: bool) -> str | None:
             changes = {} if channels == setup.recipe.channels else {"channels": channels}
             if setup.recipe.kind == "group" and groups != setup.recipe.groups:
                 changes["groups"] = groups
-            recipe = _resized(setup.recipe, channels, groups)
+            recipe = _resize_recipe(setup.recipe, channels, groups)
             for shape in small_shapes(setup, channels):
                 layer = fresh(setup, shape, **changes)
                 for plain in (True, False):
@@ -148,7 +148,7 @@ def smallest(setup: Setup, training: bool) -> str | None:
     return None
 
 
-def _resized(recipe: Recipe, channels: int, groups: int) -> Recipe:
+def _resize_recipe(recipe: Recipe, channels: int, groups: int) -> Recipe:
     from dataclasses import replace
 
     return replace(recipe, channels=channels, groups=groups)

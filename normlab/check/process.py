@@ -31,7 +31,7 @@ class SideEffects:
         finally:
             now = _settings() | (_generators() if seeds else {})
             for name, value in before.items():
-                if name in now and not _alike(now[name], value):
+                if name in now and not _are_equal(now[name], value):
                     _put_back(name, value)
                     self._note(f"{name} ({now[name]} in place of {value})" if isinstance(value, (str, int)) else name)
             if filters is not None and list(warnings.filters) != filters:
@@ -88,9 +88,9 @@ def _generators() -> dict[str, Any]:
     return found
 
 
-def _alike(a: Any, b: Any) -> bool:
+def _are_equal(a: Any, b: Any) -> bool:
     if isinstance(a, tuple):
-        return len(a) == len(b) and all(_alike(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(_are_equal(x, y) for x, y in zip(a, b, strict=True))
     same = a == b
     return bool(same if isinstance(same, bool) else np.all(np.asarray(same)))
 

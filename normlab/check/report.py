@@ -147,10 +147,10 @@ class Report:
                 if verbose or not quiet:
                     lines += self._lines(f)
         verdict = "conforms" if self.ok else "does not conform"
-        lines += ["", f"{verdict}: {self._why()}{self._counts(self.findings)}, {self.seconds:.1f} s"]
+        lines += ["", f"{verdict}: {self._explain_verdict()}{self._counts(self.findings)}, {self.seconds:.1f} s"]
         return "\n".join(lines)
 
-    def _why(self) -> str:
+    def _explain_verdict(self) -> str:
         """What the verdict rests on, in a few words."""
         parts = [f"{part} {self._verdict(part)}" for part in PARTS if self.of_part(part)]
         return ", ".join(parts if self.complete else [*parts, "the checks after the last one did not run"])

@@ -24,12 +24,12 @@ class Broken(ValueError):
 def pack(value: Any) -> bytes:
     """A message with its length before it. Takes numbers, text, None, arrays, and containers of them."""
     buffers: list[bytes] = []
-    text = json.dumps(_plain(value, buffers)).encode()
+    text = json.dumps(_encode(value, buffers)).encode()
     frame = b"".join((_LENGTH.pack(len(text)), text, *buffers))
     return _LENGTH.pack(len(frame)) + frame
 
 
-def _plain(value: Any, buffers: list[bytes]) -> Any:
+def _encode(value: Any, buffers: list[bytes]) -> Any:
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in _KINDS:
             raise TypeError(f"an array of {value.dtype}; expected real numbers")
@@ -38,10 +38,10 @@ def _plain(value: Any, buffers: list[bytes]) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
-        return {"dict": [[_plain(k, buffers), _plain(v, buffers)] for k, v in value.items()]}
+        return {"dict": [[_encode(k, buffers), _encode(v, buffers)] for k, v in value.items()]}
     for name, kind in (("list", list), ("tuple", tuple), ("set", (set, frozenset))):
         if isinstance(value, kind):
-            return {name: [_plain(v, buffers) for v in value]}
+            return {name: [_encode(v, buffers) for v in value]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"a {type(value).__name__} cannot be sent")
@@ -52,7 +52,7 @@ def unpack(frame: bytes) -> Any:
     try:
         (length,) = _LENGTH.unpack_from(frame)
         begin = _LENGTH.size + length
-        value, end = _made(json.loads(frame[_LENGTH.size : begin]), frame, begin)
+        value, end = _decode(json.loads(frame[_LENGTH.size : begin]), frame, begin)
     except (ValueError, TypeError, LookupError, AttributeError, struct.error, RecursionError, OverflowError) as e:
         raise Broken(str(e)) from e
     if end != len(frame):
@@ -60,7 +60,7 @@ def unpack(frame: bytes) -> Any:
     return value
 
 
-def _made(plain: Any, frame: bytes, at: int) -> tuple[Any, int]:
+def _decode(plain: Any, frame: bytes, at: int) -> tuple[Any, int]:
     if not isinstance(plain, dict):
         return plain, at
     ((kind, held),) = plain.items()
@@ -74,11 +74,11 @@ def _made(plain: Any, frame: bytes, at: int) -> tuple[Any, int]:
     made = []
     for item in held:
         if kind == "dict":
-            key, at = _made(item[0], frame, at)
-            value, at = _made(item[1], frame, at)
+            key, at = _decode(item[0], frame, at)
+            value, at = _decode(item[1], frame, at)
             made.append((key, value))
         else:
-            value, at = _made(item, frame, at)
+            value, at = _decode(item, frame, at)
             made.append(value)
     return {"dict": dict, "list": list, "tuple": tuple, "set": frozenset}[kind](made), at
 

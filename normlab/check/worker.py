@@ -40,17 +40,17 @@ class Server:
             setattr(self.subjects[0].habits, name, value)
         try:
             with self.effects.watched(seeds=request["op"] == "load"):
-                return {"value": getattr(self, f"do_{request['op']}")(**request["given"]), **self._habits()}
+                return {"value": getattr(self, f"do_{request['op']}")(**request["given"]), **self._habits_as_dict()}
         except NormlabError as e:
             return {"raised": "usage", "said": str(e), "code": e.exit_code}
         except (TargetFailure, Unsupported) as e:
             original = getattr(e, "original", None)
             name = None if original is None else type(original).__name__
-            return {"raised": type(e).__name__, "said": str(e), "original": name, **self._habits()}
+            return {"raised": type(e).__name__, "said": str(e), "original": name, **self._habits_as_dict()}
         except Exception as e:
-            return {"raised": type(e).__name__, "said": str(e), "original": None, **self._habits()}
+            return {"raised": type(e).__name__, "said": str(e), "original": None, **self._habits_as_dict()}
 
-    def _habits(self) -> dict[str, Any]:
+    def _habits_as_dict(self) -> dict[str, Any]:
         return {"habits": asdict(self.subjects[0].habits)} if 0 in self.subjects else {}
 
     def do_load(self) -> dict[str, Any]:
@@ -58,15 +58,15 @@ class Server:
 
         self.thing, self.backward, self.name = load(self.job["target"])
         self.subjects[0] = subject_of(self.thing, self.name, self.backward, self.job["kind"])
-        return self._told(0)
+        return self._describe_subject(0)
 
     def do_fresh(self, of: int, changes: dict[str, Any]) -> dict[str, Any]:
         made = self.subjects[of].fresh(**changes)
         self.count += 1
         self.subjects[self.count] = made
-        return self._told(self.count)
+        return self._describe_subject(self.count)
 
-    def _told(self, number: int) -> dict[str, Any]:
+    def _describe_subject(self, number: int) -> dict[str, Any]:
         subject = self.subjects[number]
         found = {name: getattr(subject, name) for name in ("form", "name", "settable", "channel_axis")}
         return {"number": number, "channels": subject.options.channels, "groups": subject.options.groups, **found}
@@ -119,7 +119,7 @@ def main(job: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> None:
             replies.flush()
 
 
-def _own(descriptor: int, mode: str) -> Any:
+def _duplicate(descriptor: int, mode: str) -> Any:
     """A pipe under another number, out of the way of what the target prints."""
     moved = os.dup(descriptor)
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -130,5 +130,5 @@ def _own(descriptor: int, mode: str) -> Any:
 
 if __name__ == "__main__":
     sys.stdout.flush()
-    main(json.loads(sys.argv[1]), _own(0, "rb"), _own(1, "wb"))
+    main(json.loads(sys.argv[1]), _duplicate(0, "rb"), _duplicate(1, "wb"))
     os._exit(0)  # threads and exit handlers of the target do not get to hold us

@@ -56,7 +56,7 @@ class LazyGroup(TyperGroup):
     """A group whose sub-commands are imported when they run; listing them imports nothing."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [name for name, (home, *_) in COMMANDS.items() if _exists(home.partition(":")[0])]
+        return [name for name, (home, *_) in COMMANDS.items() if _is_importable(home.partition(":")[0])]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.list_commands(ctx):
@@ -68,7 +68,7 @@ class LazyGroup(TyperGroup):
         return name, _load(name) if name and command else None, rest
 
 
-def _exists(module: str) -> bool:
+def _is_importable(module: str) -> bool:
     # not find_spec: that would import the packages on the way
     path = Path(__file__).parents[1].joinpath(*module.split(".")[1:])
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()

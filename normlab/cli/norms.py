@@ -26,7 +26,7 @@ def norms(
         load_plugin(module)
     if name is not None:
         entry, _ = parse(name)
-        typer.echo("\n".join(_about(entry)))
+        typer.echo("\n".join(_format_entry(entry)))
         return
     entries = [describe(known) for known in norm_names()]
     widths = [max(len(text) for text in column) for column in zip(*((e.name, e.title) for e in entries), strict=True)]
@@ -36,7 +36,7 @@ def norms(
     typer.echo(f"\nIndices: {indices}. In full: normlab norms gn")
 
 
-def _about(entry: NormEntry) -> list[str]:
+def _format_entry(entry: NormEntry) -> list[str]:
     lines = [f"{entry.name}: {entry.title}", "", f"  {entry.formula}", ""]
     if entry.grid is not None and (words := inspect.getdoc(entry.grid)) and words != entry.formula:
         lines += [words, ""]

@@ -70,7 +70,7 @@ def open_cifar(tree: Tree, base: str, layout: Layout) -> Source:
             labels.append(own)
             ends.append(len(own))
         parts[part] = Part(
-            np.concatenate(labels), _Blocks(tree, base, batches, layout, class_names), _Where(batches, ends)
+            np.concatenate(labels), _Blocks(tree, base, batches, layout, class_names), _Place(batches, ends)
         )
     return Source(class_names, parts, _SHAPE)
 
@@ -89,7 +89,7 @@ class _Blocks:
 
 
 @dataclass(frozen=True)
-class _Where:
+class _Place:
     batches: tuple[str, ...]
     counts: list[int]
 

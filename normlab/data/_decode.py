@@ -62,18 +62,18 @@ def decoded(source: Source, request: Request) -> Dataset:
             for part in source.parts:  # the rest of the list: images whose header is good and whose body is not
                 for _ in _pixels(source, part, shape, bad, pool, _Count(source, request)):
                     pass
-            raise _unusable(source, bad)
+            raise _unusable_error(source, bad)
         while True:
             found = _count(source, bad)
-            keep = {part: _kept(own, bad[part]) for part, own in source.parts.items()}
+            keep = {part: _mask_of_good(own, bad[part]) for part, own in source.parts.items()}
             chosen, left_out = without_rare(source, keep) if request.drop_rare else (source, ())
             labels = {part: own.labels for part, own in chosen.parts.items()}
             rows = assign(labels, keep, chosen.class_names, request.seed)
             try:
-                return _written(chosen, request, rows, shape, (*notes, *left_out), bad, pool)
+                return _write_dataset(chosen, request, rows, shape, (*notes, *left_out), bad, pool)
             except _DecodedBadly:
                 if not request.skip_bad:
-                    raise _unusable(source, bad) from None
+                    raise _unusable_error(source, bad) from None
                 assert _count(source, bad) > found  # so the loop ends
 
 
@@ -85,7 +85,7 @@ def _count(source: Source, bad: Bad) -> int:
     return len(source.strays) + sum(map(len, bad.values()))
 
 
-def _kept(part: Part, bad: dict[int, str]) -> NDArray[np.bool_]:
+def _mask_of_good(part: Part, bad: dict[int, str]) -> NDArray[np.bool_]:
     keep = np.ones(len(part.labels), bool)
     keep[list(bad)] = False
     return keep
@@ -99,7 +99,7 @@ def _bad_lines(source: Source, bad: Bad) -> Iterator[str]:
             yield f"{source.parts[part].where(row)}: {reason}"
 
 
-def _unusable(source: Source, bad: Bad) -> DataError:
+def _unusable_error(source: Source, bad: Bad) -> DataError:
     total = len(source.strays) + sum(len(part.labels) for part in source.parts.values())
     count = _count(source, bad)
     return DataError(
@@ -142,7 +142,7 @@ def _shape(source: Source, request: Request, bad: Bad) -> tuple[Shape, tuple[str
                 row += 1
             count.add(len(block), "checking images")
     if not sizes:
-        raise _unusable(source, bad)
+        raise _unusable_error(source, bad)
     channels = 1 if gray else 3
     if asked:
         return (channels, asked, asked), ()
@@ -199,13 +199,13 @@ def _mean_size(images: list[Encoded]) -> float:
     return sum(len(image) for image in images if isinstance(image, bytes)) / len(images)
 
 
-def _where(source: Source, rows: dict[str, NDArray[np.intp]], row: int) -> str:
+def _name_of_row(source: Source, rows: dict[str, NDArray[np.intp]], row: int) -> str:
     """The name of a row of a split that is made of these rows of a part."""
     ((part, own),) = rows.items()
     return source.parts[part].where(int(own[row]))
 
 
-def _written(
+def _write_dataset(
     source: Source,
     request: Request,
     rows: Rows,
@@ -243,7 +243,7 @@ def _written(
                 _cache.save_labels(scratch, split, source.parts[part].labels[own])
             splits = _cache.read_splits(scratch)
             copies = tuple(find_copies(splits))
-            leaks = told(copies, lambda split, row: _where(source, rows[split], row))
+            leaks = told(copies, lambda split, row: _name_of_row(source, rows[split], row))
             dataset = measured(request.name, source.class_names, splits, (*source.notes, *notes, *leaks))
             dataset = replace(dataset, copies=copies)
             _cache.save_entry(scratch, dataset, skipped=before)

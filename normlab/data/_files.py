@@ -80,7 +80,7 @@ def stamp(path: Path) -> bytes:
     return f"\0{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}".encode()
 
 
-def _clutter(name: str) -> bool:
+def _is_clutter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _CLUTTER
 
 
@@ -97,10 +97,10 @@ def _folder(root: Path) -> Tree:
             below.clear()
             continue
         seen.add((here.st_dev, here.st_ino))
-        below[:] = [name for name in below if not _clutter(name)]
+        below[:] = [name for name in below if not _is_clutter(name)]
         start = Path(base).relative_to(root)
         folders += [(start / name).as_posix() for name in below]
-        names += [(start / name).as_posix() for name in files if not _clutter(name)]
+        names += [(start / name).as_posix() for name in files if not _is_clutter(name)]
 
     return Tree(tuple(sorted(names)), tuple(sorted(folders)), lambda wanted: read_files(root, wanted))
 
@@ -130,13 +130,13 @@ def _check_size(size: int) -> None:
 
 
 def _zip(path: Path) -> Tree:
-    with _reading(), zipfile.ZipFile(path) as archive:
-        members, folders = _admitted(
+    with _archive_errors(), zipfile.ZipFile(path) as archive:
+        members, folders = _check_members(
             (info.filename, info, info.is_dir(), _zip_offence(info)) for info in archive.infolist()
         )
 
     def read(wanted: Sequence[str]) -> Iterator[Encoded]:
-        with _reading(), zipfile.ZipFile(path) as archive:
+        with _archive_errors(), zipfile.ZipFile(path) as archive:
             for name in wanted:
                 try:
                     _check_size(members[name].file_size)
@@ -163,11 +163,11 @@ def _is_tar(path: Path) -> bool:
 
 
 def _tar(path: Path) -> Tree:
-    with _reading(), tarfile.open(path) as archive:
-        members, folders = _admitted((info.name, info, info.isdir(), _tar_offence(info)) for info in archive)
+    with _archive_errors(), tarfile.open(path) as archive:
+        members, folders = _check_members((info.name, info, info.isdir(), _tar_offence(info)) for info in archive)
 
     def read(wanted: Sequence[str]) -> Iterator[Encoded]:
-        with _reading(), tarfile.open(path) as archive:
+        with _archive_errors(), tarfile.open(path) as archive:
             for name in wanted:
                 try:
                     _check_size(members[name].size)
@@ -188,7 +188,7 @@ def _tar_offence(info: tarfile.TarInfo) -> str:
     return "" if info.isfile() or info.isdir() else "is a device or a pipe"
 
 
-def _admitted(entries: Iterable[tuple[str, Info, bool, str]]) -> tuple[dict[str, Info], tuple[str, ...]]:
+def _check_members(entries: Iterable[tuple[str, Info, bool, str]]) -> tuple[dict[str, Info], tuple[str, ...]]:
     """Files and folders of an archive by their clean names; a DataError naming every member that is not safe."""
     files: dict[str, Info] = {}
     folders: set[str] = set()
@@ -202,7 +202,7 @@ def _admitted(entries: Iterable[tuple[str, Info, bool, str]]) -> tuple[dict[str,
             offence = "is an absolute path"
         if offence:
             offences.append(f"{raw!r} {offence}")
-        elif pieces and not any(map(_clutter, pieces)):
+        elif pieces and not any(map(_is_clutter, pieces)):
             name = "/".join(pieces)
             if is_folder:
                 folders.add(name)
@@ -217,7 +217,7 @@ def _admitted(entries: Iterable[tuple[str, Info, bool, str]]) -> tuple[dict[str,
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
+def _archive_errors() -> Iterator[None]:
     try:
         yield
     except DataError:

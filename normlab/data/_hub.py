@@ -46,8 +46,8 @@ def fetched(source: str, root: Path) -> Path:
     folder = root / "hub" / hashlib.sha256(what.encode()).hexdigest()[:12] / title
     if not folder.is_dir():
         require(f"data source {source!r}", "hf")
-        with _naming(source):
-            _write(_loaded(local, match), folder)
+        with _name_in_errors(source):
+            _write(_load_splits(local, match), folder)
     return folder
 
 
@@ -63,7 +63,7 @@ def image_and_label(dataset: Any) -> tuple[str, str]:
     return image, label
 
 
-def _loaded(local: Path, match: re.Match[str]) -> Mapping[str, Any]:
+def _load_splits(local: Path, match: re.Match[str]) -> Mapping[str, Any]:
     """The splits by name, as `datasets` has them."""
     import datasets
 
@@ -92,7 +92,7 @@ def _write(splits: Mapping[str, Any], folder: Path) -> None:
 
 
 @contextmanager
-def _naming(source: str) -> Iterator[None]:
+def _name_in_errors(source: str) -> Iterator[None]:
     """Turns whatever `datasets` raises, and whatever network it lacks, into one line with the source in front."""
     import datasets
 

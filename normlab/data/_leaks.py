@@ -29,7 +29,7 @@ PAIRS = (("test", "train"), ("test", "val"), ("val", "train"))
 
 def find_copies(splits: Mapping[str, Split]) -> list[Copies]:
     """The copies among three splits, each row of `among` once."""
-    looks = {name: _looks(split.images) for name, split in splits.items()}
+    looks = {name: _take_prints(split.images) for name, split in splits.items()}
     near = sum(map(len, splits.values())) <= MOST
     found = []
     for of, among in PAIRS:
@@ -78,7 +78,7 @@ def without(dataset: Dataset) -> Dataset:
 
 
 @dataclass(frozen=True)
-class _Looks:
+class _Prints:
     """What copies are known by: the pixels' digest, the hash's signs (N, 64) and the thumbnails (N, pixels)."""
 
     digests: list[bytes]
@@ -86,7 +86,7 @@ class _Looks:
     thumbs: NDArray[np.float32]
 
 
-def _looks(images: Pixels) -> _Looks:
+def _take_prints(images: Pixels) -> _Prints:
     from hashlib import blake2b
 
     digests: list[bytes] = []
@@ -100,7 +100,7 @@ def _looks(images: Pixels) -> _Looks:
         signs.append(np.where(steps > 0, 1, -1).astype(np.float32))
         thumb = (rows @ gray @ columns.T).reshape(len(gray), -1)
         thumbs.append(thumb - thumb.mean(1, keepdims=True))
-    return _Looks(digests, np.concatenate(signs), np.concatenate(thumbs))
+    return _Prints(digests, np.concatenate(signs), np.concatenate(thumbs))
 
 
 def _averaging(size: int, to: int) -> NDArray[np.float32]:
@@ -113,7 +113,7 @@ def _averaging(size: int, to: int) -> NDArray[np.float32]:
     return averages
 
 
-def _pairs(of: _Looks, among: _Looks, near: bool) -> list[tuple[int, int, bool]]:
+def _pairs(of: _Prints, among: _Prints, near: bool) -> list[tuple[int, int, bool]]:
     first = {digest: row for row, digest in reversed(list(enumerate(of.digests)))}
     found = {row: (first[digest], True) for row, digest in enumerate(among.digests) if digest in first}
     for start in range(0, len(among.signs) if near else 0, _BLOCK):

@@ -80,21 +80,21 @@ def load(
         return _digits(int(seed), size)
 
     root = _cache.cache_root(cache_dir)
-    path = fetched(str(source), root) if is_of_hub(source) else _existing(source)
+    path = fetched(str(source), root) if is_of_hub(source) else _check_exists(source)
     name = printable(_ENDINGS.sub("", path.resolve().name)) or "data"
-    with _naming(path):
-        mark = _mark(path)
-        heard = _silent if progress is None else progress
+    with _name_in_errors(path):
+        mark = _cache_key(path)
+        heard = _say_nothing if progress is None else progress
         request = Request(name, root, mark, int(seed), size, skip_bad, drop_rare, heard)
         for entry in (request.entry(split_given=True), request.entry(split_given=False)):
             if found := _cache.find(entry, skip_bad):
                 break
         else:
-            found = decoded(_opened(path), request)
+            found = decoded(_open(path), request)
         return without(found) if drop_leaks else found
 
 
-def _mark(path: Path) -> str:
+def _cache_key(path: Path) -> str:
     """Changes with the source, and with the files that a table names."""
     if _is_table(path):
         return table_mark(path)
@@ -105,14 +105,14 @@ def _mark(path: Path) -> str:
     return sha256(b"".join([mark.encode(), *stamps])).hexdigest() if stamps else mark
 
 
-def _silent(done: int, total: int, text: str) -> None: ...
+def _say_nothing(done: int, total: int, text: str) -> None: ...
 
 
 def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _existing(source: str | os.PathLike[str]) -> Path:
+def _check_exists(source: str | os.PathLike[str]) -> Path:
     text = str(source)
     try:
         path = Path(text).expanduser()
@@ -125,7 +125,7 @@ def _existing(source: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _name_in_errors(path: Path) -> Iterator[None]:
     """Puts the source's name in front of the message."""
     try:
         yield
@@ -135,12 +135,12 @@ def _naming(path: Path) -> Iterator[None]:
         raise DataError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
 
-def _opened(path: Path) -> Source:
+def _open(path: Path) -> Source:
     """The source at `path`, by the reader that takes it."""
     if path.suffix.lower() == ".parquet":
-        return _named(path, open_parquet(path, ("",)))
+        return _with_names(path, open_parquet(path, ("",)))
     if path.suffix.lower() == ".npz" or (zipfile.is_zipfile(path) and _holds_arrays(path)):
-        return _named(path, open_npz(path))
+        return _with_names(path, open_npz(path))
     if _is_table(path):
         return open_table(path)
     tree = open_tree(path)
@@ -150,7 +150,7 @@ def _opened(path: Path) -> Source:
         return open_cifar(tree, *cifar)
     tables = tuple(name for name in tree.names if name.lower().endswith(".parquet"))
     if tables and path.is_dir():
-        return _named(path, open_parquet(path, tables))
+        return _with_names(path, open_parquet(path, tables))
     return open_folder(tree)
 
 
@@ -158,7 +158,7 @@ def _is_table(path: Path) -> bool:
     return path.suffix.lower() == ".csv" and path.is_file()
 
 
-def _named(path: Path, source: Source) -> Source:
+def _with_names(path: Path, source: Source) -> Source:
     return Source(known_names(path, source.class_names), source.parts, source.shape, source.strays, source.notes)
 
 

@@ -54,7 +54,7 @@ def held(data: Any, class_names: Sequence[str] | None = None, image_size: int | 
     """The file that holds these images. Raises UsageError for what is none of the kinds that are understood."""
     if hasattr(data, "columns") and hasattr(data, "itertuples"):
         _no_names(data, class_names)
-        return _listed(data)
+        return _write_table(data)
     splits, names = _splits(data)
     if all(_are_paths(x) for x, _ in splits.values()):
         _no_names(data, class_names)
@@ -66,7 +66,7 @@ def held(data: Any, class_names: Sequence[str] | None = None, image_size: int | 
     for part, (x, _) in splits.items():
         arrays[f"x_{part}"] = _images(x, f"the images of {part}", image_size)
         arrays[f"y_{part}"] = numbers[part]
-        _one_each(part, arrays[f"x_{part}"], numbers[part])
+        _check_lengths(part, arrays[f"x_{part}"], numbers[part])
     arrays["class_names"] = np.array(found)
     sha = hashlib.sha256()
     for key in sorted(arrays):
@@ -82,7 +82,7 @@ def _no_names(data: Any, class_names: Sequence[str] | None) -> None:
         raise UsageError("class_names is for arrays; the classes of files are called as their folders or labels")
 
 
-def _one_each(part: str, images: Sized, labels: Sized) -> None:
+def _check_lengths(part: str, images: Sized, labels: Sized) -> None:
     if len(images) != len(labels):
         raise DataError(f"{part} has {len(images)} images and {len(labels)} labels; expected one label per image")
 
@@ -92,13 +92,13 @@ def _paths(splits: Mapping[str, tuple[Any, Any]]) -> Held:
     rows = []
     for part, (paths, y) in splits.items():
         labels = one_each(y, f"the labels of {part}")
-        _one_each(part, paths, labels)
+        _check_lengths(part, paths, labels)
         rows += [(path, label, part) for path, label in zip(paths, labels, strict=True)]
     one = len(splits) == 1
     return _table(["path", "label"] if one else ["path", "label", "split"], [row[: 2 + (not one)] for row in rows])
 
 
-def _listed(table: Any) -> Held:
+def _write_table(table: Any) -> Held:
     """A DataFrame of paths and labels as a CSV of absolute paths."""
     names = {str(column).lower(): column for column in table.columns}
     wanted = {
@@ -169,7 +169,7 @@ def _pair(data: Any) -> tuple[tuple[Any, Any], tuple[str, ...] | None]:
     if hasattr(data, "features") and hasattr(data, "column_names"):
         return _of_columns(data)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not hasattr(data, "shape"):
-        return _gathered(data)
+        return _read_all(data)
     raise UsageError(f"data is {type(data).__name__}; expected {EXPECTED}")
 
 
@@ -185,7 +185,7 @@ def _of_columns(dataset: Any) -> tuple[tuple[Any, Any], tuple[str, ...] | None]:
     return (list(dataset[image]), list(dataset[label])), None if names is None else tuple(map(str, names))
 
 
-def _gathered(dataset: Any) -> tuple[tuple[Any, Any], tuple[str, ...] | None]:
+def _read_all(dataset: Any) -> tuple[tuple[Any, Any], tuple[str, ...] | None]:
     """Every image and label of a dataset, read by index."""
     images, labels = [], []
     for at in range(len(dataset)):

@@ -35,7 +35,7 @@ def open_npz(path: Path) -> Source:
 
 def _open(path: Path, archive: zipfile.ZipFile) -> Source:
     there = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    fields = {_called(name): name for name in there}
+    fields = {_canonical_name(name): name for name in there}
     found = [part for part in _PARTS if {f"x_{part}", f"y_{part}"} & fields.keys()]
     wanted = [f"{letter}_{part}" for part in dict.fromkeys(["train", *found]) for letter in "xy"]
     missing = [name for name in wanted if name not in fields]
@@ -52,7 +52,7 @@ def _open(path: Path, archive: zipfile.ZipFile) -> Source:
     shapes = {own.name: own.shape for own in images.values()}
     if len(set(shapes.values())) > 1:
         raise DataError(f"the images of the parts differ in (C, H, W): {shapes}")
-    labels = {part: _plain(_small(archive, fields[f"y_{part}"]), fields[f"y_{part}"]) for part in found}
+    labels = {part: _plain_labels(_small(archive, fields[f"y_{part}"]), fields[f"y_{part}"]) for part in found}
     first = 0
     if any(own.dtype.kind == "U" for own in labels.values()):
         labels, names = numbered({part: own.astype(str) for part, own in labels.items()}, names)
@@ -66,7 +66,7 @@ def _open(path: Path, archive: zipfile.ZipFile) -> Source:
     return Source(tuple(map(printable, class_names)), parts, images["train"].shape)
 
 
-def _called(field: str) -> str:
+def _canonical_name(field: str) -> str:
     """A field's name as it is known here: X_train, train_x and train_images are x_train, and X alone is too."""
     name = field.lower()
     if name in ("x", "y"):
@@ -79,7 +79,7 @@ def _called(field: str) -> str:
     return field
 
 
-def _plain(labels: np.ndarray, name: str) -> np.ndarray:
+def _plain_labels(labels: np.ndarray, name: str) -> np.ndarray:
     """Texts and one-hot rows as one label for each image; whole numbers, and what is wrong, as they are."""
     one_hot = labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf"
     one_hot = one_hot and bool((((labels == 0) | (labels == 1)).all(1) & (labels.sum(1) == 1)).all())

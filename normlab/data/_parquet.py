@@ -49,7 +49,7 @@ def open_parquet(root: Path, names: tuple[str, ...]) -> Source:
         )
         if part == WHOLE:
             unnamed.append(name)
-        by_part.setdefault(part, []).append(_opened(root / name if name else root, name or root.name))
+        by_part.setdefault(part, []).append(_open(root / name if name else root, name or root.name))
     if unnamed and len(by_part) > 1:
         raise DataError(
             "some Parquet files name their split (train, val, test) and these do not; rename or remove them"
@@ -84,7 +84,7 @@ def open_parquet(root: Path, names: tuple[str, ...]) -> Source:
 def named_files(root: Path, names: tuple[str, ...]) -> Iterator[Path]:
     """The image files that Parquet files name, where they hold paths and no images."""
     for name in sorted(names):
-        file = _opened(root / name if name else root, name or root.name)
+        file = _open(root / name if name else root, name or root.name)
         if file.paths:
             yield from (file.path.parent / path for path in _column(file, file.image) if path)
 
@@ -101,7 +101,7 @@ class _File:
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[None]:
+def _parquet_errors(name: str) -> Iterator[None]:
     import pyarrow as pa
 
     try:
@@ -112,12 +112,12 @@ def _reading(name: str) -> Iterator[None]:
         raise DataError(f"cannot read {name!r} as Parquet: {error}") from error
 
 
-def _opened(path: Path, name: str) -> _File:
+def _open(path: Path, name: str) -> _File:
     require(f"{name} is Parquet, which", "parquet")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _reading(name), pq.ParquetFile(path) as file:
+    with _parquet_errors(name), pq.ParquetFile(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
     columns = {field.name: field.type for field in schema}
     image = next((column for column in (*_IMAGE_COLUMNS, *_PATH_COLUMNS) if column in columns), None)
@@ -158,7 +158,7 @@ def _is_text(kind: Any) -> bool:
 def _column(file: _File, name: str) -> list[Any]:
     import pyarrow.parquet as pq
 
-    with _reading(file.name), pq.ParquetFile(file.path) as opened:
+    with _parquet_errors(file.name), pq.ParquetFile(file.path) as opened:
         found: list[Any] = opened.read(columns=[name]).column(0).to_pylist()
     return found
 
@@ -201,7 +201,7 @@ def _labels(file: _File) -> np.ndarray:
     """The labels as they stand in the file, whole numbers or texts."""
     import pyarrow.parquet as pq
 
-    with _reading(file.name), pq.ParquetFile(file.path) as opened:
+    with _parquet_errors(file.name), pq.ParquetFile(file.path) as opened:
         column = opened.read(columns=[file.label]).column(0)
     if column.null_count:
         rows = np.flatnonzero(column.is_null().to_numpy())
@@ -219,7 +219,7 @@ def _images(file: _File) -> Iterator[Encoded]:
     if file.paths:
         yield from read_files(file.path.parent, [text or "" for text in _column(file, file.image)])
         return
-    with _reading(file.name), pq.ParquetFile(file.path) as opened:
+    with _parquet_errors(file.name), pq.ParquetFile(file.path) as opened:
         for batch in opened.iter_batches(BLOCK_ROWS, columns=[file.image], use_threads=False):
             column: Any = batch.column(0)
             if "." in file.image:

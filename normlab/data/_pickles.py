@@ -22,7 +22,7 @@ def load_plain(data: bytes, where: str) -> dict[str, Any]:
     Stand-ins take the place of everything the pickle asks for; they only collect an array's type, shape and bytes;
     asking for anything else, or for anything malformed, raises DataError with `where` in the message.
     """
-    stand_ins, finished = _stand_ins()
+    stand_ins, finished = _make_stand_ins()
 
     class Plain(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -57,7 +57,7 @@ def _text(value: Any) -> str:
     raise ValueError(f"a {type(value).__name__} where text belongs")
 
 
-def _stand_ins() -> tuple[dict[tuple[str, str], Any], Callable[[Any], Any]]:
+def _make_stand_ins() -> tuple[dict[tuple[str, str], Any], Callable[[Any], Any]]:
     """What a pickled array refers to, made anew for each pickle because a pickle may set attributes on them."""
 
     class Dtype:

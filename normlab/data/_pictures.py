@@ -25,7 +25,7 @@ def as_pixels(images: Any, shape: Shape) -> list[tuple[str, Pixels]]:
     """
     found: list[tuple[str, Pixels]] = []
     bad: list[str] = []
-    for item in _each(images):
+    for item in _iterate(images):
         if isinstance(item, Path):
             try:
                 found.append((str(item), decode(item.read_bytes(), shape)))
@@ -54,7 +54,7 @@ def fitted(image: Pixels, shape: Shape) -> Pixels:
     return image if image.shape[1:] == (height, width) else fit_array(image, height, width)
 
 
-def _each(images: Any) -> Iterator[Any]:
+def _iterate(images: Any) -> Iterator[Any]:
     """Files as paths, anything else as it is."""
     if isinstance(images, str | os.PathLike):
         path = Path(images).expanduser()
@@ -67,7 +67,7 @@ def _each(images: Any) -> Iterator[Any]:
         yield from inside
     elif isinstance(images, Sequence) and not _is_numbers(images):
         for image in images:
-            yield from _each(image)
+            yield from _iterate(image)
     else:
         yield images
 

@@ -35,9 +35,9 @@ class Header:
 
 def read_header(data: Encoded) -> Header:
     """The header of an encoded image. Raises the decoder's exception if the image cannot be used."""
-    with _opened(data) as image:
+    with _open(data) as image:
         width, height = image.size
-        if _turned(image):
+        if _is_turned(image):
             width, height = height, width
         return Header(height, width, image.mode in _GRAY or _sixteen_bit(image))
 
@@ -45,8 +45,8 @@ def read_header(data: Encoded) -> Header:
 def decode(data: Encoded, shape: tuple[int, int, int]) -> Pixels:
     """Pixels, uint8 (C, H, W): oriented, gray or RGB, cropped about the centre to the aspect of H x W, resized."""
     channels, height, width = shape
-    with _opened(data) as image:
-        if image.size != ((height, width) if _turned(image) else (width, height)):
+    with _open(data) as image:
+        if image.size != ((height, width) if _is_turned(image) else (width, height)):
             # a JPEG decoder can halve the image on the way, leaving at least twice the pixels asked for
             image.draft(None, (2 * max(height, width),) * 2)
         return fit(_oriented(_gray_or_rgb(image, channels), image), height, width)
@@ -73,7 +73,7 @@ def fit_array(pixels: Pixels, height: int, width: int) -> Pixels:
     return fit(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)), height, width)
 
 
-def _opened(data: Encoded) -> Image.Image:
+def _open(data: Encoded) -> Image.Image:
     require("decoding images", "study", "PIL")
     from PIL import Image, UnidentifiedImageError
 
@@ -93,7 +93,7 @@ def _opened(data: Encoded) -> Image.Image:
     return image
 
 
-def _turned(image: Image.Image) -> bool:
+def _is_turned(image: Image.Image) -> bool:
     return image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
 
 

@@ -40,7 +40,7 @@ def assign(
     if len(classes) < 2:
         only = class_names[int(classes[0])]
         raise DataError(f"only one class, {only!r}, has training images; a comparison needs at least two")
-    dealt = _deal(labels[train], used[train], missing_splits(labels), class_names, seed)
+    dealt = _deal_rows(labels[train], used[train], missing_splits(labels), class_names, seed)
     return {name: {train: dealt[name]} if name in dealt else {name: used[name]} for name in SPLITS}
 
 
@@ -69,7 +69,7 @@ def without_rare(source: Source, keep: dict[str, NDArray[np.bool_]]) -> tuple[So
     )
 
 
-def _deal(
+def _deal_rows(
     labels: Labels, rows: NDArray[np.intp], missing: tuple[str, ...], class_names: tuple[str, ...], seed: int
 ) -> dict[str, NDArray[np.intp]]:
     members = {int(k): rows[labels[rows] == k] for k in np.unique(labels[rows])}

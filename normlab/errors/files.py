@@ -69,18 +69,18 @@ def to_json(value: Any, indent: int | None = None, default: Callable[[Any], Any]
 
     `default` makes something of what JSON has no form for, as in `json.dumps`.
     """
-    return json.dumps(_plain(value), indent=indent, default=default, allow_nan=False)
+    return json.dumps(_to_json(value), indent=indent, default=default, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     if hasattr(value, "tolist"):  # of NumPy or torch
-        return _plain(value.tolist())
+        return _to_json(value.tolist())
     return value
 
 

@@ -67,7 +67,7 @@ def load_module(place: str, label: str) -> ModuleType:
         raise UsageError(f"{label}: {place!r} is neither the name of a module nor that of a file; expected {FORMS}")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
-    return _imported(place, place, label)
+    return _import(place, place, label)
 
 
 def _from_file(place: str, label: str) -> ModuleType:
@@ -81,10 +81,10 @@ def _from_file(place: str, label: str) -> ModuleType:
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     importlib.invalidate_caches()
-    with _contained(place, label):
+    with _catch_errors(place, label):
         at_home = _is_at(own_name, path)
     if at_home:
-        return _imported(own_name, place, label)
+        return _import(own_name, place, label)
     # the name belongs to another module, or is no name at all
     name = f"_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
     if name in sys.modules:
@@ -94,7 +94,7 @@ def _from_file(place: str, label: str) -> ModuleType:
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        with _contained(place, label):
+        with _catch_errors(place, label):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
@@ -121,13 +121,13 @@ def _is_at(name: str, path: Path) -> bool:
     return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == path
 
 
-def _imported(name: str, place: str, label: str) -> ModuleType:
-    with _contained(place, label):
+def _import(name: str, place: str, label: str) -> ModuleType:
+    with _catch_errors(place, label):
         return importlib.import_module(name)
 
 
 @contextmanager
-def _contained(place: str, label: str) -> Iterator[None]:
+def _catch_errors(place: str, label: str) -> Iterator[None]:
     """Turn whatever the user's code raises into one line that says where; an exit of the process is no success."""
     owner, leave = os.getpid(), os._exit
 
@@ -151,14 +151,14 @@ def _contained(place: str, label: str) -> Iterator[None]:
             raise UsageError(
                 f"{label}: there is no module {e.name!r}; is it installed, or a file in {Path.cwd()}?"
             ) from e
-        raise UsageError(_said(place, label, e)) from e
+        raise UsageError(_format_error(place, label, e)) from e
     except BaseException as e:
-        raise UsageError(_said(place, label, e)) from e
+        raise UsageError(_format_error(place, label, e)) from e
     finally:
         os._exit = leave
 
 
-def _said(place: str, label: str, error: BaseException) -> str:
+def _format_error(place: str, label: str, error: BaseException) -> str:
     """The user's exception, and the line of their code that raised it."""
     text = " ".join(str(error).split()) or "(no message)"
     where = ""

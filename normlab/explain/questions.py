@@ -47,7 +47,7 @@ class Questions:
 
 
 @dataclass
-class _Asked:
+class _Predictions:
     """The test images that are used, and each network's probabilities for them."""
 
     dataset: Dataset
@@ -74,7 +74,7 @@ def explain(directory: Path, questions: Questions | None = None, say: Say = lamb
     if unknown:
         raise UsageError(f"--class {unknown[0]!r} is not in the data; it has {', '.join(dataset.class_names)}")
     chosen = at_best_settings(networks, records["verdict"]["settings"])
-    asked = _ask(dataset, chosen, questions.images, say)
+    asked = _predict_all(dataset, chosen, questions.images, say)
     return {
         "study": records.get("study"),
         "classes": list(dataset.class_names),
@@ -85,10 +85,12 @@ def explain(directory: Path, questions: Questions | None = None, say: Say = lamb
     }
 
 
-def _ask(dataset: Dataset, chosen: Mapping[str, list[Network]], most: int, say: Say) -> _Asked:
+def _predict_all(dataset: Dataset, chosen: Mapping[str, list[Network]], most: int, say: Say) -> _Predictions:
     total = len(dataset.test.labels)
     indices = np.linspace(0, total - 1, min(most, total)).round().astype(np.int64)
-    asked = _Asked(dataset, np.array(dataset.test.images[indices]), np.array(dataset.test.labels[indices]), indices)
+    asked = _Predictions(
+        dataset, np.array(dataset.test.images[indices]), np.array(dataset.test.labels[indices]), indices
+    )
     for norm, of_norm in chosen.items():
         say(f"{norm}: {len(of_norm)} networks on {len(indices)} test images")
         for network in of_norm:
@@ -97,7 +99,7 @@ def _ask(dataset: Dataset, chosen: Mapping[str, list[Network]], most: int, say: 
     return asked
 
 
-def _mistakes(asked: _Asked, chosen: Mapping[str, list[Network]]) -> dict[str, Any]:
+def _mistakes(asked: _Predictions, chosen: Mapping[str, list[Network]]) -> dict[str, Any]:
     """Confusions summed over seeds, F1 by class, the confusions that set norms apart, and the most disputed images."""
     classes = asked.dataset.num_classes
     summed = {
@@ -127,7 +129,7 @@ def _mistakes(asked: _Asked, chosen: Mapping[str, list[Network]]) -> dict[str, A
     }
 
 
-def _maps(asked: _Asked, chosen: Mapping[str, list[Network]], questions: Questions, say: Say) -> dict[str, Any]:
+def _maps(asked: _Predictions, chosen: Mapping[str, list[Network]], questions: Questions, say: Say) -> dict[str, Any]:
     rows = _gallery_rows(asked, chosen, questions)
     sample = np.sort(np.random.default_rng(0).permutation(len(asked.labels))[:MAP_IMAGES])
     shown = np.array([i for _, _, of_gallery in rows for i in of_gallery], dtype=np.int64)
@@ -158,7 +160,7 @@ def _maps(asked: _Asked, chosen: Mapping[str, list[Network]], questions: Questio
 
 
 def _gallery_rows(
-    asked: _Asked, chosen: Mapping[str, list[Network]], questions: Questions
+    asked: _Predictions, chosen: Mapping[str, list[Network]], questions: Questions
 ) -> list[tuple[str, str, list[int]]]:
     """(class, "correct" or "incorrect", images): those that most norms get right or wrong, drawn by lot."""
     names = list(asked.dataset.class_names)
@@ -177,7 +179,7 @@ def _gallery_rows(
     return rows
 
 
-def _tiles(asked: _Asked, network: Network, model: nn.Module, shown: NDArray[np.int64]) -> list[dict[str, Any]]:
+def _tiles(asked: _Predictions, network: Network, model: nn.Module, shown: NDArray[np.int64]) -> list[dict[str, Any]]:
     """One network's predictions for the gallery's images, and where it looks for them."""
     said = asked.said(network)[shown]
     small = gradcam.grad_cam(model, asked.standardized(shown), torch.as_tensor(said))
@@ -195,7 +197,7 @@ def _tiles(asked: _Asked, network: Network, model: nn.Module, shown: NDArray[np.
 
 
 def _galleries(
-    asked: _Asked, rows: Sequence[tuple[str, str, list[int]]], tiles: Mapping[str, list[dict[str, Any]]]
+    asked: _Predictions, rows: Sequence[tuple[str, str, list[int]]], tiles: Mapping[str, list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
     galleries, place = [], 0
     for name, kind, of_gallery in rows:

@@ -112,16 +112,16 @@ def _slope_of_gelu(one: Any, z: Array, c: float) -> Array:
 
 
 def _mish(one: Any, z: Array, c: float) -> Array:
-    n = _grown(one, z)[1]
+    n = _exp_and_growth(one, z)[1]
     return z * (n / (n + 2))
 
 
 def _slope_of_mish(one: Any, z: Array, c: float) -> Array:
-    e, n = _grown(one, z)
+    e, n = _exp_and_growth(one, z)
     return n / (n + 2) + z.clip(max=_FLAT) * (e / (1 + e)) * (4 / (n + 2)) * ((n + 1) / (n + 2))
 
 
-def _grown(one: Any, z: Array) -> tuple[Array, Array]:
+def _exp_and_growth(one: Any, z: Array) -> tuple[Array, Array]:
     """e = exp(z) and n = (1 + e)^2 - 1, with which tanh(log(1 + e)) is n / (n + 2)."""
     e = one.exp(z.clip(max=_FLAT))
     return e, e * (e + 2)

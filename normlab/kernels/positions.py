@@ -51,7 +51,7 @@ def forward(
     y = _empty(x, x.shape, x.dtype)
     saved = None
     if 0 not in x.shape:
-        saved = backend.forward(x, _plain(weight, dtype), _plain(bias, dtype), eps, centred, y)
+        saved = backend.forward(x, _flat_parameter(weight, dtype), _flat_parameter(bias, dtype), eps, centred, y)
     return y, Cache(backend, dtype, saved)
 
 
@@ -75,7 +75,7 @@ def backward(
             if gradient is not None:
                 gradient[...] = 0
     else:
-        cache.backend.backward(cache.saved, x, _plain(weight, dtype), g, dx, d_weight, d_bias)
+        cache.backend.backward(cache.saved, x, _flat_parameter(weight, dtype), g, dx, d_weight, d_bias)
     return dx, d_weight, d_bias
 
 
@@ -122,7 +122,7 @@ def _wrong_length(name: str, v: Array, size: int) -> ValueError:
     )
 
 
-def _plain(parameter: Array | None, dtype: Any) -> Array | None:
+def _flat_parameter(parameter: Array | None, dtype: Any) -> Array | None:
     """A parameter as a backend takes it: flat, contiguous, of this dtype."""
     if parameter is None:
         return None

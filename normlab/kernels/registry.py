@@ -97,15 +97,15 @@ def planes_for(x: Any, entry: NormEntry | None = None) -> Planes:
     Gives a `BackendWarning`, once per reason, where they are not those of the fast backend for x's device. Raises
     UsageError where the backend of `use_backend` cannot serve x.
     """
-    return _serving(x, entry).planes
+    return _serving_entry(x, entry).planes
 
 
 def positions_for(x: Any) -> Positions:
     """As `planes_for`: the kernels for statistics per position."""
-    return _serving(x, POSITIONS).positions
+    return _serving_entry(x, POSITIONS).positions
 
 
-def _serving(x: Any, entry: NormEntry | None) -> _Entry:
+def _serving_entry(x: Any, entry: NormEntry | None) -> _Entry:
     forced = _forced.get()
     if forced is None:
         chosen, reason = _choice(x, entry)

@@ -165,7 +165,7 @@ def backward(dy: Array, cache: Cache) -> tuple[Array, dict[str, Array]]:
     residual, to_residual = (None, None) if act is None else (cache.residual, cache.to_residual)
     params = cache.params
     grads = cache.backend.backward(cache.saved, layout, x, dy, dx, params.values(), residual, to_residual)
-    return dx, {name: _like(grad, v) for grad, (name, v) in zip(grads, params.items(), strict=True)}
+    return dx, {name: _like_parameter(grad, v) for grad, (name, v) in zip(grads, params.items(), strict=True)}
 
 
 def _check_lengths(
@@ -211,7 +211,7 @@ def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
     positions.precompile(dtypes)
 
 
-def _like(grad: Array, param: Array) -> Array:
+def _like_parameter(grad: Array, param: Array) -> Array:
     """A gradient in the parameter's shape, dtype and library; that of a single number comes repeated per channel."""
     shape = param.shape
     if grad.dtype == param.dtype and grad.shape == shape:  # of one library: their dtypes differ

@@ -69,7 +69,7 @@ def activation_of(module: nn.Module) -> Activation | None:
     if is_watched(module):
         return None
     known = _MODULES.get(type(module))
-    return _tried(module) if known is None else known(module)
+    return _recognize(module) if known is None else known(module)
 
 
 def activation_called(node: fx.Node) -> Activation | None:
@@ -114,7 +114,7 @@ def is_passive(module: nn.Module) -> bool:
 _seen: dict[Any, Activation | None] = {}  # by class and attributes
 
 
-def _tried(module: nn.Module) -> Activation | None:
+def _recognize(module: nn.Module) -> Activation | None:
     """The activation that a module without parameters and parts computes, in training and in evaluation; or None."""
     held = vars(module)
     if torch.compiler.is_compiling() or held["_parameters"] or held["_buffers"] or held["_modules"]:
@@ -124,21 +124,21 @@ def _tried(module: nn.Module) -> Activation | None:
     key = type(module), tuple((k, v) for k, v in held.items() if k[0] != "_" and k != "training")
     try:
         if key not in _seen:
-            _seen[key] = _found(module)
+            _seen[key] = _search_activation(module)
         return _seen[key]
     except TypeError:  # an attribute that cannot be a key may be a memory
         return None
 
 
-def _found(module: nn.Module) -> Activation | None:
+def _search_activation(module: nn.Module) -> Activation | None:
     if len(inspect.signature(type(module).forward).parameters) != 2:
         return None
     z = torch.linspace(-9, 9, 720, dtype=torch.float64).view(2, 3, 10, 12)
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-        return next((act for act in map(activation, NAMES) if act is not None and _is(module, act, z)), None)
+        return next((act for act in map(activation, NAMES) if act is not None and _computes(module, act, z)), None)
 
 
-def _is(module: nn.Module, act: Activation, z: Tensor) -> bool:
+def _computes(module: nn.Module, act: Activation, z: Tensor) -> bool:
     for training in (False, True):
         tried: nn.Module = copy.copy(module)
         vars(tried)["training"] = training

@@ -50,7 +50,7 @@ class Taken(Recast):
     ) -> Tensor:
         inside = takes_act_too(self)  # type: ignore[arg-type]
         if not kwargs and _serves(self, args):
-            y = _applied(self, args[0], residual if inside else None, act if inside else None)
+            y = _apply_plan(self, args[0], residual if inside else None, act if inside else None)
             if inside:
                 return y
         else:
@@ -72,7 +72,7 @@ def act_inside(layer: nn.Module) -> Activation | None:
     """The activation that a taken layer applies in its own pass over memory."""
     if not isinstance(layer, Taken) or layer._plan.kind not in _FUSING:
         return None
-    behind = _behind(layer)
+    behind = _parts_behind(layer)
     return activation_of(behind[0]) if len(behind) == 1 else None
 
 
@@ -100,9 +100,9 @@ def _eps(layer: Any, plan: Plan, x: Tensor) -> float:
     return torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps if eps is None else eps
 
 
-def _applied(layer: Any, x: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
+def _apply_plan(layer: Any, x: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
     plan: Plan = layer._plan
-    behind = _behind(layer)
+    behind = _parts_behind(layer)
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     dtype = _result(plan.result, x, weight)
     if plan.one_plus and weight is not None:
@@ -131,7 +131,7 @@ def norm_of(layer: Any, x: Tensor) -> Tensor:
     return _FUSING[plan.kind](layer, x, layer.weight, layer.bias, _eps(layer, plan, x), None, None)
 
 
-def _behind(layer: Any) -> list[nn.Module]:
+def _parts_behind(layer: Any) -> list[nn.Module]:
     return [m for m in (getattr(layer, name) for name in layer._plan.behind) if not is_passive(m)]
 
 
@@ -146,7 +146,7 @@ def _result(rule: str, x: Tensor, weight: Tensor | None) -> torch.dtype:
 # --- the formulas ----------------------------------------------------------------------------------------------------
 
 
-def _named(weight: Tensor | None, bias: Tensor | None) -> dict[str, Tensor]:
+def _named_parameters(weight: Tensor | None, bias: Tensor | None) -> dict[str, Tensor]:
     return {k: v for k, v in (("weight", weight), ("bias", bias)) if v is not None}
 
 
@@ -159,7 +159,7 @@ def _batch(
     use_batch, seen = layer.training or not tracked, layer.num_batches_tracked
     momentum = 0.0 if layer.momentum is None is seen else layer.momentum  # an average over nothing counted
     return functional.normalize(
-        "bn", x, _named(weight, bias), running=(layer.running_mean, layer.running_var) if tracked else None,
+        "bn", x, _named_parameters(weight, bias), running=(layer.running_mean, layer.running_var) if tracked else None,
         use_batch=use_batch, update=update, seen=seen, momentum=momentum, eps=eps,
         act=act, residual=residual,
     )  # fmt: skip
@@ -169,8 +169,8 @@ def _frozen(
     layer: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None, act: Activation | None
 ) -> Tensor:
     return functional.normalize(
-        "bn", x, _named(weight, bias), running=(layer.running_mean, layer.running_var), use_batch=False, eps=eps,
-        act=act, residual=residual,
+        "bn", x, _named_parameters(weight, bias), running=(layer.running_mean, layer.running_var), use_batch=False,
+        eps=eps, act=act, residual=residual,
     )  # fmt: skip
 
 
@@ -178,7 +178,13 @@ def _group(
     layer: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None, act: Activation | None
 ) -> Tensor:
     return functional.normalize(
-        "gn", x, _named(weight, bias), options=(("groups", layer.num_groups),), eps=eps, act=act, residual=residual
+        "gn",
+        x,
+        _named_parameters(weight, bias),
+        options=(("groups", layer.num_groups),),
+        eps=eps,
+        act=act,
+        residual=residual,
     )
 
 
@@ -220,16 +226,16 @@ def probed(layer: nn.Module) -> Plan | str:
     key = _key(layer)
     if key not in _found:
         try:
-            with torch.random.fork_rng(devices=[]), _plain():
+            with torch.random.fork_rng(devices=[]), _plain_gradients():
                 torch.manual_seed(0)
-                _found[key] = _probed(layer)
+                _found[key] = _probe_layer(layer)
         except Exception as error:
             _found[key] = f"it could not be run by itself ({type(error).__name__})"
     return _found[key]
 
 
 @contextmanager
-def _plain() -> Iterator[None]:
+def _plain_gradients() -> Iterator[None]:
     """Gradients, no autocast, whatever is around."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         yield
@@ -242,7 +248,7 @@ def _key(layer: nn.Module) -> Any:
     return type(layer), repr(scalars), repr(held), repr(parts)
 
 
-def _probed(layer: nn.Module) -> Plan | str:
+def _probe_layer(layer: nn.Module) -> Plan | str:
     own = {name for name, _ in (*layer.named_parameters(), *layer.named_buffers())}
     if own - _STATE:
         return f"it has parameters or buffers that no norm of ours has: {', '.join(sorted(own - _STATE))}"
@@ -336,7 +342,7 @@ _DIFFERS = "on random inputs it computes something else than the norms known her
 
 
 def _agree(layer: Any, plan: Plan, x: Tensor) -> bool:
-    theirs, ours = (_state(layer, x, run) for run in (_own, lambda one, v: _with(one, plan, v)))
+    theirs, ours = (_state(layer, x, run) for run in (_own_forward, lambda one, v: _apply_with(one, plan, v)))
     return (
         isinstance(theirs, list)
         and isinstance(ours, list)
@@ -348,14 +354,14 @@ def _agree(layer: Any, plan: Plan, x: Tensor) -> bool:
     )
 
 
-def _own(layer: Any, x: Tensor) -> Any:
+def _own_forward(layer: Any, x: Tensor) -> Any:
     return layer.forward(x)
 
 
-def _with(layer: Any, plan: Plan, x: Tensor) -> Tensor:
+def _apply_with(layer: Any, plan: Plan, x: Tensor) -> Tensor:
     vars(layer)["_plan"] = plan
     try:
-        return _applied(layer, x)
+        return _apply_plan(layer, x)
     finally:
         del vars(layer)["_plan"]
 

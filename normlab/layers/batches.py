@@ -62,12 +62,12 @@ class BatchRenorm(BatchStatistics):
     @property
     def known_mean(self) -> Tensor:
         """The running mean before this batch."""
-        return self._known("running_mean")
+        return self._running_copy("running_mean")
 
     @property
     def known_var(self) -> Tensor:
         """The running variance before this batch."""
-        return self._known("running_var")
+        return self._running_copy("running_var")
 
     @property
     def largest_r(self) -> Tensor:
@@ -79,7 +79,7 @@ class BatchRenorm(BatchStatistics):
         """The clip of d now: d_max, or as scheduled."""
         return self._clip("d_max", 0.0, 5.0, 25000)
 
-    def _known(self, name: str) -> Tensor:
+    def _running_copy(self, name: str) -> Tensor:
         held: Tensor = getattr(self, name)
         return held.detach().clone() if self.training else held  # the buffer changes before the backward pass
 

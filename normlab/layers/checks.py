@@ -119,7 +119,7 @@ def positive(eps: float, uses_batch: bool) -> None:
 def more_than_one_value(title: str, x: Tensor, training: bool) -> None:
     """Raise InputError if each channel of x has one value."""
     if x.shape[0] == 1 and x.numel() == x.shape[1]:
-        when, fix = _when(training)
+        when, fix = _name_mode(training)
         raise InputError(
             f"{title}: expected more than 1 value per channel when {when}, got input size "
             f"{tuple(x.shape)}: the variance of one value is zero, so the output would be the bias whatever "
@@ -130,7 +130,7 @@ def more_than_one_value(title: str, x: Tensor, training: bool) -> None:
 def more_than_one_kept(title: str, mask: Tensor, training: bool) -> None:
     """Raise InputError if a mask leaves one value of each channel."""
     if int(torch.count_nonzero(mask)) == 1:
-        when, fix = _when(training)
+        when, fix = _name_mode(training)
         raise InputError(
             f"{title}: expected more than 1 value per channel when {when}, got a mask of shape {tuple(mask.shape)} "
             "that keeps 1: the variance of one value is zero, so the output would be the bias whatever the input; use "
@@ -141,7 +141,7 @@ def more_than_one_kept(title: str, mask: Tensor, training: bool) -> None:
 def more_than_one_position(title: str, x: Tensor, training: bool, has_running: bool = False) -> None:
     """Raise InputError if each plane of x has one element."""
     if math.prod(x.shape[2:]) == 1:
-        when, fix = _when(training)
+        when, fix = _name_mode(training)
         raise InputError(
             f"{title}: expected more than 1 spatial element when {when}, got input size "
             f"{tuple(x.shape)}: the variance of one value is zero{fix if has_running else ''}"
@@ -173,7 +173,7 @@ def number(title: str, value: Any, name: str = "eps") -> float:
         raise TypeError(f"{title}: {name} must be float, not {type(value).__name__}") from None
 
 
-def _when(training: bool) -> tuple[str, str]:
+def _name_mode(training: bool) -> tuple[str, str]:
     """When an input of one value is refused, and what helps then."""
     if training:
         return "training", ", or call .eval()"

@@ -21,10 +21,10 @@ __all__ = ["SPADE", "AdaIN", "AdaLN", "AdaLNZero", "ConditionalBatchNorm", "FiLM
 
 def modulate(y: Tensor, scale: Tensor, shift: Tensor, dim: int = 1) -> Tensor:
     """scale * y + shift, with scale and shift (N, C) for y whose channels are in dimension `dim`, or of y's rank."""
-    return _spread(scale, y, dim, "scale") * y + _spread(shift, y, dim, "shift")
+    return _broadcast_parameter(scale, y, dim, "scale") * y + _broadcast_parameter(shift, y, dim, "shift")
 
 
-def _spread(v: Tensor, y: Tensor, dim: int, name: str) -> Tensor:
+def _broadcast_parameter(v: Tensor, y: Tensor, dim: int, name: str) -> Tensor:
     if v.dim() == y.dim():
         return v
     if v.shape != (y.shape[0], y.shape[dim]):
@@ -162,7 +162,7 @@ class AdaLNZero(AdaLN):
 
     def forward(self, input: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         y, (gate,) = self._modulated(input, condition)
-        return y, _spread(gate, y, self.dim, "gate")
+        return y, _broadcast_parameter(gate, y, self.dim, "gate")
 
 
 class SPADE(nn.Module):

@@ -95,7 +95,7 @@ def convert(
         )
     if family.weights_of(to) is not None:
         raise UsageError(f"convert: to={to!r} normalizes weights too, which changes every convolution; leave that out")
-    spots, left = _spots(model, "convert: this model has no norm that can be converted")
+    spots, left = _find_spots(model, "convert: this model has no norm that can be converted")
     exact = entry.takes_over and all(_is_batch(spot.old) for spot in spots)
     if calibrate is None and (distill or (match and not exact)):
         raise UsageError(f"convert: to={to!r} needs images: calibrate=..., 32 or more as the model takes them")
@@ -135,7 +135,7 @@ def convert(
             with in_mode(model, False):
                 error = _error(_outputs(model, original.images), original.outputs)
     except BaseException:
-        _take_back(model, spots)
+        _restore_all(model, spots)
         if before is not None:
             model.load_state_dict(before.state_dict())
         raise
@@ -149,7 +149,7 @@ def convert(
 
 def convert_report(model: nn.Module) -> ConvertReport:
     """What `convert` did to this model. Raises UsageError if it did nothing."""
-    return _kept(model, "convert_report")[0]
+    return _find_report(model, "convert_report")[0]
 
 
 def revert(model: Model) -> Model:
@@ -158,8 +158,8 @@ def revert(model: Model) -> Model:
     What is not a norm stays as it is, with whatever training or distillation has changed since. Raises UsageError if
     the model was not converted.
     """
-    _, spots = _kept(model, "revert")
-    _take_back(model, spots)
+    _, spots = _find_report(model, "revert")
+    _restore_all(model, spots)
     for spot in spots:
         if spot.new is not None:
             spot.old.train(spot.new.training)
@@ -173,7 +173,7 @@ def replace_norms(model: Model, to: str) -> Model:
     In place; returns the model. For training from there: nothing is matched (`convert` does that). `to` is any norm of
     `make_norm`, "none" too. Raises UsageError if the model has no norm that can be replaced.
     """
-    spots, _ = _spots(model, f"this model has no norm that could be replaced by {to}")
+    spots, _ = _find_spots(model, f"this model has no norm that could be replaced by {to}")
     _install(model, spots, to)
     return model
 
@@ -193,20 +193,20 @@ class _Spot:
 _KEPT: WeakKeyDictionary[nn.Module, tuple[ConvertReport, list[_Spot]]] = WeakKeyDictionary()
 
 
-def _kept(model: nn.Module, asker: str) -> tuple[ConvertReport, list[_Spot]]:
+def _find_report(model: nn.Module, asker: str) -> tuple[ConvertReport, list[_Spot]]:
     if model not in _KEPT:
         raise UsageError(f"{asker}: this model was not converted, or is a copy of one that was")
     return _KEPT[model]
 
 
-def _spots(model: nn.Module, else_say: str) -> tuple[list[_Spot], dict[str, str]]:
+def _find_spots(model: nn.Module, else_say: str) -> tuple[list[_Spot], dict[str, str]]:
     """The norms that can be converted, and why others cannot; raises UsageError where there are none."""
     places: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(id(module), []).append(name)
     spots, left = [], {}
     for name, module in norms_in(model):
-        why = _unfit(name, module)
+        why = _why_unfit(name, module)
         if why is not None:
             left[name] = why
             continue
@@ -223,14 +223,14 @@ def _spots(model: nn.Module, else_say: str) -> tuple[list[_Spot], dict[str, str]
     return spots, left
 
 
-def _unfit(name: str, module: nn.Module) -> str | None:
+def _why_unfit(name: str, module: nn.Module) -> str | None:
     if not name:
         return "it is the whole model; put it into a torch.nn.Sequential"
     if not isinstance(module, _CONVERTIBLE):
         return "it has a weight for each element and not for each channel"
     if isinstance(module, nn.SyncBatchNorm):
         return "its statistics are pooled over processes"
-    behind = _behind(module)
+    behind = _parts_behind(module)
     if isinstance(behind, str):
         return behind
     if len(behind) > 1 or any(activation_of(part) is None for part in behind):
@@ -238,7 +238,7 @@ def _unfit(name: str, module: nn.Module) -> str | None:
     return None
 
 
-def _is_theirs(layer: nn.Module) -> bool:
+def _is_foreign(layer: nn.Module) -> bool:
     """Whether a norm is another library's, which may do more than a norm."""
     return not isinstance(layer, (Norm, Followed)) and not type(layer).__module__.startswith("torch.nn")
 
@@ -248,9 +248,9 @@ def _place_of_act(layer: nn.Module) -> str | None:
     return "act" if isinstance(layer, Norm) else "_act" if isinstance(layer, Followed) else None
 
 
-def _behind(layer: Any) -> list[nn.Module] | str:
+def _parts_behind(layer: Any) -> list[nn.Module] | str:
     """What a layer applies behind its norm by parts of its own; or why that is not known."""
-    if not _is_theirs(layer):
+    if not _is_foreign(layer):
         return []
     plan = adapters.probed(layer)
     if isinstance(plan, str):
@@ -258,10 +258,10 @@ def _behind(layer: Any) -> list[nn.Module] | str:
     return [part for name in plan.behind if not is_passive(part := getattr(layer, name))]
 
 
-def _made(spot: _Spot, spec: str) -> nn.Module:
+def _make_layer(spot: _Spot, spec: str) -> nn.Module:
     """The new layer for a spot, with the old one's parameters, statistics, activation and mode."""
     old: Any = spot.old
-    behind: Any = _behind(old)
+    behind: Any = _parts_behind(old)
     act = activation_of(behind[0]) if behind else None if (place := _place_of_act(old)) is None else getattr(old, place)
     like = next(iter((*old.parameters(), *old.buffers())), torch.empty(0))
     with torch.random.fork_rng(devices=[]):
@@ -277,14 +277,14 @@ def _made(spot: _Spot, spec: str) -> nn.Module:
         names += ["running_mean", "running_var", "num_batches_tracked"]
         new.eps, new.momentum = old.eps, old.momentum
     for name in names:
-        _hand_over(name, spot, new)
+        _copy_state(name, spot, new)
     if "applies_relu" in vars(old):
         new.applies_relu = True
     made: nn.Module = new.train(old.training)
     return made
 
 
-def _hand_over(name: str, spot: _Spot, new: nn.Module) -> None:
+def _copy_state(name: str, spot: _Spot, new: nn.Module) -> None:
     """Give a new layer what the old one had under a name: the same parameter, or the numbers of a buffer."""
     value, made = spot.saved.get(name), getattr(new, name, None)
     if value is None or made is None:
@@ -302,8 +302,8 @@ def _install(model: nn.Module, spots: list[_Spot], spec: str) -> None:
     """Put new layers into the spots, with weight and bias as the old ones had them."""
     specs = {spot.channels: _for_channels(spec, spot.channels) for spot in spots}
     for spot in spots:
-        spot.new = _made(spot, specs[spot.channels])
-        _put(model, spot, spot.new)
+        spot.new = _make_layer(spot, specs[spot.channels])
+        _replace(model, spot, spot.new)
 
 
 def _for_channels(spec: str, channels: int) -> str:
@@ -316,13 +316,13 @@ def _for_channels(spec: str, channels: int) -> str:
     return ":".join([entry.name, *(f"{name}={value}" for name, value in options.items())])
 
 
-def _put(model: nn.Module, spot: _Spot, layer: nn.Module) -> None:
+def _replace(model: nn.Module, spot: _Spot, layer: nn.Module) -> None:
     for name in spot.names:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
 
 
-def _take_back(model: nn.Module, spots: list[_Spot]) -> None:
+def _restore_all(model: nn.Module, spots: list[_Spot]) -> None:
     for spot in spots:
         if spot.new is not None:
             like = next(iter((*spot.new.parameters(), *spot.new.buffers())), torch.empty(0))
@@ -331,7 +331,7 @@ def _take_back(model: nn.Module, spots: list[_Spot]) -> None:
         with torch.no_grad():
             for name, value in spot.saved.items():
                 getattr(spot.old, name).copy_(value)
-        _put(model, spot, spot.old)
+        _replace(model, spot, spot.old)
 
 
 def _is_batch(layer: nn.Module) -> bool:
@@ -358,7 +358,7 @@ class _Original:
 
     @classmethod
     def of(cls, model: nn.Module, spots: list[_Spot], images: Tensor, match: bool) -> _Original:
-        return cls(images, _outputs(model, images), _recorded(model, spots, images) if match else {})
+        return cls(images, _outputs(model, images), _record_moments(model, spots, images) if match else {})
 
 
 def _fit(model: nn.Module, spots: list[_Spot], spec: str, original: _Original | None) -> float | None:
@@ -371,7 +371,7 @@ def _fit(model: nn.Module, spots: list[_Spot], spec: str, original: _Original | 
     return _error(_outputs(model, original.images), original.outputs)
 
 
-def _recorded(model: nn.Module, spots: list[_Spot], images: Tensor) -> Moments:
+def _record_moments(model: nn.Module, spots: list[_Spot], images: Tensor) -> Moments:
     """Mean and deviation of each channel of every norm's output, before its activation, by the norm's name."""
     found: Moments = {}
 
@@ -434,7 +434,7 @@ def _bare(layer: Any, x: Tensor) -> Tensor:
         finally:
             setattr(layer, place, act)
         return y
-    return adapters.norm_of(layer, x) if _is_theirs(layer) else layer.forward(x)
+    return adapters.norm_of(layer, x) if _is_foreign(layer) else layer.forward(x)
 
 
 def _moments(y: Tensor) -> tuple[Tensor, Tensor]:

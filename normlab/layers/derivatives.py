@@ -34,19 +34,21 @@ def normalize(
 
     x (N, C, *) is computed with in its own dtype, or in float32 if that is narrower; the grid is float64.
     """
-    planes = _computed(x) if x.dim() > 2 else _computed(x).unsqueeze(2)
+    planes = _widen_halves(x) if x.dim() > 2 else _widen_halves(x).unsqueeze(2)
     applied = None
     if x.numel():
         positions = tuple(range(2, planes.dim()))
         near = planes.detach().mean(positions)
-        planes = planes - _spread(near, planes)
+        planes = planes - _broadcast_grid(near, planes)
         applied = _apply(recipe, planes, near, params, running, eps)
         # scale * (x - center) + shift, from x - near
         scale, center, shift = (as_grid(v, near) for v in (applied.map.scale, applied.map.center, applied.map.shift))
-        planes = _spread(scale, planes) * (planes - _spread(center - wide(near), planes)) + _spread(shift, planes)
+        planes = _broadcast_grid(scale, planes) * (
+            planes - _broadcast_grid(center - wide(near), planes)
+        ) + _broadcast_grid(shift, planes)
     z = planes.reshape(x.shape)
     if residual is not None:
-        z = z + _computed(residual)
+        z = z + _widen_halves(residual)
     y = (z if act is None else activations.apply(act, z)).to(x.dtype)
     return (y if y.movedim(1, -1).is_contiguous() else y.contiguous()), applied
 
@@ -58,7 +60,7 @@ def normalize_positions(
     if not size:
         last = normalize_positions(x.movedim(1, -1), weight, bias, x.shape[1], eps, centred)
         return last.movedim(-1, 1)
-    rows = _computed(x).reshape(x.numel() // size, size)
+    rows = _widen_halves(x).reshape(x.numel() // size, size)
     weight, bias = (None if p is None else p.reshape(size).to(rows.dtype) for p in (weight, bias))
     if centred:
         rows = functional.layer_norm(rows, (size,), weight, bias, eps)
@@ -95,7 +97,7 @@ def _apply(
 
     def measure() -> tuple[Tensor, Tensor]:
         offset = planes.mean(positions)
-        return wide(near) + wide(offset), wide((planes - _spread(offset, planes)).square().mean(positions))
+        return wide(near) + wide(offset), wide((planes - _broadcast_grid(offset, planes)).square().mean(positions))
 
     rows = {name: wide(v).reshape(1, -1) for name, v in params.items()}
     fixed = None if running is None else (wide(running[0]).reshape(1, -1), wide(running[1]).reshape(1, -1))
@@ -103,10 +105,10 @@ def _apply(
     return Application(recipe, measure, (n, channels), math.prod(size), rows, fixed, eps)
 
 
-def _spread(grid: Tensor, planes: Tensor) -> Tensor:
+def _broadcast_grid(grid: Tensor, planes: Tensor) -> Tensor:
     """A grid, to broadcast with the planes' elements."""
     return grid.to(planes.dtype).reshape(*grid.shape, *[1] * (planes.dim() - 2))
 
 
-def _computed(x: Tensor) -> Tensor:
+def _widen_halves(x: Tensor) -> Tensor:
     return x.float() if x.element_size() < 4 else x

@@ -29,7 +29,7 @@ def distill(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     seen: dict[nn.Module, dict[str, Tensor]] = {student: {}, teacher: {}}
     handles = [
-        model.get_submodule(name).register_forward_hook(_keeper(seen[model], name))
+        model.get_submodule(name).register_forward_hook(_output_hook(seen[model], name))
         for model in (student, teacher)
         for name in layers
     ]
@@ -50,7 +50,7 @@ def distill(
             handle.remove()
 
 
-def _keeper(into: dict[str, Tensor], name: str) -> Callable[..., None]:
+def _output_hook(into: dict[str, Tensor], name: str) -> Callable[..., None]:
     def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
         into[name] = output
 

@@ -215,7 +215,7 @@ class _Normalize(torch.autograd.Function):
         b, c, grads = ctx.applied.pull(ctx.scale, ctx.center, *dots(g, planes, ctx.center))
         b, c = (as_grid(0.0 if v is None else v, planes) for v in (b, c))
         _planes(dx)[...] = combine(g, planes, ctx.center, ctx.scale, b, c)
-        return (dx, None, None, *(_like(grad, p) for grad, p in zip(grads.values(), parameters, strict=True)))
+        return (dx, None, None, *(_like_parameter(grad, p) for grad, p in zip(grads.values(), parameters, strict=True)))
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ def _planes(x: Tensor) -> Tensor:
     return x.view(x.shape[0], x.shape[1], math.prod(x.shape[2:]))
 
 
-def _like(grad: Tensor | None, parameter: Tensor) -> Tensor:
+def _like_parameter(grad: Tensor | None, parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if grad is None else grad.reshape(parameter.shape).to(parameter.dtype)
 
 

@@ -54,7 +54,7 @@ class _Leaf(nn.Module):
         """How many numbers each parameter and buffer has."""
         return {}
 
-    def _of(self, input: Tensor) -> Tensor:
+    def _compute(self, input: Tensor) -> Tensor:
         raise NotImplementedError
 
     def forward(self, input: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class _Leaf(nn.Module):
                     f"{type(self).__name__}: expected {name} to have shape ({length},), got {tuple(held.shape)}"
                 )
         self._check(input)
-        return self._of(input)
+        return self._compute(input)
 
     def _check(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[self.dim] != self.num_features:
@@ -116,7 +116,7 @@ class DyT(_Channels):
     def _lengths(self) -> dict[str, int]:
         return super()._lengths() | {"alpha": 1}
 
-    def _of(self, input: Tensor) -> Tensor:
+    def _compute(self, input: Tensor) -> Tensor:
         return self._affine(torch.tanh(self.alpha * input))
 
 
@@ -137,7 +137,7 @@ class Derf(_Channels):
     def _lengths(self) -> dict[str, int]:
         return super()._lengths() | {"alpha": 1, "shift": 1}
 
-    def _of(self, input: Tensor) -> Tensor:
+    def _compute(self, input: Tensor) -> Tensor:
         return self._affine(torch.erf(self.alpha * input + self.shift))
 
 
@@ -156,7 +156,7 @@ class LayerScale(_Leaf):
     def _lengths(self) -> dict[str, int]:
         return {"gamma": self.num_features}
 
-    def _of(self, input: Tensor) -> Tensor:
+    def _compute(self, input: Tensor) -> Tensor:
         return input * along(self.gamma, input, self.dim)
 
 
@@ -183,7 +183,7 @@ class EvoNormB0(_Channels):
     def _lengths(self) -> dict[str, int]:
         return super()._lengths() | {"v": self.num_features, "running_var": self.num_features}
 
-    def _of(self, input: Tensor) -> Tensor:
+    def _compute(self, input: Tensor) -> Tensor:
         positions = tuple(range(2, input.dim()))
         x = input.float() if input.element_size() < 4 else input
         if self.training:
@@ -217,7 +217,7 @@ class EvoNormS0(_Channels):
     def _lengths(self) -> dict[str, int]:
         return super()._lengths() | {"v": self.num_features}
 
-    def _of(self, input: Tensor) -> Tensor:
+    def _compute(self, input: Tensor) -> Tensor:
         x = input.float() if input.element_size() < 4 else input
         grouped = x.unflatten(1, (self.groups, -1)).flatten(2)
         std = (_variance(grouped, (2,)) + self.eps).sqrt()
@@ -254,7 +254,7 @@ class DivisiveNorm(_Channels):
             raise UsageError(f"DivisiveNorm: window={window}; expected an odd number of positions")
         self.window, self.sigma = window, sigma
 
-    def _of(self, input: Tensor) -> Tensor:
+    def _compute(self, input: Tensor) -> Tensor:
         v = input - self._local_mean(input)
         return self._affine(v / (self.sigma**2 + self._local_mean(v.square())).sqrt())
 
@@ -285,7 +285,7 @@ class ScaleNorm(_Leaf):
     def _lengths(self) -> dict[str, int]:
         return {"g": 1}
 
-    def _of(self, input: Tensor) -> Tensor:
+    def _compute(self, input: Tensor) -> Tensor:
         y: Tensor = self.g * input / input.norm(dim=self.dim, keepdim=True).clamp(min=self.eps)
         return y
 
@@ -300,7 +300,7 @@ class AdaNorm(_Leaf):
         super().__init__()
         self.num_features, self.c, self.k, self.eps, self.dim = channels, c, k, eps, dim
 
-    def _of(self, input: Tensor) -> Tensor:
+    def _compute(self, input: Tensor) -> Tensor:
         x = input.movedim(self.dim, -1)
         z = functional.layer_norm(x, x.shape[-1:], eps=self.eps)
         return (self.c * (1 - self.k * z).detach() * z).movedim(-1, self.dim)
@@ -326,7 +326,7 @@ class QKNorm(_Leaf):
     def _lengths(self) -> dict[str, int]:
         return {"weight": self.num_features // self.heads}
 
-    def _of(self, input: Tensor) -> Tensor:
+    def _compute(self, input: Tensor) -> Tensor:
         x = input.movedim(self.dim, -1)
         each = x.unflatten(-1, (self.heads, -1))
         y = functional.rms_norm(each, each.shape[-1:], self.weight, self.eps)
@@ -351,7 +351,7 @@ class GroupWeightNorm(_Leaf):
     def _lengths(self) -> dict[str, int]:
         return {"weight": self.groups, "bias": self.groups}
 
-    def _of(self, input: Tensor) -> Tensor:
+    def _compute(self, input: Tensor) -> Tensor:
         width = self.num_features // self.groups
         rows = {"weight": self.weight.repeat_interleave(width), "bias": self.bias.repeat_interleave(width)}
         return normalize("gn", input, rows, options=(("groups", self.groups),), eps=self.eps)

@@ -34,7 +34,7 @@ def slower(
         )
         key = type(layer), str(layer), held, layer.training, tuple(x.shape), x.dtype, x.stride()
         if key not in known:
-            known[key] = _measured(layer, x, take)
+            known[key] = _explain_if_slower(layer, x, take)
         why = known[key]
         if why is not None:
             found[layer] = why
@@ -63,7 +63,7 @@ def _inputs(model: nn.Module, layers: list[nn.Module], example: tuple[Any, ...])
     return found
 
 
-def _measured(layer: nn.Module, x: Tensor, take: Callable[[nn.Module], None]) -> str | None:
+def _explain_if_slower(layer: nn.Module, x: Tensor, take: Callable[[nn.Module], None]) -> str | None:
     """What was measured, if ours is slower."""
     theirs, ours = copy.deepcopy(layer), copy.deepcopy(layer)
     take(ours)

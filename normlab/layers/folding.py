@@ -94,8 +94,8 @@ def fold(model: Model, images: Tensor) -> Model:
             before = _tensors(model(images))
             places = {id(module): name for name, module in model.named_modules()}
             for norm, layer in pairs:
-                _put_into(layer, norm)
-                _replace(model, norm, _rest(norm))
+                _fold_into(layer, norm)
+                _replace(model, norm, _remaining_module(norm))
             error = _difference(before, _tensors(model(images)))
     finally:
         for module in model.modules():
@@ -118,14 +118,14 @@ _REPORTS: WeakKeyDictionary[nn.Module, FoldReport] = WeakKeyDictionary()
 def _pairs(model: nn.Module, images: Tensor) -> tuple[list[tuple[Any, Any]], dict[str, str]]:
     """The norms that can be folded with the layers before them, and why the others cannot."""
     norms = {name: module for name, module in norms_in(model) if name}
-    left = {name: why for name, module in norms.items() if (why := _unfit(module)) is not None}
+    left = {name: why for name, module in norms.items() if (why := _why_unfit(module)) is not None}
     fit = {name: module for name, module in norms.items() if name not in left}
-    seen = _Uses(model, list(fit.values()))
+    seen = _UseRecorder(model, list(fit.values()))
     seen.run(images)
-    tied = _tied(model)
+    tied = _find_tied(model)
     pairs = []
     for name, module in fit.items():
-        why = seen.why_not(module) or _unfoldable(seen.before[module], tied, module, seen.inputs)
+        why = seen.why_not(module) or _why_unfoldable(seen.before[module], tied, module, seen.inputs)
         if why is None:
             pairs.append((module, seen.before[module]))
         else:
@@ -133,7 +133,7 @@ def _pairs(model: nn.Module, images: Tensor) -> tuple[list[tuple[Any, Any]], dic
     return pairs, left
 
 
-def _unfit(norm: Any) -> str | None:
+def _why_unfit(norm: Any) -> str | None:
     if is_watched(norm):
         return "a hook is on it"
     if isinstance(norm, Norm):
@@ -149,7 +149,7 @@ def _unfit(norm: Any) -> str | None:
     return None if plan.kind in _KINDS and norm.running_mean is not None else "it is no batch norm in evaluation"
 
 
-def _unfoldable(layer: nn.Module, tied: set[int], norm: Any, inputs: Mapping[nn.Module, Any]) -> str | None:
+def _why_unfoldable(layer: nn.Module, tied: set[int], norm: Any, inputs: Mapping[nn.Module, Any]) -> str | None:
     if not isinstance(layer, _LINEAR):
         return f"before it comes a {type(layer).__name__}, which is neither a convolution nor linear"
     if "weight" not in layer._parameters:
@@ -160,23 +160,23 @@ def _unfoldable(layer: nn.Module, tied: set[int], norm: Any, inputs: Mapping[nn.
         return "the layer before it is a transposed convolution in groups"
     if is_watched(layer):
         return "a hook is on the layer before it"
-    if layer in inputs and not _folds(layer, norm, inputs[layer]):
+    if layer in inputs and not _is_foldable(layer, norm, inputs[layer]):
         return f"the {type(layer).__name__} before it does more than its base"
     return None
 
 
-def _folds(layer: Any, norm: Any, x: Tensor) -> bool:
+def _is_foldable(layer: Any, norm: Any, x: Tensor) -> bool:
     """Whether a layer with a forward pass of its own is, with the weight and bias of both, the layer and the norm."""
     try:
         layer, norm, x = copy.deepcopy(layer).double(), copy.deepcopy(norm).double(), x.double()
         expected = norm(layer(x))
-        _put_into(layer, norm)
-        return _difference([expected], [_rest(norm)(layer(x))]) < 1e-6
+        _fold_into(layer, norm)
+        return _difference([expected], [_remaining_module(norm)(layer(x))]) < 1e-6
     except Exception:  # whatever it does, it is no layer of torch's
         return False
 
 
-def _tied(model: nn.Module) -> set[int]:
+def _find_tied(model: nn.Module) -> set[int]:
     """The parameters that stand in several places."""
     places: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
@@ -184,7 +184,7 @@ def _tied(model: nn.Module) -> set[int]:
     return {key for key, count in places.items() if count > 1}
 
 
-class _Uses(TorchFunctionMode):
+class _UseRecorder(TorchFunctionMode):
     """What happens to the outputs of linear layers in one run of a network."""
 
     def __init__(self, model: nn.Module, norms: list[nn.Module]) -> None:
@@ -201,17 +201,17 @@ class _Uses(TorchFunctionMode):
 
     def run(self, images: Tensor) -> None:
         """Run the network once, watched."""
-        handles = [m.register_forward_hook(self._keep) for m in self._model.modules() if isinstance(m, _LINEAR)]
+        handles = [m.register_forward_hook(self._record_layer) for m in self._model.modules() if isinstance(m, _LINEAR)]
         for norm in self._norms:
             handles.append(norm.register_forward_pre_hook(self._enter, with_kwargs=True))
-            handles.append(norm.register_forward_hook(self._leave, always_call=True))
+            handles.append(norm.register_forward_hook(self._record_norm, always_call=True))
         try:
             with self:
                 output = self._model(images)
         finally:
             for handle in handles:
                 handle.remove()
-        self._use(output)
+        self._record_use(output)
 
     def why_not(self, norm: nn.Module) -> str | None:
         """Why a norm does not follow a linear layer alone, or None."""
@@ -227,7 +227,7 @@ class _Uses(TorchFunctionMode):
             return "something else uses the output of the layer before it"
         return None
 
-    def _keep(self, layer: Any, inputs: Any, output: Tensor) -> None:
+    def _record_layer(self, layer: Any, inputs: Any, output: Tensor) -> None:
         self._calls[layer] = self._calls.get(layer, 0) + 1
         if isinstance(output, Tensor) and output.dim() == layer.weight.dim():  # so that dimension 1 has its channels
             self._made[id(output)] = layer, output
@@ -238,7 +238,7 @@ class _Uses(TorchFunctionMode):
         self._calls[norm] = self._calls.get(norm, 0) + 1
         given = {str(place): value for place, value in enumerate(args)} | kwargs
         x = given.pop("0" if args else "input", None)
-        self._use(given)
+        self._record_use(given)
         if isinstance(norm, Norm) and (kwargs.get("mask") is not None or any(v is not None for v in args[3:])):
             self._masked.add(norm)
         made = self._made.get(id(x))
@@ -246,10 +246,10 @@ class _Uses(TorchFunctionMode):
             self.before[norm], self._input[norm] = made[0], id(x)
         self._within += 1
 
-    def _leave(self, norm: nn.Module, inputs: Any, output: Any) -> None:
+    def _record_norm(self, norm: nn.Module, inputs: Any, output: Any) -> None:
         self._within -= 1
 
-    def _use(self, values: Any) -> None:
+    def _record_use(self, values: Any) -> None:
         self._used.update(id(t) for t in _tensors(values) if id(t) in self._made)
 
     def __torch_function__(
@@ -258,26 +258,26 @@ class _Uses(TorchFunctionMode):
         found = func(*args, **(kwargs or {}))
         reads = getattr(func, "__name__", "") == "__get__" and not isinstance(found, Tensor)  # its shape and the like
         if not self._within and not reads:
-            self._use((args, kwargs))
+            self._record_use((args, kwargs))
         return found
 
 
 def _tensors(value: Any) -> list[Tensor]:
     """The tensors in nested containers, in order."""
-    return list(_walked(value))
+    return list(_iterate_tensors(value))
 
 
-def _walked(value: Any) -> Iterator[Tensor]:
+def _iterate_tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
-        yield from _walked(list(value.values()))
+        yield from _iterate_tensors(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _walked(item)
+            yield from _iterate_tensors(item)
 
 
-def _put_into(layer: Any, norm: Any) -> None:
+def _fold_into(layer: Any, norm: Any) -> None:
     """Give a layer the weight and bias of both, computed in float64."""
     weight, bias = layer.weight.double(), None if layer.bias is None else layer.bias.double()
     mean, var = norm.running_mean.double(), norm.running_var.double()
@@ -296,7 +296,7 @@ def _put_into(layer: Any, norm: Any) -> None:
     layer.bias.copy_(bias)
 
 
-def _rest(norm: Any) -> nn.Module:
+def _remaining_module(norm: Any) -> nn.Module:
     """The module that takes a norm's place."""
     if isinstance(norm, Norm):
         rest: nn.Module = Folded(norm.act)

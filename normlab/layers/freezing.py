@@ -37,7 +37,7 @@ def freeze(model: Model, *, affine: bool = False) -> Model:
     A strong baseline for fine-tuning with small batches. `unfreeze` is the way back. Raises UsageError if the model has
     no such norm.
     """
-    for layer in _running(model, "freeze"):
+    for layer in _running_layers(model, "freeze"):
         if not isinstance(layer, Frozen):
             recast(layer, Frozen)
             vars(layer)["_had_gradients"] = {name: p.requires_grad for name, p in _affine(layer)}
@@ -76,7 +76,7 @@ def recalibrate(model: Model, images: Images) -> Model:
     Raises UsageError if the model has no such norm or there are no images; if that fails, or the model does, the
     statistics are what they were.
     """
-    layers = _running(model, "recalibrate")
+    layers = _running_layers(model, "recalibrate")
     before = [(held, held.clone()) for layer in layers for held in _statistics(layer)]
     momenta = [layer.momentum for layer in layers]
     uncounted = [layer for layer in layers if layer.num_batches_tracked is None]
@@ -111,7 +111,7 @@ def _statistics(layer: Any) -> list[Tensor]:
     return [v for v in held if v is not None]
 
 
-def _running(model: nn.Module, what: str) -> list[Any]:
+def _running_layers(model: nn.Module, what: str) -> list[Any]:
     found = [m for m in model.modules() if isinstance(m, BatchNormBase) and m.running_mean is not None]
     if not found:
         raise UsageError(f"{what}: this model has no norm with running statistics, as batch norm has")

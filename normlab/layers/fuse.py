@@ -49,14 +49,14 @@ def fuse_norms(model: Model, *example: Any, **keywords: Any) -> Model:
     Raises UsageError if the model does not take the example, cannot be copied, or if the two do not agree. Warns if no
     norm was taken.
     """
-    expected = _evaluated(model, example, keywords)
+    expected = _evaluate(model, example, keywords)
     fused = _copied(model)
     for module in list(fused.modules()):
         straighten(module)
         take(module)
-    for module, inputs in _called(fused, example, keywords).items():
+    for module, inputs in _count_inputs(fused, example, keywords).items():
         _shorten(module, inputs)
-    _compare(_evaluated(fused, example, keywords), expected)
+    _compare(_evaluate(fused, example, keywords), expected)
     report = swap_report(fused)
     if not report.taken:
         warnings.warn(f"fuse_norms: no layer was taken. {report}", stacklevel=2)
@@ -176,7 +176,7 @@ def _part(module: nn.Module, name: str) -> Any:
     return part
 
 
-def _through(layer: Any, x: Tensor, residual: Any, act: Activation | None, in_place: bool) -> Any:
+def _apply_fused(layer: Any, x: Tensor, residual: Any, act: Activation | None, in_place: bool) -> Any:
     """act(layer(x) + residual), in one pass where the residual has the output's form."""
     if residual is None:
         return layer(x, act=act)
@@ -209,14 +209,14 @@ def _shortcuts(module: nn.Module, inputs: int) -> dict[bool, Shortcut]:
     """A module's shortcuts in training and in evaluation, where there are any."""
     found = {}
     for training in (True, False):
-        graph = _followed(module, inputs, training)
-        shortcut = None if graph is None else _shortened(module, graph)
+        graph = _trace_mode(module, inputs, training)
+        shortcut = None if graph is None else _find_shortcut(module, graph)
         if shortcut is not None:
             found[training] = shortcut
     return found
 
 
-def _followed(module: nn.Module, inputs: int, training: bool) -> fx.Graph | None:
+def _trace_mode(module: nn.Module, inputs: int, training: bool) -> fx.Graph | None:
     """The forward pass of a module in one mode; None if it depends on values, on chance or on more than its inputs."""
     kept = torch.get_rng_state(), random.getstate()
     before = dict(vars(module))
@@ -243,7 +243,7 @@ def _followed(module: nn.Module, inputs: int, training: bool) -> fx.Graph | None
     return None if changed or by_chance or constants else graph
 
 
-def _called(model: nn.Module, example: tuple[Any, ...], keywords: dict[str, Any]) -> dict[nn.Module, int]:
+def _count_inputs(model: nn.Module, example: tuple[Any, ...], keywords: dict[str, Any]) -> dict[nn.Module, int]:
     """{part that calls norms itself: with how many tensors it is called}, where that is all it is called with."""
     calls: dict[nn.Module, set[int]] = {}
 
@@ -253,7 +253,7 @@ def _called(model: nn.Module, example: tuple[Any, ...], keywords: dict[str, Any]
 
     handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in model.modules() if _holds_norms(m)]
     try:
-        _evaluated(model, example, keywords)
+        _evaluate(model, example, keywords)
     finally:
         for handle in handles:
             handle.remove()
@@ -263,13 +263,13 @@ def _called(model: nn.Module, example: tuple[Any, ...], keywords: dict[str, Any]
 def _holds_norms(module: nn.Module) -> bool:
     """Whether a module may call a norm itself: one that it holds, or that a list of its holds."""
     return not isinstance(module, torch.jit.ScriptModule | nn.ModuleList | nn.ModuleDict) and any(
-        _is_fusible(part) for part in _held(module)
+        _is_fusible(part) for part in _iterate_parts(module)
     )
 
 
-def _held(module: nn.Module) -> Iterator[nn.Module]:
+def _iterate_parts(module: nn.Module) -> Iterator[nn.Module]:
     for part in module.children():
-        yield from _held(part) if isinstance(part, nn.ModuleList | nn.ModuleDict) else (part,)
+        yield from _iterate_parts(part) if isinstance(part, nn.ModuleList | nn.ModuleDict) else (part,)
 
 
 # --- finding ---------------------------------------------------------------------------------------------------------
@@ -278,9 +278,9 @@ _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _IN_PLACE = (operator.iadd, "add_")
 
 
-def _shortened(module: nn.Module, graph: fx.Graph) -> Shortcut | None:
+def _find_shortcut(module: nn.Module, graph: fx.Graph) -> Shortcut | None:
     """A forward pass with what follows norms inside of them; None where nothing does."""
-    passed = [str(node.target) for node in list(graph.nodes) if _pass_by(module, node)]
+    passed = [str(node.target) for node in list(graph.nodes) if _skip_identity(module, node)]
     spots = [spot for node in list(graph.nodes) if (spot := _fuse(module, graph, node)) is not None]
     if not spots:
         return None
@@ -291,7 +291,7 @@ def _shortened(module: nn.Module, graph: fx.Graph) -> Shortcut | None:
     return Shortcut(names["forward"], tuple(spots), tuple(passed), tuple(module._modules))
 
 
-def _pass_by(module: nn.Module, node: fx.Node) -> bool:
+def _skip_identity(module: nn.Module, node: fx.Node) -> bool:
     """Leave out an identity, which stands for something that was switched off and may stand behind a norm."""
     if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return False
@@ -309,7 +309,7 @@ def _fuse(module: nn.Module, graph: fx.Graph, node: fx.Node) -> Spot | None:
     layer = _part(module, str(node.target))
     if not _is_fusible(layer):
         return None
-    addition = _addition_behind(node)
+    addition = _find_addition(node)
     residual = None if addition is None else next(v for v in addition.args if v is not node)
     act_node, act = _activation_behind(module, addition or node)
     last = act_node or addition
@@ -318,7 +318,7 @@ def _fuse(module: nn.Module, graph: fx.Graph, node: fx.Node) -> Spot | None:
     in_place = addition is not None and addition.target in _IN_PLACE
     with graph.inserting_before(last):
         held = graph.create_node("get_attr", str(node.target))
-        call = graph.call_function(_through, (held, node.args[0], residual, act, in_place))
+        call = graph.call_function(_apply_fused, (held, node.args[0], residual, act, in_place))
     last.replace_all_uses_with(call)
     act_module = str(act_node.target) if act_node is not None and act_node.op == "call_module" else None
     for gone in (act_node, addition, node):
@@ -337,7 +337,7 @@ def _may_change(x: fx.Node, norm: fx.Node, last: fx.Node, addition: fx.Node | No
     return bool((between - {addition}) & x.users.keys())
 
 
-def _addition_behind(node: fx.Node) -> fx.Node | None:
+def _find_addition(node: fx.Node) -> fx.Node | None:
     """The addition of another tensor, if nothing else becomes of a node."""
     user = _only_user(node)
     if user is None or user.target not in _ADDITIONS or user.kwargs or len(user.args) != 2:
@@ -389,9 +389,9 @@ def _copied(model: Model) -> Model:
         ) from error
 
 
-def _evaluated(model: nn.Module, example: tuple[Any, ...], keywords: dict[str, Any]) -> list[Tensor]:
+def _evaluate(model: nn.Module, example: tuple[Any, ...], keywords: dict[str, Any]) -> list[Tensor]:
     """The tensors that a model returns in evaluation mode."""
-    given, named = _cloned((example, keywords))
+    given, named = _clone_inputs((example, keywords))
     with in_mode(model, False), torch.no_grad():
         try:
             returned = model(*given, **named)
@@ -411,7 +411,7 @@ def _leaves(returned: Any) -> list[Any]:
     return tree_leaves(returned)
 
 
-def _cloned(inputs: Any) -> Any:
+def _clone_inputs(inputs: Any) -> Any:
     """Inputs that a model may change."""
     return tree_map(lambda v: v.clone() if isinstance(v, Tensor) else copy.copy(v), inputs)
 

@@ -35,7 +35,9 @@ def normalize(x: Tensor, residual: Tensor | None, mask: Tensor, call: Call) -> T
     rows = {name: wide(v).reshape(1, -1) for name, v in call.params.items()}
     fixed = None if call.running is None else (wide(call.running[0])[None], wide(call.running[1])[None])
     applied = Application(call.recipe, measure, (n, channels), count, rows, fixed, call.eps)
-    scale, center, shift = (_spread(v, count) for v in (applied.map.scale, applied.map.center, applied.map.shift))
+    scale, center, shift = (
+        _broadcast_value(v, count) for v in (applied.map.scale, applied.map.center, applied.map.shift)
+    )
     z = (scale * (wide(planes) - center) + shift).to(planes.dtype).reshape(x.shape)
     if residual is not None:
         z = z + residual
@@ -61,7 +63,7 @@ def _as_planes(x: Tensor, mask: Tensor) -> Tensor:
     return mask.to(device=x.device, dtype=torch.bool).reshape(n, 1, -1)
 
 
-def _spread(value: object, like: Tensor) -> Tensor:
+def _broadcast_value(value: object, like: Tensor) -> Tensor:
     """A value of a map as numbers (N, C, 1)."""
     found = getattr(value, "value", value)
     if not isinstance(found, Tensor):

@@ -170,7 +170,7 @@ class Norm(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         if traces(input):
-            return self._traced(input, residual, act, mask)
+            return self._trace(input, residual, act, mask)
         self._check_input(input)
         mean, var, eps = self.running_mean, self.running_var, self._eps()
         use_batch = self.training or (mean is None and var is None)
@@ -188,7 +188,7 @@ class Norm(nn.Module):
             momentum = checks.number(self._title(), momentum, "momentum")
         return self._normalize(input, residual, act, self.norm, use_batch, running, momentum, count, eps, mask)
 
-    def _traced(self, input: Any, residual: Any, act: Any, mask: Any) -> Tensor:
+    def _trace(self, input: Any, residual: Any, act: Any, mask: Any) -> Tensor:
         """What torch.fx writes down."""
         if not is_root(self, input):
             return as_leaf(self, input, residual, act, mask)
@@ -433,7 +433,7 @@ class InstanceNorm(Norm, InstanceNormBase):
         mask: Tensor | None = None,
     ) -> Tensor:
         if traces(input):
-            return self._traced(input, residual, act, mask)
+            return self._trace(input, residual, act, mask)
         self._check_input(input)
         mean, var, eps = self.running_mean, self.running_var, self._eps()
         use_instances = self.training or not self.track_running_stats

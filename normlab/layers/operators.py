@@ -355,7 +355,7 @@ def _dense_like(x: Tensor, layout: Layout) -> Tensor:
     return empty_like(x) if layout.channels_last else torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, residual, params, running, _, norm, names, options, training, eps, act, _ = inputs
     _, memory, *rest = output
     ctx.mark_non_differentiable(memory, *rest)
@@ -393,4 +393,4 @@ OPERATOR_BACKWARD: Any = library.custom_op(
     "normlab::normalize_backward", _normalize_backward, mutates_args=(), tags=_tags
 )
 OPERATOR_BACKWARD.register_fake(_shapes_backward)
-OPERATOR.register_autograd(_pull_back, setup_context=_keep)
+OPERATOR.register_autograd(_pull_back, setup_context=_save_context)

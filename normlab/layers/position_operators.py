@@ -57,7 +57,14 @@ class Normalize(torch.autograd.Function):
         if kept is not None and kept.data_ptr() != ctx.kept.data_ptr():  # computed again, or brought back
             cache = positions.Cache(cache.backend, cache.dtype, cache.backend.restored(x, kept, centred))
         dx, d_weight, d_bias = positions.backward(g, x, weight, cache, learns)
-        return dx.view(dy.shape), _formed(d_weight, _form(weight)), _formed(d_bias, _form(bias)), None, None, None
+        return (
+            dx.view(dy.shape),
+            _like_parameter(d_weight, _form(weight)),
+            _like_parameter(d_bias, _form(bias)),
+            None,
+            None,
+            None,
+        )
 
 
 def _pull_back_in_torch(
@@ -88,7 +95,7 @@ def _form(parameter: Tensor | None) -> tuple[Any, Any] | None:
     return None if parameter is None else (parameter.shape, parameter.dtype)
 
 
-def _formed(gradient: Tensor | None, form: tuple[Any, Any] | None) -> Tensor | None:
+def _like_parameter(gradient: Tensor | None, form: tuple[Any, Any] | None) -> Tensor | None:
     """A flat gradient in the parameter's shape and dtype."""
     return gradient if gradient is None or form is None else gradient.view(form[0]).to(form[1])
 
@@ -100,14 +107,14 @@ def _normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor]:
     y, cache = positions.forward(_arrange(x, size), weight, bias, eps=eps, centred=centred)
-    kept = _kept(x, size) if cache.saved is None else torch.as_tensor(cache.saved.kept).reshape(-1)
+    kept = _allocate_saved(x, size) if cache.saved is None else torch.as_tensor(cache.saved.kept).reshape(-1)
     return y.resize_(x.shape), kept
 
 
 def _shapes(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), _kept(x, size)
+    return x.new_empty(x.shape), _allocate_saved(x, size)
 
 
 def _normalize_backward(
@@ -128,7 +135,7 @@ def _shapes_backward(
     return [x.new_empty(x.shape), *parameters]
 
 
-def _kept(x: Tensor, size: int) -> Tensor:
+def _allocate_saved(x: Tensor, size: int) -> Tensor:
     """As much memory as the backend keeps for the backward pass."""
     with use_backend("reference") if x.is_meta else nullcontext():  # which serves anything
         each, _, dtype = positions.numbers(x)
@@ -149,7 +156,7 @@ def _pull_back(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
     size, _, centred = ctx.how
     learns = [p is not None for p in (weight, bias)]
     dx, *found = OPERATOR_BACKWARD(dy, x, weight, kept, size, centred, learns)
-    gradients = [None if p is None else _formed(found.pop(0), _form(p)) for p in (weight, bias)]
+    gradients = [None if p is None else _like_parameter(found.pop(0), _form(p)) for p in (weight, bias)]
     return (dx, *gradients, None, None, None)
 
 

@@ -60,7 +60,7 @@ class _RankedInstanceNorm(InstanceNorm):
         self, input: Tensor, residual: Tensor | None = None, act: Activation | None = None, mask: Tensor | None = None
     ) -> Tensor:
         if traces(input):
-            return self._traced(input, residual, act, mask)
+            return self._trace(input, residual, act, mask)
         self._check_input_dim(input)
         if input.dim() != self._get_no_batch_dim():
             return super().forward(input, residual, act, mask)

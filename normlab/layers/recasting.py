@@ -18,7 +18,7 @@ class Recast:
     """What comes before the module's own class; subclasses of this one define methods that come before its own."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # copies and pickles find the class by what it was made of
-        if not _is_made(type(self)):
+        if not _is_recast(type(self)):
             return super().__reduce_ex__(protocol)
         mixin, own = type(self).__bases__
         return _blank, (mixin, own), self.__getstate__()
@@ -28,12 +28,12 @@ def _subclass(mixin: type, own: Any) -> Any:
     if (mixin, own) not in _made:
         facts: dict[str, Any] = {"__doc__": own.__doc__, "__module__": own.__module__, "__qualname__": own.__qualname__}
         if "forward" in vars(mixin):
-            facts["forward"] = _signed(vars(mixin)["forward"], own.forward)
+            facts["forward"] = _with_signature(vars(mixin)["forward"], own.forward)
         _made[mixin, own] = type(own.__name__, (mixin, own), facts)
     return _made[mixin, own]
 
 
-def _signed(function: FunctionType, like: Any) -> FunctionType:
+def _with_signature(function: FunctionType, like: Any) -> FunctionType:
     """The same function with the signature of another, which torch.fx and many a library go by."""
     code, names = function.__code__, function.__globals__
     signed = FunctionType(code, names, function.__name__, function.__defaults__, function.__closure__)
@@ -56,12 +56,12 @@ def recast(module: nn.Module, mixin: type[Recast]) -> None:
 
 def undo(module: nn.Module, mixin: type[Recast]) -> None:
     """Take a mixin out again, in place: what others were put before the class stays."""
-    _change(module, lambda kind: _without(kind, mixin))
+    _change(module, lambda kind: _strip_mixin(kind, mixin))
 
 
 def become(module: nn.Module, own: type[nn.Module]) -> None:
     """Give a module another class of its own, in place, behind the mixins that it has."""
-    _change(module, lambda kind: _behind_mixins(kind, own))
+    _change(module, lambda kind: _find_base(kind, own))
 
 
 @contextmanager
@@ -85,16 +85,16 @@ def _change(module: nn.Module, change: Callable[[Any], Any]) -> None:
     module.__class__ = type(kind.__name__, (change(kind.__bases__[0]),), facts)
 
 
-def _is_made(kind: type) -> bool:
+def _is_recast(kind: type) -> bool:
     return _made.get(kind.__bases__) is kind  # type: ignore[arg-type]
 
 
-def _without(kind: type, mixin: type) -> Any:
-    if not _is_made(kind):
+def _strip_mixin(kind: type, mixin: type) -> Any:
+    if not _is_recast(kind):
         return kind
     outer, inner = kind.__bases__
-    return inner if outer is mixin else _subclass(outer, _without(inner, mixin))
+    return inner if outer is mixin else _subclass(outer, _strip_mixin(inner, mixin))
 
 
-def _behind_mixins(kind: type, own: type) -> Any:
-    return _subclass(kind.__bases__[0], _behind_mixins(kind.__bases__[1], own)) if _is_made(kind) else own
+def _find_base(kind: type, own: type) -> Any:
+    return _subclass(kind.__bases__[0], _find_base(kind.__bases__[1], own)) if _is_recast(kind) else own

@@ -61,7 +61,7 @@ def remember(y: Tensor, x: Tensor, residual: Tensor | None, call: Call) -> None:
         known[y] = output
 
 
-class _Kept:
+class _Snapshot:
     """A tensor as it was when it was saved; `detach` shares its memory and its count of changes, not its history."""
 
     depth = 0
@@ -81,11 +81,11 @@ class _Kept:
 class _Output:
     """What it takes to compute an output again; it does not hold the output."""
 
-    def __init__(self, y: Tensor, x: _Kept | _Output, residual: _Kept | _Output | None, call: Call) -> None:
+    def __init__(self, y: Tensor, x: _Snapshot | _Output, residual: _Snapshot | _Output | None, call: Call) -> None:
         self.version, self.backend = y._version, backend_for(y)
         self.x, self.residual, self.call = x, residual, call
         self.depth: int = 1 + max(x.depth, 0 if residual is None else residual.depth)
-        self.others = [_Kept(v) for v in (*call.params.values(), *(call.running or ()))]
+        self.others = [_Snapshot(v) for v in (*call.params.values(), *(call.running or ()))]
 
     def again(self) -> Tensor:
         for other in self.others:
@@ -100,13 +100,13 @@ class _Output:
         return y
 
 
-def _pack(tensor: Tensor) -> _Kept | _Output:
+def _pack(tensor: Tensor) -> _Snapshot | _Output:
     """What is saved in the place of a tensor."""
     known: Any = _outputs.get()
     output = None if known is None else known.get(tensor)
     # what was changed in place since the layer put it out is something else
-    return output if output is not None and tensor._version == output.version else _Kept(tensor)
+    return output if output is not None and tensor._version == output.version else _Snapshot(tensor)
 
 
-def _unpack(saved: _Kept | _Output) -> Any:
+def _unpack(saved: _Snapshot | _Output) -> Any:
     return saved.again()

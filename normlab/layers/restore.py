@@ -38,7 +38,7 @@ def restore_norms(model: Model) -> Model:
             if stock is None:
                 stays.append(f"{name or 'the model'} ({module})")
             else:
-                _put(module, stock)
+                _turn_into(module, stock)
     if stays:
         warnings.warn(f"restore_norms: torch has no such layer, so it stays: {'; '.join(stays)}", stacklevel=2)
     return model
@@ -78,7 +78,7 @@ class Followed(Recast):
         return y if self._act is None else in_torch(self._act)(y)
 
 
-def _running(kind: type) -> Callable[[Any], nn.Module]:
+def _restorer_of_running(kind: type) -> Callable[[Any], nn.Module]:
     return lambda layer: kind(
         layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats, device="meta"
     )
@@ -94,8 +94,8 @@ def _layer(kind: type) -> Callable[[Any], nn.Module]:
 
 
 _FOR_ANY_RANK: dict[type, Callable[[Any], nn.Module]] = {
-    nn.BatchNorm2d: _running(BatchNorm),
-    nn.InstanceNorm2d: _running(InstanceNorm),
+    nn.BatchNorm2d: _restorer_of_running(BatchNorm),
+    nn.InstanceNorm2d: _restorer_of_running(InstanceNorm),
     nn.GroupNorm: _group,
 }
 _RANKED = (
@@ -113,13 +113,13 @@ def _stock(layer: Any) -> nn.Module | None:
         return _layer(nn.RMSNorm)(layer)
     kind = next((kind for kind in _RANKED if isinstance(layer, kind)), None)
     if kind is not None:
-        return _running(kind)(layer)
+        return _restorer_of_running(kind)(layer)
     named = (layer.entry.stock or "").format(d=2)
     made = _FOR_ANY_RANK.get(norms.factory(named)) if named.startswith("torch.") else None  # type: ignore[call-overload]
     return None if made is None else made(layer)
 
 
-def _put(layer: nn.Module, stock: nn.Module) -> None:
+def _turn_into(layer: nn.Module, stock: nn.Module) -> None:
     """Turn a layer of ours into one of the class of stock, in place."""
     act = getattr(layer, "act", None)
     added = [name for name in vars(layer) if name in _OURS and name not in vars(stock)]

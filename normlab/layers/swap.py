@@ -137,25 +137,25 @@ def is_ours(module: nn.Module) -> bool:
 
 def why_left(module: nn.Module) -> str | None:
     """Why `swap_norms` does not take a normalization layer; None for other modules, and for layers that it takes."""
-    return None if is_ours(module) or not _is_norm(module) else _found(module)[1]
+    return None if is_ours(module) or not _is_norm(module) else _find_plan(module)[1]
 
 
 def take(module: nn.Module) -> None:
     """Turn one layer into ours, if it can be, in place."""
     if is_ours(module) or not _is_norm(module):
         return
-    how, _ = _found(module)
+    how, _ = _find_plan(module)
     if isinstance(how, adapters.Plan):
         recast(module, adapters.Taken)
         vars(module)["_plan"] = how
     elif how is not None:
-        _become(module, how)
+        _turn_into(module, how)
 
 
 # --- which are taken, and as what ------------------------------------------------------------------------------------
 
 
-def _running(stock: Any, kind: type) -> nn.Module:
+def _swap_running(stock: Any, kind: type) -> nn.Module:
     made = _RANKED.get(kind, kind if issubclass(kind, Norm) else BatchNorm)
     return made(stock.num_features, stock.eps, stock.momentum, stock.affine, stock.track_running_stats, device="meta")
 
@@ -185,8 +185,8 @@ _RANKED: dict[type, Callable[..., nn.Module]] = {
     nn.InstanceNorm3d: ranked.InstanceNorm3d,
 }
 _LIKE: dict[type, Callable[[Any, type], nn.Module]] = {
-    BatchNormBase: _running,
-    InstanceNormBase: _running,
+    BatchNormBase: _swap_running,
+    InstanceNormBase: _swap_running,
     nn.GroupNorm: _group,
     ChannelNorm: _channels,
     nn.LayerNorm: _layer,
@@ -213,13 +213,13 @@ def _is_norm(module: nn.Module) -> bool:
     return not any(True for part in module.children() for _ in (*part.parameters(), *part.buffers()))
 
 
-def _found(module: nn.Module) -> tuple[adapters.Plan | nn.Module | None, str | None]:
+def _find_plan(module: nn.Module) -> tuple[adapters.Plan | nn.Module | None, str | None]:
     """(how to take a layer, None), or (None, why not)."""
     kind = type(module)
     if "_stays" in vars(module):
         return None, vars(module)["_stays"]
     if kind in _ADAPTERS:
-        return _adapted(module)
+        return _adapt(module)
     why = _special(module)
     if why is not None:
         return None, why
@@ -236,7 +236,7 @@ def _found(module: nn.Module) -> tuple[adapters.Plan | nn.Module | None, str | N
     return plan, None
 
 
-def _adapted(module: nn.Module) -> tuple[nn.Module | None, str | None]:
+def _adapt(module: nn.Module) -> tuple[nn.Module | None, str | None]:
     try:
         ours = _ADAPTERS[type(module)](module)
     except AttributeError as error:
@@ -260,7 +260,7 @@ def _special(module: nn.Module) -> str | None:
     return None
 
 
-def _become(module: nn.Module, ours: nn.Module) -> None:
+def _turn_into(module: nn.Module, ours: nn.Module) -> None:
     """Turn a layer into one of the class of ours, with everything that it has."""
     added = {k: v for k, v in vars(ours).items() if k not in vars(module)}
     buffers = [name for name in ours._buffers if name not in module._buffers]

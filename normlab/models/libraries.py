@@ -16,7 +16,7 @@ def factory_of(library: str, name: str) -> Callable[..., Any]:
 
 
 def _timm(name: str) -> Callable[..., Any]:
-    timm = _imported("timm", "timm", name)
+    timm = _import("timm", "timm", name)
     _check(name, "timm", timm.is_model(name), timm.list_models)
 
     def make(num_classes: int, in_chans: int, dropout: float = 0.0) -> Any:
@@ -26,7 +26,7 @@ def _timm(name: str) -> Callable[..., Any]:
 
 
 def _torchvision(name: str) -> Callable[..., Any]:
-    models = _imported("torchvision", "torchvision.models", name)
+    models = _import("torchvision", "torchvision.models", name)
     _check(name, "torchvision", name in models.list_models(models), lambda: models.list_models(models))
 
     def make(num_classes: int, in_channels: int) -> Any:
@@ -39,7 +39,7 @@ def _torchvision(name: str) -> Callable[..., Any]:
 LIBRARIES: dict[str, Callable[[str], Callable[..., Any]]] = {"timm": _timm, "torchvision": _torchvision}
 
 
-def _imported(library: str, module: str, name: str) -> Any:
+def _import(library: str, module: str, name: str) -> Any:
     """A module of the library; one that is built for another torch may raise anything while it is imported."""
     label = f"model '{library}:{name}'"
     require(label, library)

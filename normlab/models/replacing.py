@@ -66,7 +66,7 @@ def build_and_replace(
         offered = {**dict.fromkeys(_CLASSES, num_classes), **dict.fromkeys(_CHANNELS, in_channels), **common}
         if not common["dropout"]:
             del offered["dropout"]
-        model = factory(**_named(factory, offered))
+        model = factory(**_accepted_by_name(factory, offered))
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {spec!r} returned {type(model).__name__}; expected a torch.nn.Module")
     before(model)
@@ -96,7 +96,7 @@ def check_as_it_is(norm: str, spec: str) -> None:
         )
 
 
-def _named(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
+def _accepted_by_name(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
     """The offered arguments that the factory takes by name."""
     parameters = inspect.signature(factory).parameters
     taken = {name: value for name, value in offered.items() if name in parameters}

@@ -214,7 +214,7 @@ def build_model(
                 before=pretrained,
             )  # fmt: skip
         else:
-            model = factory(aside, num_classes, in_channels, **_accepted(factory, spec, common))
+            model = factory(aside, num_classes, in_channels, **_accepted_arguments(factory, spec, common))
         if not isinstance(model, nn.Module):
             raise UsageError(f"model {spec!r} returned {type(model).__name__}; expected a torch.nn.Module")
         if not replaces:
@@ -269,7 +269,7 @@ def _keeping_random_state(norm: NormConstructor) -> NormConstructor:
     return construct
 
 
-def _accepted(factory: Callable[..., Any], spec: str, common: dict[str, Any]) -> dict[str, Any]:
+def _accepted_arguments(factory: Callable[..., Any], spec: str, common: dict[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(factory).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return common

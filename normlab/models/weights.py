@@ -74,7 +74,7 @@ def load_weights(
     Raises UsageError that names the tensors without a place, the places without a tensor, and the shapes that differ.
     """
     own = model.state_dict()
-    found = _unprefixed(weights, own)
+    found = _strip_prefix(weights, own)
     head = head_of(model, num_classes)
     norms = {name for name, _ in norms_in(model)}
     bare = {name for name, module in model.named_modules() if isinstance(module, nn.Identity)}
@@ -139,7 +139,7 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _unprefixed(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _strip_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights under the names of the model: what wraps a network puts its own name in front."""
     ways = [{name.removeprefix(prefix): tensor for name, tensor in weights.items()} for prefix in ("", *_PREFIXES)]
     return max(ways, key=lambda way: len(way.keys() & own.keys()))

@@ -239,14 +239,14 @@ class Moments:
         key = over, groups, parts
         if key not in self._pools:
             merged = part_size(self.shape[0], parts) if over == "n" else self.shape[1] // groups
-            pooled = self if merged == 1 else self._pooled(over, groups, parts, merged)
+            pooled = self if merged == 1 else self._pool(over, groups, parts, merged)
             self._pools[key] = pooled
             if over == "n":
                 self._root.over_batch.append(pooled)
                 pooled.parts = parts
         return self._pools[key]
 
-    def _pooled(self, over: str, groups: int, parts: int, merged: int) -> Moments:
+    def _pool(self, over: str, groups: int, parts: int, merged: int) -> Moments:
         counts = _counts(self.count)
         share: Any = 1.0 if counts is None else counts / maximum(average(counts, over, groups, parts=parts), _LEAST)
 

@@ -157,7 +157,7 @@ def trace(recipe: Recipe, samples: int, channels: int) -> Programs:
 
 
 def _trace(recipe: Recipe, samples: int, channels: int) -> Programs:
-    forward, _ = _traced(recipe, samples, channels, _forward_outputs)
+    forward, _ = _trace_recipe(recipe, samples, channels, _forward_outputs)
     pulled: dict[str, bool] = {}
 
     def backward_outputs(t: _Trace, a: Application) -> list[Symbol]:
@@ -166,7 +166,7 @@ def _trace(recipe: Recipe, samples: int, channels: int) -> Programs:
         zero = t.constant(0.0)
         return [zero if b is None else b, zero if c is None else c, *(zero if g is None else g for g in grads.values())]
 
-    backward, application = _traced(recipe, samples, channels, backward_outputs)
+    backward, application = _trace_recipe(recipe, samples, channels, backward_outputs)
     return Programs(
         forward,
         backward,
@@ -183,7 +183,7 @@ def _forward_outputs(t: _Trace, a: Application) -> list[Symbol]:
     return [*(v if isinstance(v, Symbol) else t.constant(_number(v)) for v in values), *extra]
 
 
-def _traced(
+def _trace_recipe(
     recipe: Recipe, samples: int, channels: int, outputs: Callable[[_Trace, Application], list[Symbol]]
 ) -> tuple[Program, Application]:
     t = _Trace(recipe, samples, channels)

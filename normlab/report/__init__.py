@@ -81,7 +81,7 @@ def _html(study: Any, parts: Sequence[Any], packed: str, directory: Path) -> str
         eyebrow=" · ".join([study.name, _count(study.norms, "norm"), _count(study.seeds, "seed")]),
         headline=study.judged.sentence,
         best=study.judged.best,
-        loading=_loading(study, directory) if study.judged.best is not None and _keeps_weights(directory) else "",
+        loading=_loading_lines(study, directory) if study.judged.best is not None and _keeps_weights(directory) else "",
         warnings=evidence.warnings(study),
         styles=theme.styles(study.norms),
         sections=parts,
@@ -95,7 +95,7 @@ def _keeps_weights(directory: Path) -> bool:
     return any((directory / CHECKPOINTS).glob(f"*/{FINAL}"))
 
 
-def _loading(study: Any, directory: Path) -> str:
+def _loading_lines(study: Any, directory: Path) -> str:
     """The lines that load the network of the recommended norm and use it."""
     which = f", {study.raw['study']}" if study.raw.get("studies", 1) > 1 else ""
     opened = f"normlab.open_study({str(directory)!r}{which})"

@@ -68,7 +68,7 @@ def warnings(study: Study) -> list[str]:
     found = []
     for status in dict.fromkeys(cell.status for cell in study.cells if cell.status not in ("done", *_OPEN)):
         cells = [cell for cell in study.cells if cell.status == status]
-        named = [f"{cell.norm} (seed {cell.seed}{_because(cell)})" for cell in cells]
+        named = [f"{cell.norm} (seed {cell.seed}{_format_reason(cell)})" for cell in cells]
         shown = ", ".join(named[:4]) + (f" and {len(named) - 4} more" if len(named) > 4 else "")
         found.append(f"{len(cells)} of {len(study.cells)} cells {status}: {shown}. They are not in the averages.")
     if open_ := sum(cell.status in _OPEN for cell in study.cells):
@@ -77,7 +77,7 @@ def warnings(study: Study) -> list[str]:
     counts = {norm: len(cells) for norm, cells in contenders(study).items()}
     single = [norm for norm, count in counts.items() if count == 1]
     if single:
-        whom = _whom(single, study)
+        whom = _list_norms(single, study)
         verb = "was" if whom == "Every norm" or len(single) == 1 else "were"
         found.append(f"{whom} {verb} trained with a single seed: no interval, and small differences are chance.")
     elif len(set(counts.values())) > 1:
@@ -100,11 +100,11 @@ def _edges(study: Study) -> list[str]:
     return [
         f"{whom} did best at the {side} learning rate tried ({rate:g}): the optimum may lie beyond it."
         for norms, side, rate in sides
-        if (whom := _whom(norms, study))
+        if (whom := _list_norms(norms, study))
     ]
 
 
-def _whom(norms: Sequence[str], study: Study) -> str:
+def _list_norms(norms: Sequence[str], study: Study) -> str:
     """The norms by name, "Every norm" for all of them, and nothing for none."""
     if len(norms) > 1 and set(norms) == set(study.norms):
         return "Every norm"
@@ -116,7 +116,7 @@ def _validation(cells: Sequence[Cell]) -> float:
     return -math.inf if math.isnan(mean) else mean
 
 
-def _because(cell: Cell) -> str:
+def _format_reason(cell: Cell) -> str:
     if cell.reason:
         return f": {cell.reason}"
     return f", epoch {len(cell.epochs)}" if cell.status == "diverged" else ""

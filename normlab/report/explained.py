@@ -84,7 +84,7 @@ def _mistakes(found: Mapping[str, Any], styles: Styles) -> Section | None:
     galleries = []
     if found.get("disagreed"):
         rows = [
-            [Tile(_picture(d["picture"]), f"test image {d['index']}", [d["truth"], *_votes(d["votes"])])]
+            [Tile(_picture(d["picture"]), f"test image {d['index']}", [d["truth"], *_format_votes(d["votes"])])]
             for d in found["disagreed"]
         ]
         galleries.append(Gallery("Images the networks disagree on most", [[tile for row in rows for tile in row]]))
@@ -111,7 +111,7 @@ def _f1(found: Mapping[str, Any], classes: Sequence[str]) -> Table:
     return Table(["F1 of class (%)", *norms], [[classes[k], *[text(scores[n][k]) for n in norms]] for k in order])
 
 
-def _votes(votes: Mapping[str, int]) -> list[str]:
+def _format_votes(votes: Mapping[str, int]) -> list[str]:
     return [f"{name} × {count}" for name, count in sorted(votes.items(), key=lambda item: -item[1])[:3]]
 
 

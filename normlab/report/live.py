@@ -70,7 +70,7 @@ class LiveStudy:
                 "planned": sum(c.cell.epochs for c in cells),
                 "seconds_left": _seconds_left(cells, states, epochs, seconds),
                 "age": self._age(),
-                "stale": self._stale(states, seconds),
+                "stale": self._why_stale(states, seconds),
                 "settings": list(names.values()),
                 "page": page,
                 "pages": pages,
@@ -158,7 +158,7 @@ class LiveStudy:
         latest = max(stamp[0] for stamp in self.mark()) / 1e9
         return max(0.0, time.time() - latest)
 
-    def _stale(self, states: Mapping[int, str], seconds: Mapping[int, Sequence[float]]) -> str:
+    def _why_stale(self, states: Mapping[int, str], seconds: Mapping[int, Sequence[float]]) -> str:
         """Why the page may be out of date, or an empty string."""
         counts = Counter(states.values())
         if not counts["running"]:

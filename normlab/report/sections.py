@@ -41,7 +41,7 @@ Chosen = Mapping[str, Sequence[Cell]]
 def build(study: Study) -> list[Section]:
     """The sections for which the study has records."""
     styles, chosen = theme.styles(study.norms), contenders(study)
-    makers = (_result, _settings, _curves, _cost, _features, _explained, _confusion)
+    makers = (_result, _settings, _curves, _cost, _features, _explained_part, _confusion)
     found = [section for make in makers if chosen and (section := make(study, chosen, styles))]
     return [s for section in found for s in (section if isinstance(section, list) else [section])]
 
@@ -216,7 +216,7 @@ def _features(study: Study, chosen: Chosen, styles: Styles) -> Section | None:
     )
 
 
-def _explained(study: Study, chosen: Chosen, styles: Styles) -> list[Section] | None:
+def _explained_part(study: Study, chosen: Chosen, styles: Styles) -> list[Section] | None:
     return explained_sections(study.explained, styles) if study.explained else None
 
 

@@ -36,7 +36,7 @@ def curves(
             f"{x}:Q",
             title=x.replace("_", " "),
             scale=alt.Scale(type="log" if log_x else "linear"),
-            axis=alt.Axis(format="~g") if log_x else _whole([row[x] for row in rows]),
+            axis=alt.Axis(format="~g") if log_x else _whole_axis([row[x] for row in rows]),
         ),
     )
     axis = alt.Axis(format=".0%") if percent else alt.Axis()
@@ -155,7 +155,7 @@ def as_spec(chart: Any) -> dict[str, Any]:
     return spec
 
 
-def _whole(places: Sequence[float]) -> Any:
+def _whole_axis(places: Sequence[float]) -> Any:
     """An axis with whole numbers at its ticks, each once, however few there are."""
     import altair as alt
 

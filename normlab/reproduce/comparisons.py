@@ -99,7 +99,7 @@ def trained(
             stack.enter_context(_one_thread())
         directory = stack.enter_context(kept if setting.full else tempfile.TemporaryDirectory())
         options = Options(inline=not setting.full)
-        results = run_study(spec, Path(directory), options, console=_Spoken(setting.say))
+        results = run_study(spec, Path(directory), options, console=_Announcer(setting.say))
         if setting.full:
             report.write(directory)
         yield Comparison(results["cells"], results["environment"]), Path(directory)
@@ -161,7 +161,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Spoken:
+class _Announcer:
     """Passes a study's progress on to the experiment's `say`: one sentence for each cell."""
 
     def __init__(self, say: Callable[[str], None]) -> None:

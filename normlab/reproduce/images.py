@@ -58,7 +58,7 @@ def load_images(source: str | None, train: int, val: int) -> Images:
     but the validation ones. Raises what `normlab.data.load` raises.
     """
     dataset = data.load("digits" if source is None else source)
-    images, labels = _in_order(source, dataset)
+    images, labels = _in_source_order(source, dataset)
     val = min(val, len(images) // 5)
     rest = len(images) - val
     train = min(train, rest)
@@ -75,12 +75,12 @@ def load_images(source: str | None, train: int, val: int) -> Images:
     )
 
 
-def _in_order(source: str | None, dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+def _in_source_order(source: str | None, dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """The training images in the order of the source, where it holds plain arrays; else in that of the split."""
-    from normlab.data._load import _opened
+    from normlab.data._load import _open
 
     if source is not None:
-        part = _opened(Path(source).expanduser()).parts.get("train")
+        part = _open(Path(source).expanduser()).parts.get("train")
         first = None if part is None else next(part.blocks(), None)
         if part is not None and isinstance(first, np.ndarray):
             blocks = [np.asarray(block, np.uint8) for block in islice(part.blocks(), _BLOCKS)]

@@ -106,12 +106,12 @@ def contradictions(rows: Sequence[Row], epochs: int | None = None) -> list[str]:
             found.append(f"{table}: {name} and {other_name} agree in all {count} figures.")
         if name == other_name and table != other_table:
             found += [
-                f"{name}, {split}: {table} has {_printed(one[split])}, {other_table} has {_printed(other[split])}."
+                f"{name}, {split}: {table} has {_figures(one[split])}, {other_table} has {_figures(other[split])}."
                 for split in one
                 if split in other and one[split].figures != other[split].figures
             ]
     return found
 
 
-def _printed(row: Row) -> str:
+def _figures(row: Row) -> str:
     return " ".join(f"{figure:.4f}" for figure in row.figures if figure is not None)

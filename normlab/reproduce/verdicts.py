@@ -58,7 +58,7 @@ def greater(
         f"holds if the interval of the difference, seed by seed, lies above {bound}; does not hold if it lies below; "
         "cannot tell if it contains it, or with one seed"
     )
-    verdict = _by_bound(low, high, -margin)
+    verdict = _judge_by_bound(low, high, -margin)
     if not margin:
         rule += f"; but equivalent if it lies within {points(MATTERS).lstrip('+')} of 0"
         if verdict == UNKNOWN and max(-low, high) <= MATTERS:
@@ -91,7 +91,9 @@ def beyond(claim: str, reported: str, values: Sequence[float], bound: float, *, 
     """Are the values greater than `bound`?"""
     low, high = interval(values)
     rule = f"holds if the interval lies above {show(bound)}, does not hold if below, else cannot tell"
-    return Finding(claim, reported, estimate(values, show), _by_bound(low, high, bound), rule, {"values": list(values)})
+    return Finding(
+        claim, reported, estimate(values, show), _judge_by_bound(low, high, bound), rule, {"values": list(values)}
+    )
 
 
 def within_order(claim: str, reported: float, values: Sequence[float], allowed: Sequence[float]) -> Finding:
@@ -110,13 +112,13 @@ def within_order(claim: str, reported: float, values: Sequence[float], allowed: 
 def ratio(claim: str, reported: str, values: Sequence[float], bound: float, *, below: bool = False) -> Finding:
     """Are these ratios, whose logarithms are averaged, above `bound`, or below it?"""
     low, high = interval([math.log(value) for value in values])
-    verdict = _by_bound(low, high, math.log(bound))
+    verdict = _judge_by_bound(low, high, math.log(bound))
     one, other = ("below", "above") if below else ("above", "below")
     return Finding(
         claim,
         reported,
         _geometric(values),
-        _opposite(verdict) if below else verdict,
+        _negate(verdict) if below else verdict,
         f"holds if the interval of the geometric mean lies {one} {times(bound)}, does not hold if {other}; "
         "cannot tell if it contains it, or with one seed",
         {"values": list(values)},
@@ -154,7 +156,7 @@ def like_one_run(
     )
     if drawn:
         rule += f"; the interval includes the sampling error of two sets of {drawn} validation images"
-    low, high = interval(values, floor=math.sqrt(_OF_TRAINING * _luck(_mean(values), drawn or IMAGES)))
+    low, high = interval(values, floor=math.sqrt(_OF_TRAINING * _sampling_variance(_mean(values), drawn or IMAGES)))
     measured, verdict = estimate(values, percent), UNKNOWN
     if not original:
         measured += " (other images)"
@@ -210,13 +212,13 @@ def _difference(more: Sequence[float], less: Sequence[float], images: int) -> tu
     """The interval of the difference, seed by seed, of accuracies; and both of them in words."""
     differences = [a - b for a, b in zip(more, less, strict=True)]
     accuracy = (_mean(more) + _mean(less)) / 2
-    floor = math.sqrt(2 * _OF_TRAINING * _luck(accuracy, images))
+    floor = math.sqrt(2 * _OF_TRAINING * _sampling_variance(accuracy, images))
     low, high = interval(differences, floor=floor)
     spread = "(one seed)" if math.isnan(low) else f"± {points((high - low) / 2).lstrip('+')}"
     return low, high, f"{percent(_mean(more))} against {percent(_mean(less))}: {points(_mean(differences))} {spread}"
 
 
-def _luck(accuracy: float, images: int) -> float:
+def _sampling_variance(accuracy: float, images: int) -> float:
     """The variance of a share of this many images; not 0 even where all of them are right."""
     p = min(max(accuracy, 1 / images), 1 - 1 / images)
     return p * (1 - p) / images
@@ -230,13 +232,13 @@ def _geometric(values: Sequence[float]) -> str:
     return f"{times(math.exp(_mean(logs)))} {spread}"
 
 
-def _by_bound(low: float, high: float, bound: float) -> str:
+def _judge_by_bound(low: float, high: float, bound: float) -> str:
     if low > bound:
         return HOLDS
     return FAILS if high < bound else UNKNOWN
 
 
-def _opposite(verdict: str) -> str:
+def _negate(verdict: str) -> str:
     return {HOLDS: FAILS, FAILS: HOLDS}.get(verdict, verdict)
 
 

@@ -18,7 +18,7 @@ UpdateRule = Callable[[np.ndarray, np.ndarray, Config | None], tuple[np.ndarray,
 
 def sgd(w: np.ndarray, dw: np.ndarray, config: Config | None = None) -> tuple[np.ndarray, Config]:
     """Stochastic gradient descent: next_w = w - learning_rate * dw. Setting: learning_rate (1e-2)."""
-    w, dw, config, (lr,) = _begin(w, dw, config, learning_rate=1e-2)
+    w, dw, config, (lr,) = _read_config(w, dw, config, learning_rate=1e-2)
     return w - lr * dw, config
 
 
@@ -27,7 +27,7 @@ def sgd_momentum(w: np.ndarray, dw: np.ndarray, config: Config | None = None) ->
 
     Settings: learning_rate (1e-2), momentum (0.9). State: velocity (zeros).
     """
-    w, dw, config, (lr, momentum) = _begin(w, dw, config, learning_rate=1e-2, momentum=0.9)
+    w, dw, config, (lr, momentum) = _read_config(w, dw, config, learning_rate=1e-2, momentum=0.9)
     velocity = momentum * _state(config, "velocity", w) - lr * dw
     config["velocity"] = velocity
     return w + velocity, config
@@ -42,7 +42,7 @@ def rmsprop(w: np.ndarray, dw: np.ndarray, config: Config | None = None) -> tupl
     Settings: learning_rate (1e-2), decay_rate (0.99), epsilon (1e-8). State: cache (zeros). Tieleman and Hinton,
     Coursera lecture 6.5, 2012.
     """
-    w, dw, config, (lr, decay, epsilon) = _begin(w, dw, config, learning_rate=1e-2, decay_rate=0.99, epsilon=1e-8)
+    w, dw, config, (lr, decay, epsilon) = _read_config(w, dw, config, learning_rate=1e-2, decay_rate=0.99, epsilon=1e-8)
     cache = decay * _state(config, "cache", w) + (1 - decay) * dw**2
     config["cache"] = cache
     return w - lr * dw / (np.sqrt(cache) + epsilon), config
@@ -59,7 +59,7 @@ def adam(w: np.ndarray, dw: np.ndarray, config: Config | None = None) -> tuple[n
     Settings: learning_rate (1e-3), beta1 (0.9), beta2 (0.999), epsilon (1e-8). State: m, v (zeros), t (0).
     Kingma and Ba, arXiv:1412.6980.
     """
-    w, dw, config, (lr, beta1, beta2, epsilon) = _begin(
+    w, dw, config, (lr, beta1, beta2, epsilon) = _read_config(
         w, dw, config, learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8
     )
     t = check.integer("config['t']", config.get("t", 0), 0) + 1
@@ -88,7 +88,7 @@ def rule(update_rule: str | UpdateRule) -> UpdateRule:
     return RULES[check.one_of("update_rule", update_rule, tuple(RULES))]
 
 
-def _begin(
+def _read_config(
     w: np.ndarray, dw: np.ndarray, config: Config | None, **defaults: float
 ) -> tuple[np.ndarray, np.ndarray, Config, list[float]]:
     w = check.floats("w", w)

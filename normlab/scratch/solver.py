@@ -99,7 +99,7 @@ class Solver:
         After `resume`, or with `num_epochs` raised after an earlier `train`, only the epochs that are missing.
         """
         if self._set_aside:
-            self._give(self._set_aside, self._bn_set_aside)
+            self._set_state(self._set_aside, self._bn_set_aside)
             self._set_aside = {}
         iterations = max(1, len(self.X_train) // self.batch_size)
         if not self.val_acc_history:
@@ -118,7 +118,7 @@ class Solver:
             if self.checkpoint_name is not None:
                 self.save(f"{os.fspath(self.checkpoint_name)}_epoch_{self.epoch}.npz")
         self._set_aside, self._bn_set_aside = dict(self.model.params), copy.deepcopy(self._bn_params())
-        self._give(self.best_params, self._best_bn_params)
+        self._set_state(self.best_params, self._best_bn_params)
 
     def check_accuracy(
         self, X: np.ndarray, y: np.ndarray, num_samples: int | None = None, batch_size: int = 100
@@ -166,18 +166,18 @@ class Solver:
             state = json.loads(str(arrays.pop("state")))
         except (OSError, ValueError, KeyError, EOFError) as e:
             raise DataError(f"{os.fspath(path)} is not a checkpoint of a Solver: {e}") from e
-        params = _under(arrays, "params/")
+        params = _select_prefix(arrays, "params/")
         have = {name: value.shape for name, value in self.model.params.items()}
         came = {name: value.shape for name, value in params.items()}
         if came != have:
             raise DataError(f"{os.fspath(path)} holds parameters {came}; the model has {have}")
-        self.model.params, self.best_params, self._set_aside = params, _under(arrays, "best_params/"), {}
+        self.model.params, self.best_params, self._set_aside = params, _select_prefix(arrays, "best_params/"), {}
         self._best_bn_params = []
         groups = self._config_groups()
         for group, configs in groups.items():
             for name, config in configs.items():
                 config.clear()
-                config.update(state[group][name], **_under(arrays, f"{group}/{name}/"))
+                config.update(state[group][name], **_select_prefix(arrays, f"{group}/{name}/"))
         self._best_bn_params = list(groups["best_bn"].values())
         for name in ("epoch", "best_val_acc", *HISTORIES):
             setattr(self, name, state[name])
@@ -207,7 +207,7 @@ class Solver:
         if self.progress is not None:
             self.progress({"epoch": self.epoch, "train_accuracy": train, "val_accuracy": val})
 
-    def _give(self, params: Mapping[str, np.ndarray], bn_params: list[dict[str, Any]]) -> None:
+    def _set_state(self, params: Mapping[str, np.ndarray], bn_params: list[dict[str, Any]]) -> None:
         self.model.params = {name: value.copy() for name, value in params.items()}
         for param, value in zip(self._bn_params(), bn_params, strict=True):
             param.update(value)
@@ -231,7 +231,7 @@ class Solver:
         }
 
 
-def _under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def _select_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 

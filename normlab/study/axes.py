@@ -297,7 +297,7 @@ class Cell:
         return f"{self.norm} b{self.batch_size} {self.optimizer} lr={self.lr:g}{''.join(later)} seed {self.seed}"
 
 
-def _named(field: dataclasses.Field[Any]) -> Axis:
+def _complete_axis(field: dataclasses.Field[Any]) -> Axis:
     axis: Axis = field.metadata["axis"]
     return dataclasses.replace(
         axis,
@@ -308,7 +308,7 @@ def _named(field: dataclasses.Field[Any]) -> Axis:
     )
 
 
-AXES = tuple(_named(field) for field in dataclasses.fields(Cell))
+AXES = tuple(_complete_axis(field) for field in dataclasses.fields(Cell))
 GROUPING = tuple(axis.column for axis in AXES if axis.groups)
 TUNABLE = {axis.name: axis for axis in AXES if axis.grid}
 SCHEMA = max(axis.since for axis in AXES)

@@ -36,25 +36,26 @@ def failing(failures: Failures) -> list[str]:
     return [
         norm
         for norm in failures
-        if excess(failures, norm) >= OFTEN and len(failures) * _chance(failures, norm) <= _allowed(failures[norm][1])
+        if excess(failures, norm) >= OFTEN
+        and len(failures) * _failure_probability(failures, norm) <= _allowed_error(failures[norm][1])
     ]
 
 
-def _allowed(seeds: int) -> float:
+def _allowed_error(seeds: int) -> float:
     """How often the look at that many seeds may be wrong."""
     return _WRONG * min(1.0, (_FIRST / seeds) ** 3)
 
 
-def _chance(failures: Failures, norm: str) -> float:
+def _failure_probability(failures: Failures, norm: str) -> float:
     """How likely it is at most, if all fail alike, that this norm fails as often and as many others never do."""
     failed, ended = failures[norm]
     others = [counts for other, counts in failures.items() if other != norm]
     never = sum(not count for count, _ in others)
-    as_often = _at_least(failed, [_RATES] * ended)
-    return float((as_often * _at_least(never, [(1 - _RATES) ** count for _, count in others])).max())
+    as_often = _probability_of_at_least(failed, [_RATES] * ended)
+    return float((as_often * _probability_of_at_least(never, [(1 - _RATES) ** count for _, count in others])).max())
 
 
-def _at_least(count: int, chances: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+def _probability_of_at_least(count: int, chances: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """The probability that at least that many independent events happen, for each rate."""
     number = np.zeros((len(chances) + 1, len(_RATES)))
     number[0] = 1

@@ -21,7 +21,7 @@ def parse(text: str, suffix: str) -> Any:
         values = _yaml(text)
     else:
         raise ValueError(f"expected a name that ends in .toml, .yaml or .yml, got {suffix!r}")
-    if _deeper(values, DEEPEST):
+    if _is_deeper(values, DEEPEST):
         raise ValueError(_too_deep())
     return values
 
@@ -69,17 +69,17 @@ def _count(events: Any, yaml: Any) -> None:
             raise ValueError(f"more than {MOST_VALUES:,} values, each alias counted as what it stands for")
 
 
-def _deeper(values: Any, depth: int) -> bool:
+def _is_deeper(values: Any, depth: int) -> bool:
     """Whether lists and tables nest deeper than this, without a call for each."""
     level = [values]
     for _ in range(depth):
-        level = [v for held in level for v in _inside(held)]
+        level = [v for held in level for v in _children(held)]
         if not level:
             return False
     return True
 
 
-def _inside(value: Any) -> list[Any]:
+def _children(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 

@@ -101,7 +101,7 @@ class StudySpec(_OnAxes):  # type: ignore[misc]  # which was made of the table o
         return tuple(map(one_of(tuple(TUNABLE)), (name.replace("-", "_") for name in names)))
 
     @model_validator(mode="after")
-    def _no_contradiction(self) -> StudySpec:
+    def _check_contradictions(self) -> StudySpec:
         if "momentum" in self.model_fields_set and "sgd" not in self.optimizers:
             raise ValueError(f"momentum is for sgd, which is not among the optimizers ({', '.join(self.optimizers)})")
         if self.trials is not None and not self.tune:

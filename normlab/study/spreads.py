@@ -48,7 +48,7 @@ class Spreads:
 
     def variances(self) -> Array:
         """The expected variance of each mean, (..., k), on the logit scale."""
-        return self._each() @ _GRID**2 / self.counts + self.luck
+        return self._weights_of_each() @ _GRID**2 / self.counts + self.luck
 
     def tail(self, a: Places, b: Places, distance: Array) -> Array:
         """Two-sided p-values of differences of the pairs (a, b) that are so far from 0."""
@@ -56,11 +56,11 @@ class Spreads:
 
     def reach(self, a: Places, b: Places, alpha: float) -> Array:
         """Half the width of the intervals of the pairs' differences: the distance whose p-value is `alpha`."""
-        return _reach(*self._pairs(a, b), alpha)
+        return _half_width(*self._pairs(a, b), alpha)
 
     def reach_of_means(self, alpha: float) -> Array:
         """Half the width of each mean's interval, on these test images."""
-        return _reach(self._each(), _GRID / np.sqrt(self.counts[:, None]), alpha)
+        return _half_width(self._weights_of_each(), _GRID / np.sqrt(self.counts[:, None]), alpha)
 
     def differences(self, a: Places, b: Places, logits: Array) -> Array:
         """The differences in accuracy that go with such differences of the pairs on the logit scale.
@@ -87,7 +87,7 @@ class Spreads:
         error = np.sqrt(spread**2 / self.counts + self.luck)
         return self.logits + error * rng.standard_normal(spread.shape), spread
 
-    def _each(self) -> Array:
+    def _weights_of_each(self) -> Array:
         return np.einsum("...t,...ktg->...kg", self.common, self.own)
 
     def _pairs(self, a: Places, b: Places) -> tuple[Array, Array]:
@@ -117,7 +117,7 @@ def fitted(arms: Sequence[Array], resolution: float, images: int | None = None) 
     ratio = (variances / slope**2)[..., None] / _GRID**2
     likelihood = freedom / 2 * (np.log(ratio) - ratio)
     likelihood = np.exp(likelihood - likelihood.max(axis=-1, keepdims=True))
-    own = _prior(_OWN / len(arms)) * likelihood[..., None, :]
+    own = _prior_of_spreads(_OWN / len(arms)) * likelihood[..., None, :]
     total = own.sum(axis=-1)
     common = np.log(total).sum(axis=-2)
     common = np.exp(common - common.max(axis=-1, keepdims=True))
@@ -139,7 +139,7 @@ def _logit(p: Array) -> Array:
     return np.asarray(np.log(p / (1 - p)))
 
 
-def _prior(own: float) -> Array:
+def _prior_of_spreads(own: float) -> Array:
     """How likely each spread of a norm is (T, G) for each common one, if a share `own` of norms differ from it."""
     logs = np.log(_GRID)
     alike = np.exp(-((logs - logs[:, None]) ** 2) / (2 * _ALIKE**2))
@@ -154,7 +154,7 @@ def _tail(weights: Array, errors: Array, distance: Array) -> Array:
     return np.asarray((weights * 2 * special.ndtr(-distance[..., None] / errors)).sum(axis=-1))
 
 
-def _reach(weights: Array, errors: Array, alpha: float) -> Array:
+def _half_width(weights: Array, errors: Array, alpha: float) -> Array:
     from scipy import special
 
     ends = -special.ndtri(alpha / 2) * errors

@@ -131,7 +131,7 @@ def compare_all(
     low, high = np.full(first.size, -1.0), np.full(first.size, 1.0)
     error = np.full(first.size, math.nan)
     most = max((x.size for x in arms.values()), default=0)
-    for look in _looks(most) if looks else [most]:
+    for look in _numbers_of_seeds(most) if looks else [most]:
         now = [i for i, norm in enumerate(names) if min(arms[norm].size, look) > 1]
         if len(now) < 2:
             continue
@@ -230,7 +230,7 @@ def _pairs(count: int) -> tuple[Places, Places]:
     return pairs[:, 0], pairs[:, 1]
 
 
-def _looks(most: int) -> list[int]:
+def _numbers_of_seeds(most: int) -> list[int]:
     """The numbers of seeds at which a study of `most` seeds has been looked at."""
     return [n for n in range(2, most + 1) if n <= 12 or n % 4 == 0 or n == most]
 

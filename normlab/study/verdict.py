@@ -119,7 +119,7 @@ def judge(
     by = metric_named(metric)
     floors = {name: float(value) for name, value in (floors or {}).items()}
     warnings = _warnings(cells)
-    trained = _trained(cells, _trivial(floors), test_images, by)
+    trained = _choose_settings(cells, _trivial_accuracy(floors), test_images, by)
     if metric != DEFAULT:
         floors = {}  # which are accuracies
     unmeasured = {norm: t.unmeasured for norm, t in trained.items() if t.unmeasured}
@@ -144,7 +144,7 @@ def judge(
         said = f"No verdict: {sum(unmeasured.values())} trainings learned, but have no {by.title} in their records. "
         return Verdict(said + "Compare by accuracy, or train them again with --force.", **shared)
     if not learned:
-        return Verdict(_nothing_learned(cells, failures, floors), **shared)
+        return Verdict(_explain_no_learning(cells, failures, floors), **shared)
     comparisons = compare_all(values, matters=matters, **measured)
     behind = behind_others(comparisons, failures)
     hopeless = [norm for norm in trained if excess(failures, norm) > 1 / 2]
@@ -234,11 +234,11 @@ class _Case:
         leader = max(sound, key=lambda norm: (self.learned[norm].validation, norm))
         if not any(c.error is not None for c in self.comparisons):
             return leader, []
-        near = [norm for norm in sound if norm == leader or self._near(leader, norm)]
+        near = [norm for norm in sound if norm == leader or self._is_near(leader, norm)]
         best = min(near, key=self._rank)
         return best, sorted((norm for norm in near if norm != best), key=self._rank)
 
-    def _near(self, leader: str, norm: str) -> bool:
+    def _is_near(self, leader: str, norm: str) -> bool:
         (c,) = (c for c in self.seen_from(leader) if c.b == norm)
         if c.error is None:
             return False
@@ -284,7 +284,7 @@ class _Case:
         for norm in norms:
             why = []
             failed, ended = self.failures[norm]
-            if norm in self.behind and (worst := self._lag(norm, best if norm in told else None)):
+            if norm in self.behind and (worst := self._describe_lag(norm, best if norm in told else None)):
                 why.append(worst)
             more = rate(self.failures, norm) - rate(self.failures, best)
             if norm != best and failed and (more >= OFTEN or norm not in self.learned):
@@ -295,7 +295,7 @@ class _Case:
                 found[norm] = "; ".join(why)
         return found
 
-    def _lag(self, norm: str, other: str | None) -> str:
+    def _describe_lag(self, norm: str, other: str | None) -> str:
         """How far a norm is behind another in words, or behind the norm that is furthest ahead of it for sure."""
         ahead = [c for c in self.seen_from(norm) if c.detectable and c.difference.mean < 0]
         if other is not None:
@@ -354,7 +354,7 @@ class _Case:
             how = "no difference that matters" if all(c.same for c in among) else "not distinguished"
             within = f": within {_number(reach)} points" if reach < _TELLING else ""
             parts.append(f"Use {listed(names, 'or')} ({how}{within}).")
-            parts.append(f"Prefer {best}: {self._why(best, names)}; {score}.")
+            parts.append(f"Prefer {best}: {self._explain_choice(best, names)}; {score}.")
         else:
             parts.append(f"Use {best}: {score}.")
         unlearned = [norm for norm, why in avoid.items() if why.startswith(_UNLEARNED)]
@@ -364,7 +364,7 @@ class _Case:
             have = "has" if len(unlearned) == 1 else "have"
             parts.append(f"{listed(unlearned)} {have} not learned ({avoid[unlearned[0]]}).")
         if open_:
-            more = "" if needed is None or needed[0] not in undecided else _more(needed, seeds)
+            more = "" if needed is None or needed[0] not in undecided else _format_needed(needed, seeds)
             parts.append(f"Not yet distinguished from {best}: {listed(open_)}{more}.")
         return parts
 
@@ -372,7 +372,7 @@ class _Case:
         """Whether a norm does better than all that needs no network."""
         return self.intervals[norm].mean > max(self.floors.values(), default=-math.inf)
 
-    def _why(self, best: str, names: Sequence[str]) -> str:
+    def _explain_choice(self, best: str, names: Sequence[str]) -> str:
         entry, others = _entry(best), [norm for norm in names if norm != best]
         costs = [self.cost(norm) for norm in others]
         reasons = [
@@ -394,7 +394,7 @@ class _Case:
         return [f"Against the baseline {baseline}: {'; '.join(said)}."]
 
 
-def _trained(
+def _choose_settings(
     cells: Sequence[Record], trivial: float | None, test_images: int | None, metric: Metric
 ) -> dict[str, _Trained]:
     """For each norm, the setting of highest mean on validation among those where most trainings learned.
@@ -402,18 +402,18 @@ def _trained(
     The norms come in an order that does not depend on that of the cells: the best first, then by name.
     """
     grouped: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for cell in _ended(cells):
+    for cell in _ended_cells(cells):
         setting = json.dumps([cell.get(axis) for axis in GROUPING], default=str)
         grouped[str(cell["norm"])][setting].append(cell)
     found = {}
-    bar = _bar([_accuracy(cell) for cell in _ended(cells)], trivial, test_images)
+    bar = _bar([_accuracy(cell) for cell in _ended_cells(cells)], trivial, test_images)
     for norm, settings in grouped.items():
         made = [_at_setting(of_setting, bar, metric) for _, of_setting in sorted(settings.items())]
         found[norm] = max(made, key=lambda t: (1 - t.failures[0] / t.failures[1], t.validation))
     return dict(sorted(found.items(), key=lambda item: (-_mean(item[1].values), item[0])))
 
 
-def _ended(cells: Sequence[Record]) -> list[Record]:
+def _ended_cells(cells: Sequence[Record]) -> list[Record]:
     return [cell for cell in cells if cell.get("status", "done") in ("done", "diverged")]
 
 
@@ -422,12 +422,12 @@ def _at_setting(cells: Sequence[Record], bar: float, metric: Metric) -> _Trained
     values = [_accuracy(cell) for cell in ended]
     learned = [cell for cell, v in zip(ended, values, strict=True) if v > bar or v == bar == 0.0]
     validation = [v for cell in learned if math.isfinite(v := _validation(cell, metric))]
-    measured = [v for cell in learned if math.isfinite(v := _measured(cell, metric))]
+    measured = [v for cell in learned if math.isfinite(v := _test_figure(cell, metric))]
     seconds = [s for cell in learned for e in cell.get("epochs") or () if math.isfinite(s := _number_of(e, "seconds"))]
     return _Trained(
         {axis: cells[0].get(axis) for axis in GROUPING},
         measured,
-        [v for cell in ended if math.isfinite(v := _measured(cell, metric))],
+        [v for cell in ended if math.isfinite(v := _test_figure(cell, metric))],
         _mean(validation or measured),
         float(np.median(seconds)) if seconds else math.nan,
         (len(ended) - len(learned), len(ended)),
@@ -460,18 +460,18 @@ def _floors(facts: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _trivial(floors: Mapping[str, float]) -> float | None:
+def _trivial_accuracy(floors: Mapping[str, float]) -> float | None:
     """The best accuracy without looking at the image; None where it is unknown."""
     return max((value for name, value in floors.items() if name in (CHANCE, LARGEST)), default=None)
 
 
-def _nothing_learned(
+def _explain_no_learning(
     cells: Sequence[Record], failures: Mapping[str, tuple[int, int]], floors: Mapping[str, float]
 ) -> str:
     """What can be said while no training has ended well."""
     if failures:
         failed, ended = (sum(counts[i] for counts in failures.values()) for i in (0, 1))
-        above = f" (no better than {percent(_trivial(floors) or 0)}, which needs no network)" if floors else ""
+        above = f" (no better than {percent(_trivial_accuracy(floors) or 0)}, which needs no network)" if floors else ""
         return (
             f"No verdict: nothing learned{above}; {failed} of {ended} trainings failed. "
             "Try a smaller learning rate, more epochs or another network."
@@ -499,7 +499,7 @@ def _learning_rate(
     if not isinstance(rate, int | float) or isinstance(rate, bool):
         return []
     tuned = [found for found in tuning if "lr" in found.get("best", {})]
-    tried = sorted({c["lr"] for c in _ended(cells) if c.get("lr") is not None and str(c["norm"]) in learned})
+    tried = sorted({c["lr"] for c in _ended_cells(cells) if c.get("lr") is not None and str(c["norm"]) in learned})
     if tuned:
         edge = any(found.get("norm") == best and "lr" in found.get("at_edge", ()) for found in tuned)
     else:
@@ -542,7 +542,7 @@ def _accuracy(cell: Record) -> float:
     return _number_of(cell.get("test") or {}, "accuracy")
 
 
-def _measured(cell: Record, metric: Metric) -> float:
+def _test_figure(cell: Record, metric: Metric) -> float:
     return metric.of(cell.get("test") or {}) if cell.get("status", "done") == "done" else math.nan
 
 
@@ -575,7 +575,7 @@ def _entry(norm: str) -> NormEntry:
         return NormEntry(norm, norm, "", "")
 
 
-def _more(needed: tuple[str, int], seeds: int) -> str:
+def _format_needed(needed: tuple[str, int], seeds: int) -> str:
     norm, total = needed
     more = max(1, total - seeds)
     return f"; about {more} more seed{'' if more == 1 else 's'} would settle {norm}"

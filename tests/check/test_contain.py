@@ -69,14 +69,14 @@ def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 def test_standard_error_may_be_of_any_size_and_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOISY_MEGABYTES", "20")
     kept: list[int] = []
-    ended = contain.Line._ended
+    ended = contain.Line._describe_end
 
     def watching(self: contain.Line) -> contain.Gone:
         gone = ended(self)
         kept.append(len(self._errors))
         return gone
 
-    monkeypatch.setattr(contain.Line, "_ended", watching)
+    monkeypatch.setattr(contain.Line, "_describe_end", watching)
     report = check_contained(f"{HERE}:CrashesNoisily", "batch", quick=True)
     assert report.bugs[-1].cause == "ends-process"
     assert "exit code 9; its last words: \ufffd\ufffd the end" in report.bugs[-1].message

@@ -51,7 +51,7 @@ def pooled_without_spread(patch: pytest.MonkeyPatch) -> None:
         average = lambda v: grid.average(v, over, groups, parts=parts)  # noqa: E731
         return Moments(lambda: (average(self.mean), average(self.var)), self.shape, self.count * merged)
 
-    patch.setattr(Moments, "_pooled", pooled)
+    patch.setattr(Moments, "_pool", pooled)
 
 
 def batch_in_evaluation(patch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_an_interrupted_call_lets_its_helpers_go(monkeypatch: pytest.MonkeyPatch
         called.append((function, args))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sharing, "_summon", interrupted)
+    monkeypatch.setattr(sharing, "_call_helpers", interrupted)
     monkeypatch.setattr(sharing, "parallel", lambda: (0, 0))
     with threads(2), pytest.raises(KeyboardInterrupt):
         answer("bn", SHAPES_SHARED[0], "first")

@@ -110,17 +110,17 @@ def _judge(setup: Setup, training: bool) -> Finding:
         if setup.precise and _follows_own_forward(setup, first, of):
             continue  # the forward pass is at fault, and its own check says so
         trained = training or not first.case.uses_running
-        as_written = _as_written(setup, of, observations) if trained else None
+        as_written = _explain_by_forward(setup, of, observations) if trained else None
         if as_written and max(relative_error(o.got, o.right) for o in as_written) <= tolerance:
             continue  # it is the right backward pass of what that forward pass kept
         example = _example(setup, training, of)
-        wrong.append(_explained(of, mode, observations, as_written, tolerance, max(errors), example))
+        wrong.append(_explain(of, mode, observations, as_written, tolerance, max(errors), example))
     if wrong:
-        return _together(wrong)
+        return _merge_findings(wrong)
     return passed(f"gradients in {mode} are right: {', '.join(seen)}", error=worst)
 
 
-def _as_written(setup: Setup, of: str, seen: list[Observation]) -> list[Observation] | None:
+def _explain_by_forward(setup: Setup, of: str, seen: list[Observation]) -> list[Observation] | None:
     """The same gradients beside those of the forward pass as it is written, slips and all; None where it has none."""
     if setup.written == NO_SLIP:
         return None
@@ -133,7 +133,7 @@ def _as_written(setup: Setup, of: str, seen: list[Observation]) -> list[Observat
     return out
 
 
-def _explained(
+def _explain(
     of: str,
     mode: str,
     seen: list[Observation],
@@ -163,7 +163,7 @@ def _explained(
     return bug(f"{name} in {mode} is wrong: {counted(slip)}", slip.cause, slip.formula, example, error=worst)
 
 
-def _together(wrong: list[Finding]) -> Finding:
+def _merge_findings(wrong: list[Finding]) -> Finding:
     """One finding for all wrong gradients of a mode; its cause names them all, what is explained first."""
     named = [f for f in wrong if f.cause and not f.cause.startswith("unexplained")]
     wrong = [*named, *(f for f in wrong if f not in named)]

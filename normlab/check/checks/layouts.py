@@ -382,20 +382,20 @@ def long(setup: Setup) -> Finding:
     tried = []
     for what, shape, channels in _long_shapes(setup):
         try:
-            layer = _sized(setup, channels)
+            layer = _build_sized(setup, channels)
         except Unsupported:
             continue
         allowed = setup.tolerance * (1 if setup.precise else 10)
-        if not _quick_enough(layer, shape):
+        if not _is_quick(layer, shape):
             return skip("the layer takes too long for an input of more than 2^16 rows")
         try:
-            off = _off(setup, layer, shape, channels, allowed)
+            off = _measure_error(setup, layer, shape, channels, allowed)
         except TargetFailure as e:
             return bug(f"{what} (shape {shape}) fail: the layer {e}", "long-input", "sizes of any length")
         if off > allowed:
             small = None if channels is None else SHORT
             shorter = tuple(min(s, SHORT) for s in shape)
-            if _off(setup, _sized(setup, small), shorter, small, allowed) > allowed:
+            if _measure_error(setup, _build_sized(setup, small), shorter, small, allowed) > allowed:
                 continue  # wrong at every size: the values and gradients say why
             return bug(
                 f"{what} (shape {shape}) are wrong by {off:.3g}: smaller inputs are right",
@@ -409,11 +409,11 @@ def long(setup: Setup) -> Finding:
     )
 
 
-def _sized(setup: Setup, channels: int | None) -> Subject:
+def _build_sized(setup: Setup, channels: int | None) -> Subject:
     return setup.subject.fresh() if channels is None else setup.subject.fresh(channels=channels)
 
 
-def _off(setup: Setup, layer: Subject, shape: tuple[int, ...], channels: int | None, allowed: float) -> float:
+def _measure_error(setup: Setup, layer: Subject, shape: tuple[int, ...], channels: int | None, allowed: float) -> float:
     """How wrong the output is, or where that is right, dx (of which ten times as much is allowed)."""
     sized = setup.recipe if channels is None else replace(setup.recipe, channels=channels)
     case = load(setup, layer, sample(shape), True, recipe=sized)
@@ -448,7 +448,7 @@ def _long_shapes(setup: Setup) -> Iterator[tuple[str, tuple[int, ...], int | Non
         )
 
 
-def _quick_enough(layer: Subject, shape: tuple[int, ...]) -> bool:
+def _is_quick(layer: Subject, shape: tuple[int, ...]) -> bool:
     """Whether an input of this shape takes about a second at most, by one that is sixty-four times smaller."""
     long = int(np.argmax(shape))
     if layer.options.channels == shape[long]:

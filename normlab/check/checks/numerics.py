@@ -247,7 +247,7 @@ def precision(setup: Setup) -> Finding:
 def _half_problem(setup: Setup, dtype: str) -> Finding | None:
     """The worst half precision finding: wrong is a bug, statistics that are only rounded are a note."""
     layer, recipe = plain(setup, dtype)
-    wide = _wide(setup)
+    wide = _wide_shape(setup)
     rounded = None
     for what, mean, std, shape in (
         ("ordinary values", 0.0, 1.0, setup.shape),
@@ -279,7 +279,7 @@ def _half_problem(setup: Setup, dtype: str) -> Finding | None:
     return rounded
 
 
-def _wide(setup: Setup) -> tuple[int, ...]:
+def _wide_shape(setup: Setup) -> tuple[int, ...]:
     """The main shape with many positions, so that sums grow long."""
     if setup.recipe.over == "trailing" or len(setup.shape) < 3:
         return setup.shape
@@ -400,7 +400,7 @@ def running(setup: Setup) -> Finding:
 @check("numerics.long", slow=True)
 def long_sums(setup: Setup) -> Finding:
     """Many positions with a large mean: sums of 100000 values in float32."""
-    wide = tuple(s * 4 if s == 24 else s for s in _wide(setup))
+    wide = tuple(s * 4 if s == 24 else s for s in _wide_shape(setup))
     if wide == setup.shape:
         return skip("the input has no positions to multiply")
     layer, recipe = plain(setup, "float32")

@@ -118,13 +118,13 @@ def parametrized(setup: Setup) -> Finding:
             try:
                 got = layer.forward(x, training)
             except TargetFailure as e:
-                return _bypassed(f"a parametrization of {name} makes the layer fail: it {e}", name)
+                return _report_bypass(f"a parametrization of {name} makes the layer fail: it {e}", name)
             if error(got, expected) > setup.tolerance:
-                return _bypassed(f"a parametrization of {name} is ignored", name)
+                return _report_bypass(f"a parametrization of {name} is ignored", name)
     return passed(f"parametrizations of {' and '.join(names)} are obeyed")
 
 
-def _bypassed(message: str, name: str) -> Finding:
+def _report_bypass(message: str, name: str) -> Finding:
     return bug(
         f"{message}: the parameter is read past its attribute",
         "reads-past-attribute",

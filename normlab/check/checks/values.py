@@ -26,7 +26,7 @@ def judge(setup: Setup, seen: list[Observation], what: str, also: Callable[[], l
     tolerance = setup.tolerance_in(all(o.case.training for o in seen))
     if worst <= tolerance:
         return passed(f"{what} is right", error=worst)
-    slip = _explained(setup, seen, tolerance, also)
+    slip = _explain(setup, seen, tolerance, also)
     if slip is not None and all(o.case.training for o in seen):
         setup.written = slip.stages
     first = seen[int(np.argmax(errors))].case
@@ -43,7 +43,7 @@ def judge(setup: Setup, seen: list[Observation], what: str, also: Callable[[], l
 USUAL_EPS = (1e-5, 1e-6, 1e-8, 1e-3, 1e-7, 1e-12)
 
 
-def _explained(
+def _explain(
     setup: Setup, seen: list[Observation], tolerance: float, also: Callable[[], list[Observation]]
 ) -> ForwardSlip | None:
     """The slip, or the two, that explain the outputs; with another eps, where the layer does not say which it has.
@@ -135,7 +135,7 @@ def initial(setup: Setup) -> Finding:
     return passed("a new layer starts from weight 1, bias 0, running mean 0, running variance 1")
 
 
-def _exchanged(setup: Setup) -> Finding | None:
+def _find_exchange(setup: Setup) -> Finding | None:
     """Eps and momentum in each other's place, both numbers between 0 and 1; None where they are not."""
     told = setup.subject.declared
     given = {"eps": 0.25, "momentum": 0.4} if {"eps", "momentum"} <= setup.subject.settable else {}
@@ -160,7 +160,7 @@ def _exchanged(setup: Setup) -> Finding | None:
 
 @check("values.train")
 def train(setup: Setup) -> Finding:
-    exchanged = _exchanged(setup) if setup.recipe.tracks else None
+    exchanged = _find_exchange(setup) if setup.recipe.tracks else None
     if exchanged is not None:
         return exchanged
     mixes = setup.recipe.kind == "batch-instance"  # some slips of its two halves differ in evaluation alone
@@ -201,8 +201,8 @@ def _judge_running(setup: Setup, momentum: float, built: dict[str, float]) -> Fi
     tolerance = max(setup.tolerance_in(False), 1e-5 if _stores_float32(after) else 0.0)
     if max(errors) <= tolerance:
         return passed("running statistics follow the batches", error=max(errors))
-    written = [_as_written(setup, c) for c in cases]
-    if _follows(setup, cases, after, tolerance):
+    written = [_with_slips(setup, c) for c in cases]
+    if _matches_forward(setup, cases, after, tolerance):
         return skip("the running statistics are those of the forward pass as it is written, which is wrong already")
     slip = _explained_as_written(written, after, tolerance) or explain_running(cases, after, tolerance)
     if setup.free_variance and (slip is None or " + " in slip.cause):
@@ -229,20 +229,20 @@ def _judge_running(setup: Setup, momentum: float, built: dict[str, float]) -> Fi
     return bug(f"running statistics: {counted(slip)}", slip.cause, slip.formula, example, error=max(errors))
 
 
-def _as_written(setup: Setup, case: Case, unbiased: bool | None = None) -> Case:
+def _with_slips(setup: Setup, case: Case, unbiased: bool | None = None) -> Case:
     """The case of the forward pass with its slips; a variance that is unbiased already is not corrected again."""
     if unbiased is None:
         unbiased = case.recipe.unbiased_running_var and setup.written.spread is None
     return replace(case, stages=setup.written, recipe=replace(case.recipe, unbiased_running_var=unbiased))
 
 
-def _follows(setup: Setup, cases: list[Case], after: list[tuple[Array, Array]], tolerance: float) -> bool:
+def _matches_forward(setup: Setup, cases: list[Case], after: list[tuple[Array, Array]], tolerance: float) -> bool:
     """Whether the statistics are those of the forward pass as it is written, with its slips."""
     if setup.written == NO_SLIP:
         return False
     wrong_pool = setup.written.axes is not None or setup.written.elsewhere  # there, the dialect could not be measured
     for unbiased in (True, False) if wrong_pool else (None,):
-        right = (updated_running(_as_written(setup, c, unbiased)) for c in cases)
+        right = (updated_running(_with_slips(setup, c, unbiased)) for c in cases)
         try:
             if all(max(error(m, r[0]), error(v, r[1])) <= tolerance for (m, v), r in zip(after, right, strict=True)):
                 return True
@@ -358,7 +358,7 @@ def first_batch(setup: Setup) -> Finding:
     tolerance = max(setup.tolerance_in(False), 1e-5 if _stores_float32([got]) else 0.0)
     if off <= tolerance:
         return passed("the first batch enters the running statistics like any other", error=off)
-    if _follows(setup, [case], [got], tolerance):
+    if _matches_forward(setup, [case], [got], tolerance):
         return skip("the running statistics are those of the forward pass as it is written, which is wrong already")
     slip = explain_running([case], [got], setup.tolerance)
     sentence = slip.sentence if slip else "not what momentum gives"

@@ -24,19 +24,19 @@ def cumulative(setup: Setup) -> Finding:
     layer = torch_layer(setup, cumulative=True)
     batches = [sample(setup.shape, seed=step) for step in range(STEPS)]
     try:
-        start = _running(layer)
+        start = _read_running(layer)
         for x in batches:
             layer.forward(x, True)
     except TargetFailure as e:
         return skip(f"momentum=None is not taken: it {e}")
     recipe = setup.recipe
     averaged = [replace(recipe, cumulative=True).at_step(step) for step in range(STEPS)]
-    got = _running(layer)
-    off = _difference(got, _after(batches, averaged, start))
+    got = _read_running(layer)
+    off = _difference(got, _update_running(batches, averaged, start))
     tolerance = max(setup.tolerance_in(False), 1e-5)
     if off <= tolerance:
         return passed("momentum=None averages over all batches", error=off)
-    if _difference(got, _after(batches, [recipe] * STEPS, start)) <= tolerance:
+    if _difference(got, _update_running(batches, [recipe] * STEPS, start)) <= tolerance:
         return bug(
             f"momentum=None is taken for {recipe.momentum:g}: the last batches weigh more than the first",
             "momentum-none-ignored",
@@ -69,15 +69,15 @@ def tracking(setup: Setup) -> Finding:
         right = forward(plain)
         if error(got, right) <= setup.tolerance:
             return passed("track_running_stats=False: evaluation uses the batch's statistics")
-        return _ignored("track_running_stats=False is ignored: evaluation does not use the batch's statistics")
+        return _report_ignored("track_running_stats=False is ignored: evaluation does not use the batch's statistics")
     if layer.running is None:
-        return _ignored("track_running_stats=True is ignored: the layer keeps no running statistics")
+        return _report_ignored("track_running_stats=True is ignored: the layer keeps no running statistics")
     if error(got, forward(plain)) <= setup.tolerance:
-        return _ignored("track_running_stats=True is ignored: evaluation uses the batch's statistics")
+        return _report_ignored("track_running_stats=True is ignored: evaluation uses the batch's statistics")
     return passed("track_running_stats=True: evaluation uses the running statistics")
 
 
-def _ignored(message: str) -> Finding:
+def _report_ignored(message: str) -> Finding:
     return bug(
         message,
         "track-running-stats-ignored",
@@ -85,14 +85,14 @@ def _ignored(message: str) -> Finding:
     )
 
 
-def _running(layer: Subject) -> tuple[Array, Array]:
+def _read_running(layer: Subject) -> tuple[Array, Array]:
     found = layer.running
     if found is None:
         raise TargetFailure("keeps no running statistics")
     return found[0].copy(), found[1].copy()
 
 
-def _after(batches: list[Array], recipes: list[Recipe], start: tuple[Array, Array]) -> tuple[Array, Array]:
+def _update_running(batches: list[Array], recipes: list[Recipe], start: tuple[Array, Array]) -> tuple[Array, Array]:
     """The running statistics after these batches, each with its recipe."""
     running = start
     for x, recipe in zip(batches, recipes, strict=True):

@@ -74,7 +74,7 @@ def _name(module: nn.Module) -> str:
     return f"{type(module).__name__}_{own}"
 
 
-class _Watch(TorchFunctionMode):
+class _TensorTrace(TorchFunctionMode):
     """Follow tensors from the functions that made them to the norms that read them."""
 
     def __init__(self, trace: Trace) -> None:
@@ -100,7 +100,7 @@ class _Watch(TorchFunctionMode):
                 inputs += [a for a in group if isinstance(a, torch.Tensor)]
         self.kept.append(answer)
         self.made_by.pop(id(answer), None)
-        self._follow_average(func, name, path, inputs, args, kwargs, answer)
+        self._record_average(func, name, path, inputs, args, kwargs, answer)
         sources = [self.dropped[id(a)] for a in inputs if id(a) in self.dropped]
         if name in LINEAR:
             bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
@@ -116,7 +116,7 @@ class _Watch(TorchFunctionMode):
             self.dropped[id(answer)] = sources[0]
         return answer
 
-    def _follow_average(
+    def _record_average(
         self, func: Any, name: str, path: str, inputs: list[Any], args: Any, kwargs: Any, answer: torch.Tensor
     ) -> None:
         """Whether a norm's output is averaged over all positions, as it is or after an activation."""
@@ -260,8 +260,8 @@ def _call(model: nn.Module, inputs: list[Input], tensors: list[torch.Tensor]) ->
 def _watch_once(model: nn.Module, inputs: list[Input], integer: bool, device: str) -> Trace:
     twin = copy.deepcopy(model).to(device)
     trace = Trace()
-    mode = _Watch(trace)
-    hooks = _hooked(twin, mode)
+    mode = _TensorTrace(trace)
+    hooks = _add_hooks(twin, mode)
     dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
     tensors = [_example(i, integer, dtype, device) for i in inputs]
     try:
@@ -287,7 +287,7 @@ def _one_value_refused(trace: Trace, e: ValueError) -> bool:
     return "more than 1 spatial element" in str(e) and any(s.values_per_pool == 1 for s in trace.of("instance"))
 
 
-def _hooked(twin: nn.Module, mode: _Watch) -> list[Any]:
+def _add_hooks(twin: nn.Module, mode: _TensorTrace) -> list[Any]:
     """Hooks that record where the forward pass is and what the norms read."""
     hooks: list[Any] = []
     for path, module in twin.named_modules():

@@ -93,11 +93,11 @@ class Backward:
         if p.running is None or self.mean or self.variance:
             of_mean = self.mean_of(p, dy, weight) if self.mean_of else g
             of_variance = self.variance_of(p, dy, weight) if self.variance_of else g
-            g = g - self._through_mean(p, of_mean, pool) - self._through_variance(p, of_variance, pool)
+            g = g - self._dx_through_mean(p, of_mean, pool) - self._through_variance(p, of_variance, pool)
         dx = g / (self.divide(p) if self.divide else p.std)
         return self.after(p, dx, weight) if self.after else dx
 
-    def _through_mean(self, p: Pass, g: Array, pool: Pool) -> Array:
+    def _dx_through_mean(self, p: Pass, g: Array, pool: Pool) -> Array:
         if self.mean is not None:
             return self.mean(p, g, pool)
         return pool(p, g) if p.recipe.centers else np.zeros((1, 1, 1, 1))

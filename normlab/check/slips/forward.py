@@ -48,7 +48,7 @@ def _samples_counted(p: Pass) -> Array:
     return centred / np.sqrt(p.pool(centred**2) * factor + p.eps)
 
 
-def _elsewhere(over: str, trailing: int) -> Stages:
+def _over_other_axes(over: str, trailing: int) -> Stages:
     """A layer or RMS norm that pools over other axes, with its parameters still on the right ones."""
 
     def inner(case: Case) -> Case:
@@ -406,28 +406,28 @@ FORWARD: tuple[ForwardSlip, ...] = (
         "statistics are pooled over the channels alone, separately at every position",
         "layer norm: mean and var over all of a sample's features",
         ("layer", "rms"),
-        _elsewhere("channels", 1),
+        _over_other_axes("channels", 1),
     ),
     ForwardSlip(
         "pools-sample",
         "statistics are pooled over all of a sample's axes in place of the last one",
         "mean and var over the last axes, as many as the parameters have",
         ("layer", "rms"),
-        _elsewhere("sample", 1),
+        _over_other_axes("sample", 1),
     ),
     ForwardSlip(
         "pools-last-axis",
         "statistics are pooled over the last axis alone",
         "mean and var over all the axes that are normalized",
         ("layer", "rms"),
-        _elsewhere("trailing", 1),
+        _over_other_axes("trailing", 1),
     ),
     ForwardSlip(
         "pools-too-many-axes",
         "statistics are pooled over one axis too many",
         "mean and var over the last axes, as many as the parameters have",
         ("layer", "rms"),
-        _elsewhere("trailing", 2),
+        _over_other_axes("trailing", 2),
     ),
     ForwardSlip(
         "groups-interleaved",

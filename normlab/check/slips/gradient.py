@@ -26,7 +26,7 @@ def _variance(p: Pass, g: Array, pool: Pool) -> Array:
     return p.xhat * pool(p, g * p.xhat)
 
 
-def _unweighed(p: Pass, dy: Array, weight: Array) -> Array:
+def _without_weight(p: Pass, dy: Array, weight: Array) -> Array:
     """dy in place of weight * dy."""
     return dy * np.ones_like(weight)
 
@@ -36,7 +36,7 @@ def _train_dx(p: Pass, dy: Array, weight: Array) -> Array:
     return Backward().dx(p.afresh(), dy, weight)
 
 
-def _over(*axes: int) -> Pool:
+def _pool_over(*axes: int) -> Pool:
     """Means over other axes of the grid."""
     return lambda p, a: a.mean(axis=axes, keepdims=True)
 
@@ -71,7 +71,7 @@ def _scaled_term(term: Callable[..., Array], by: float) -> Callable[..., Array]:
     return lambda p, g, pool: by * term(p, g, pool)
 
 
-def _moved(into: Callable[..., Array], back: Callable[..., Array]) -> Callable[[Case, Array], Array]:
+def _dx_in_rows(into: Callable[..., Array], back: Callable[..., Array]) -> Callable[[Case, Array], Array]:
     """dx computed in rows of channels, into which dy comes in one way and from which dx goes back in another."""
 
     def predict(case: Case, dy: Array) -> Array:
@@ -107,12 +107,12 @@ def _weight(case: Case) -> Array:
     return case.parameter("weight", 1.0)
 
 
-def _halves(case: Case) -> tuple[Array, Array]:
+def _half_outputs(case: Case) -> tuple[Array, Array]:
     batch, instance = case.passes()
     return batch.xhat, instance.xhat
 
 
-def _only_half(which: int) -> Callable[[Case, Array], Array]:
+def _dx_of_half(which: int) -> Callable[[Case, Array], Array]:
     def predict(case: Case, dy: Array) -> Array:
         grid = case.recipe.to_grid(dy)
         gate = case.parameter("gate", 1.0)
@@ -159,24 +159,24 @@ GRADIENT: tuple[GradientSlip, ...] = (
         CENTRING,
         variance=lambda p, g, pool: 0 * g,
     ),
-    _dx("dx-weight-missing", "the weight (gamma) is missing in dx", weigh=_unweighed),
+    _dx("dx-weight-missing", "the weight (gamma) is missing in dx", weigh=_without_weight),
     _dx(
         "dx-weight-missing",
         "the weight (gamma) is missing in the gradient through the mean in dx",
         CENTRING,
-        mean_of=_unweighed,
+        mean_of=_without_weight,
     ),
     _dx(
         "dx-weight-missing",
         "the weight (gamma) is missing in the gradient through the variance in dx",
-        variance_of=_unweighed,
+        variance_of=_without_weight,
     ),
     _dx(
         "dx-weight-missing",
         "the weight (gamma) is missing in the gradients through mean and variance in dx",
         CENTRING,
-        mean_of=_unweighed,
-        variance_of=_unweighed,
+        mean_of=_without_weight,
+        variance_of=_without_weight,
     ),
     _dx(
         "dx-mean-sign",
@@ -323,44 +323,44 @@ GRADIENT: tuple[GradientSlip, ...] = (
         "dx-pools-batch-only",
         "the means in dx run over the batch axis alone, separately at every position",
         ("batch",),
-        pool=_over(0),
+        pool=_pool_over(0),
     ),
-    _dx("dx-pools-everything", "the means in dx run over the whole input", pool=_over(0, 1, 2, 3)),
+    _dx("dx-pools-everything", "the means in dx run over the whole input", pool=_pool_over(0, 1, 2, 3)),
     _dx(
         "dx-pools-channel",
         "the means in dx run over one channel; the statistics were pooled over several",
         ("group", "layer"),
-        pool=_over(3),
+        pool=_pool_over(3),
     ),
     _dx(
         "dx-pools-batch",
         "the means in dx run over the batch; the statistics are each sample's own",
         ("instance", "group", "layer"),
-        pool=_over(0, 2, 3),
+        pool=_pool_over(0, 2, 3),
     ),
     _dx(
         "dx-pools-feature",
         "the means in dx run over the batch axis; layer norm pools over the features",
         ("layer", "rms"),
-        pool=_over(0, 3),
+        pool=_pool_over(0, 3),
     ),
     _dx(
         "dx-pools-sample",
         "the means in dx run over a whole sample; the statistics are of one channel, or of a group of them",
         ("batch", "instance", "group"),
-        pool=_over(1, 2, 3),
+        pool=_pool_over(1, 2, 3),
     ),
     _dx(
         "dx-pools-instance",
         "the means in dx run over one sample's positions; the statistics are of the whole batch",
         ("batch",),
-        pool=_over(2, 3),
+        pool=_pool_over(2, 3),
     ),
     _dx(
         "dx-weight-after-means",
         "dx multiplies by the weight after taking the means; the weight differs between the channels of a group",
         ("layer", "group", "rms"),
-        weigh=_unweighed,
+        weigh=_without_weight,
         after=lambda p, dx, w: dx * w,
     ),
     _dx(
@@ -372,8 +372,8 @@ GRADIENT: tuple[GradientSlip, ...] = (
     _dx("dx-sign", "dx has the wrong sign", after=lambda p, dx, w: -dx),
     _dx("dx-zero", "dx is zero: no gradient reaches the input", whole=lambda c, dy: np.zeros(dy.shape)),
     _dx("dx-identity", "dx is dy, unchanged", whole=lambda c, dy: np.asarray(dy, dtype=np.float64)),
-    GradientSlip("dx-half-missing", "dx has the batch half alone", MIX, BIN, dx=Backward(whole=_only_half(0))),
-    GradientSlip("dx-half-missing", "dx has the instance half alone", MIX, BIN, dx=Backward(whole=_only_half(1))),
+    GradientSlip("dx-half-missing", "dx has the batch half alone", MIX, BIN, dx=Backward(whole=_dx_of_half(0))),
+    GradientSlip("dx-half-missing", "dx has the instance half alone", MIX, BIN, dx=Backward(whole=_dx_of_half(1))),
     GradientSlip(
         "dx-gates-crossed", "in dx the gate multiplies the wrong half", MIX, BIN, dx=Backward(whole=_gates_crossed)
     ),
@@ -382,7 +382,7 @@ GRADIENT: tuple[GradientSlip, ...] = (
             "gradient-axes-not-moved",
             sentence,
             ("batch",),
-            whole=_moved(into, back),
+            whole=_dx_in_rows(into, back),
         )
         for sentence, (_, into, back) in zip(
             (
@@ -547,21 +547,21 @@ GRADIENT: tuple[GradientSlip, ...] = (
         "dgate-sign",
         "dgate has the wrong sign",
         DG,
-        lambda dy, c, h: -per_channel_sum(dy * _weight(c) * (_halves(c)[0] - _halves(c)[1])),
+        lambda dy, c, h: -per_channel_sum(dy * _weight(c) * (_half_outputs(c)[0] - _half_outputs(c)[1])),
     ),
     _parameter(
         "gate",
         "dgate-weight-missing",
         "the weight is missing in dgate",
         DG,
-        lambda dy, c, h: per_channel_sum(dy * (_halves(c)[0] - _halves(c)[1])),
+        lambda dy, c, h: per_channel_sum(dy * (_half_outputs(c)[0] - _half_outputs(c)[1])),
     ),
     _parameter(
         "gate",
         "dgate-half-missing",
         "dgate leaves the instance half out",
         DG,
-        lambda dy, c, h: per_channel_sum(dy * _weight(c) * _halves(c)[0]),
+        lambda dy, c, h: per_channel_sum(dy * _weight(c) * _half_outputs(c)[0]),
     ),
     _parameter("gate", "dgate-zero", "dgate is zero or missing", DG, lambda dy, c, h: per_channel_sum(0 * dy)),
     _parameter(
@@ -569,6 +569,8 @@ GRADIENT: tuple[GradientSlip, ...] = (
         "dgate-mean",
         "dgate is a mean; it is a sum",
         DG,
-        lambda dy, c, h: per_channel_sum(dy * _weight(c) * (_halves(c)[0] - _halves(c)[1])) / (h.shape[0] * h.shape[3]),
+        lambda dy, c, h: (
+            per_channel_sum(dy * _weight(c) * (_half_outputs(c)[0] - _half_outputs(c)[1])) / (h.shape[0] * h.shape[3])
+        ),
     ),
 )

@@ -39,7 +39,7 @@ def _blend_var(cause: str, sentence: str, fn: Blend) -> StateSlip:
     return StateSlip(cause, sentence, RV, blend_var=fn)
 
 
-def _twice(u: Update, old: Array, new: Array) -> Array:
+def _blend_twice(u: Update, old: Array, new: Array) -> Array:
     return u.blend(u.blend(old, new), new)
 
 
@@ -83,7 +83,7 @@ STATE: tuple[StateSlip, ...] = (
         "the new statistics are added in full: their factor m is missing",
         lambda u, old, new: (1 - u.m) * old + new,
     ),
-    _blend("running-updated-twice", "the running statistics are updated twice in one step", _twice),
+    _blend("running-updated-twice", "the running statistics are updated twice in one step", _blend_twice),
     _both_slip(
         "running-swapped",
         "running mean and running variance are exchanged",

@@ -319,7 +319,9 @@ def call_by_roles(
             named[p.name] = options.channels
             guessed = p.name
         elif required:
-            raise TargetFailure(_unbuilt(like or target, p.name, "it requires the argument {!r}, which no norm has"))
+            raise TargetFailure(
+                _advise_build(like or target, p.name, "it requires the argument {!r}, which no norm has")
+            )
         if p.name in named and p.kind is p.POSITIONAL_ONLY:
             positional.append(named.pop(p.name))
     try:
@@ -328,7 +330,7 @@ def call_by_roles(
         if guessed is None:
             raise
         tried = f"with {guessed}={options.channels}, a number of channels, it {e}"
-        raise TargetFailure(_unbuilt(like or target, guessed, tried), e.original) from e
+        raise TargetFailure(_advise_build(like or target, guessed, tried), e.original) from e
 
 
 def _signature(target: Callable[..., Any]) -> inspect.Signature:
@@ -342,7 +344,7 @@ def _signature(target: Callable[..., Any]) -> inspect.Signature:
     return signature
 
 
-def _unbuilt(target: Callable[..., Any], argument: str, why: str) -> str:
+def _advise_build(target: Callable[..., Any], argument: str, why: str) -> str:
     """What to do about a layer that is built from more than a number of channels."""
     name = getattr(target, "__name__", "Layer")
     return (

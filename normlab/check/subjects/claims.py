@@ -26,7 +26,7 @@ def claim(subject: Subject, shape: tuple[int, ...], kind: str | None) -> None:
         return  # what fails here fails in a check, too, and is said there
 
 
-def _unclaimed(subject: Subject, names: list[str]) -> list[str]:
+def _find_unclaimed(subject: Subject, names: list[str]) -> list[str]:
     roles = subject.habits.roles
     return [n for n in names if n not in roles and role_of(n) not in (*LEARNED, *RUNNING)]
 
@@ -36,7 +36,7 @@ def _claim_running(subject: Subject, shape: tuple[int, ...]) -> None:
         return
     layer = subject.fresh()
     before = layer.kept()
-    names = [n for n in _unclaimed(subject, list(before)) if before[n].size == subject.options.channels]
+    names = [n for n in _find_unclaimed(subject, list(before)) if before[n].size == subject.options.channels]
     if not names:
         return
     layer.forward(np.random.default_rng(61).normal(-50.0, 1.0, shape), True)
@@ -52,8 +52,8 @@ def _claim_learned(subject: Subject, shape: tuple[int, ...], kind: str | None) -
     tensors = subject.fresh().learnable()
     claimed = {subject.habits.roles.get(n) or role_of(n) for n in tensors}
     subject.habits.unknown.clear()
-    for name in _unclaimed(subject, list(tensors)):
-        effect = _effect(subject, name, tensors[name], shape)
+    for name in _find_unclaimed(subject, list(tensors)):
+        effect = _measure_effect(subject, name, tensors[name], shape)
         role = {"none": None, "added": "bias", "multiplied": "weight"}[effect]
         if role == "weight" and kind == "batch-instance" and "gate" not in claimed and "weight" in claimed:
             role = "gate"
@@ -65,7 +65,7 @@ def _claim_learned(subject: Subject, shape: tuple[int, ...], kind: str | None) -
         claimed.add(role)
 
 
-def _effect(subject: Subject, name: str, value: NDArray, shape: tuple[int, ...]) -> str:
+def _measure_effect(subject: Subject, name: str, value: NDArray, shape: tuple[int, ...]) -> str:
     """none, added or multiplied: how the output moves with a parameter, seen on two inputs."""
     rng = np.random.default_rng(67)
     moved = np.asarray(value, dtype=np.float64) + rng.uniform(0.3, 0.9, value.shape)

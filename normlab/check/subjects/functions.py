@@ -100,7 +100,7 @@ class FunctionSubject(Subject):
         roles = self.roles
         args: dict[str, Any] = {}
         for role, value in self._parameters.items():
-            args[roles[role]] = self._shaped(value.astype(dtype), x.ndim)
+            args[roles[role]] = self._reshape(value.astype(dtype), x.ndim)
         if "config" in roles:
             self.config = {"mode": "train" if training else "test"}
             self.config["eps"] = 1e-5 if self.options.eps is None else self.options.eps
@@ -111,11 +111,11 @@ class FunctionSubject(Subject):
             args[roles["config"]] = self.config
         for role in ("eps", "momentum"):
             value = getattr(self.options, role)
-            if role in roles and (value is not None or _required(self.function, roles[role])):
+            if role in roles and (value is not None or _is_required(self.function, roles[role])):
                 args[roles[role]] = {"eps": 1e-5, "momentum": HANDED_MOMENTUM}[role] if value is None else value
         if "running_mean" in roles and self._running is not None:
             args[roles["running_mean"]], args[roles["running_var"]] = (
-                self._shaped(r.astype(dtype), x.ndim) for r in self._running
+                self._reshape(r.astype(dtype), x.ndim) for r in self._running
             )
         if "training" in roles:
             name = roles["training"]
@@ -126,7 +126,7 @@ class FunctionSubject(Subject):
             args[roles["channels"]] = (self.options.channels,)
         return args
 
-    def _shaped(self, value: NDArray, ndim: int) -> NDArray:
+    def _reshape(self, value: NDArray, ndim: int) -> NDArray:
         """A parameter as the function wants it: one value per channel, or with the input's rank."""
         if ndim not in self.habits.full_ranks:
             return value
@@ -297,7 +297,7 @@ class FunctionSubject(Subject):
 
     @property
     def free_momentum(self) -> bool:  # type: ignore[override]
-        return "momentum" in self.roles and _required(self.function, self.roles["momentum"])
+        return "momentum" in self.roles and _is_required(self.function, self.roles["momentum"])
 
 
 def _argument_roles(function: Callable[..., Any]) -> dict[str, str]:
@@ -319,7 +319,7 @@ def _argument_roles(function: Callable[..., Any]) -> dict[str, str]:
     return roles
 
 
-def _required(function: Callable[..., Any], name: str) -> bool:
+def _is_required(function: Callable[..., Any], name: str) -> bool:
     parameter = inspect.signature(function).parameters[name]
     return parameter.default is parameter.empty
 

@@ -45,7 +45,7 @@ class ObjectSubject(Subject):
         self._call = getattr(self.layer, "forward", self.layer)
         if not callable(self._call):
             raise TargetFailure("has neither forward nor __call__")
-        self._grow()
+        self._make_parameters()
         self._torch = any(_is_tensor(v) for _, v in self._slots())
         if "channels" not in self.settable:
             sizes = [size_of(v) for n, v in self._slots() if role_of(n) in (*LEARNED, *RUNNING) and v is not None]
@@ -165,7 +165,7 @@ class ObjectSubject(Subject):
         """Role -> where it is held: by the names in a new layer, or as found by its effect."""
         return self._told | {role: path for path, role in self.habits.roles.items()}
 
-    def _grow(self) -> None:
+    def _make_parameters(self) -> None:
         """Have a layer that makes its parameters with the first batch make them.
 
         That batch has mean 0 and variance 1, which leaves running statistics where they start.
@@ -189,7 +189,7 @@ class ObjectSubject(Subject):
 
         for path, value in list(self._slots()):
             if _is_tensor(value) and value.is_floating_point():
-                _put(self.layer, path, value.detach().to(getattr(torch, dtype)))
+                _set_path(self.layer, path, value.detach().to(getattr(torch, dtype)))
 
     def learnable(self) -> dict[str, NDArray]:
         return {n: _numpy(v) for n, v in self._slots() if v is not None and size_of(v) == self.options.channels}
@@ -259,7 +259,7 @@ def _get(layer: Any, path: str) -> Any:
     return getattr(layer, holder)[key] if holder else getattr(layer, key)
 
 
-def _put(layer: Any, path: str, value: Any) -> None:
+def _set_path(layer: Any, path: str, value: Any) -> None:
     holder, _, key = path.rpartition(".")
     if holder:
         getattr(layer, holder)[key] = value
@@ -273,8 +273,8 @@ def _fill(layer: Any, path: str, value: NDArray) -> None:
     if _is_tensor(old):
         import torch
 
-        _put(layer, path, torch.from_numpy(np.array(value)).to(old.dtype).reshape(old.shape))
+        _set_path(layer, path, torch.from_numpy(np.array(value)).to(old.dtype).reshape(old.shape))
     elif old is None:
-        _put(layer, path, np.array(value, dtype=np.float64).reshape(-1))
+        _set_path(layer, path, np.array(value, dtype=np.float64).reshape(-1))
     else:
-        _put(layer, path, np.array(value, dtype=np.asarray(old).dtype).reshape(np.shape(old)))
+        _set_path(layer, path, np.array(value, dtype=np.asarray(old).dtype).reshape(np.shape(old)))

@@ -37,7 +37,7 @@ def result(reply: dict[str, Any]) -> Any:
     raise (kind if isinstance(kind, type) and issubclass(kind, Exception) else RuntimeError)(said)
 
 
-def _told(name: str, kind: Callable[[Any], Any]) -> Any:
+def _remote_property(name: str, kind: Callable[[Any], Any]) -> Any:
     """A property that is asked for."""
     return property(lambda self: kind(self._get(name)))
 
@@ -49,16 +49,16 @@ class RemoteSubject(Subject):
     looked at here, and values are compared here.
     """
 
-    home = _told("home", str)
-    class_name = _told("class_name", str)
-    has_backward = _told("has_backward", bool)
-    tracks = _told("tracks", bool)
-    cumulative = _told("cumulative", bool)
-    free_momentum = _told("free_momentum", bool)
-    inherits_options = _told("inherits_options", bool)
-    rounding = _told("rounding", float)
-    dtypes = _told("dtypes", tuple)
-    told_shape = _told("told_shape", lambda v: None if v is None else tuple(int(n) for n in v))
+    home = _remote_property("home", str)
+    class_name = _remote_property("class_name", str)
+    has_backward = _remote_property("has_backward", bool)
+    tracks = _remote_property("tracks", bool)
+    cumulative = _remote_property("cumulative", bool)
+    free_momentum = _remote_property("free_momentum", bool)
+    inherits_options = _remote_property("inherits_options", bool)
+    rounding = _remote_property("rounding", float)
+    dtypes = _remote_property("dtypes", tuple)
+    told_shape = _remote_property("told_shape", lambda v: None if v is None else tuple(int(n) for n in v))
 
     def __init__(self, line: Line, told: dict[str, Any], options: Options, habits: Habits, dead: list[int]) -> None:
         self._line, self._dead, self.habits = line, dead, habits
@@ -73,10 +73,10 @@ class RemoteSubject(Subject):
     @classmethod
     def loaded(cls, line: Line) -> RemoteSubject:
         """The target of the other process; raises TargetFailure and UsageError as it does."""
-        told = _of(dict, result(line.ask({"op": "load", "given": {}})), "a layer")
+        told = _require_type(dict, result(line.ask({"op": "load", "given": {}})), "a layer")
         return cls(line, told, Options(), Habits(), [])
 
-    def _ask(self, op: str, **given: Any) -> Any:
+    def _request(self, op: str, **given: Any) -> Any:
         dead, self._dead[:] = list(self._dead), []
         reply = self._line.ask({"op": op, "drop": dead, "habits": asdict(self.habits), "given": given})
         for name, value in (reply.get("habits") or {}).items():
@@ -86,10 +86,10 @@ class RemoteSubject(Subject):
         return result(reply)
 
     def _get(self, name: str) -> Any:
-        return self._ask("get", of=self._number, name=name)
+        return self._request("get", of=self._number, name=name)
 
     def _call(self, name: str, *given: Any) -> Any:
-        return self._ask("call", of=self._number, name=name, given=given)
+        return self._request("call", of=self._number, name=name, given=given)
 
     def __getattr__(self, name: str) -> Any:
         """What only some targets declare about themselves."""
@@ -102,11 +102,11 @@ class RemoteSubject(Subject):
             self._dead.append(self._number)
 
     def fresh(self, **changes: Any) -> RemoteSubject:
-        told = _of(dict, self._ask("fresh", of=self._number, changes=changes), "a layer")
+        told = _require_type(dict, self._request("fresh", of=self._number, changes=changes), "a layer")
         return RemoteSubject(self._line, told, replace(self.options, **changes), self.habits, self._dead)
 
     def forward(self, x: NDArray, training: bool) -> NDArray:
-        return answered(_of(np.ndarray, self._call("forward", x, training), "an array"), x.shape)
+        return answered(_require_type(np.ndarray, self._call("forward", x, training), "an array"), x.shape)
 
     def backward(self, dy: NDArray) -> dict[str, NDArray]:
         found = _arrays(self._call("backward", dy))
@@ -125,9 +125,9 @@ class RemoteSubject(Subject):
         found = self._get("running")
         if found is None:
             return None
-        if len(_of(tuple, found, "running mean and variance")) != 2:
+        if len(_require_type(tuple, found, "running mean and variance")) != 2:
             raise TargetFailure("keeps no running mean and variance")
-        mean, var = (np.asarray(_of(np.ndarray, v, "an array"), dtype=np.float64).reshape(-1) for v in found)
+        mean, var = (np.asarray(_require_type(np.ndarray, v, "an array"), dtype=np.float64).reshape(-1) for v in found)
         return mean, var
 
     def set_running(self, mean: NDArray, var: NDArray) -> None:
@@ -144,7 +144,7 @@ class RemoteSubject(Subject):
 
     @property
     def declared(self) -> dict[str, float]:
-        return {str(k): float(v) for k, v in _of(dict, self._get("declared"), "eps and momentum").items()}
+        return {str(k): float(v) for k, v in _require_type(dict, self._get("declared"), "eps and momentum").items()}
 
     @property
     def channel_axis(self) -> int:
@@ -153,14 +153,17 @@ class RemoteSubject(Subject):
     @channel_axis.setter
     def channel_axis(self, axis: int) -> None:
         self._axis = axis
-        self._ask("set", of=self._number, name="channel_axis", value=axis)
+        self._request("set", of=self._number, name="channel_axis", value=axis)
 
 
-def _of(kind: type, value: Any, expected: str) -> Any:
+def _require_type(kind: type, value: Any, expected: str) -> Any:
     if not isinstance(value, kind):
         raise TargetFailure(f"returned {type(value).__name__} where {expected} belongs")
     return value
 
 
 def _arrays(found: Any) -> dict[str, NDArray]:
-    return {str(k): _of(np.ndarray, v, "an array") for k, v in _of(dict, found, "arrays by name").items()}
+    return {
+        str(k): _require_type(np.ndarray, v, "an array")
+        for k, v in _require_type(dict, found, "arrays by name").items()
+    }

@@ -164,13 +164,13 @@ class TorchSubject(Subject):
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Learnable tensors by role: registered parameters first, then tensors that were never registered."""
         out: dict[str, torch.Tensor] = {}
-        for name, p in self._named():
+        for name, p in self._named_tensors():
             role = self.role(name)
             if role in LEARNED:
                 out.setdefault(role, p)
         return out
 
-    def _named(self) -> list[tuple[str, torch.Tensor]]:
+    def _named_tensors(self) -> list[tuple[str, torch.Tensor]]:
         return [*self.module.named_parameters(), *_plain_tensors(self.module)]
 
     @property
@@ -192,7 +192,7 @@ class TorchSubject(Subject):
 
     def kept(self) -> dict[str, NDArray]:
         learned = self.learnable()
-        every = [*self.module.named_buffers(), *self._named()]
+        every = [*self.module.named_buffers(), *self._named_tensors()]
         return {n: from_torch(t) for n, t in every if n not in learned and t.is_floating_point()}
 
     def set_tensor(self, name: str, value: NDArray) -> None:
@@ -202,7 +202,7 @@ class TorchSubject(Subject):
 
     def running_tensors(self) -> dict[str, torch.Tensor]:
         out: dict[str, torch.Tensor] = {}
-        for name, t in [*self.module.named_buffers(), *self._named()]:
+        for name, t in [*self.module.named_buffers(), *self._named_tensors()]:
             role = self.role(name)
             if role in ("running_mean", "running_var"):
                 out.setdefault(role, t)
@@ -211,7 +211,7 @@ class TorchSubject(Subject):
     @property
     def running_names(self) -> list[str]:
         """The names of the tensors that hold the running statistics."""
-        every = [*self.module.named_buffers(), *self._named()]
+        every = [*self.module.named_buffers(), *self._named_tensors()]
         return [n for n, _ in every if self.role(n) in ("running_mean", "running_var")]
 
     @property

@@ -74,7 +74,9 @@ class Geometry(NamedTuple):
         span = (rows - 1) * width + columns
         down, across = min(s, win.height), min(s, win.width)
         margin = height * width - span
-        return cls(s, win.pad, down, across, height, width, rows, columns, _up(span), margin, _up(height * width))
+        return cls(
+            s, win.pad, down, across, height, width, rows, columns, _round_up(span), margin, _round_up(height * width)
+        )
 
 
 class Taps(NamedTuple):
@@ -85,7 +87,7 @@ class Taps(NamedTuple):
     starts: np.ndarray
 
 
-def _up(size: int) -> int:
+def _round_up(size: int) -> int:
     return -(-size // LANES) * LANES
 
 
@@ -192,7 +194,7 @@ def convolve_backward(counters, units, x, dout, forward, backward, geo, per_grou
                     _accumulate(spread, backward.shifts, start, stop, backward.weights, dphase)
                     for c in range(channels):
                         exact = dphase[c, : geo.height * geo.width].reshape(geo.height, geo.width)
-                        _paste(exact, a, b, geo, dx[n, c])
+                        _paste_phase(exact, a, b, geo, dx[n, c])
         unit_done(counters)
         g = next_unit(counters)
 
@@ -204,9 +206,9 @@ def _cut(x, phases, geo):
     s = geo.stride
     for c in range(channels):
         for a in range(geo.down):
-            i0, i1 = _inside(a, s, geo.pad, height, geo.height)
+            i0, i1 = _range_inside(a, s, geo.pad, height, geo.height)
             for b in range(geo.across):
-                j0, j1 = _inside(b, s, geo.pad, width, geo.width)
+                j0, j1 = _range_inside(b, s, geo.pad, width, geo.width)
                 phase = phases[(c * geo.down + a) * geo.across + b]
                 for i in range(i0, i1):
                     row = phase[i, j0:j1]
@@ -220,11 +222,11 @@ def _cut(x, phases, geo):
 
 
 @compiled
-def _paste(phase, a, b, geo, x):
+def _paste_phase(phase, a, b, geo, x):
     """Copies a phase (a, b) back to its place in the image x (H, W)."""
     s = geo.stride
-    i0, i1 = _inside(a, s, geo.pad, x.shape[0], geo.height)
-    j0, j1 = _inside(b, s, geo.pad, x.shape[1], geo.width)
+    i0, i1 = _range_inside(a, s, geo.pad, x.shape[0], geo.height)
+    j0, j1 = _range_inside(b, s, geo.pad, x.shape[1], geo.width)
     for i in range(i0, i1):
         row = phase[i, j0:j1]
         target = x[i * s + a - geo.pad, j0 * s + b - geo.pad :]
@@ -233,7 +235,7 @@ def _paste(phase, a, b, geo, x):
 
 
 @compiled
-def _inside(a, s, pad, size, count):
+def _range_inside(a, s, pad, size, count):
     """The range of i in [0, count) whose i * s + a - pad lies in [0, size)."""
     low = max(0, (pad - a + s - 1) // s)
     return low, max(low, min(count, (size - 1 + pad - a) // s + 1))

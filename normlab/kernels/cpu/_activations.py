@@ -121,7 +121,7 @@ def _power_of_two(typingctx: Any, exponent: Any) -> Any:
 
 
 @intrinsic
-def _fused(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+def _fused_multiply_add(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, rounded once."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -133,7 +133,7 @@ def _fused(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
 # an intrinsic is called without the typing context that it is defined with, which type checkers cannot know
 nearest: Any = _nearest
 power_of_two: Any = _power_of_two
-fused: Any = _fused
+fused: Any = _fused_multiply_add
 call_row: Any = _call_row
 
 _LOG2_E = 1 / math.log(2)

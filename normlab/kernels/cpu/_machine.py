@@ -38,10 +38,10 @@ SAMPLES_HERE, READY, REGISTERS_AT = range(3)  # of what a call says beside the j
 @cache
 def perform() -> int:
     """Address of `void perform(job, call)`, which runs the job's program on registers (R, samples, C)."""
-    return address_of(_perform, types.void(types.intp, types.intp))
+    return address_of(_run_program, types.void(types.intp, types.intp))
 
 
-def _perform(address: int, call_address: int) -> None:
+def _run_program(address: int, call_address: int) -> None:
     job, call = elements_at(address, np.int64), elements_at(call_address, np.int64)
     samples, channels, registers = call[SAMPLES_HERE], job[CHANNELS], elements_at(call[REGISTERS_AT], np.float64)
     code, plane = elements_at(job[CODE], np.int64), samples * channels
@@ -64,7 +64,7 @@ def _perform(address: int, call_address: int) -> None:
             if op in (_MEAN_C, _SUM_C):
                 _over_channels(op, registers, first, width, channels // argument, to)
             else:
-                _each(op, registers, first, second, width, to)
+                _apply_each(op, registers, first, second, width, to)
 
 
 @compiled
@@ -116,7 +116,7 @@ def _over_channels(op: int, registers: Any, a: int, count: int, width: int, out:
 
 
 @compiled
-def _each(op: int, r: Any, a: int, b: int, count: int, out: int) -> None:
+def _apply_each(op: int, r: Any, a: int, b: int, count: int, out: int) -> None:
     if op == _ADD:
         for k in range(count):
             r[out + k] = r[a + k] + r[b + k]

@@ -56,7 +56,7 @@ def normalize_row(
             m += number(load(x, at + k, X)) - first
         m = first + m / real(few)
     left, square = _mean_square_about(real, x, at, size, m)
-    if centred and _too_far(left, square):
+    if centred and _is_far_off(left, square):
         m += real(left)
         left, square = _mean_square_about(real, x, at, size, m)
     if is_far(square, least_variance(eps)):
@@ -132,14 +132,14 @@ def _pull_apart(
 
 
 @compiled
-def _is_apart(sum_g: float, sum_gx: float, m: Any, r: Any, b: float, c: float) -> bool:
+def _loses_precision(sum_g: float, sum_gx: float, m: Any, r: Any, b: float, c: float) -> bool:
     """Whether a sum of the backward pass, or a coefficient, leaves float32 or has lost digits in it."""
     tiny = least_variance(1 / (np.float64(r) * r))
     return is_far(sum_g, 0.0) or is_far(sum_gx, tiny) or is_beyond(r, m) or is_beyond(b, c)
 
 
 @compiled
-def _too_far(left: float, square: float) -> bool:
+def _is_far_off(left: float, square: float) -> bool:
     """Whether a centre at distance `left` from the mean would cost the variance precision: over two deviations."""
     return left * left > 0.8 * square
 
@@ -166,7 +166,7 @@ def pull_row(
         sum_g += part
         sum_gx += part_x
     exact_b, exact_c = _coefficients(sum_g, sum_gx, size, centred, r, t)
-    if _is_apart(sum_g, sum_gx, m, r, exact_b, exact_c):
+    if _loses_precision(sum_g, sum_gx, m, r, exact_b, exact_c):
         _pull_apart(
             real, g, g_at, 1, x, at, 1, size, weight, centred, kept, i, learns, d_weight, d_bias, dx, to, 1
         )  # fmt: skip
@@ -212,7 +212,7 @@ def normalize_columns(
     _add_rows(x, at, step, size, width, m, i, first, second, totals)
     if centred:
         for k in range(width):
-            if _too_far(totals[0, k] / size, totals[1, k] / size):
+            if _is_far_off(totals[0, k] / size, totals[1, k] / size):
                 for j in range(width):
                     store(m, i + j, load(m, i + j, CENTER) + real(totals[0, j] / size), CENTER)
                 _add_rows(x, at, step, size, width, m, i, first, second, totals)
@@ -259,9 +259,9 @@ def _add_rows(
     x: Any, at: int, step: int, size: int, width: int, m: Any, i: int, first: Any, second: Any, totals: Any
 ) -> None:
     """Sums over the rows of (x - m) and of its square."""
-    _clear(totals[0], totals[1], width)
+    _set_to_zero(totals[0], totals[1], width)
     for start in range(0, size, _ROWS):
-        _clear(first, second, width)
+        _set_to_zero(first, second, width)
         for c in range(start, min(start + _ROWS, size)):
             here = at + c * step
             read_soon(x, here + step, width)
@@ -290,9 +290,9 @@ def pull_columns(
                 d_bias, dx, to + k, to_step,
             )  # fmt: skip
         return
-    _clear(totals[0], totals[1], width)
+    _set_to_zero(totals[0], totals[1], width)
     for start in range(0, size, _ROWS):
-        _clear(first, second, width)
+        _set_to_zero(first, second, width)
         for c in range(start, min(start + _ROWS, size)):
             here, there, w = at + c * step, g_at + c * g_step, load(weight, c, WEIGHT)
             read_soon(x, here + step, width)
@@ -312,7 +312,7 @@ def pull_columns(
         _flush(first, second, totals, width)
     for k in range(width):
         b, c = _coefficients(totals[0, k], totals[1, k], size, centred, load(r, i + k, RSTD), load(t, i + k, SHIFT))
-        far += _is_apart(totals[0, k], totals[1, k], load(m, i + k, CENTER), load(r, i + k, RSTD), b, c)
+        far += _loses_precision(totals[0, k], totals[1, k], load(m, i + k, CENTER), load(r, i + k, RSTD), b, c)
         first[k], second[k] = b, c
     for c in range(size):
         here, there, out, w = at + c * step, g_at + c * g_step, to + c * to_step, load(weight, c, WEIGHT)
@@ -324,7 +324,7 @@ def pull_columns(
     if far > 0:
         for k in range(width):
             b, c = _coefficients(totals[0, k], totals[1, k], size, centred, load(r, i + k, RSTD), load(t, i + k, SHIFT))
-            if _is_apart(totals[0, k], totals[1, k], load(m, i + k, CENTER), load(r, i + k, RSTD), b, c):
+            if _loses_precision(totals[0, k], totals[1, k], load(m, i + k, CENTER), load(r, i + k, RSTD), b, c):
                 _pull_apart(
                     real, g, g_at + k, g_step, x, at + k, step, size, weight, centred, kept, i + k, False, d_weight,
                     d_bias, dx, to + k, to_step,
@@ -332,7 +332,7 @@ def pull_columns(
 
 
 @compiled
-def _clear(first: Any, second: Any, width: int) -> None:
+def _set_to_zero(first: Any, second: Any, width: int) -> None:
     for k in range(width):
         first[k] = 0
         second[k] = 0

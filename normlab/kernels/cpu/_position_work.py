@@ -52,7 +52,7 @@ def work(dtype: str) -> int:
     like, real = KINDS[dtype], REALS[dtype]
 
     def kernel(address: int) -> None:
-        _work(address, like, real)
+        _take_units(address, like, real)
 
     return address_of(kernel, types.void(types.intp))
 
@@ -105,7 +105,7 @@ def _add_units(sums: Any, units: int, total: Any, gradient: Any) -> None:
 
 
 @compiled
-def _work(address: int, like: Any, real: Any) -> None:
+def _take_units(address: int, like: Any, real: Any) -> None:
     """Take units of the job until there are none; `like` is the type of their elements, `real` of numbers."""
     job, eps = elements_at(address, np.int64), elements_at(address, np.float64)[EPS]
     control, shares, own = joined(job)
@@ -125,13 +125,13 @@ def _work(address: int, like: Any, real: Any) -> None:
         else:
             _tiles(job, like, real, eps, first, stop, d_weight, d_bias, scratch)
         if learns:
-            _keep(sums, _sums(job, real), u)
+            _store_sums(sums, _sums(job, real), u)
         unit_done(control)
         u = next_of_shares(shares, own, units, False)
 
 
 @compiled
-def _keep(own: Any, sums: Any, u: int) -> None:
+def _store_sums(own: Any, sums: Any, u: int) -> None:
     size = own.shape[1]
     for k in range(size):
         store(sums[0], u * size + k, own[0, k], FIRST)

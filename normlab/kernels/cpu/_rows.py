@@ -62,7 +62,7 @@ def _moments_short(x: Any, size: int, mean: Any, var: Any) -> int:
     for c in range(mean.size):
         read_ahead(x, c * size, size)
         row = x[c * size : (c + 1) * size]
-        near = _near(row)
+        near = _guess_mean(row)
         part = real(x, 0)
         part_square = real(x, 0)
         for k in range(size):
@@ -72,8 +72,8 @@ def _moments_short(x: Any, size: int, mean: Any, var: Any) -> int:
         left = share * part
         square = share * part_square
         mean[c] = near + left
-        var[c] = _FAR if _too_far(left, square, _ROW_FAR) else _not_negative(square - left * left)
-        far += _too_far(left, square, _ROW_FAR)
+        var[c] = _FAR if _is_far_off(left, square, _ROW_FAR) else _not_negative(square - left * left)
+        far += _is_far_off(left, square, _ROW_FAR)
     return far
 
 
@@ -82,11 +82,11 @@ def _moments_long(x: Any, size: int, mean: Any, var: Any) -> int:
     far = 0
     for c in range(mean.size):
         row = x[c * size : (c + 1) * size]
-        near = _near(row)
+        near = _guess_mean(row)
         left, square = _mean_square_about(row, near)
         mean[c] = near + left
-        var[c] = _FAR if _too_far(left, square, _ROW_FAR) else _not_negative(square - left * left)
-        far += _too_far(left, square, _ROW_FAR)
+        var[c] = _FAR if _is_far_off(left, square, _ROW_FAR) else _not_negative(square - left * left)
+        far += _is_far_off(left, square, _ROW_FAR)
     return far
 
 
@@ -110,7 +110,7 @@ def _mean_square_about(row: Any, near: Any) -> Any:
 
 
 @compiled
-def _near(row: Any) -> Any:
+def _guess_mean(row: Any) -> Any:
     """A value near the mean of a row: that of four elements, where there are four."""
     if row.size < 4:
         return number(row[0])
@@ -120,7 +120,7 @@ def _near(row: Any) -> Any:
 
 
 @compiled
-def _too_far(left: float, square: float, share: float) -> bool:
+def _is_far_off(left: float, square: float, share: float) -> bool:
     """Whether a centre at distance `left` from the mean would cost the variance precision."""
     return left * left > share * square
 
@@ -239,7 +239,7 @@ def moments_last(x: Any, channels: int, lanes: int, mean: Any, var: Any) -> None
     _moments_about(x, channels, lanes, near, mean, var)
     share = 1.0 / count
     for c in range(channels):
-        if _too_far(share * mean[c], share * var[c], _ROWS_FAR):
+        if _is_far_off(share * mean[c], share * var[c], _ROWS_FAR):
             for k in range(channels):
                 near[k] += real(x, share * mean[k])
             _moments_about(x, channels, lanes, near, mean, var)

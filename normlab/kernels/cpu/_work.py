@@ -91,7 +91,7 @@ def work(backward: bool, across: bool) -> int:
 
 
 @compiled
-def _own(job: Any, elements: int) -> Any:
+def _allocate_own(job: Any, elements: int) -> Any:
     """Memory of a thread's own for this many numbers, if the job needs it."""
     return np.empty((elements * job[REAL] + 7) // 8 if job[SPARE] != 0 else 0)
 
@@ -121,7 +121,7 @@ def _forward_blocks(address: int) -> None:
     if u >= units:
         return
     width, bytes_each, plane = channels * job[SIZE], job[ITEMSIZE], 8 * extent * channels
-    registers, own = np.empty(job[REGISTERS] * extent * channels), _own(job, extent * width)
+    registers, own = np.empty(job[REGISTERS] * extent * channels), _allocate_own(job, extent * width)
     part, call, outputs = np.zeros(PART, np.int64), np.zeros(3, np.int64), elements_at(job[OUTPUTS], np.int64)
     call[SAMPLES_HERE], call[REGISTERS_AT] = extent, registers.ctypes.data
     while u < units:
@@ -157,7 +157,7 @@ def _backward_blocks(address: int) -> None:
     if u >= units:
         return
     width, bytes_each, plane = channels * job[SIZE], job[ITEMSIZE], 8 * extent * channels
-    registers, own = np.empty(job[REGISTERS] * extent * channels), _own(job, extent * width)
+    registers, own = np.empty(job[REGISTERS] * extent * channels), _allocate_own(job, extent * width)
     part, call, outputs = np.zeros(PART, np.int64), np.zeros(3, np.int64), elements_at(job[OUTPUTS], np.int64)
     call[SAMPLES_HERE], call[REGISTERS_AT] = extent, registers.ctypes.data
     all_planes = 8 * samples * channels
@@ -173,7 +173,7 @@ def _backward_blocks(address: int) -> None:
             _say_map(part, grids, all_planes)
             part[SUM_0], part[SUM_1] = p + 2 * plane, p + 3 * plane
             if job[PULL] != 0:
-                part[OTHER], part[OUT] = job[RESIDUAL] + i, _down(job, own.ctypes.data, n - first, n, width)
+                part[OTHER], part[OUT] = job[RESIDUAL] + i, _address_of_dz(job, own.ctypes.data, n - first, n, width)
                 call_on(job[PULL], address, part.ctypes.data)
                 part[UP] = part[OUT]
             call_on(job[DOT], address, part.ctypes.data)
@@ -186,7 +186,7 @@ def _backward_blocks(address: int) -> None:
             grids = job[MEMORY] + 8 * n * channels
             part[IN], part[UP], part[OUT] = job[X] + i, job[G] + i, job[Y] + i
             if job[PULL] != 0:
-                part[UP] = _down(job, own.ctypes.data, n - first, n, width)
+                part[UP] = _address_of_dz(job, own.ctypes.data, n - first, n, width)
             part[ROW_0], part[ROW_1] = grids + 2 * all_planes, grids + 3 * all_planes
             part[ROW_2], part[ROW_3] = p + plane * outputs[0], p + plane * outputs[2]
             call_on(job[COMBINE], address, part.ctypes.data)
@@ -202,7 +202,7 @@ def _backward_blocks(address: int) -> None:
 
 
 @compiled
-def _down(job: Any, own: int, n: int, sample: int, width: int) -> int:
+def _address_of_dz(job: Any, own: int, n: int, sample: int, width: int) -> int:
     """Where the gradient of z is kept, for sample n of a block."""
     if job[SPARE] != 0:
         return own + job[REAL] * n * width
@@ -227,7 +227,7 @@ def _forward_pass(address: int) -> None:
         part[COUNT], part[PLANES], part[IN] = j - i, q - r, job[X] + bytes_each * i
         if second:
             if job[SPARE] != 0 and own.size * 8 < (j - i) * job[REAL]:
-                own = _own(job, j - i)
+                own = _allocate_own(job, j - i)
             at = bytes_each * i
             part[OUT], part[OTHER], part[OWN] = job[Y] + at, job[RESIDUAL] + at, own.ctypes.data
             grids = job[MEMORY] + 8 * r
@@ -256,7 +256,7 @@ def _backward_pass(address: int) -> None:
         _say_map(part, grids, all_planes)
         if job[PULL] != 0:
             if job[SPARE] != 0 and own.size * 8 < (j - i) * job[REAL]:
-                own = _own(job, j - i)
+                own = _allocate_own(job, j - i)
             down = own.ctypes.data if job[SPARE] != 0 else job[TO_RESIDUAL] + at
             if not second or job[SPARE] != 0:  # (once more where it was nowhere kept, or rounded)
                 part[OTHER], part[OUT] = job[RESIDUAL] + at, down

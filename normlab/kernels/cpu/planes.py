@@ -166,9 +166,9 @@ def forward(
     residual: Any = None,
     update: tuple[Any, Any, float] | None = None,
 ) -> Saved:
-    plan = _planned(recipe, layout, x, act)
+    plan = _find_plan(recipe, layout, x, act)
     memory = np.empty(plan.numbers)
-    run_forward, job = _prepared(plan, False, residual is not None)
+    run_forward, job = _prepare_call(plan, False, residual is not None)
     job[X], job[Y] = _address(x), _address(out)
     job[MEMORY], job[EPS], job[TINY] = _start(memory), bits(eps), bits(least_variance(eps))
     if residual is not None:
@@ -180,7 +180,7 @@ def forward(
     else:
         _list(job, running, channels, alive)
     _list(job, params.values(), channels, alive)
-    buffers = None if update is None else _to_update(job, update, channels, alive)
+    buffers = None if update is None else _pass_running(job, update, channels, alive)
     run(run_forward, job, plan.elements, with_torch=not isinstance(x, np.ndarray))
     if buffers is not None:
         for old, new in zip(update, buffers, strict=False):  # type: ignore[arg-type]
@@ -199,14 +199,14 @@ def backward(
     to_residual: Any = None,
 ) -> list[Any]:
     plan = saved.plan
-    run_backward, job = _prepared(plan, True, residual is not None)
+    run_backward, job = _prepare_call(plan, True, residual is not None)
     job[X], job[G], job[Y] = _address(x), _address(g), _address(out)
     job[MEMORY], job[EPS], job[TINY] = _start(saved.numbers), bits(saved.eps), bits(least_variance(saved.eps))
     if residual is not None:
         job[RESIDUAL], job[TO_RESIDUAL] = _address(residual), _address(to_residual)
     grads = []
     for v in params:
-        grads.append(empty_like(v) if _plain(v) else np.empty(tuple(v.shape)))
+        grads.append(empty_like(v) if _is_readable(v) else np.empty(tuple(v.shape)))
         job.extend(_place(grads[-1]))
     run(run_backward, job, plan.elements, with_torch=not isinstance(x, np.ndarray))
     return grads
@@ -229,10 +229,10 @@ def restored(
     act: Activation | None,
     memory: Any,
 ) -> Saved:
-    return Saved(_planned(recipe, layout, x, act), memory if isinstance(memory, np.ndarray) else memory.numpy(), eps)
+    return Saved(_find_plan(recipe, layout, x, act), memory if isinstance(memory, np.ndarray) else memory.numpy(), eps)
 
 
-def _planned(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Plan:
+def _find_plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Plan:
     key = (x.shape, layout, x.dtype, act)
     plan = recipe.plans.get(key)
     if plan is None:
@@ -263,7 +263,7 @@ def _plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Pla
     )
 
 
-def _prepared(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], None], array]:
+def _prepare_call(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], None], array]:
     """The C function of a direction, compiled when it is first needed, and a job for it that lacks the tensors."""
     found = plan.prepared.get((backward, adds))
     if found is None:
@@ -352,7 +352,7 @@ def _cut_planes(samples: int, channels: int, stretch: int, unit: int) -> tuple[i
 def _list(job: array, values: Iterable[Any], channels: int, alive: list[Any]) -> None:
     """Append where each of these numbers per channel lies; what has to be converted first is kept in `alive`."""
     for v in values:
-        if not _plain(v):
+        if not _is_readable(v):
             v = _converted(v)
             alive.append(v)
         place = _place(v)
@@ -364,10 +364,12 @@ def _list(job: array, values: Iterable[Any], channels: int, alive: list[Any]) ->
 _NO_RUNNING = (0, 0, 0) * 2
 
 
-def _to_update(job: array, update: tuple[Any, Any, float], channels: int, alive: list[Any]) -> tuple[Any, Any] | None:
+def _pass_running(
+    job: array, update: tuple[Any, Any, float], channels: int, alive: list[Any]
+) -> tuple[Any, Any] | None:
     """Say that running statistics are to be updated; where they must be converted, the copies that will be."""
     mean, var, momentum = update
-    plain = _plain(mean) and _plain(var) and mean.dtype == var.dtype
+    plain = _is_readable(mean) and _is_readable(var) and mean.dtype == var.dtype
     pair = (mean, var) if plain else (_converted(mean), _converted(var))
     for v in pair:
         if len(v.shape) != 1 or v.shape[0] != channels:
@@ -378,7 +380,7 @@ def _to_update(job: array, update: tuple[Any, Any, float], channels: int, alive:
     return None if plain else pair
 
 
-def _plain(v: Any) -> bool:
+def _is_readable(v: Any) -> bool:
     """Whether compiled code can read these numbers where they lie."""
     if isinstance(v, np.ndarray):
         return bool(v.flags.c_contiguous) and is_real(v.dtype)

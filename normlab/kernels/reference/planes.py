@@ -86,8 +86,8 @@ def forward(
     update: tuple[Array, Array, float] | None = None,
 ) -> Saved:
     x = layout.planes(x)
-    saved = _applied(recipe, x, lambda: moments(x), params, running, eps, act)
-    z = _fused(saved, x, None if residual is None else layout.planes(residual))
+    saved = _normalize(recipe, x, lambda: moments(x), params, running, eps, act)
+    z = _affine_plus_residual(saved, x, None if residual is None else layout.planes(residual))
     layout.planes(out)[...] = z if act is None else activations.apply(act, z)
     if update is not None and saved.batch is not None:
         _update(update, saved.batch)
@@ -106,10 +106,10 @@ def restored(
 ) -> Saved:
     x = layout.planes(x)
     mean, var = (memory.numpy() if isinstance(x, np.ndarray) else memory).reshape(2, *x.shape[:2])
-    return _applied(recipe, x, lambda: (mean, var), params, running, eps, act)
+    return _normalize(recipe, x, lambda: (mean, var), params, running, eps, act)
 
 
-def _applied(
+def _normalize(
     recipe: Recipe,
     x: Array,
     measure: Callable[[], tuple[Array, Array]],
@@ -137,7 +137,7 @@ def backward(
 ) -> list[Array]:
     x, g = layout.planes(x), wide(layout.planes(g))
     if saved.act is not None:
-        z = _fused(saved, x, None if residual is None else layout.planes(residual))
+        z = _affine_plus_residual(saved, x, None if residual is None else layout.planes(residual))
         g = g * activations.derivative(saved.act, z)
         if to_residual is not None:
             layout.planes(to_residual)[...] = g
@@ -151,7 +151,7 @@ def backward(
     return [(nothing[k] if v is None else nothing[k] + v).reshape(-1) for k, v in grads.items()]
 
 
-def _fused(saved: Saved, x: Array, residual: Array | None) -> Array:
+def _affine_plus_residual(saved: Saved, x: Array, residual: Array | None) -> Array:
     """What the activation is applied to: affine(x) + residual."""
     z = affine(x, saved.scale, saved.center, saved.shift)
     return z if residual is None else z + wide(residual)

@@ -70,7 +70,7 @@ def share(kernel: Callable[..., None], units: int, elements: int, *args: Any) ->
     counters = np.zeros(SIZE, np.int64)
     helpers = min(num_threads(), units, 1 + elements // _GRAIN) - 1
     if helpers > 0:
-        _summon(helpers, kernel, counters, units, *args)
+        _call_helpers(helpers, kernel, counters, units, *args)
     kernel(counters, units, *args)
     if helpers > 0:
         _wait(counters, units, pause())
@@ -96,7 +96,7 @@ def run(direction: Callable[[int], None], job: array, elements: int, *, with_tor
         return
     job[PAUSE] = pause()
     try:
-        _summon(helpers, _join, np.frombuffer(job, np.int64), np.frombuffer(counters, np.int64)[control:])
+        _call_helpers(helpers, _join, np.frombuffer(job, np.int64), np.frombuffer(counters, np.int64)[control:])
         direction(job.buffer_info()[0])
     finally:
         counters[control + PART] = _OVER
@@ -114,14 +114,14 @@ class _Helpers:
     def grow(self, count: int) -> None:
         with self.lock:
             while self.count < count:
-                threading.Thread(target=_help, args=(self.tasks,), name="normlab", daemon=True).start()
+                threading.Thread(target=_run_tasks, args=(self.tasks,), name="normlab", daemon=True).start()
                 self.count += 1
 
 
 _helpers = _Helpers()
 
 
-def _summon(count: int, function: Callable[..., None], *args: Any) -> None:
+def _call_helpers(count: int, function: Callable[..., None], *args: Any) -> None:
     """Have so many helpers call this function with these arguments, as soon as they can."""
     global _helpers
     if _helpers.process != os.getpid():
@@ -133,7 +133,7 @@ def _summon(count: int, function: Callable[..., None], *args: Any) -> None:
         helpers.tasks.put((function, args))
 
 
-def _help(tasks: SimpleQueue) -> None:
+def _run_tasks(tasks: SimpleQueue) -> None:
     while True:
         function, args = tasks.get()
         function(*args)
@@ -143,11 +143,11 @@ def _help(tasks: SimpleQueue) -> None:
 @called
 def _wait(counters: Any, units: int, pause: int) -> None:
     while fetch_add(counters, DONE, 0) < units:
-        _rest(pause)  # some helper is in its last unit
+        _yield_core(pause)  # some helper is in its last unit
 
 
 @compiled
-def _rest(pause: int) -> None:
+def _yield_core(pause: int) -> None:
     """Leave the core to another thread for a moment."""
     if pause != 0:
         number_at(pause)
@@ -171,10 +171,10 @@ def do_part(address: int) -> None:
     fetch_add(control, PART, 1)
     call_at(job[WORK], address)
     while fetch_add(control, DONE, 0) < units:
-        _rest(job[PAUSE])  # some helper is in its last unit
+        _yield_core(job[PAUSE])  # some helper is in its last unit
     fetch_add(control, UNITS, -units)
     while fetch_add(control, ACTIVE, 0) != 0:
-        _rest(job[PAUSE])  # some helper is on its way out: the job must not be described anew before it has left
+        _yield_core(job[PAUSE])  # some helper is on its way out: the job must not be described anew before it has left
 
 
 @called
@@ -186,7 +186,7 @@ def _join(numbers: Any, control: Any) -> None:
     part = fetch_add(control, PART, 0)
     while part != _OVER:
         if part == done:
-            _rest(job[PAUSE])
+            _yield_core(job[PAUSE])
         else:
             done = part
             fetch_add(control, ACTIVE, 1)

@@ -38,7 +38,7 @@ def _load(typingctx: Any, elements: Any, index: Any, role: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         loaded = builder.load(place(context, builder, signature, args))
-        _mark(builder.module, loaded, role.literal_value)
+        _mark_access(builder.module, loaded, role.literal_value)
         return loaded
 
     return elements.dtype(elements, types.intp, role), generate
@@ -51,7 +51,9 @@ def _store(typingctx: Any, elements: Any, index: Any, value: Any, role: Any) -> 
         return None
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _mark(builder.module, builder.store(args[2], place(context, builder, signature, args)), role.literal_value)
+        _mark_access(
+            builder.module, builder.store(args[2], place(context, builder, signature, args)), role.literal_value
+        )
         return context.get_dummy_value()
 
     return types.void(elements, types.intp, elements.dtype, role), generate
@@ -76,7 +78,7 @@ def place(context: Any, builder: Any, signature: Any, args: Any, inbounds: bool 
     return builder.gep(start, [args[1]], inbounds=inbounds)
 
 
-def _mark(module: ir.Module, access: Any, role: int) -> None:
+def _mark_access(module: ir.Module, access: Any, role: int) -> None:
     domain = module.add_metadata([ir.MetaDataString(module, "normlab")])
     scopes = [module.add_metadata([ir.MetaDataString(module, f"normlab role {i}"), domain]) for i in range(ROLES)]
     access.set_metadata("alias.scope", module.add_metadata([scopes[role]]))

@@ -50,7 +50,7 @@ def curves(
     epochs = thinned(sorted({epoch for s in everything.values() for epoch in s}), MOST_POINTS)
     bands, seeds = _rows(series, epochs, scale)
     tips = _tips(series, epochs, scale, digits, share)
-    crowd = _crowd(rest, epochs, scale)
+    crowd = _middle_band(rest, epochs, scale)
 
     # Bands of few seeds can be far wider than the lines and would flatten them; they are clipped instead.
     scale_y = alt.Scale(domain=_span(bands, seeds, share), zero=False, nice=True)
@@ -106,7 +106,7 @@ def _rows(series: Mapping[str, Series], epochs: Sequence[int], scale: float) -> 
     return bands, seeds
 
 
-def _crowd(rest: Sequence[Series], epochs: Sequence[int], scale: float) -> list[dict[str, Any]]:
+def _middle_band(rest: Sequence[Series], epochs: Sequence[int], scale: float) -> list[dict[str, Any]]:
     """The middle 80 % of the means of the norms that are not drawn one by one."""
     rows = []
     for epoch in epochs if rest else ():

@@ -78,7 +78,7 @@ def _errors(rng: np.random.RandomState) -> Iterator[tuple[str, float, float]]:
         param = {"mode": "train", "p": 0.2, "seed": 123, "kind": kind}
         yield from _compare(
             f"{kind} dropout",
-            _with(layers.dropout_forward, param),
+            _bind(layers.dropout_forward, param),
             layers.dropout_backward,
             [rng.randn(10, 10) + 10],
             ["x"],
@@ -90,31 +90,31 @@ def _errors(rng: np.random.RandomState) -> Iterator[tuple[str, float, float]]:
         ("batch norm (vanilla)", layers.batchnorm_backward),
         ("batch norm (simplified)", layers.batchnorm_backward_alt),
     ):
-        forward = _with(layers.batchnorm_forward, {"mode": "train"})
+        forward = _bind(layers.batchnorm_forward, {"mode": "train"})
         yield from _compare(name, forward, backward, [x, gamma, beta], affine, rng)
-    forward = _with(layers.layernorm_forward, {})
+    forward = _bind(layers.layernorm_forward, {})
     yield from _compare("layer norm", forward, layers.layernorm_backward, [x, gamma, beta], affine, rng)
     x = 5 * rng.randn(2, 3, 4, 5) + 12
-    forward, backward = _with(layers.spatial_batchnorm_forward, {"mode": "train"}), layers.spatial_batchnorm_backward
+    forward, backward = _bind(layers.spatial_batchnorm_forward, {"mode": "train"}), layers.spatial_batchnorm_backward
     arrays = [x, rng.randn(3), rng.randn(3)]
     yield from _compare("spatial batch norm", forward, backward, arrays, affine, rng)
     x = 5 * rng.randn(2, 6, 4, 5) + 12
     arrays = [x, rng.randn(1, 6, 1, 1), rng.randn(1, 6, 1, 1)]
-    forward, backward = _with(layers.spatial_groupnorm_forward, 2, {}), layers.spatial_groupnorm_backward
+    forward, backward = _bind(layers.spatial_groupnorm_forward, 2, {}), layers.spatial_groupnorm_backward
     yield from _compare("spatial group norm", forward, backward, arrays, affine, rng)
     arrays = [rng.randn(4, 3, 5, 5), rng.randn(2, 3, 3, 3), rng.randn(2)]
     for name, module, suffix in (("loops", layers, "naive"), ("compiled", fast_layers, "fast")):
-        forward = _with(getattr(module, f"conv_forward_{suffix}"), {"stride": 1, "pad": 1})
+        forward = _bind(getattr(module, f"conv_forward_{suffix}"), {"stride": 1, "pad": 1})
         backward = getattr(module, f"conv_backward_{suffix}")
         yield from _compare(f"convolution ({name})", forward, backward, arrays, ["x", "w", "b"], rng)
-        forward = _with(getattr(module, f"max_pool_forward_{suffix}"), {"pool_height": 2, "pool_width": 2, "stride": 2})
+        forward = _bind(getattr(module, f"max_pool_forward_{suffix}"), {"pool_height": 2, "pool_width": 2, "stride": 2})
         backward = getattr(module, f"max_pool_backward_{suffix}")
         yield from _compare(f"max pooling ({name})", forward, backward, [rng.randn(3, 2, 8, 8)], ["x"], rng)
     scores, targets = 0.001 * rng.randn(50, 10), rng.randint(10, size=50)
     for name, loss in (("softmax loss", layers.softmax_loss), ("hinge loss", layers.svm_loss)):
         grad, value = loss(scores, targets)[1], _value(loss, targets)
         numerical, wider = (eval_numerical_gradient(value, scores, h=h) for h in (STEP, 2 * STEP))
-        yield f"{name} dx", rel_error(grad, numerical), _allowed(grad, numerical, wider, abs(value(scores)))
+        yield f"{name} dx", rel_error(grad, numerical), _allowed_error(grad, numerical, wider, abs(value(scores)))
 
 
 def _compare(
@@ -138,10 +138,10 @@ def _compare(
             eval_numerical_gradient_array(with_changed, arrays[i].copy(), dout, h) for h in (STEP, 2 * STEP)
         )
         size = float(np.abs(dout * with_changed(arrays[i])).sum())
-        yield f"{name} d{label}", rel_error(grad, numerical), _allowed(grad, numerical, wider, size)
+        yield f"{name} d{label}", rel_error(grad, numerical), _allowed_error(grad, numerical, wider, size)
 
 
-def _allowed(grad: np.ndarray, numerical: np.ndarray, wider: np.ndarray, size: float) -> float:
+def _allowed_error(grad: np.ndarray, numerical: np.ndarray, wider: np.ndarray, size: float) -> float:
     """The largest relative error that the arithmetic of centred differences explains.
 
     Their truncation is a third of what they change by when the step doubles; the sum of `size` that they subtract from
@@ -151,7 +151,7 @@ def _allowed(grad: np.ndarray, numerical: np.ndarray, wider: np.ndarray, size: f
     return float(np.max(off / np.maximum(1e-8, np.abs(grad) + np.abs(numerical))))
 
 
-def _with(forward: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
+def _bind(forward: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
     return lambda *arrays: forward(*arrays, *settings)
 
 

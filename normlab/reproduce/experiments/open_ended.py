@@ -50,7 +50,7 @@ def run(setting: Setting) -> Result:
     for seed in range(setting.seeds):
         for name, recipe in VARIANTS.items():
             setting.say(f"seed {seed}, {name}")
-            epochs_of = _train(_narrowed(recipe, scale), images, seed, epochs)
+            epochs_of = _train(_narrow(recipe, scale), images, seed, epochs)
             best[name].append(max(record["val_accuracy"] for record in epochs_of))
             records.append({"variant": name, "seed": seed, "accuracy": best[name][-1]})
             by_epoch += [{"variant": name, "seed": seed, **record} for record in epochs_of]
@@ -72,7 +72,7 @@ def run(setting: Setting) -> Result:
         )
 
     findings = [
-        _written_twice(images, scale),
+        _compute_both(images, scale),
         against("learning rate 1e-3 beats 1e-2", "lr 1e-3 best", "lr 1e-2"),
         against("learning rate 1e-3 beats 1e-4", "lr 1e-3 best", "lr 1e-4"),
         against("256-128-10 beats 128-64-10", "256-128-10 better", "widths 128-64"),
@@ -106,7 +106,7 @@ def run(setting: Setting) -> Result:
     )
 
 
-def _narrowed(recipe: Recipe, scale: int) -> Recipe:
+def _narrow(recipe: Recipe, scale: int) -> Recipe:
     first, second = recipe.channels
     wide, narrow = recipe.widths
     return replace(recipe, channels=(first // scale, second // scale), widths=(wide // scale, narrow // scale))
@@ -163,11 +163,11 @@ def build_module(recipe: Recipe, shape: tuple[int, ...], num_classes: int) -> An
     return OpenEnded()
 
 
-def _written_twice(images: Images, scale: int) -> Any:
+def _compute_both(images: Images, scale: int) -> Any:
     """Both ways of writing it, with the same weights, on the same images, in training and in evaluation."""
     import torch
 
-    recipe = _narrowed(BASE, scale)
+    recipe = _narrow(BASE, scale)
     torch.manual_seed(0)
     one = build_sequential(recipe, images.shape, images.num_classes)
     two = build_module(recipe, images.shape, images.num_classes)

@@ -29,7 +29,7 @@ def run(setting: Setting) -> Result:
     for norm in REPORTED:
         settings = {(c["optimizer"], c["lr"]) for c in found.finished(norm=norm)}
         if settings:
-            best[norm] = max(settings, key=lambda s: _mean(found.values(val_accuracy, **_which(norm, s))))
+            best[norm] = max(settings, key=lambda s: _mean(found.values(val_accuracy, **_cell_filter(norm, s))))
     findings = []
     images = found.environment["val_images"]
     for claim, reported, one, other in (
@@ -42,10 +42,10 @@ def run(setting: Setting) -> Result:
         ("LN is better than IN", "91.9 % against 90.3 %", "ln", "in"),
     ):
         if one in best and other in best:
-            more, less = found.paired(val_accuracy, _which(one, best[one]), _which(other, best[other]))
+            more, less = found.paired(val_accuracy, _cell_filter(one, best[one]), _cell_filter(other, best[other]))
             if more:
                 findings.append(verdicts.greater(claim, reported, more, less, images=images, names=(one, other)))
-    chosen = [c for norm, s in best.items() for c in found.finished(**_which(norm, s))]
+    chosen = [c for norm, s in best.items() for c in found.finished(**_cell_filter(norm, s))]
     records = curve_records(chosen, lambda cell: cell["norm"])
     finals = [
         {
@@ -87,7 +87,7 @@ def run(setting: Setting) -> Result:
     )
 
 
-def _which(norm: str, setting: tuple[str, float]) -> dict[str, object]:
+def _cell_filter(norm: str, setting: tuple[str, float]) -> dict[str, object]:
     return {"norm": norm, "optimizer": setting[0], "lr": setting[1]}
 
 

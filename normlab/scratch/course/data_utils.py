@@ -47,7 +47,7 @@ def get_CIFAR10_data(
         check.integer(name, count, 0)
         for name, count in (("num_training", num_training), ("num_validation", num_validation), ("num_test", num_test))
     ]
-    train, test = _read(_found(root))
+    train, test = _read(_find_root(root))
     for name, wanted, (images, _) in (("training", sum(counts[:2]), train), ("test", counts[2], test)):
         if wanted > len(images):
             raise DataError(f"{wanted} {name} images are asked for, and there are {len(images)}; ask for fewer")
@@ -115,7 +115,7 @@ def _as_images(planes: np.ndarray) -> np.ndarray:
     return planes.transpose(0, 2, 3, 1).astype(np.float64)
 
 
-def _found(root: str | os.PathLike[str] | None) -> Path:
+def _find_root(root: str | os.PathLike[str] | None) -> Path:
     if root is not None:
         return Path(root)
     for place in PLACES:

@@ -77,7 +77,7 @@ class CheckpointDirectory:
             except (Damaged, OSError) as e:
                 self._notice(f"checkpoint {name} is damaged ({e}); going back to the one before")
                 continue
-            if name != FINAL and (changed := _changed(facts)):
+            if name != FINAL and (changed := _describe_changes(facts)):
                 self._notice(f"goes on with {changed}: its weights will not be the same to the last bit")
             return
 
@@ -85,7 +85,7 @@ class CheckpointDirectory:
         return sorted(name for name in self._storage.names() if name.endswith(".safetensors") and name != FINAL)
 
 
-def _changed(facts: dict[str, Any]) -> str:
+def _describe_changes(facts: dict[str, Any]) -> str:
     """What sums of floating-point numbers depend on and is not as it was when a state was kept; "" if nothing."""
     now = {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "cpu": describe_machine()["cpu"]}
     changed = [
@@ -122,7 +122,7 @@ def state_of(training: Training) -> State:
 
 def apply_state(training: Training, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Bring a training to a state. Raises Damaged if it is that of another training."""
-    if facts["code"] != TRAINING_CODE[training.cell.precision] or not _is_of(training.cell, facts["cell"]):
+    if facts["code"] != TRAINING_CODE[training.cell.precision] or not _describes(training.cell, facts["cell"]):
         raise Damaged("it belongs to another training")
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     try:
@@ -145,7 +145,7 @@ def apply_state(training: Training, tensors: dict[str, Tensor], facts: dict[str,
     training.progress = Progress(**facts["progress"], predictions=predictions)
 
 
-def _is_of(cell: Cell, facts: dict[str, Any]) -> bool:
+def _describes(cell: Cell, facts: dict[str, Any]) -> bool:
     """Whether a state's facts describe this cell; an axis that is newer than the state had its default."""
     try:
         return Cell(**facts) == cell

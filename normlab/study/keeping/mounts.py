@@ -27,13 +27,13 @@ def network_mount(path: Path) -> str | None:
     longest, kind = -1, None
     for line in lines:  # id parent device root mount-point options [fields] - type source options (proc(5))
         fields, _, rest = line.partition(" - ")
-        mounted = Path(_unescaped(fields.split()[4]))
+        mounted = Path(_unescape(fields.split()[4]))
         if place.is_relative_to(mounted) and len(mounted.parts) >= longest:  # of two on one point the later is on top
             longest, kind = len(mounted.parts), rest.split()[0]
     return kind if kind in _SHARED else None
 
 
-def _unescaped(text: str) -> str:
+def _unescape(text: str) -> str:
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(code, character)
     return text

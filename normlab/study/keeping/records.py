@@ -52,7 +52,7 @@ def gathered(store: Store, number: int | None = None) -> dict[str, Any]:
                 "test": stored.outcome.get("test"),
             }
         )
-    environment = {**study.facts, **_where(store, study.cells)}
+    environment = {**study.facts, **_last_environment(store, study.cells)}
     backends = sorted({c["backend"] for c in cells if c["backend"]})
     environment["backend"] = ", ".join(backends)
     tuning = environment.pop("tuning", [])
@@ -72,7 +72,7 @@ def with_verdict(results: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]
     return {**results, "verdict": {**said, "warnings": said["warnings"] + edge_warnings(results.get("tuning") or ())}}
 
 
-def _where(store: Store, ids: list[int]) -> dict[str, Any]:
+def _last_environment(store: Store, ids: list[int]) -> dict[str, Any]:
     """The environment of the cell that was trained last."""
     trained = [stored for stored in store.cells(ids) if stored.attempts]
     if not trained:
@@ -103,10 +103,10 @@ def write_csv(results: dict[str, Any], path: Path) -> None:
     with files.whole(path) as part, part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows(results))
+        writer.writerows({name: _escape_formula(value) for name, value in row.items()} for row in rows(results))
 
 
-def _no_formula(value: Any) -> Any:
+def _escape_formula(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 

@@ -399,7 +399,7 @@ class Store:
         with self._errors():
             row = self._db.execute("SELECT facts FROM environments WHERE hash = ?", (name,)).fetchone()
         if row is None or _name_of(row[0]) != name:
-            raise DataError(self._damaged("the environment of an attempt is not what was written"))
+            raise DataError(self._describe_damage("the environment of an attempt is not what was written"))
         found: dict[str, Any] = json.loads(row[0])
         return found
 
@@ -418,7 +418,7 @@ class Store:
         with self._errors():
             rows = self._db.execute(f"SELECT {whole}, {columns} FROM {table} {rest}", values).fetchall()
         if not all(row[0] for row in rows):
-            raise DataError(self._damaged(f"a row of the table of {table} is not what was written"))
+            raise DataError(self._describe_damage(f"a row of the table of {table} is not what was written"))
         return [row[1:] for row in rows]
 
     def _seal(self, table: str, where: str, *values: Any) -> None:
@@ -433,13 +433,13 @@ class Store:
             return
         ((found,), *_) = self._db.execute("PRAGMA quick_check(1)").fetchall()
         if found != "ok":
-            raise DataError(self._damaged(" ".join(found.split())))
+            raise DataError(self._describe_damage(" ".join(found.split())))
         _CHECKED.add(mark)
 
-    def _gone(self) -> str:
+    def _describe_loss(self) -> str:
         return f"{self.path} was deleted or moved away while it was in use"
 
-    def _damaged(self, what: str) -> str:
+    def _describe_damage(self, what: str) -> str:
         directory = self.path.parent
         return f"{self.path} is damaged: {what}; `normlab status {directory} --verify` says what, and saves the rest"
 
@@ -465,7 +465,7 @@ class Store:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         if not self.path.exists():  # SQLite would go on writing to a file that has no name any more
-            raise DataError(self._gone())
+            raise DataError(self._describe_loss())
         with self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -488,20 +488,20 @@ class Store:
         except sqlite3.OperationalError as e:
             text = str(e)
             if not self.path.exists():
-                raise DataError(self._gone()) from e
+                raise DataError(self._describe_loss()) from e
             if "locked" in text or "busy" in text:
                 raise StoreBusy(
                     f"{self.path} was kept busy by another process for {BUSY_SECONDS:.0f} s; try again later"
                 ) from e
             if "full" in text or "I/O" in text or "unable to open" in text or "readonly" in text:
                 raise DataError(f"{self.path}: {text}; free some space or choose another --out") from e
-            raise DataError(self._damaged(text)) from e
+            raise DataError(self._describe_damage(text)) from e
         except sqlite3.DatabaseError as e:
             if "malformed" in str(e):
-                raise DataError(self._damaged(str(e))) from e
+                raise DataError(self._describe_damage(str(e))) from e
             raise DataError(f"{self.path} is not a normlab store ({e}); move it away or choose another --out") from e
         except UnicodeDecodeError as e:  # SQLite quotes what is damaged
-            raise DataError(self._damaged("its text is not UTF-8")) from e
+            raise DataError(self._describe_damage("its text is not UTF-8")) from e
 
 
 def _now() -> str:

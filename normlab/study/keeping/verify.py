@@ -72,7 +72,7 @@ def _damage_of_store(path: Path) -> Iterator[str]:
                 return
             for table, columns in _COLUMNS.items():
                 key = _KEYS[table]
-                for *row, whole in db.execute(f"SELECT {key}, {_whole(table)} FROM {table}"):
+                for *row, whole in db.execute(f"SELECT {key}, {_is_whole_sql(table)} FROM {table}"):
                     if not whole:
                         names = ", ".join(f"{name} {value}" for name, value in zip(key.split(", "), row, strict=True))
                         yield f"{path}: {table}: {names}: not what was written ({', '.join(columns)})"
@@ -86,7 +86,7 @@ def _sealed(db: sqlite3.Connection) -> bool:
     return version >= SINCE_SEALED
 
 
-def _whole(table: str) -> str:
+def _is_whole_sql(table: str) -> str:
     """Whether a row is what was written, in SQL; of an environment, whether its name is that of its facts."""
     return "hash IS name_of(CAST(facts AS BLOB))" if table == "environments" else f"digest IS {digest_of(table)}"
 
@@ -123,7 +123,7 @@ def _save(path: Path, folder: Path) -> Iterator[str]:
 
 def _rows(db: sqlite3.Connection, table: str, names: str) -> Iterator[tuple[Any, ...]]:
     """The rows of a table that are whole, from its beginning and from its end up to what cannot be read."""
-    whole = _whole(table)
+    whole = _is_whole_sql(table)
     if table in SEALED and not _sealed(db):
         whole, names = "1", names.replace("digest", digest_of(table))
     for direction in ("ASC", "DESC"):

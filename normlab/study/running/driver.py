@@ -65,10 +65,10 @@ class Driver:
         are free for the next run.
         """
         self._todo, self._until = deque(cells), until
-        while not self._over():
+        while not self._is_over():
             self._start_what_fits()
             if self._running:
-                self.executor.wait(self._hear, POLL_SECONDS)
+                self.executor.wait(self._handle_event, POLL_SECONDS)
             elif self._todo:
                 time.sleep(POLL_SECONDS)  # in other hands; to be taken over if they let go
         if self._disk is not None:
@@ -82,7 +82,7 @@ class Driver:
         """Whether the deadline has passed."""
         return self.deadline is not None and time.monotonic() > self.deadline
 
-    def _over(self) -> bool:
+    def _is_over(self) -> bool:
         failed = self.fail_fast and self._failed
         return self._disk is not None or failed or self.late() or not (self._todo or self._running)
 
@@ -110,7 +110,7 @@ class Driver:
         self.executor.start(job)
         return True
 
-    def _hear(self, job: Job, event: Event) -> None:
+    def _handle_event(self, job: Job, event: Event) -> None:
         kind = event["event"]
         if kind == "epoch":
             if self.store.add_epoch(job.id, event["record"]):
@@ -121,11 +121,11 @@ class Driver:
         elif kind == "disk":
             self._disk = event["reason"]
         elif kind == "lost":
-            self._lose(job, event["reason"])
+            self._requeue_lost(job, event["reason"])
         else:
             self._end(job, event["status"], event)
 
-    def _lose(self, job: Job, reason: str) -> None:
+    def _requeue_lost(self, job: Job, reason: str) -> None:
         """Its process died: the cell goes back to the others, unless it keeps killing them."""
         self._lost[job.id] = self._lost.get(job.id, 0) + 1
         if self._lost[job.id] >= MOST_LOSSES:

@@ -119,9 +119,9 @@ class LocalExecutor:
             assert worker.process.stdout is not None
             received = os.read(worker.process.stdout.fileno(), 1 << 16)
             if received:
-                self._pass_on(worker, received, emit)
+                self._emit_events(worker, received, emit)
             else:
-                self._bury(worker, emit)
+                self._remove_dead(worker, emit)
 
     def close(self) -> None:
         for worker in self._workers:
@@ -134,7 +134,7 @@ class LocalExecutor:
         self._workers.clear()
         self._selector.close()
 
-    def _pass_on(self, worker: _Worker, received: bytes, emit: Emit) -> None:
+    def _emit_events(self, worker: _Worker, received: bytes, emit: Emit) -> None:
         *lines, worker.pending = (worker.pending + received).split(b"\n")
         for line in lines:
             event = json.loads(line)
@@ -144,7 +144,7 @@ class LocalExecutor:
                 worker.job = None
             emit(job, event)
 
-    def _bury(self, worker: _Worker, emit: Emit) -> None:
+    def _remove_dead(self, worker: _Worker, emit: Emit) -> None:
         """The worker is gone, and what it had not said in full is lost."""
         self._selector.unregister(worker.process.stdout)  # type: ignore[arg-type]
         self._workers.remove(worker)
@@ -162,7 +162,7 @@ class LocalExecutor:
             "--threads", str(self.layout.threads), "--device", device,
             *(part for plugin in self._plugins for part in ("--plugin", plugin)),
         ]  # fmt: skip
-        with _written(log) as stderr:
+        with _open_log(log) as stderr:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -178,7 +178,7 @@ class LocalExecutor:
         return worker
 
 
-def _written(log: Path) -> BinaryIO:
+def _open_log(log: Path) -> BinaryIO:
     """A worker's log, opened for writing. Raises DataError where it cannot be."""
     try:
         return log.open("wb")

@@ -41,8 +41,8 @@ def plan_lines(spec: StudySpec, directory: Path, options: Options) -> Iterator[s
     dataset = open_data(spec.data_choice())
     spec = with_seeds(spec, options)
     data = identity(dataset, spec)
-    found = _Found(directory, spec, dataset.hash)
-    cells, more = _planned(spec, spec.cells(len(dataset.train)), options, found.cells)
+    found = _StoredStates(directory, spec, dataset.hash)
+    cells, more = _foresee_cells(spec, spec.cells(len(dataset.train)), options, found.cells)
     done, left = 0, []
     for cell in cells:
         stored = found.stored.get(cell.key(data))
@@ -69,7 +69,9 @@ def plan_lines(spec: StudySpec, directory: Path, options: Options) -> Iterator[s
             yield f"of which --budget allows {_duration(options.budget)}: what tells least is left out"
 
 
-def _planned(spec: StudySpec, cells: list[Cell], options: Options, entered: list[Cell]) -> tuple[list[Cell], list[str]]:
+def _foresee_cells(
+    spec: StudySpec, cells: list[Cell], options: Options, entered: list[Cell]
+) -> tuple[list[Cell], list[str]]:
     """The cells that are known of a study, and what is to be said of those that are not."""
     said = ["at most: with --until-sure seeds stop when the question is settled"] if options.until_sure else []
     if not spec.tune:
@@ -83,7 +85,7 @@ def _planned(spec: StudySpec, cells: list[Cell], options: Options, entered: list
     ]
 
 
-class _Found:
+class _StoredStates:
     """What a directory holds of a study before it is begun again: its cells, their states as `status` has them."""
 
     def __init__(self, directory: Path, spec: StudySpec, data_hash: str) -> None:
@@ -130,10 +132,10 @@ def _differences(studies: Sequence[StoredStudy]) -> list[str]:
     """What distinguishes each study from the others: its settings, and its images where they have changed."""
     facts = [{**study.spec, "images": str(study.facts.get("data_hash"))[:8]} for study in studies]
     names = [name for name in dict.fromkeys(itertools.chain(*facts)) if len({repr(f.get(name)) for f in facts}) > 1]
-    return ["; ".join(f"{name.replace('_', ' ')}: {_listed(f.get(name))}" for name in names) for f in facts]
+    return ["; ".join(f"{name.replace('_', ' ')}: {_format_value(f.get(name))}" for name in names) for f in facts]
 
 
-def _listed(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

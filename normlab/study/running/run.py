@@ -122,7 +122,7 @@ def run_study(
             fail_fast=options.fail_fast or launched(),  # after a failure the processes may not be in step
             deadline=None if options.budget is None else time.monotonic() + options.budget,
         )
-        forget = (lambda ids: _forget(store, locks, ids, directory, checkpoints)) if options.force else None
+        forget = (lambda ids: _reset_cells(store, locks, ids, directory, checkpoints)) if options.force else None
         facts = study_facts(dataset, options)
         study = Study(spec.model_dump(mode="json"), facts, identity(dataset, spec), driver, forget)
         if spec.tune:
@@ -252,7 +252,7 @@ def _job_maker(spec: StudySpec, checkpoints: str, data_hash: str) -> Callable[[S
     )
 
 
-def _forget(store: Store, locks: CellLocks, ids: list[int], directory: Path, checkpoints: str) -> None:
+def _reset_cells(store: Store, locks: CellLocks, ids: list[int], directory: Path, checkpoints: str) -> None:
     """Take cells back to the beginning. Raises StoreBusy if somebody is training one of them."""
     held = [cell for cell in ids if locks.acquire(cell)]
     try:

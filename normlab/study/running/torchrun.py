@@ -71,7 +71,7 @@ class LeadingExecutor:
         if self._in_step:
             self._in_step = False
             _broadcast(None)
-            _leave()
+            _leave_group()
 
 
 def follow(spec: StudySpec, devices: Sequence[str]) -> None:
@@ -98,7 +98,7 @@ def follow(spec: StudySpec, devices: Sequence[str]) -> None:
         except Exception:
             time.sleep(_GRACE_SECONDS)
             raise
-    _leave()
+    _leave_group()
 
 
 class _ReadOnly:
@@ -150,7 +150,7 @@ def _broadcast(facts: Any) -> Any:
     return message[0]
 
 
-def _leave() -> None:
+def _leave_group() -> None:
     import torch.distributed as dist
 
     dist.destroy_process_group()

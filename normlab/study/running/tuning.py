@@ -38,7 +38,7 @@ def tuned(
     What was tried and found goes to `study.facts["tuning"]`. Raises UsageError if Optuna is not installed.
     """
     grids = {axis: _grid(axis, spec) for axis in spec.tune}
-    variants = list(dict.fromkeys(_without(cell, spec.tune) for cell in cells))
+    variants = list(dict.fromkeys(_without_tuned(cell, spec.tune) for cell in cells))
     seed = max(spec.seeds) + 1
     searches = {variant: _Search(grids, spec.trials, replace(variant, seed=seed)) for variant in variants}
     tried: list[Cell] = []
@@ -63,7 +63,7 @@ def tuned(
             search.add(values)
     study.facts["tuning"] = [search.summary() for search in searches.values()]
     best = {variant: search.best() for variant, search in searches.items()}
-    return list(dict.fromkeys(_with(cell, best[_without(cell, spec.tune)]) for cell in cells))
+    return list(dict.fromkeys(_with_settings(cell, best[_without_tuned(cell, spec.tune)]) for cell in cells))
 
 
 def foreseen(cells: Sequence[Cell], spec: StudySpec, *, seeds: int = 1) -> tuple[list[Cell], int]:
@@ -72,13 +72,17 @@ def foreseen(cells: Sequence[Cell], spec: StudySpec, *, seeds: int = 1) -> tuple
     Known are those of grids that are tried whole.
     """
     grids = {axis: _grid(axis, spec) for axis in spec.tune}
-    variants = dict.fromkeys(_without(cell, spec.tune) for cell in cells)
+    variants = dict.fromkeys(_without_tuned(cell, spec.tune) for cell in cells)
     everything = list(itertools.product(*grids.values()))
     trials = _trials(grids, spec.trials)
     count = sum(math.ceil(trials / 2**further) for further in range(seeds))
     known = everything if trials == len(everything) else []
     seed = max(spec.seeds) + 1
-    first = [_with(replace(v, seed=seed), dict(zip(grids, values, strict=True))) for v in variants for values in known]
+    first = [
+        _with_settings(replace(v, seed=seed), dict(zip(grids, values, strict=True)))
+        for v in variants
+        for values in known
+    ]
     return first, count * len(variants)
 
 
@@ -112,7 +116,7 @@ class _Search:
         """The next trial's cell."""
         trial = self._study.ask()
         choice = {axis: grid[trial.suggest_int(axis, 0, len(grid) - 1)] for axis, grid in self._grids.items()}
-        self._asked = trial, _with(self._variant, choice)
+        self._asked = trial, _with_settings(self._variant, choice)
         self._count += 1
         return self._asked[1]
 
@@ -176,12 +180,12 @@ def _edges(axis: str, grid: tuple[float, ...]) -> tuple[float, ...]:
     return (grid[0], grid[-1]) if grid[0] > 0 else (grid[-1],)
 
 
-def _without(cell: Cell, axes: Sequence[str]) -> Cell:
+def _without_tuned(cell: Cell, axes: Sequence[str]) -> Cell:
     """The cell regardless of its seed and of what is tuned."""
-    return _with(replace(cell, seed=0), dict.fromkeys(axes, 0.0))
+    return _with_settings(replace(cell, seed=0), dict.fromkeys(axes, 0.0))
 
 
-def _with(cell: Cell, settings: dict[str, Any]) -> Cell:
+def _with_settings(cell: Cell, settings: dict[str, Any]) -> Cell:
     return replace(cell, **settings)
 
 

@@ -60,7 +60,7 @@ class Trained:
         DataError if the weights do not fit.
         """
         facts = self.facts
-        net = self._loaded(self.factory if model is None else model)
+        net = self._build_loaded(self.factory if model is None else model)
         return Predictor(
             net,
             class_names=facts.class_names,
@@ -70,16 +70,16 @@ class Trained:
             memory_format=memory_format(net, torch.device("cpu"), "float32"),
         )
 
-    def _loaded(self, model: Callable[..., Any] | nn.Module | str | None) -> nn.Module:
+    def _build_loaded(self, model: Callable[..., Any] | nn.Module | str | None) -> nn.Module:
         """The network with the weights in it; one that is handed over has its norms replaced, if it must."""
         if isinstance(model, nn.Module):
             try:
-                return self._filled(self._net(model))
+                return self._load_into(self._net(model))
             except (DataError, UsageError):  # it has this norm already
-                return self._filled(copy.deepcopy(model))
-        return self._filled(self._net(model))
+                return self._load_into(copy.deepcopy(model))
+        return self._load_into(self._net(model))
 
-    def _filled(self, net: nn.Module) -> nn.Module:
+    def _load_into(self, net: nn.Module) -> nn.Module:
         """The network with the weights in it. Raises DataError if they do not fit."""
         try:
             net.load_state_dict(dict(self.weights))
@@ -109,10 +109,10 @@ class Trained:
 
         The tensors have the names of the network's `state_dict`; the header has the facts as JSON.
         """
-        path = _named(path, ".safetensors")
+        path = _check_ending(path, ".safetensors")
         text = json.dumps({"format": FORMAT, **asdict(self.facts)})
         content = {name: value.detach().cpu().contiguous() for name, value in self.weights.items()}
-        return _written(path, save(content, {KEY: text}))
+        return _write(path, save(content, {KEY: text}))
 
     def export_onnx(self, path: str | Path, model: Callable[..., Any] | nn.Module | str | None = None) -> Path:
         """Write an ONNX file, preprocessing included; returns its path.
@@ -120,14 +120,14 @@ class Trained:
         Its input `images` is uint8 (N, C, H, W) for any N, its output `logits` float32 (N, classes). Needs the extra
         `onnx`. `model` as in `model()`.
         """
-        path = _named(path, ".onnx")
-        return _written(path, export_onnx(self.model(model), asdict(self.facts)))
+        path = _check_ending(path, ".onnx")
+        return _write(path, export_onnx(self.model(model), asdict(self.facts)))
 
     def card(self, path: str | Path | None = None) -> str:
         """A model card in Markdown, written to `path` if there is one: what it is, how good, how to load it."""
         text = card(self.facts)
         if path is not None:
-            _written(Path(path), text.encode())
+            _write(Path(path), text.encode())
         return text
 
     def __repr__(self) -> str:
@@ -166,14 +166,14 @@ def load(path: str | Path) -> Trained:
         raise DataError(f"the header of {str(path)!r} is not what `save` writes: {error!r}") from error
 
 
-def _named(path: str | Path, ending: str) -> Path:
+def _check_ending(path: str | Path, ending: str) -> Path:
     path = Path(path).expanduser()
     if path.suffix.lower() != ending:
         raise UsageError(f"{str(path)!r}: expected a name that ends in {ending}")
     return path
 
 
-def _written(path: Path, data: bytes) -> Path:
+def _write(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, data)
     return path

@@ -87,7 +87,7 @@ class Predictor(nn.Module):
             raise UsageError("predict: there is no image; expected at least one path or array")
         pixels = torch.from_numpy(np.stack([image for _, image in named]))
         return [
-            Prediction(source, self.class_names[int(row.argmax())], float(row.max()), self._by_name(row))
+            Prediction(source, self.class_names[int(row.argmax())], float(row.max()), self._name_probabilities(row))
             for (source, _), row in zip(named, self.probabilities(pixels), strict=True)
         ]
 
@@ -96,5 +96,5 @@ class Predictor(nn.Module):
         found = self.probabilities(torch.from_numpy(np.array(images))).argmax(1).numpy()
         return float((found == np.asarray(labels)).mean())
 
-    def _by_name(self, row: Tensor) -> dict[str, float]:
+    def _name_probabilities(self, row: Tensor) -> dict[str, float]:
         return dict(zip(self.class_names, row.tolist(), strict=True))

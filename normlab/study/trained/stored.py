@@ -55,7 +55,7 @@ def trained_in(
     figures = {cell["key"]: cell for cell in records["cells"]}
     metric = metric_of(records["environment"])
     stored, path = max(at_best, key=lambda found: metric.of(figures[found[0].key]["epochs"][-1], "val"))
-    return _trained(records, stored, path, figures[stored.key])
+    return _read_trained(records, stored, path, figures[stored.key])
 
 
 def weights_in(directory: Path, number: int | None = None) -> tuple[dict[str, Any], list[tuple[StoredCell, Path]]]:
@@ -93,7 +93,7 @@ def images_of(records: Mapping[str, Any], directory: Path) -> Dataset:
     return dataset
 
 
-def _trained(records: Mapping[str, Any], stored: StoredCell, path: Path, figures: Mapping[str, Any]) -> Trained:
+def _read_trained(records: Mapping[str, Any], stored: StoredCell, path: Path, figures: Mapping[str, Any]) -> Trained:
     facts = records["environment"]
     if "channel_mean" not in facts:  # a study of an earlier version
         dataset = images_of(records, path.parents[2])

@@ -169,7 +169,7 @@ def _default_layers(model: nn.Module, image: Tensor) -> dict[str, str]:
     with ExitStack() as stack:
         for path, module in model.named_modules():
             if not any(module.children()):
-                stack.callback(module.register_forward_hook(_noting(calls, path)).remove)
+                stack.callback(module.register_forward_hook(_recording_hook(calls, path)).remove)
         stack.enter_context(evaluating(model))
         model(image)
     main = [call for call in calls if "shortcut" not in call[0] and "downsample" not in call[0]]
@@ -184,7 +184,7 @@ def _default_layers(model: nn.Module, image: Tensor) -> dict[str, str]:
     return layers
 
 
-def _noting(calls: list[tuple[str, nn.Module, tuple[int, ...]]], path: str) -> Callable[..., None]:
+def _recording_hook(calls: list[tuple[str, nn.Module, tuple[int, ...]]], path: str) -> Callable[..., None]:
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         calls.append((path, module, tuple(inputs[0].shape[2:])))
 
