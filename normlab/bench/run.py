@@ -16,7 +16,7 @@ from normlab.bench.sides import stock, stock_layer
 from normlab.bench.summary import per_step, summarize
 from normlab.bench.table import LEGEND, Table, per_step_lines, summary_lines
 from normlab.bench.timing import keep_memory
-from normlab.bench.work import FORMS, LAYOUTS, NORMS, POSITION_NORMS, SHAPES, Work, grid, shape_above
+from normlab.bench.work import FORMS, LAYOUTS, NORMS, POSITION_NORMS, SHAPES, Work, grid, shape_above, takes_instances
 from normlab.errors import UsageError
 from normlab.errors.files import to_json
 from normlab.study.keeping.environment import available_cores
@@ -131,7 +131,7 @@ def _list_works(plan: Plan, device: str, cache: int | None) -> tuple[list[tuple[
         if not works:
             raise UsageError(
                 "nothing to time: no norm fits the shapes in these layouts (channels_last needs 4 or 5 dimensions, "
-                "in and bin more than one position)"
+                f"{' and '.join(filter(takes_instances, NORMS))} more than one position)"
             )
         for work in works:
             stock_layer(work)  # groups that do not divide the channels are refused now, not after minutes

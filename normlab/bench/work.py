@@ -9,8 +9,9 @@ from itertools import product
 from typing import Any
 
 from normlab.errors import UsageError
+from normlab.norms import norm_names, parse
 
-NORMS = ("bn", "in", "bin", "ln", "gn")
+NORMS = tuple(name for name in norm_names() if parse(name)[0].stock)  # there is something to set beside them
 POSITION_NORMS = ("layernorm", "rmsnorm", "channelnorm")  # statistics per position
 FORMS = ("plain", "act", "residual")
 LAYOUTS = ("channels_first", "channels_last")
@@ -104,14 +105,12 @@ def grid(
         Work(norm, shape, layout, form == "residual", None if form == "plain" else act, dtype)
         for norm, form, shape, layout in product(norms, forms, shapes, layouts)
         if (layout == "channels_first" or (len(shape) in (4, 5) and norm not in ("layernorm", "rmsnorm")))
-        and not (math.prod(shape[2:]) == 1 and _takes_instances(norm))
+        and not (math.prod(shape[2:]) == 1 and takes_instances(norm))
     ]
 
 
-def _takes_instances(norm: str) -> bool:
+def takes_instances(norm: str) -> bool:
     """Whether a norm has statistics of single planes, which need more than one position."""
-    from normlab.norms.family import parse
-
     return norm not in POSITION_NORMS and parse(norm)[0].instances
 
 
@@ -123,13 +122,12 @@ def shape_above(cache_bytes: int, dtype: str) -> tuple[int, ...]:
 
 def parse_norms(text: str) -> list[str]:
     """ "bn,gn:groups=8" as a list; raises UsageError for a norm that torch has nothing to set beside."""
-    from normlab.norms.family import parse
-
     norms = _items(text, "--norms")
+    grouped = [norm for norm in NORMS if "groups" in parse(norm)[0].options]
     for norm in norms:
         base, _, options = norm.partition(":")
-        if base not in (*NORMS, *POSITION_NORMS) or (options and base != "gn"):
-            known = ", ".join([*NORMS, "gn:groups=G", *POSITION_NORMS])
+        if base not in (*NORMS, *POSITION_NORMS) or (options and base not in grouped):
+            known = ", ".join([*NORMS, *(f"{norm}:groups=G" for norm in grouped), *POSITION_NORMS])
             raise UsageError(f"--norms {norm!r}: torch has no such layer to set beside ours; expected one of: {known}")
         if base not in POSITION_NORMS:
             _, given = parse(norm)

@@ -89,10 +89,9 @@ def convert(
     Raises UsageError for a norm that has no weight and bias per channel, a model without norms, and missing images.
     """
     entry, _ = family.parse(to)
-    if entry.grid is None or not {"weight", "bias"} <= entry.parameters.keys():
-        raise UsageError(
-            f"convert: to={to!r} has no weight and bias per channel; expected gn, ln, in, frn, rms, bin or bn"
-        )
+    if not _has_affine(entry):
+        known = ", ".join(name for name in family.norm_names() if _has_affine(family.parse(name)[0]))
+        raise UsageError(f"convert: to={to!r} has no weight and bias per channel; expected one of: {known}")
     if family.weights_of(to) is not None:
         raise UsageError(f"convert: to={to!r} normalizes weights too, which changes every convolution; leave that out")
     spots, left = _find_spots(model, "convert: this model has no norm that can be converted")
@@ -165,6 +164,10 @@ def revert(model: Model) -> Model:
             spot.old.train(spot.new.training)
     del _KEPT[model]
     return model
+
+
+def _has_affine(entry: family.NormEntry) -> bool:
+    return entry.grid is not None and entry.parameters.keys() >= {"weight", "bias"}
 
 
 def replace_norms(model: Model, to: str) -> Model:
