@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 settings.register_profile("normlab", deadline=None, print_blob=True)
 settings.load_profile("normlab")
 
+pytest_plugins = ["tests.covering"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compile the kernels once, before the processes that share the tests start, and not in each of them."""

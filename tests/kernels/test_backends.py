@@ -317,6 +317,7 @@ def test_half_precision(norm: str, dtype: torch.dtype, layout: str, backend_name
     compare(got, oracle(case, x, dy, known), 1, str(case))
 
 
+@pytest.mark.covering("norm", "dtype", "layout")
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("added", [True, False])
 @pytest.mark.parametrize("samples", [6, 16])  # in passes over the batch, and for norms within samples in blocks of them
@@ -385,6 +386,7 @@ def test_half_precision_of_numpy() -> None:
 # --- NumPy arrays --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering("norm", "layout", "backend_name")
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

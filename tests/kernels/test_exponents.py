@@ -61,6 +61,7 @@ def compare(got: list[Tensor], want: list[Tensor]) -> None:
 
 
 # Bug: `BatchNorm(1)([[1e20], [-1e20], [3e20], [0]])` was zeros, as its variance in float32 is infinite.
+@pytest.mark.covering
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("norm", [*NORMS, *POSITIONS])
@@ -69,6 +70,7 @@ def test_every_size(norm: str, size: float, layout: str) -> None:
     compare(run(make(norm, size), x, g), truth(make(norm, size), x, g))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("act", ["relu", "gelu"])
 @pytest.mark.parametrize("size", [1e-30, 1e20, 1e38])
 @pytest.mark.parametrize("norm", ["bn", "gn", "ln"])

@@ -105,6 +105,7 @@ def check(
 CASES = [(kind, shape) for kind in KINDS for shape in (COLUMNS if kind == "channel" else ROWS)]
 
 
+@pytest.mark.covering("kind", "shape")
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("kind", "shape"), CASES)
@@ -113,6 +114,7 @@ def test_values_and_gradients(kind: str, shape: tuple[int, ...], dtype: torch.dt
         check(kind, shape, dtype)
 
 
+@pytest.mark.covering("kind", "layout", "backend_name")
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("layout", ["last", "sliced", "transposed", "expanded"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -166,6 +168,7 @@ def test_half_precision(
     assert (y.dtype, dx.dtype, {g.dtype for g in grads}) == (dtype, dtype, {torch.float32})
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("mean", [0.0, 1.0, 10.0, 100.0, 1000.0, 10_000.0])
 @pytest.mark.parametrize(("kind", "shape", "layout"), [
     ("layer", (64, 768), "first"), ("layer", (16, 4096), "first"), ("rms", (64, 768), "first"),

@@ -27,6 +27,7 @@ def answer(norm: str, shape: tuple[int, ...], layout: str, seed: int = 0) -> lis
     return [result.y, *result.grads.values(), *result.running.values()]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("shape", SHAPES_SHARED)
 @pytest.mark.parametrize("norm", NORMS)

@@ -220,6 +220,7 @@ def test_changed_in_place_by_who_comes_next(name: str, layout: torch.memory_form
     torch.testing.assert_close(found[0], found[1])
 
 
+@pytest.mark.covering("name", "backend")
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("backend", ["numba_cpu", "reference"])
 @pytest.mark.parametrize("name", LAYERS)

@@ -81,6 +81,7 @@ def cases() -> list[Case]:
     return [*shapes, *forms, *narrow, *far, *kept]
 
 
+@pytest.mark.covering("norm", "layout", "dtype")
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_agrees_with_the_oracle(case: Case) -> None:
     with forward_ad.dual_level():
@@ -100,6 +101,7 @@ def test_no_elements(norm: str, shape: tuple[int, ...]) -> None:
 # --- two derivatives -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering("norm", "layout", "backend_name")
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
@@ -118,6 +120,7 @@ def test_second_derivatives_are_numerical_ones(
         assert torch.autograd.gradgradcheck(apply, (x, *added, *parameters), fast_mode=True)
 
 
+@pytest.mark.covering("norm", "layout")
 @pytest.mark.parametrize("watched", [True, False])
 @pytest.mark.parametrize("layout", ["first", "last", "sliced"])
 @pytest.mark.parametrize("norm", NORMS)
@@ -290,6 +293,7 @@ def test_statistics_that_a_transform_cannot_move() -> None:
 # --- statistics per position -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering("kind", "backend_name")
 @deprecated_in_torch
 @pytest.mark.parametrize("watched", [True, False])
 @pytest.mark.parametrize("backend_name", BACKENDS)
@@ -305,6 +309,7 @@ def test_positions(kind: str, backend_name: str, watched: bool, monkeypatch: pyt
         assert torch.autograd.gradgradcheck(apply, (x, *parameters), fast_mode=True)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["first", "last", "sliced"])
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,6 +15,7 @@ MODES = [
 ]
 
 
+@pytest.mark.covering("norm", "training", "track", "backend_name")
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize(("norm", "training", "track"), MODES)

@@ -52,6 +52,7 @@ def check_errors(case: Case) -> None:
         assert error <= max(2 * allowed, floor), f"{case}: {name} is off by {error:.2e}, torch's by {allowed:.2e}"
 
 
+@pytest.mark.covering("norm", "layout", "backend_name")
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("mean", MEANS)
@@ -60,6 +61,7 @@ def test_training(norm: str, mean: float, layout: str, backend_name: str) -> Non
     check_errors(Case(norm, (8, 16, 14, 14), mean=mean, layout=layout, backend=backend_name))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("mean", MEANS)
 @pytest.mark.parametrize("norm", ["bn", "bin"])
@@ -67,6 +69,7 @@ def test_evaluation(norm: str, mean: float, layout: str) -> None:
     check_errors(Case(norm, (8, 16, 14, 14), mean=mean, layout=layout, training=False))
 
 
+@pytest.mark.covering("norm", "layout", "backend_name")
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("mean", [100.0, 1000.0])

@@ -19,6 +19,7 @@ def textbook(x: torch.Tensor, shape: tuple[int, ...], eps: float) -> torch.Tenso
     return (x - mean) / torch.sqrt(((x - mean) ** 2).mean(over, keepdim=True) + eps)
 
 
+@pytest.mark.covering("layout", "dtype", "backend_name")
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", ["first", "last", "sliced", "transposed"])

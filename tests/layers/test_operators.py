@@ -108,6 +108,7 @@ def test_opcheck_channels_last_on_the_reference(norm: str) -> None:
         library.opcheck(operators.OPERATOR, arguments(layer_of(norm, "relu"), given))
 
 
+@pytest.mark.covering("norm", "layout", "backend")
 @pytest.mark.parametrize("backend", ["numba_cpu", "reference"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("training", [True, False])
@@ -140,6 +141,7 @@ def in_one_graph(layer: nn.Module) -> Callable[..., Tensor]:
     return torch.compile(layer, fullgraph=True, backend="aot_eager")
 
 
+@pytest.mark.covering("norm", "training")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("norm", NORMS)

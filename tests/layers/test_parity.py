@@ -78,16 +78,19 @@ large += [
 ]
 
 
+@pytest.mark.covering("norm", "backend", "layout", "dtype")
 @pytest.mark.parametrize("case", forms, ids=str)
 def test_form(case: Case) -> None:
     check(case)
 
 
+@pytest.mark.covering("norm", "options", "training")
 @pytest.mark.parametrize("case", options, ids=str)
 def test_options(case: Case) -> None:
     check(case)
 
 
+@pytest.mark.covering("norm", "shape", "groups", "layout", "training")
 @pytest.mark.parametrize("case", edges, ids=str)
 def test_edges(case: Case) -> None:
     check(case)

@@ -306,6 +306,7 @@ def check_end_to_end(function: Callable, backend_name: str, layout: str, shape: 
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.covering("function", "backend_name")
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("function", INVENTED)

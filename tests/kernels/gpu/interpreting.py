@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -36,3 +39,24 @@ def interpret(patch: pytest.MonkeyPatch) -> None:
     if DEVICE == "cpu":
         assert triton_gpu.INTERPRETED, "the kernels were loaded before the tests could ask for the interpreter"
         patch.setenv("TRITON_INTERPRET", "1")
+        replace_language_once_in_a_launch(patch)
+
+
+def replace_language_once_in_a_launch(patch: pytest.MonkeyPatch) -> None:
+    """Triton's language is replaced when a kernel starts, and once more whenever it calls a function: half the time."""
+    from triton.runtime import interpreter
+
+    replaced: set[int] = set()
+
+    def launch(executor: Any, *args: Any, original: Callable = interpreter.GridExecutor.__call__, **named: Any) -> None:
+        replaced.clear()
+        original(executor, *args, **named)
+
+    def replace(function: Any, original: Callable = interpreter._patch_lang) -> Any:
+        if id(function.__globals__) in replaced:
+            return interpreter._LangPatchScope()  # nothing to restore
+        replaced.add(id(function.__globals__))
+        return original(function)
+
+    patch.setattr(interpreter.GridExecutor, "__call__", launch)
+    patch.setattr(interpreter, "_patch_lang", replace)

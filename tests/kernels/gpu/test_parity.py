@@ -51,21 +51,25 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     interpret(monkeypatch)
 
 
+@pytest.mark.covering("norm", "dtype", "layout")
 @pytest.mark.parametrize("case", forms, ids=str)
 def test_fused(case: Case) -> None:
     check(case)
 
 
+@pytest.mark.covering("norm", "layout")
 @pytest.mark.parametrize("case", ranks, ids=str)
 def test_ranks_and_layouts(case: Case) -> None:
     check(case)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("case", options, ids=str)
 def test_options(case: Case) -> None:
     check(case)
 
 
+@pytest.mark.covering("norm", "shape", "groups", "layout")
 @pytest.mark.parametrize("case", edges, ids=str)
 def test_edges(case: Case) -> None:
     check(case)
