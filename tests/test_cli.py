@@ -264,6 +264,20 @@ def test_two_studies_are_shown_side_by_side(finished: Path, capsys: pytest.Captu
     code, _, err = call("compare", str(finished), str(finished / "nowhere"), capsys=capsys)
     assert code == 2
     assert "nowhere" in err
+    code, _, err = call("compare", str(finished), str(finished), "--metric", "macro-f1", "--until-sure", capsys=capsys)
+    assert code == 2
+    assert "leave out: until-sure" in err
+    assert call("compare", str(finished), str(finished), "--metric", "macro-f1", capsys=capsys)[0] == 0
+    assert "Test macro-F1 in percent" in page.read_text(encoding="utf-8")
+
+
+# --format, --matters and --study were ignored
+def test_report_against_refuses_what_it_does_not_use(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    against = ("report", str(finished), "--against", str(finished))
+    for option in (("--format", "md"), ("--matters", "1"), ("--study", "9")):
+        code, _, err = call(*against, *option, capsys=capsys)
+        assert (code, option[0] in err) == (2, True), err
+    assert call(*against, "--study", "1", capsys=capsys)[0] == 0
 
 
 def test_the_norms_of_a_seed_start_alike(finished: Path) -> None:

@@ -19,6 +19,10 @@ def explain(
     correct: Annotated[int, typer.Option(min=0, help="Images of each class that most norms get right.")] = 2,
     incorrect: Annotated[int, typer.Option(min=0, help="Images of each class that most norms get wrong.")] = 2,
     images: Annotated[int, typer.Option(min=10, help="Test images to ask about.")] = 2000,
+    study: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of several, by its number in `normlab status`.", show_default="the last begun"),
+    ] = None,
 ) -> None:
     """Show what trained networks look at and mistake: Grad-CAM, agreement, confusions, kinds of batch statistics."""
     from normlab.explain.questions import Questions
@@ -26,8 +30,8 @@ def explain(
     from normlab.report import write
     from normlab.report.records import EXPLAINED
 
-    found = ask(directory, Questions(classes or (), correct, incorrect, images), typer.echo)
+    found = ask(directory, Questions(classes or (), correct, incorrect, images), typer.echo, study)
     target = directory / EXPLAINED
     files.write_text(target, files.to_json(found))
     typer.echo(f"findings: {target}")
-    typer.echo(f"report: {write(directory)}")
+    typer.echo(f"report: {write(directory, number=study)}")

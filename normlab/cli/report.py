@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from normlab.errors import UsageError
+
 
 def report(
     directory: Annotated[Path, typer.Argument(help="The --out directory of `normlab compare`.")],
@@ -25,7 +27,9 @@ def report(
     ] = None,
     study: Annotated[
         int | None,
-        typer.Option(min=1, help="Of several, by its number in `normlab status`.", show_default="the last begun"),
+        typer.Option(
+            min=1, help="Of several in DIRECTORY, by its number in `normlab status`.", show_default="the last begun"
+        ),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open what was written.")] = False,
 ) -> None:
@@ -33,7 +37,10 @@ def report(
     from normlab.report import verdict, write, write_side_by_side
 
     if against is not None:
-        target = write_side_by_side(directory, against)
+        if format != "html" or matters is not None:
+            given = "--format" if format != "html" else "--matters"
+            raise UsageError(f"--against writes one page of two studies' intervals; leave out {given}")
+        target = write_side_by_side(directory, against, number=study)
     else:
         share = None if matters is None else matters / 100
         target = write(directory, format, matters=share, number=study)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -101,7 +102,7 @@ def _options(
     matters: Annotated[
         float, typer.Option(min=0, max=100, help="Percentage points of accuracy below which norms are the same.")
     ] = 100 * MATTERS,
-    metric: Annotated[str, typer.Option(help=f"What is compared: {', '.join(METRICS)}.")] = DEFAULT,
+    metric: Annotated[str, typer.Option(help=f"What is compared: {', '.join(METRICS)} (as exp(-loss)).")] = DEFAULT,
     budget: Annotated[
         str | None, typer.Option(help="Time to spend where it tells most: 90s, 10m, 1.5h.", show_default=False)
     ] = None,
@@ -159,7 +160,7 @@ def compare(
     The same command again goes on where it stopped. Lists are separated by commas.
     """
     if second is not None:
-        _side_by_side(spec, second)
+        _side_by_side(spec, options, second)
         return
     from normlab.study.running.run import check_names, find_devices, run_study
     from normlab.study.running.torchrun import follow, follows
@@ -258,14 +259,17 @@ def _read_runtime_env(path: Path | None) -> dict[str, Any]:
     return found
 
 
-def _side_by_side(spec: Any, second: Path) -> None:
+def _side_by_side(spec: Any, options: Any, second: Path) -> None:
     """Write the page that compares two studies, the first of which was given in the place of the data."""
     from normlab.report import write_side_by_side
 
-    if spec.model_fields_set - {"data"}:
-        given = ", ".join(sorted(spec.model_fields_set - {"data"}))
+    usual = type(options)(cluster=options.cluster)
+    changed = {f.name for f in dataclasses.fields(options) if getattr(options, f.name) != getattr(usual, f.name)}
+    if found := sorted((spec.model_fields_set - {"data"}) | (changed - {"metric"})):
+        given = ", ".join(name.replace("_", "-") for name in found)
         raise UsageError(f"compare {spec.data} {second} shows two studies side by side; leave out: {given}")
-    typer.echo(f"report: {write_side_by_side(spec.data, second)}")
+    metric = options.metric if "metric" in changed else None
+    typer.echo(f"report: {write_side_by_side(spec.data, second, metric=metric)}")
 
 
 def _conclude(results: dict[str, Any], directory: Path, report: bool) -> int:

@@ -41,7 +41,10 @@ def fetched(source: str, root: Path) -> Path:
     if match is None:
         raise UsageError(f"data source {source!r}: {_FORM}")
     local = Path(match["path"]).expanduser()
-    what = fingerprint(local) if local.is_dir() else match[0]
+    if local.is_dir() and (match["revision"] or (match["configuration"] and _is_saved(local))):
+        what = "revision" if match["revision"] else "configuration"
+        raise UsageError(f"data source {source!r}: a folder has no {what}; expected hf:{match['path']}")
+    what = fingerprint(local) + (match["configuration"] or "") if local.is_dir() else match[0]
     title = re.sub("[^A-Za-z0-9_.-]+", "-", match["path"].rstrip("/").rpartition("/")[2]).strip("-.") or "data"
     folder = root / "hub" / hashlib.sha256(what.encode()).hexdigest()[:12] / title
     if not folder.is_dir():
@@ -67,16 +70,27 @@ def _load_splits(local: Path, match: re.Match[str]) -> Mapping[str, Any]:
     """The splits by name, as `datasets` has them."""
     import datasets
 
-    if any((local / name).is_file() for name in _SAVED):
+    if _is_saved(local):
         found = datasets.load_from_disk(str(local))
     else:
         found = datasets.load_dataset(match["path"], match["configuration"], revision=match["revision"])
     return found if isinstance(found, Mapping) else {"train": found}
 
 
+def _is_saved(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _SAVED)
+
+
 def _write(splits: Mapping[str, Any], folder: Path) -> None:
     """One Parquet file for each split that can be used; the folder appears whole or not at all."""
-    used = {SPLIT_NAMES[str(name).lower()]: own for name, own in splits.items() if str(name).lower() in SPLIT_NAMES}
+    used: dict[str, Any] = {}
+    for written, own in splits.items():
+        split = SPLIT_NAMES.get(str(written).lower())
+        if split in used:
+            same = [str(name) for name in splits if SPLIT_NAMES.get(str(name).lower()) == split]
+            raise DataError(f"its splits {' and '.join(same)} are both the {split} split; keep one of them")
+        if split:
+            used[split] = own
     if not used:
         raise DataError(f"its splits are {', '.join(map(str, splits))}; expected one of {', '.join(SPLIT_NAMES)}")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -51,14 +51,14 @@ class Network:
         return model.eval()
 
 
-def trained_networks(directory: Path) -> tuple[Dataset, list[Network], Mapping[str, Any]]:
-    """The data, the finished networks and the records of the study in `directory`.
+def trained_networks(directory: Path, number: int | None = None) -> tuple[Dataset, list[Network], Mapping[str, Any]]:
+    """The data, the finished networks and the records of a study in `directory`, by default the one begun last.
 
     Raises DataError where no finished network has kept its weights, or the data has changed since.
     """
     from normlab.study.trained.stored import images_of, weights_in
 
-    records, finished = weights_in(directory)
+    records, finished = weights_in(directory, number)
     found = [Network(stored.cell, path) for stored, path in finished]
     return images_of(records, directory), found, records
 

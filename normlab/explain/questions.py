@@ -63,13 +63,16 @@ class _Predictions:
         return self.answers[network.norm, network.seed].argmax(axis=1)
 
 
-def explain(directory: Path, questions: Questions | None = None, say: Say = lambda text: None) -> dict[str, Any]:
+def explain(
+    directory: Path, questions: Questions | None = None, say: Say = lambda text: None, number: int | None = None
+) -> dict[str, Any]:
     """Ask the networks of the study in `directory`; returns the document that the report draws.
 
-    Raises UsageError for a class that the data does not have, DataError where there are no trained networks.
+    Of a directory of several studies `number` says which, by default the one begun last. Raises UsageError for a class
+    that the data does not have or a study that is not there, DataError where there are no trained networks.
     """
     questions = questions or Questions()
-    dataset, networks, records = trained_networks(directory)
+    dataset, networks, records = trained_networks(directory, number)
     unknown = [name for name in questions.classes if name not in dataset.class_names]
     if unknown:
         raise UsageError(f"--class {unknown[0]!r} is not in the data; it has {', '.join(dataset.class_names)}")

@@ -1,4 +1,4 @@
-"""Networks that are handed over as Python objects, a factory or a module, under a name that a study can write down.
+"""What is handed over as a Python object, a network, its factory or a transform, under a name that can be written down.
 
 A name is that of the function or class and a digest: of what a factory says and holds, of the weights and the parts of
 a module (`normlab.models.digest`). So the same network has the same name in the next session, and another one another.
@@ -18,20 +18,21 @@ _GIVEN: dict[str, Any] = {}
 _NAME = re.compile(r"[\w.<>-]+@[0-9a-f]{8}")
 
 
-def give(model: Any) -> str:
-    """Register a factory or a module in this process, and return its name.
+def give(model: Any, what: str = "model") -> str:
+    """Register a factory, a module or a transform in this process, and return its name; `what` is the argument's.
 
-    Raises UsageError if it is neither, or if only its address in memory distinguishes it from others.
+    Raises UsageError if it is none of them, or if only its address in memory distinguishes it from others.
     """
-    name = f"{re.sub(r'[^A-Za-z0-9_.-]', '', title(model)) or 'network'}@{digest(model)[:8]}"
+    name = f"{re.sub(r'[^A-Za-z0-9_.-]', '', title(model, what)) or 'network'}@{digest(model)[:8]}"
     _GIVEN[name] = model
     return name
 
 
-def title(model: Any) -> str:
-    """What to call a factory or a module in a message. Raises UsageError if it is neither."""
+def title(model: Any, what: str = "model") -> str:
+    """What to call a factory, a module or a transform in a message. Raises UsageError if it cannot be called."""
     if not callable(model):
-        raise UsageError(f"model is {model!r}; expected a name, a function that makes a network, or a torch.nn.Module")
+        kinds = "a function that makes a network, or a torch.nn.Module" if what == "model" else "a function of images"
+        raise UsageError(f"{what} is {model!r}; expected a name, {'' if what == 'model' else 'or '}{kinds}")
     if isinstance(model, functools.partial):
         return title(model.func)
     return str(getattr(model, "__name__", type(model).__name__))
@@ -46,8 +47,8 @@ def given(name: str) -> Any | None:
         return _GIVEN[name]
     if _NAME.fullmatch(name):
         raise UsageError(
-            f"model {name!r} was handed over as a Python object and is not at hand in this process; "
-            "hand it over again: model=..."
+            f"{name!r} was handed over as a Python object and is not at hand in this process; hand it over again: "
+            "model=..., augment=..."
         )
     return None
 

@@ -63,11 +63,17 @@ def write(
     return target
 
 
-def write_side_by_side(first: Path | str, second: Path | str) -> Path:
-    """Write a page that compares two studies into the first one's directory; returns its path."""
+def write_side_by_side(
+    first: Path | str, second: Path | str, *, metric: str | None = None, number: int | None = None
+) -> Path:
+    """Write a page that compares two studies into the first one's directory; returns its path.
+
+    `metric` is what they are compared by, by default what both were judged by; `number` says which study of the first
+    directory. Raises UsageError where there is no study or no such metric.
+    """
     from normlab.report import side_by_side
 
-    return side_by_side.write(Path(first), Path(second))
+    return side_by_side.write(Path(first), Path(second), metric=metric, number=number)
 
 
 def _html(study: Any, parts: Sequence[Any], packed: str, directory: Path) -> str:

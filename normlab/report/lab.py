@@ -148,7 +148,8 @@ def compare(
     `data` is what `normlab compare` takes (a folder, an archive, CIFAR, .npz, .csv, Parquet, "digits"), or arrays or
     tensors (x, y), a dict of them, a torch `Dataset`, or a DataFrame of paths and labels; what is in memory is written
     into `out`. `model` is a name ("resnet14", "package.module:factory"), or a function `model(norm, num_classes,
-    in_channels)`; such a function trains in this process. `settings` are the axes and options of the command line under
+    in_channels)`; such a function trains in this process. So does an `augment` that is an object, such as a transform
+    of torchvision (`normlab.study.training.augmenting`). `settings` are the axes and options of the command line under
     their names there: `epochs=20, batch_sizes=[8, 32], lr=0.1, jobs=2, device="cpu", budget=600`. `out` is the study's
     directory, by default runs/<name of the data>.
 
@@ -169,11 +170,12 @@ def compare(
             raise UsageError("class_names is for arrays; the classes of files are called as their folders or labels")
         values["data"] = str(data)
         out = Path(out) if out is not None else RUNS / (Path(str(data)).stem or "data")
-    models = values.get("models", ())
-    listed = models if isinstance(models, list | tuple) else [models]
-    if any(not isinstance(one, str) for one in listed):
-        values["models"] = [one if isinstance(one, str) else give(one) for one in listed]
-        options["inline"] = True
+    for setting in ("models", "augment"):
+        named = values.get(setting, ())
+        listed = named if isinstance(named, list | tuple) else [named]
+        if any(not isinstance(one, str) for one in listed):
+            values[setting] = [one if isinstance(one, str) else give(one, setting.removesuffix("s")) for one in listed]
+            options["inline"] = True
     results = run_study(make_spec(values), out, Options(**options), console=console or notebook.console())
     return Study(out, results["study"])
 

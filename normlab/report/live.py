@@ -35,16 +35,19 @@ CURVES = (
 class LiveStudy:
     """The study in a directory, as of each call; what cannot change any more is read once.
 
-    Raises UsageError where there is no store.
+    Of a directory of several studies `number` says which, by default the one begun last. Raises UsageError where there
+    is no store or no study of that number.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, number: int | None = None) -> None:
         if not (directory / FILE).is_file():
             raise UsageError(f"{directory} holds no study ({FILE} is not there); start one with `normlab compare`")
-        self.directory = directory
+        self.directory, self._number = directory, number
         self._settled: dict[int, list[dict[str, Any]]] = {}
         self._judged: tuple[tuple[int, ...], str] = (), ""
         self._lock = threading.Lock()
+        if number is not None:
+            self.norms()  # so that a number that is not there is refused at once
 
     def mark(self) -> tuple[tuple[int, int], ...]:
         """Something that changes with every commit to the store; cheap to ask for."""
@@ -53,7 +56,7 @@ class LiveStudy:
     def state(self, page: int = 0, status: str = "") -> dict[str, Any]:
         """Counts, time left, the last sign of life, and one page of cells, with `status` only those in it."""
         with self._lock, Store(self.directory, readonly=True) as store:
-            cells = _cells(store)
+            cells = self._cells(store)
             states = live_states(self.directory, cells)
             epochs = self._epochs_done(store, cells, states)
             shown = sorted((c for c in cells if status in ("", states[c.id])), key=lambda c: _ORDER.index(states[c.id]))
@@ -90,7 +93,7 @@ class LiveStudy:
     def figures(self, setting: int = -1) -> list[dict[str, Any]]:
         """The curves of one setting so far, by the number that `state` gives it; by default the busiest one."""
         with self._lock, Store(self.directory, readonly=True) as store:
-            cells = _cells(store)
+            cells = self._cells(store)
             names = list(_settings(cells))
             if not names:
                 return []
@@ -108,13 +111,17 @@ class LiveStudy:
     def norms(self) -> list[str]:
         """The norms of the study, in its order."""
         with self._lock, Store(self.directory, readonly=True) as store:
-            return list(dict.fromkeys(c.cell.norm for c in _cells(store)))
+            return list(dict.fromkeys(c.cell.norm for c in self._cells(store)))
+
+    def _cells(self, store: Store) -> list[StoredCell]:
+        study = store.study(self._number)
+        return store.cells(study.cells) if study else []
 
     def _verdict(self, store: Store, cells: Sequence[StoredCell], states: Mapping[int, str]) -> str:
         """The sentence of the cells that have ended, judged anew when another one has."""
         ended = tuple(c.id for c in cells if states[c.id] in FINISHED)
         if ended != self._judged[0] or not ended:
-            study = store.study()
+            study = store.study(self._number)
             facts = study.facts if study else {}
             records = [
                 {**_axes(c), "status": states[c.id], "epochs": self._epochs(store, c), "test": c.outcome.get("test")}
@@ -168,11 +175,6 @@ class LiveStudy:
         if self._age() > max(STALE_SECONDS, 5 * longest):
             return f"No sign of life for {_duration(self._age())}, though {counts['running']} cells should be running."
         return ""
-
-
-def _cells(store: Store) -> list[StoredCell]:
-    study = store.study()
-    return store.cells(study.cells) if study else []
 
 
 def _axes(stored: StoredCell) -> dict[str, Any]:

@@ -44,6 +44,10 @@ def serve(
     token: Annotated[
         str, typer.Option(help="The secret in the page's address; 16 characters or more; made up where one is needed.")
     ] = "",
+    study: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of several, by its number in `normlab status`.", show_default="the last begun"),
+    ] = None,
 ) -> None:
     """Watch a comparison in the browser while it runs."""
     import socket
@@ -62,7 +66,7 @@ def serve(
             f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host"
         ) from None
     port = listener.getsockname()[1]
-    app = application(directory, host, port, token)
+    app = application(directory, host, port, token, study)
     name = f"[{host}]" if ":" in host else host
     address = f"http://{name}:{port}/" + (f"?token={token}" if token else "")
 
@@ -77,8 +81,8 @@ def serve(
     Announced(config).run(sockets=[listener])
 
 
-def application(directory: Path, host: str, port: int, token: str = "") -> Starlette:
-    """The page and its data as an ASGI application for one study.
+def application(directory: Path, host: str, port: int, token: str = "", number: int | None = None) -> Starlette:
+    """The page and its data as an ASGI application for one study, of several that of `number`.
 
     Raises UsageError where there is no study, a token is shorter than sixteen characters, or an address that others can
     reach comes without one.
@@ -93,7 +97,7 @@ def application(directory: Path, host: str, port: int, token: str = "") -> Starl
         raise UsageError(f"--host {host} can be reached from other machines; it needs a --token")
     if token and len(token) < TOKEN_LENGTH:
         raise UsageError(f"--token has {len(token)} characters; expected {TOKEN_LENGTH} or more, which nobody guesses")
-    views = _Views(LiveStudy(directory))
+    views = _Views(LiveStudy(directory, number))
     answers = (views.page, views.bundle, views.state, views.figures, views.events)
     routes = [Route(path, answer) for path, answer in zip(PATHS, answers, strict=True)]
     guard = Middleware(_Guard, names=None if not is_local(host) else _names(host, port), token=token)

@@ -15,12 +15,19 @@ from normlab.report.figures.parts import Figure, Table, plus_minus
 from normlab.report.layout import Group, Section
 from normlab.report.records import Cell, Study, read
 from normlab.report.sections import CURVES
+from normlab.study.metric import DEFAULT, METRICS, Metric, metric_named
 from normlab.study.statistics import compare_all
 
 
-def write(first: Path, second: Path) -> Path:
-    """Write a page that compares two studies, into the first one's directory; returns its path."""
-    a, b = read(first), read(second)
+def write(first: Path, second: Path, *, metric: str | None = None, number: int | None = None) -> Path:
+    """Write a page that compares two studies, into the first one's directory; returns its path.
+
+    They are compared by `metric`, by default what both were judged by, or accuracy where they were judged by different
+    ones. Of a first directory of several studies `number` says which.
+    """
+    by = None if metric is None else metric_named(metric)
+    a, b = read(first, number), read(second)
+    by = by or (a.metric if a.metric == b.metric else METRICS[DEFAULT])
     fields = contenders(a), contenders(b)
     if not all(fields):
         empty = first if not fields[0] else second
@@ -29,13 +36,16 @@ def write(first: Path, second: Path) -> Path:
     norms = list(dict.fromkeys([*a.norms, *b.norms]))
     styles = theme.styles(norms)
     shared = [norm for norm in fields[0] if norm in fields[1]]
-    rows = [[norm, *_difference(fields[0][norm], fields[1][norm])] for norm in shared]
+    rows = [[norm, *_difference(fields[0][norm], fields[1][norm], by)] for norm in shared]
     result = Section(
         "result",
         "Norms that both trained",
-        ["Test accuracy in percent, each norm at its best setting on validation; differences are second minus first."],
+        [
+            f"{by.title[0].upper()}{by.title[1:]} in percent, each norm at its best setting on validation; differences "
+            "are second minus first."
+        ],
         [Table(["norm", *names, "difference [95 % interval]"], rows)] if rows else [],
-        [Group("", _rankings(fields, names, styles))],
+        [Group("", _rankings(fields, names, styles, by))],
     )
     sections = [result, *_curve_pairs((a, b), fields, names, styles), _settings((a, b), names)]
     html = page.render(
@@ -43,7 +53,7 @@ def write(first: Path, second: Path) -> Path:
         figures={figure.key: figure.spec for section in sections for figure in section.figures},
         title=f"{names[0]} and {names[1]}",
         eyebrow=f"{names[0]} beside {names[1]}",
-        headline=_headline(names, fields, shared),
+        headline=_headline(names, fields, shared, by),
         details=[f"{name}: {study.judged.sentence}" for name, study in zip(names, (a, b), strict=True)],
         best=None,
         warnings=_warnings(a, b),
@@ -55,11 +65,11 @@ def write(first: Path, second: Path) -> Path:
     return target
 
 
-def _headline(names: Sequence[str], fields: Sequence[dict[str, list[Cell]]], shared: Sequence[str]) -> str:
+def _headline(names: Sequence[str], fields: Sequence[dict[str, list[Cell]]], shared: Sequence[str], by: Metric) -> str:
     """Which of the norms in both studies are measurably different."""
     moved = []
     for norm in shared:
-        low, high = _interval(fields[0][norm], fields[1][norm])
+        low, high = _interval(fields[0][norm], fields[1][norm], by)
         if low > 0 or high < 0:
             moved.append((norm, "higher" if low > 0 else "lower"))
     if not shared:
@@ -76,35 +86,40 @@ def _warnings(a: Study, b: Study) -> list[str]:
     hashes = [study.environment.get("data_hash") for study in (a, b)]
     if hashes[0] != hashes[1]:
         found.append("The studies used different images; differences between them may be the images' doing.")
+    if a.metric != b.metric:
+        found.append(f"One was judged by {a.metric.title}, the other by {b.metric.title}.")
     if any(len(study.seeds) < 2 for study in (a, b)):
         found.append("With a single seed there is no interval, so nothing can be called different.")
     return found
 
 
-def _difference(first: Sequence[Cell], second: Sequence[Cell]) -> list[str]:
-    scores = [estimate([cell.value("test_accuracy") for cell in cells]) for cells in (first, second)]
-    low, high = _interval(first, second)
+def _difference(first: Sequence[Cell], second: Sequence[Cell], by: Metric) -> list[str]:
+    scores = [estimate([by.of(cell.test) for cell in cells]) for cells in (first, second)]
+    low, high = _interval(first, second, by)
     text = f"{100 * (scores[1].mean - scores[0].mean):+.1f}"
     if math.isfinite(low):
         text += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
     return [plus_minus(scores[0]), plus_minus(scores[1]), text.replace("-", "−")]
 
 
-def _interval(first: Sequence[Cell], second: Sequence[Cell]) -> tuple[float, float]:
+def _interval(first: Sequence[Cell], second: Sequence[Cell], by: Metric) -> tuple[float, float]:
     """The 95 % interval of second minus first, looked at once; NaN with a single seed."""
-    x, y = ([cell.value("test_accuracy") for cell in cells] for cells in (second, first))
+    x, y = ([by.of(cell.test) for cell in cells] for cells in (second, first))
     for found in compare_all({"second": x, "first": y}, looks=False):
         if found.difference.low is not None and found.difference.high is not None:
             return found.difference.low, found.difference.high
     return math.nan, math.nan
 
 
-def _rankings(fields: Sequence[dict[str, list[Cell]]], names: Sequence[str], styles: theme.Styles) -> list[Figure]:
-    reaches = [results.reach(results.ranked(cells, "test_accuracy")) for cells in fields]
+def _rankings(
+    fields: Sequence[dict[str, list[Cell]]], names: Sequence[str], styles: theme.Styles, by: Metric
+) -> list[Figure]:
+    scores = [{norm: estimate([by.of(c.test) for c in cells]) for norm, cells in field.items()} for field in fields]
+    reaches = [results.reach(found) for found in scores]
     domain = [min(low for low, _ in reaches), max(high for _, high in reaches)]
     return [
-        results.ranking(cells, name, f"ranking-{i}", styles, wide=False, domain=domain)
-        for i, (cells, name) in enumerate(zip(fields, names, strict=True))
+        results.ranking(cells, name, f"ranking-{i}", styles, by.title, wide=False, domain=domain, scores=found)
+        for i, (cells, name, found) in enumerate(zip(fields, names, scores, strict=True))
     ]
 
 

@@ -33,8 +33,12 @@ def norms_table(study: Study) -> Table:
     column, beside = ("test_macro_f1", "macro-F1 (%)")
     if study.metric.column == "macro_f1":
         column, beside = ("test_accuracy", "accuracy (%)")
+    scale, digits = 100.0, 1
+    if study.metric.column == "loss":
+        column, beside, scale, digits = "test_loss", "test loss", 1.0, 3
     for norm, cells in field.items():
-        scores = [plus_minus(accuracy[norm]), plus_minus(estimate([c.value(column) for c in cells]))]
+        found = estimate([c.value(column) for c in cells])
+        scores = [plus_minus(accuracy[norm]), plus_minus(found, scale, digits)]
         at = [study.label(cells[0].setting)] if several else []
         rows.append([norm, str(len(cells)), *scores, plus_minus(estimate([speed(c) for c in cells]), 1, 0), *at])
     rows += [[norm, "0", *"–––", *(["–"] if several else [])] for norm in study.norms if norm not in field]

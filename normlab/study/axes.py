@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from normlab.errors import targets
+from normlab.models.given import is_given
 from normlab.norms.family import describe, norm_names
 from normlab.study.schedule import check_schedule
 
@@ -129,9 +131,16 @@ def file_name(value: Any) -> str:
 
 
 def augmentation(value: Any) -> str:
-    """A setting of augmentation in its one spelling: operations sorted, "none" for nothing."""
+    """A setting of augmentation in its one spelling: operations sorted, "none" for nothing, or a function's name."""
+    if is_own_augmentation(text(value)):
+        return text(value)
     names = {name.strip() for name in text(value).replace("+", ",").split(",")} - {"none", ""}
     return ",".join(sorted(map(one_of(AUGMENTATIONS), names))) or "none"
+
+
+def is_own_augmentation(setting: str) -> bool:
+    """Whether a setting names a function of the user's own, `file.py:name`, or an object that was handed over."""
+    return bool(targets.split(setting)[1]) or is_given(setting)
 
 
 def listed(value: Any) -> tuple[Any, ...]:
@@ -236,7 +245,7 @@ class Cell:
         default=(0.0,), grid=(0.0, 0.1, 0.2, 0.3, 0.5), groups=True,
     )  # fmt: skip
     augment: str = _axis(
-        "--augment", help="crop,flip or none; repeat it to compare settings.", parse=augmentation,
+        "--augment", help="crop,flip, none, or file.py:function; repeat it to compare settings.", parse=augmentation,
         split=alternatives, default=None, shown="crop,flip; digits: crop", groups=True,
     )  # fmt: skip
     precision: str = _axis(

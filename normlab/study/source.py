@@ -51,10 +51,15 @@ def open_data(choice: DataChoice, progress: Callable[..., Any] | None = None) ->
 def identity(dataset: Dataset, spec: StudySpec) -> str:
     """What a cell of this study is trained on, apart from its settings: the data, and code of the user's own.
 
-    The source files of plug-ins and of models from outside, and pretrained weights, are part of it: other code is other
-    cells.
+    The source files of plug-ins, of models and of augmentations from outside, and pretrained weights, are part of it:
+    other code is other cells.
     """
-    own = {*filter(None, map(own_place, spec.models)), *(targets.split(plugin)[0] for plugin in spec.plugins)}
+    augmented = (targets.split(setting) for setting in spec.augment or ())
+    own = {
+        *filter(None, map(own_place, spec.models)),
+        *(targets.split(plugin)[0] for plugin in spec.plugins),
+        *(place for place, name in augmented if name),
+    }
     files = {file for place in own if (file := targets.load_module(place, place).__file__) is not None}
     if spec.weights:
         files.add(spec.weights)

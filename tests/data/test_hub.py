@@ -76,3 +76,18 @@ def test_what_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     with pytest.raises(DataError, match="its splits are everything"):
         load("hf:owner/name", cache_dir=tmp_path)
     assert not list(tmp_path.glob("hub/*/*"))
+
+
+# hf:folder@rev ignored the revision
+def test_a_folder_has_no_revision_and_what_was_saved_no_configuration(saved: Path, tmp_path: Path) -> None:
+    for name, what in ((f"hf:{saved}@v1", "revision"), (f"hf:{saved}:small", "configuration")):
+        with pytest.raises(UsageError, match=f"a folder has no {what}; expected hf:"):
+            load(name, cache_dir=tmp_path)
+
+
+# of two splits that mean the same the last one was taken
+def test_two_splits_that_mean_the_same_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "twice"
+    datasets.DatasetDict({"train": a_set(), "dev": a_set(each=1), "validation": a_set(each=2)}).save_to_disk(folder)
+    with pytest.raises(DataError, match="its splits dev and validation are both the val split"):
+        load(f"hf:{folder}", cache_dir=tmp_path / "cache")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -149,6 +150,29 @@ def test_two_studies_side_by_side(tmp_path: Path) -> None:
     assert "--model resnet20" in page
     assert re.search(r"gn</th><td>[\d.]+ ± [\d.]+</td><td>[\d.]+ ± [\d.]+</td><td>\+\d\.\d \[\+", page)
     assert page.count('class="chart"') >= 12
+
+
+# the page compared accuracies, whatever the studies were judged by
+def test_two_studies_side_by_side_by_another_metric(tmp_path: Path) -> None:
+    document = results(norms=["bn", "gn"], epochs=1)
+    other = copy.deepcopy(document)
+    for cell in other["cells"]:
+        cell["test"]["macro_f1"] -= 0.2 * (cell["norm"] == "gn")
+    paths = []
+    for name, found in (("first", document), ("second", other)):
+        paths.append(tmp_path / name)
+        paths[-1].mkdir()
+        (paths[-1] / "results.json").write_text(json.dumps(found))
+    assert "No norm is measurably different" in write_side_by_side(*paths).read_text(encoding="utf-8")
+    page = write_side_by_side(*paths, metric="macro-f1").read_text(encoding="utf-8")
+    assert "In second, gn is lower than in first" in page
+    assert "Test macro-F1 in percent" in page
+    other["environment"]["metric"] = "macro-f1"
+    (paths[1] / "results.json").write_text(json.dumps(other))
+    page = write_side_by_side(*paths).read_text(encoding="utf-8")
+    assert "One was judged by test accuracy, the other by test macro-F1." in page
+    with pytest.raises(UsageError, match="--metric 'f2' is not known"):
+        write_side_by_side(*paths, metric="f2")
 
 
 def test_two_studies_of_other_images_are_warned_of(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -94,9 +95,29 @@ class NormWatch:
 
 
 def _by_channel(layer: Any, x: Tensor) -> Tensor:
-    """(C, values of the channel): the channels are axis 1 for norms that have that many, and the last of others."""
-    axis = 1 if getattr(layer, "num_features", getattr(layer, "num_channels", None)) is not None else -1
-    return x.movedim(axis, 0).flatten(1)
+    """(C, values of the channel)."""
+    return x.movedim(_channel_axis(layer, x), 0).flatten(1)
+
+
+def _channel_axis(layer: Any, x: Tensor) -> int:
+    """Axis 1 of norms that have a number of channels; of others the first that their weight spans, mostly the last.
+
+    A norm of one weight per channel that is used with channels first (`LayerNorm2d` of timm and others) shows it by
+    where an axis of that size is; where both are, by its name or its `data_format`.
+    """
+    if getattr(layer, "num_features", getattr(layer, "num_channels", None)) is not None:
+        return 1
+    shape = getattr(layer, "normalized_shape", None)
+    if shape is None:
+        weight = getattr(layer, "weight", None)
+        shape = weight.shape if isinstance(weight, Tensor) else ()
+    spanned = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    if len(spanned) > 1:
+        return max(x.ndim - len(spanned), 0)
+    if x.ndim > 2 and spanned and x.shape[1] == spanned[0]:
+        named = type(layer).__name__.endswith("2d") or getattr(layer, "data_format", "") == "channels_first"
+        return 1 if named or x.shape[-1] != spanned[0] else -1
+    return -1
 
 
 def _dead(y: Tensor) -> float:

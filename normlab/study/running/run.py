@@ -12,6 +12,7 @@ from typing import Any
 from normlab.data import Dataset
 from normlab.errors import DataError, UsageError, require
 from normlab.models.names import is_foreign
+from normlab.study.axes import is_own_augmentation
 from normlab.study.floors import floors
 from normlab.study.keeping.environment import command_line, describe_machine
 from normlab.study.keeping.locks import ALL_CELLS, CellLocks
@@ -93,6 +94,11 @@ def run_study(
             console.notice(f"note: {' '.join(note.split())}")
         spec = with_seeds(spec, options)
         cells = spec.cells(len(dataset.train))
+        for setting in dict.fromkeys(cell.augment for cell in cells):
+            if is_own_augmentation(setting):
+                from normlab.study.training.augmenting import try_augmentation
+
+                try_augmentation(setting, dataset)
         for model in (m for m in spec.models if is_foreign(m) or spec.weights):
             from normlab.study.training.contract import check_contract
 

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from normlab.data import Dataset, Split, Standardizer, augment, standardize
+from normlab.data import Dataset, Split, Standardizer, standardize
 from normlab.errors import DataError
 from normlab.layers.norms import constrain, parameter_groups
 from normlab.models.residual import ResNet, build_model
 from normlab.study.axes import Cell
 from normlab.study.schedule import learning_rate_factor, warmup_factor
 from normlab.study.training import precision
+from normlab.study.training.augmenting import augmentation_named
 from normlab.study.training.compiling import begin_step, compiled
 from normlab.study.training.features import Watch
 from normlab.study.training.feed import Feed
@@ -163,6 +164,7 @@ class Training:
         self.in_steps: Any = compiled(self.model, self.device) if cell.compiled else self.model
         self.optimizer = make_optimizer(self.model, cell)
         self.standardize = Standardizer(dataset.channel_mean, dataset.channel_std, self.device)
+        self.augment = augmentation_named(cell.augment)
         self.train_feed, self.val_feed = (Feed(split, self.device) for split in (dataset.train, dataset.val))
         self.watch = Watch(self.model, dataset, self.device)
         self.class_weights = balanced_weights(dataset, self.device) if cell.class_weights == "balanced" else None
@@ -215,12 +217,12 @@ class Training:
 
     def step(self, index: np.ndarray, epoch: int) -> None:
         """One update from the images at `index`; the generator's state depends on seed, epoch and step alone."""
-        torch.manual_seed(derive(self.cell.seed, "dropout", epoch, self.progress.step))
         generator = torch.Generator().manual_seed(derive(self.cell.seed, "augmentation", epoch, self.progress.step))
         if self.cell.compiled:
             begin_step(self.device)
         images, labels = self.train_feed[index]
-        images = augment(images, generator, crop="crop" in self.cell.augment, flip="flip" in self.cell.augment)
+        images = self.augment(images, generator)
+        torch.manual_seed(derive(self.cell.seed, "dropout", epoch, self.progress.step))
         if self.cell.mixup:
             images, labels = self.mixed(images, labels, epoch)
         loss, mean, predictions = self.forward(images, labels)

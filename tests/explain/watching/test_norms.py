@@ -146,3 +146,26 @@ def test_the_trainer_of_transformers(tmp_path: Path) -> None:
     ] * 2
     assert len(callback.watch.history) == 4
     assert callback.warnings
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """As other libraries have it: one weight for each channel of (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+# the channels of layer norms with channels first were looked for in the last axis
+@pytest.mark.parametrize("shape", [(2, 4, 5, 6), (2, 4, 4, 4)])
+def test_channels_of_a_layer_norm_may_be_first(shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(LayerNorm2d(4))
+    with torch.no_grad():
+        model[0].bias.copy_(torch.tensor([0.0, -100, 100, -100]))
+    assert seen(NormWatch(model), model, torch.randn(shape))["norms/dead"] == 0.5
+
+
+def test_a_layer_norm_of_whole_images_has_its_channels_first() -> None:
+    model = nn.Sequential(nn.LayerNorm((4, 5, 6)))
+    with torch.no_grad():
+        model[0].bias[1] = -100
+    assert seen(NormWatch(model), model, torch.randn(2, 4, 5, 6))["norms/dead"] == 0.25
