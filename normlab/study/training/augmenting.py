@@ -41,14 +41,13 @@ def augmentation_named(setting: str) -> Augmentation:
     def change(images: Tensor, generator: torch.Generator) -> Tensor:
         torch.manual_seed(generator.initial_seed())
         try:
-            changed = found(images, generator) if whole else [found(image) for image in images]
+            changed: list[Any] = [found(images, generator)] if whole else [found(image) for image in images]
         except Exception as error:
             came = tuple(images.shape if whole else images.shape[1:])
             raise UsageError(f"{label} raised {type(error).__name__} for images {came}, uint8: {error}") from error
-        one = images if whole else images[0]
-        for result in [changed] if whole else changed:
-            _check(label, result, one)
-        return changed if whole else torch.stack(changed)
+        for result in changed:
+            _check(label, result, images if whole else images[0])
+        return changed[0] if whole else torch.stack(changed)  # type: ignore[no-any-return]
 
     return change
 
