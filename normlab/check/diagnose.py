@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,12 @@ class Observation:
     """What the layer returned for a case, beside the right one; `dy` for gradients."""
 
     case: Case
-    got: NDArray
+    got: NDArray[Any]
     right: Array
     dy: Array | None = None
 
 
-def error(got: NDArray, expected: NDArray) -> float:
+def error(got: NDArray[Any], expected: NDArray[Any]) -> float:
     """Largest difference in units of 1 + the expected size; infinite where one is finite and the other is not."""
     got, expected = np.asarray(got, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     if got.size == 0:
@@ -36,7 +36,7 @@ def error(got: NDArray, expected: NDArray) -> float:
     return float(np.where(same, 0.0, np.where(np.isnan(difference), np.inf, difference)).max())
 
 
-def relative_error(got: NDArray, expected: NDArray) -> float:
+def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
     """Largest difference relative to the largest expected value: for gradients, whose scale is free."""
     scale = float(np.abs(expected).max(initial=0.0)) or 1.0
     return error(np.asarray(got, dtype=np.float64) / scale, np.asarray(expected, dtype=np.float64) / scale)
@@ -84,7 +84,7 @@ def _find(
 
 
 def _misfit_by(
-    seen: Sequence[Observation], measure: Callable[[NDArray, NDArray], float]
+    seen: Sequence[Observation], measure: Callable[[NDArray[Any], NDArray[Any]], float]
 ) -> Callable[[ForwardSlip | GradientSlip, float], float]:
     def of(slip: ForwardSlip | GradientSlip, enough: float) -> float:
         worst = 0.0
@@ -120,7 +120,9 @@ def explain_gradient(of: str, seen: Sequence[Observation], tolerance: float) -> 
     return _find(candidates, _misfit_by(_hardest_first(seen, relative_error), relative_error), tolerance, wrong)
 
 
-def _hardest_first(seen: Sequence[Observation], measure: Callable[[NDArray, NDArray], float]) -> Sequence[Observation]:
+def _hardest_first(
+    seen: Sequence[Observation], measure: Callable[[NDArray[Any], NDArray[Any]], float]
+) -> Sequence[Observation]:
     """What is most wrong first: most candidates fail there, and need not be compared with the rest."""
     return sorted(seen, key=lambda o: -measure(o.got, o.right))
 

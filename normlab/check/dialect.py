@@ -208,7 +208,7 @@ def measure_gain(subject: Subject, recipe: Recipe, shape: tuple[int, ...], dtype
     return None
 
 
-def _line(x: NDArray, y: NDArray) -> tuple[float, float, float]:
+def _line(x: NDArray[Any], y: NDArray[Any]) -> tuple[float, float, float]:
     """Slope, intercept and largest relative misfit of y = slope * x + intercept, weighted by 1 / y."""
     design = np.stack([x, np.ones_like(x)], 1) / y[:, None]
     (slope, intercept), *_ = np.linalg.lstsq(design, np.ones_like(x), rcond=None)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +71,7 @@ class Recipe:
             return (1,)
         return tuple(s for i, s in enumerate(shape) if i not in (0, self.channel_axis % len(shape))) or (1,)
 
-    def to_grid(self, a: NDArray) -> Array:
+    def to_grid(self, a: NDArray[Any]) -> Array:
         """View `a` as (N, G, K, S) in float64."""
         a = np.asarray(a, dtype=np.float64)
         if self.over == "trailing":
@@ -144,7 +145,7 @@ class Case:
     """One call of a layer: input, parameters (None where the layer has none), running statistics, mode."""
 
     recipe: Recipe
-    x: NDArray
+    x: NDArray[Any]
     weight: Array | None = None
     bias: Array | None = None
     gate: Array | None = None
@@ -179,7 +180,7 @@ class Case:
         mean, var = (self.recipe.per_channel(r) for r in self.running)
         return mean, var
 
-    def with_x(self, x: NDArray) -> Case:
+    def with_x(self, x: NDArray[Any]) -> Case:
         return replace(self, x=x)
 
 
@@ -309,7 +310,7 @@ def mixed(case: Case) -> Array:
     )
 
 
-def input_gradient(case: Case, dy: NDArray, dx: InputGradient = right_dx) -> Array:
+def input_gradient(case: Case, dy: NDArray[Any], dx: InputGradient = right_dx) -> Array:
     """dL/dx for dL/dy = dy."""
     grid = case.recipe.to_grid(dy)
     weight = case.parameter("weight", 1.0)
@@ -326,7 +327,7 @@ def per_channel_sum(a: Array) -> Array:
     return a.sum(axis=(0, 3)).reshape(-1)
 
 
-def parameter_gradients(case: Case, dy: NDArray) -> dict[str, Array]:
+def parameter_gradients(case: Case, dy: NDArray[Any]) -> dict[str, Array]:
     """Gradients of the parameters that the case has, each flattened to (C,)."""
     grid = case.recipe.to_grid(dy)
     out = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +79,7 @@ def reach(subject: Subject, shape: tuple[int, ...], channel_axis: int) -> Reach:
     return Reach(axes, channels, axes == other_axes, channel, shape)
 
 
-def _output(subject: Subject, x: NDArray) -> NDArray:
+def _output(subject: Subject, x: NDArray[Any]) -> NDArray[Any]:
     """A new layer's output in training; a weight that starts from zero, and would hide it, is set to one."""
     y = np.asarray(subject.fresh().forward(x, True), dtype=np.float64)
     if np.any(y) or "weight" not in subject.parameters:
@@ -243,7 +244,7 @@ def computes_in_float64(subject: Subject, shape: tuple[int, ...]) -> bool:
     Where statistics alone are rounded to float32, the output jumps: their last bit turns.
     """
     x = np.random.default_rng(7).normal(1.0, 2.0, shape)
-    y: NDArray = subject.fresh().forward(x, True)
+    y: NDArray[Any] = subject.fresh().forward(x, True)
     if y.dtype != np.float64:
         return False
     with np.errstate(over="ignore"):

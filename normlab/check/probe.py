@@ -75,7 +75,9 @@ def running_values(channels: int, seed: int = 0) -> tuple[Array, Array]:
     return rng.normal(0.5, 1.0, channels), rng.uniform(0.3, 3.0, channels)
 
 
-def load(setup: Setup, layer: Subject, x: NDArray, training: bool, seed: int = 0, recipe: Recipe | None = None) -> Case:
+def load(
+    setup: Setup, layer: Subject, x: NDArray[Any], training: bool, seed: int = 0, recipe: Recipe | None = None
+) -> Case:
     """Set the layer's parameters and running statistics to known values and return the case that they make."""
     recipe = recipe or setup.recipe
     values = parameter_values(layer, seed)
@@ -91,7 +93,7 @@ def load(setup: Setup, layer: Subject, x: NDArray, training: bool, seed: int = 0
     return Case(recipe, x, values.get("weight"), values.get("bias"), values.get("gate"), running, training)
 
 
-def _read_back(held: NDArray, asked: Array) -> Array:
+def _read_back(held: NDArray[Any], asked: Array) -> Array:
     held = np.asarray(held, dtype=np.float64).reshape(-1)
     return held if np.allclose(held, asked, rtol=1e-2) else asked
 

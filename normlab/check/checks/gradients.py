@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -293,7 +294,7 @@ def running_detached(setup: Setup) -> Finding:
     return passed("no gradient flows through the running statistics")
 
 
-def directional(layer: Subject, case: Case, dy: Array, direction: NDArray) -> float:
+def directional(layer: Subject, case: Case, dy: Array, direction: NDArray[Any]) -> float:
     """Derivative of sum(y * dy) along a direction of the input, by central differences."""
     h = 1e-6
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from time import process_time
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ def ranks(setup: Setup) -> Finding:
     return passed("takes inputs of rank " + ", ".join(str(r) for r in sorted(setup.shapes)))
 
 
-def strided(x: NDArray) -> Iterator[tuple[str, NDArray]]:
+def strided(x: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
     """The same values under other strides."""
     wide = np.zeros((*x.shape[:-1], 2 * x.shape[-1]))
     wide[..., ::2] = x
@@ -71,7 +72,9 @@ def strides(setup: Setup) -> Finding:
     return passed("non-contiguous inputs answer what contiguous ones do")
 
 
-def _run_view(layer: object, view: NDArray, dy: NDArray, backward: bool) -> tuple[NDArray, NDArray | None]:
+def _run_view(
+    layer: object, view: NDArray[Any], dy: NDArray[Any], backward: bool
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Forward and backward on a strided array, without a copy on the way."""
     from normlab.check.subjects.functions import FunctionSubject
     from normlab.check.subjects.torch_module import TorchSubject

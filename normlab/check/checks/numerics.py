@@ -46,7 +46,7 @@ def plain(setup: Setup, dtype: str, **changes: Any) -> tuple[Subject, Recipe]:
     return layer, recipe
 
 
-def units(y: NDArray, x: NDArray, recipe: Recipe, unit: float) -> tuple[float, float]:
+def units(y: NDArray[Any], x: NDArray[Any], recipe: Recipe, unit: float) -> tuple[float, float]:
     """Largest error in multiples of what rounding explains, and the largest error itself."""
     case = Case(recipe, np.asarray(x, dtype=np.float64))
     expected = forward(case)
@@ -287,7 +287,7 @@ def _wide_shape(setup: Setup) -> tuple[int, ...]:
     return tuple(2 if a == 0 else (s if a == channel else 24) for a, s in enumerate(setup.shape))
 
 
-def _quantized(x: Array, dtype: str) -> NDArray:
+def _quantized(x: Array, dtype: str) -> NDArray[Any]:
     if dtype == "float16":
         return x.astype(np.float16)
     bits = x.astype(np.float32).view(np.uint32)
@@ -368,7 +368,7 @@ def gradient(setup: Setup) -> Finding:
     return passed("dx in float32 stays within rounding")
 
 
-def _forward_is_right(layer: Subject, x: NDArray, recipe: Recipe) -> bool:
+def _forward_is_right(layer: Subject, x: NDArray[Any], recipe: Recipe) -> bool:
     return units(layer.forward(x, True), x, recipe, UNIT["float32"])[0] <= ALLOWED
 
 

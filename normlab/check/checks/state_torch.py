@@ -408,7 +408,8 @@ def compiled(setup: Setup) -> Finding:
         broken = torch._dynamo.explain(layer.module)(torch.from_numpy(x)).graph_break_count
         torch._dynamo.reset()
         load(setup, layer, x, True)
-        got = torch.compile(layer.module, backend="aot_eager")(torch.from_numpy(x)).detach().numpy()
+        compiled: Any = torch.compile(layer.module, backend="aot_eager")
+        got = compiled(torch.from_numpy(x)).detach().numpy()
     except Exception as e:
         return bug(f"torch.compile fails: {type(e).__name__}: {str(e).strip().splitlines()[0]}", "compile-fails")
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ def _channel_repeats_group(values: Array | None, case: Case) -> Array | None:
     return np.repeat(values[:groups], values.size // groups)
 
 
-def _order(case: Case) -> NDArray:
+def _order(case: Case) -> NDArray[Any]:
     """Every G-th channel in place of neighbouring ones."""
     groups, channels = case.recipe.group_count, case.recipe.channels
     return np.arange(channels).reshape(channels // groups, groups).T.ravel()

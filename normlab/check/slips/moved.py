@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,12 @@ from normlab.check.slips.base import ForwardSlip
 ROWS = "rows = x.transpose(0, 2, 3, 1).reshape(-1, C); back: rows.reshape(N, H, W, C).transpose(0, 3, 1, 2)"
 
 
-def moved_rows(a: NDArray, channels: int) -> Array:
+def moved_rows(a: NDArray[Any], channels: int) -> Array:
     """(N, C, *) as rows of channels, as it should be."""
     return np.moveaxis(np.asarray(a, dtype=np.float64), 1, -1).reshape(-1, channels)
 
 
-def cut_rows(a: NDArray, channels: int) -> Array:
+def cut_rows(a: NDArray[Any], channels: int) -> Array:
     """(N, C, *) cut into rows in the order of memory: a row holds values of several positions."""
     return np.asarray(a, dtype=np.float64).reshape(-1, channels)
 

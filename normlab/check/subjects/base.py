@@ -142,29 +142,29 @@ class Subject(ABC):
         """A new layer in its initial state, built with changed options; raises Unsupported."""
 
     @abstractmethod
-    def forward(self, x: NDArray, training: bool) -> NDArray:
+    def forward(self, x: NDArray[Any], training: bool) -> NDArray[Any]:
         """The output, of x's shape; raises TargetFailure."""
 
     @abstractmethod
-    def backward(self, dy: NDArray) -> dict[str, NDArray]:
+    def backward(self, dy: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Gradients of sum(y * dy) of the last forward pass: "x" and the parameters' roles, those flattened."""
 
     @property
     @abstractmethod
-    def parameters(self) -> dict[str, NDArray]:
+    def parameters(self) -> dict[str, NDArray[Any]]:
         """Current weight, bias, gate (those that exist), in their own shapes."""
 
     @abstractmethod
-    def set_parameters(self, values: dict[str, NDArray]) -> None:
+    def set_parameters(self, values: dict[str, NDArray[Any]]) -> None:
         """Overwrite parameters; each value is reshaped to the parameter's own shape."""
 
     @property
     @abstractmethod
-    def running(self) -> tuple[NDArray, NDArray] | None:
+    def running(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """Running mean and variance as float64 (C,), or None where the layer keeps none."""
 
     @abstractmethod
-    def set_running(self, mean: NDArray, var: NDArray) -> None:
+    def set_running(self, mean: NDArray[Any], var: NDArray[Any]) -> None:
         """Overwrite the running statistics."""
 
     @property
@@ -172,15 +172,15 @@ class Subject(ABC):
         """Whether the layer keeps running statistics, perhaps only from the first batch on."""
         return self.running is not None
 
-    def learnable(self) -> dict[str, NDArray]:
+    def learnable(self) -> dict[str, NDArray[Any]]:
         """Every tensor that training could change, by its name."""
         return {}
 
-    def kept(self) -> dict[str, NDArray]:
+    def kept(self) -> dict[str, NDArray[Any]]:
         """Every other tensor that a new layer holds, by its name: perhaps running statistics."""
         return {}
 
-    def set_tensor(self, name: str, value: NDArray) -> None:
+    def set_tensor(self, name: str, value: NDArray[Any]) -> None:
         """Overwrite one of `learnable`."""
         raise Unsupported("the target's tensors cannot be set by name")
 
@@ -227,7 +227,7 @@ def size_of(value: Any) -> int:
     return int(np.prod(tuple(getattr(value, "shape", ()))))
 
 
-def answered(what: Any, shape: tuple[int, ...], dtype: Any = None) -> NDArray:
+def answered(what: Any, shape: tuple[int, ...], dtype: Any = None) -> NDArray[Any]:
     """The target's output as an array of this shape; raises TargetFailure when it is something else."""
     if what is None:
         raise TargetFailure("returned None; expected the normalized array")

@@ -6,6 +6,8 @@ statistics are what a training step changes; the mean among them follows the bat
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -65,7 +67,7 @@ def _claim_learned(subject: Subject, shape: tuple[int, ...], kind: str | None) -
         claimed.add(role)
 
 
-def _measure_effect(subject: Subject, name: str, value: NDArray, shape: tuple[int, ...]) -> str:
+def _measure_effect(subject: Subject, name: str, value: NDArray[Any], shape: tuple[int, ...]) -> str:
     """none, added or multiplied: how the output moves with a parameter, seen on two inputs."""
     rng = np.random.default_rng(67)
     moved = np.asarray(value, dtype=np.float64) + rng.uniform(0.3, 0.9, value.shape)
@@ -99,7 +101,7 @@ def _claim_mode(subject: Subject, shape: tuple[int, ...]) -> None:
         return
     x = np.random.default_rng(73).normal(4.0, 2.0, shape)
 
-    def evaluated() -> NDArray:
+    def evaluated() -> NDArray[Any]:
         layer = subject.fresh()
         layer.set_running(np.full(subject.options.channels, 1.0), np.full(subject.options.channels, 9.0))
         return layer.forward(x, False)

@@ -44,7 +44,7 @@ class FlaxSubject(Subject):
             raise Unsupported(f"the target takes no {', '.join(sorted(missing))}")
         return FlaxSubject(self.name, self.target, replace(self.options, **changes))
 
-    def forward(self, x: NDArray, training: bool) -> NDArray:
+    def forward(self, x: NDArray[Any], training: bool) -> NDArray[Any]:
         jnp = import_module("jax.numpy")
 
         given = jnp.asarray(np.array(x, dtype=self.options.dtype))
@@ -54,7 +54,7 @@ class FlaxSubject(Subject):
         self._last = (given, mode, before)
         return answered(np.asarray(y), x.shape).copy()
 
-    def backward(self, dy: NDArray) -> dict[str, NDArray]:
+    def backward(self, dy: NDArray[Any]) -> dict[str, NDArray[Any]]:
         jax, jnp, nnx = (import_module(m) for m in ("jax", "jax.numpy", "flax.nnx"))
 
         x, mode, values = self._last
@@ -93,30 +93,30 @@ class FlaxSubject(Subject):
                 found[role] = value
         return found
 
-    def _set(self, role: str, value: NDArray) -> None:
+    def _set(self, role: str, value: NDArray[Any]) -> None:
         jnp = import_module("jax.numpy")
 
         variable = getattr(self.layer, NAMES[role])
         variable.value = jnp.asarray(np.reshape(value, variable.value.shape).astype(self.options.dtype))
 
     @property
-    def parameters(self) -> dict[str, NDArray]:
+    def parameters(self) -> dict[str, NDArray[Any]]:
         found = self._values()
         return {r: np.array(found[r]) for r in ("weight", "bias") if r in found}
 
-    def set_parameters(self, values: dict[str, NDArray]) -> None:
+    def set_parameters(self, values: dict[str, NDArray[Any]]) -> None:
         for role in self.parameters:
             if role in values:
                 self._set(role, values[role])
 
     @property
-    def running(self) -> tuple[NDArray, NDArray] | None:
+    def running(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
         found = self._values()
         if "running_mean" not in found:
             return None
         return np.array(found["running_mean"], dtype=np.float64), np.array(found["running_var"], dtype=np.float64)
 
-    def set_running(self, mean: NDArray, var: NDArray) -> None:
+    def set_running(self, mean: NDArray[Any], var: NDArray[Any]) -> None:
         self._set("running_mean", mean)
         self._set("running_var", var)
 

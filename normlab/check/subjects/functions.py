@@ -56,7 +56,7 @@ class FunctionSubject(Subject):
         keeps = {"running_mean", "running_var"} <= set(self.roles) or (
             "config" in self.roles and kind in ("batch", None, "batch-instance")
         )
-        self._running: tuple[NDArray, NDArray] | None = (np.zeros(c), np.ones(c)) if keeps else None
+        self._running: tuple[NDArray[Any], NDArray[Any]] | None = (np.zeros(c), np.ones(c)) if keeps else None
         self.habits = habits or Habits()
         self._last: dict[str, Any] = {}
         self.overwrote_gradient = False
@@ -95,7 +95,7 @@ class FunctionSubject(Subject):
 
     # --- calls ---
 
-    def _arguments(self, x: NDArray, training: bool) -> dict[str, Any]:
+    def _arguments(self, x: NDArray[Any], training: bool) -> dict[str, Any]:
         dtype = x.dtype
         roles = self.roles
         args: dict[str, Any] = {}
@@ -126,14 +126,14 @@ class FunctionSubject(Subject):
             args[roles["channels"]] = (self.options.channels,)
         return args
 
-    def _reshape(self, value: NDArray, ndim: int) -> NDArray:
+    def _reshape(self, value: NDArray[Any], ndim: int) -> NDArray[Any]:
         """A parameter as the function wants it: one value per channel, or with the input's rank."""
         if ndim not in self.habits.full_ranks:
             return value
         ones = [1] * (ndim - 2)
         return value.reshape(1, -1, *ones) if self.channel_axis == 1 else value.reshape(1, *ones, -1)
 
-    def forward(self, x: NDArray, training: bool) -> NDArray:
+    def forward(self, x: NDArray[Any], training: bool) -> NDArray[Any]:
         if self.habits.framework is None:
             return self._find_library(x, training)
         args = self._arguments(x, training)
@@ -174,7 +174,7 @@ class FunctionSubject(Subject):
         told = {"training", "config"} & set(self.roles)
         return self.habits.framework == "torch" and "running_mean" in self.roles and not told
 
-    def _find_library(self, x: NDArray, training: bool) -> NDArray:
+    def _find_library(self, x: NDArray[Any], training: bool) -> NDArray[Any]:
         failures = []
         for library in ("numpy", "torch"):
             self.habits.framework = library
@@ -203,7 +203,7 @@ class FunctionSubject(Subject):
             kept.append(array.astype(np.float64).reshape(-1).copy() if fits and array is not None else old)
         self._running = (kept[0], kept[1])
 
-    def backward(self, dy: NDArray) -> dict[str, NDArray]:
+    def backward(self, dy: NDArray[Any]) -> dict[str, NDArray[Any]]:
         learned = [r for r in LEARNED if r in self.roles]
         grads = self._differentiate(dy, learned) if self.backward_function is None else self._call_backward(dy, learned)
         out = {"x": np.zeros(dy.shape) if grads[0] is None else answered(grads[0], dy.shape)}
@@ -214,7 +214,7 @@ class FunctionSubject(Subject):
             out[role] = np.zeros(size) if g is None else g.astype(np.float64).reshape(-1)
         return out
 
-    def _differentiate(self, dy: NDArray, learned: list[str]) -> list[NDArray | None]:
+    def _differentiate(self, dy: NDArray[Any], learned: list[str]) -> list[NDArray[Any] | None]:
         """Gradients by autograd, for functions of tensors."""
         if self.habits.framework != "torch":
             raise Unsupported("the function has no backward pass")
@@ -229,7 +229,7 @@ class FunctionSubject(Subject):
         found = guarded(torch.autograd.grad, y, of, torch.from_numpy(dy), allow_unused=True, retain_graph=True)
         return [None if g is None else g.numpy() for g in found]
 
-    def _call_backward(self, dy: NDArray, learned: list[str]) -> list[NDArray | None]:
+    def _call_backward(self, dy: NDArray[Any], learned: list[str]) -> list[NDArray[Any] | None]:
         """Gradients by the pair's own backward function."""
         assert self.backward_function is not None
         if self._last["cache"] is None and not self._last["training"]:
@@ -264,19 +264,19 @@ class FunctionSubject(Subject):
     # --- state ---
 
     @property
-    def parameters(self) -> dict[str, NDArray]:
+    def parameters(self) -> dict[str, NDArray[Any]]:
         return dict(self._parameters)
 
-    def set_parameters(self, values: dict[str, NDArray]) -> None:
+    def set_parameters(self, values: dict[str, NDArray[Any]]) -> None:
         for role in self._parameters:
             if role in values:
                 self._parameters[role] = np.array(values[role], dtype=np.float64).reshape(-1)
 
     @property
-    def running(self) -> tuple[NDArray, NDArray] | None:
+    def running(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
         return self._running
 
-    def set_running(self, mean: NDArray, var: NDArray) -> None:
+    def set_running(self, mean: NDArray[Any], var: NDArray[Any]) -> None:
         self._running = (np.array(mean), np.array(var))
 
     @property

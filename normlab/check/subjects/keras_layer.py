@@ -49,7 +49,7 @@ class KerasSubject(Subject):
             raise Unsupported(f"the target takes no {', '.join(sorted(missing))}")
         return KerasSubject(self.name, self.target, replace(self.options, **changes))
 
-    def forward(self, x: NDArray, training: bool) -> NDArray:
+    def forward(self, x: NDArray[Any], training: bool) -> NDArray[Any]:
         given: Any = np.array(x, dtype=self.options.dtype)
         if self.has_backward:
             import torch
@@ -59,7 +59,7 @@ class KerasSubject(Subject):
         self._last = (given, y)
         return answered(y.detach().numpy() if self.has_backward else np.asarray(y), x.shape).copy()
 
-    def backward(self, dy: NDArray) -> dict[str, NDArray]:
+    def backward(self, dy: NDArray[Any]) -> dict[str, NDArray[Any]]:
         if not self.has_backward:
             raise Unsupported("gradients of Keras layers need KERAS_BACKEND=torch")
         import torch
@@ -91,24 +91,24 @@ class KerasSubject(Subject):
         return {role: v for v in self.layer.variables if (role := role_of(v.name)) is not None}
 
     @property
-    def parameters(self) -> dict[str, NDArray]:
+    def parameters(self) -> dict[str, NDArray[Any]]:
         found = self._variables()
         return {r: np.array(found[r].numpy()) for r in ("weight", "bias") if r in found}
 
-    def set_parameters(self, values: dict[str, NDArray]) -> None:
+    def set_parameters(self, values: dict[str, NDArray[Any]]) -> None:
         for role, variable in self._variables().items():
             if role in values:
                 variable.assign(np.reshape(values[role], variable.shape).astype(self.options.dtype))
 
     @property
-    def running(self) -> tuple[NDArray, NDArray] | None:
+    def running(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
         found = self._variables()
         if not {"running_mean", "running_var"} <= set(found):
             return None
         mean, var = (np.array(found[r].numpy(), dtype=np.float64) for r in ("running_mean", "running_var"))
         return mean, var
 
-    def set_running(self, mean: NDArray, var: NDArray) -> None:
+    def set_running(self, mean: NDArray[Any], var: NDArray[Any]) -> None:
         found = self._variables()
         found["running_mean"].assign(np.asarray(mean, dtype=self.options.dtype))
         found["running_var"].assign(np.asarray(var, dtype=self.options.dtype))

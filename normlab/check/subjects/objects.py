@@ -97,7 +97,7 @@ class ObjectSubject(Subject):
             guarded(switch)
         return {}
 
-    def forward(self, x: NDArray, training: bool) -> NDArray:
+    def forward(self, x: NDArray[Any], training: bool) -> NDArray[Any]:
         given: Any = np.array(x)
         if self._torch:
             import torch
@@ -111,7 +111,7 @@ class ObjectSubject(Subject):
         self._last = (given, y)
         return answered(y.detach().numpy() if hasattr(y, "detach") else y, x.shape).copy()
 
-    def backward(self, dy: NDArray) -> dict[str, NDArray]:
+    def backward(self, dy: NDArray[Any]) -> dict[str, NDArray[Any]]:
         learned = [r for r in LEARNED if r in self._names]
         if self._torch and not hasattr(self.layer, "backward"):
             return self._differentiate(dy, learned)
@@ -130,7 +130,7 @@ class ObjectSubject(Subject):
                 )
         return out
 
-    def _differentiate(self, dy: NDArray, learned: list[str]) -> dict[str, NDArray]:
+    def _differentiate(self, dy: NDArray[Any], learned: list[str]) -> dict[str, NDArray[Any]]:
         import torch
 
         assert self._last is not None
@@ -144,7 +144,7 @@ class ObjectSubject(Subject):
         grads = [np.zeros(tuple(w.shape)) if g is None else g.numpy() for w, g in zip(wanted, found, strict=True)]
         return {"x": grads[0], **{r: g.reshape(-1) for r, g in zip(learned, grads[1:], strict=True)}}
 
-    def _gradient(self, path: str) -> NDArray:
+    def _gradient(self, path: str) -> NDArray[Any]:
         holder, _, key = path.rpartition(".")
         spellings = [f"d{key}", f"d_{key}", f"{key}_grad", f"grad_{key}", f"{key}_gradient"]
         for name in spellings:
@@ -191,20 +191,20 @@ class ObjectSubject(Subject):
             if _is_tensor(value) and value.is_floating_point():
                 _set_path(self.layer, path, value.detach().to(getattr(torch, dtype)))
 
-    def learnable(self) -> dict[str, NDArray]:
+    def learnable(self) -> dict[str, NDArray[Any]]:
         return {n: _numpy(v) for n, v in self._slots() if v is not None and size_of(v) == self.options.channels}
 
-    def kept(self) -> dict[str, NDArray]:
+    def kept(self) -> dict[str, NDArray[Any]]:
         return self.learnable()
 
-    def set_tensor(self, name: str, value: NDArray) -> None:
+    def set_tensor(self, name: str, value: NDArray[Any]) -> None:
         _fill(self.layer, name, value)
 
     @property
-    def parameters(self) -> dict[str, NDArray]:
+    def parameters(self) -> dict[str, NDArray[Any]]:
         return {r: _numpy(_get(self.layer, a)) for r, a in self._names.items() if r in LEARNED}
 
-    def set_parameters(self, values: dict[str, NDArray]) -> None:
+    def set_parameters(self, values: dict[str, NDArray[Any]]) -> None:
         for role, value in values.items():
             if role in self._names:
                 _fill(self.layer, self._names[role], value)
@@ -214,7 +214,7 @@ class ObjectSubject(Subject):
         return set(RUNNING) <= set(self._names)
 
     @property
-    def running(self) -> tuple[NDArray, NDArray] | None:
+    def running(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
         if not self.tracks:
             return None
         found = [_get(self.layer, self._names[r]) for r in RUNNING]
@@ -223,7 +223,7 @@ class ObjectSubject(Subject):
         mean, var = (np.array(_numpy(v), dtype=np.float64).reshape(-1) for v in found)
         return mean, var
 
-    def set_running(self, mean: NDArray, var: NDArray) -> None:
+    def set_running(self, mean: NDArray[Any], var: NDArray[Any]) -> None:
         for role, value in zip(RUNNING, (mean, var), strict=True):
             if role in self._names:
                 _fill(self.layer, self._names[role], value)
@@ -250,7 +250,7 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) or _is_tensor(value)
 
 
-def _numpy(value: Any) -> NDArray:
+def _numpy(value: Any) -> NDArray[Any]:
     return np.array(value.detach().numpy() if _is_tensor(value) else value)
 
 
@@ -267,7 +267,7 @@ def _set_path(layer: Any, path: str, value: Any) -> None:
         setattr(layer, key, value)
 
 
-def _fill(layer: Any, path: str, value: NDArray) -> None:
+def _fill(layer: Any, path: str, value: NDArray[Any]) -> None:
     """Set an array or a tensor to these values, in its own shape and precision."""
     old = _get(layer, path)
     if _is_tensor(old):

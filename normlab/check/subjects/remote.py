@@ -81,7 +81,7 @@ class RemoteSubject(Subject):
         reply = self._line.ask({"op": op, "drop": dead, "habits": asdict(self.habits), "given": given})
         for name, value in (reply.get("habits") or {}).items():
             if name in vars(self.habits):
-                kept = {"full_ranks": set, "unknown": list, "roles": dict}.get(name, lambda v: v)
+                kept: Any = {"full_ranks": set, "unknown": list, "roles": dict}.get(name, lambda v: v)
                 setattr(self.habits, name, kept(value))
         return result(reply)
 
@@ -105,23 +105,23 @@ class RemoteSubject(Subject):
         told = _require_type(dict, self._request("fresh", of=self._number, changes=changes), "a layer")
         return RemoteSubject(self._line, told, replace(self.options, **changes), self.habits, self._dead)
 
-    def forward(self, x: NDArray, training: bool) -> NDArray:
+    def forward(self, x: NDArray[Any], training: bool) -> NDArray[Any]:
         return answered(_require_type(np.ndarray, self._call("forward", x, training), "an array"), x.shape)
 
-    def backward(self, dy: NDArray) -> dict[str, NDArray]:
+    def backward(self, dy: NDArray[Any]) -> dict[str, NDArray[Any]]:
         found = _arrays(self._call("backward", dy))
         answered(found.get("x"), dy.shape)
         return found
 
     @property
-    def parameters(self) -> dict[str, NDArray]:
+    def parameters(self) -> dict[str, NDArray[Any]]:
         return _arrays(self._get("parameters"))
 
-    def set_parameters(self, values: dict[str, NDArray]) -> None:
+    def set_parameters(self, values: dict[str, NDArray[Any]]) -> None:
         self._call("set_parameters", values)
 
     @property
-    def running(self) -> tuple[NDArray, NDArray] | None:
+    def running(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
         found = self._get("running")
         if found is None:
             return None
@@ -130,16 +130,16 @@ class RemoteSubject(Subject):
         mean, var = (np.asarray(_require_type(np.ndarray, v, "an array"), dtype=np.float64).reshape(-1) for v in found)
         return mean, var
 
-    def set_running(self, mean: NDArray, var: NDArray) -> None:
+    def set_running(self, mean: NDArray[Any], var: NDArray[Any]) -> None:
         self._call("set_running", mean, var)
 
-    def learnable(self) -> dict[str, NDArray]:
+    def learnable(self) -> dict[str, NDArray[Any]]:
         return _arrays(self._call("learnable"))
 
-    def kept(self) -> dict[str, NDArray]:
+    def kept(self) -> dict[str, NDArray[Any]]:
         return _arrays(self._call("kept"))
 
-    def set_tensor(self, name: str, value: NDArray) -> None:
+    def set_tensor(self, name: str, value: NDArray[Any]) -> None:
         self._call("set_tensor", name, value)
 
     @property
@@ -162,7 +162,7 @@ def _require_type(kind: type, value: Any, expected: str) -> Any:
     return value
 
 
-def _arrays(found: Any) -> dict[str, NDArray]:
+def _arrays(found: Any) -> dict[str, NDArray[Any]]:
     return {
         str(k): _require_type(np.ndarray, v, "an array")
         for k, v in _require_type(dict, found, "arrays by name").items()

@@ -33,12 +33,12 @@ DTYPES = {
 }
 
 
-def to_torch(x: NDArray, dtype: str | None = None) -> torch.Tensor:
+def to_torch(x: NDArray[Any], dtype: str | None = None) -> torch.Tensor:
     tensor = torch.from_numpy(np.array(x, order="C"))
     return tensor if dtype is None else tensor.to(DTYPES[dtype])
 
 
-def from_torch(t: torch.Tensor) -> NDArray:
+def from_torch(t: torch.Tensor) -> NDArray[Any]:
     t = t.detach().cpu()
     return (t.float() if t.dtype is torch.bfloat16 else t).numpy().copy()
 
@@ -119,14 +119,14 @@ class TorchSubject(Subject):
         """torch.no_grad(), unless the layer takes that for evaluation."""
         return contextlib.nullcontext() if self.habits.eval_without_grad else torch.no_grad()
 
-    def forward(self, x: NDArray, training: bool) -> NDArray:
+    def forward(self, x: NDArray[Any], training: bool) -> NDArray[Any]:
         tensor = to_torch(x, self.options.dtype).requires_grad_(True)
         with torch.enable_grad():
             y = self.run(tensor, training)
         self._graph = (tensor, y)
         return answered(from_torch(y), x.shape)
 
-    def backward(self, dy: NDArray) -> dict[str, NDArray]:
+    def backward(self, dy: NDArray[Any]) -> dict[str, NDArray[Any]]:
         assert self._graph is not None
         x, y = self._graph
         named = self._tensors()
@@ -174,28 +174,28 @@ class TorchSubject(Subject):
         return [*self.module.named_parameters(), *_plain_tensors(self.module)]
 
     @property
-    def parameters(self) -> dict[str, NDArray]:
+    def parameters(self) -> dict[str, NDArray[Any]]:
         found = {role: from_torch(t) for role, t in self._tensors().items()}
         if "weight" in found:
             found["weight"] = found["weight"] + self.habits.weight_offset
         return found
 
-    def set_parameters(self, values: dict[str, NDArray]) -> None:
+    def set_parameters(self, values: dict[str, NDArray[Any]]) -> None:
         with torch.no_grad():
             for role, t in self._tensors().items():
                 if role in values:
                     stored = values[role] - (self.habits.weight_offset if role == "weight" else 0.0)
                     t.copy_(to_torch(stored).to(t.dtype).reshape(t.shape))
 
-    def learnable(self) -> dict[str, NDArray]:
+    def learnable(self) -> dict[str, NDArray[Any]]:
         return {n: from_torch(p) for n, p in self.module.named_parameters() if p.requires_grad}
 
-    def kept(self) -> dict[str, NDArray]:
+    def kept(self) -> dict[str, NDArray[Any]]:
         learned = self.learnable()
         every = [*self.module.named_buffers(), *self._named_tensors()]
         return {n: from_torch(t) for n, t in every if n not in learned and t.is_floating_point()}
 
-    def set_tensor(self, name: str, value: NDArray) -> None:
+    def set_tensor(self, name: str, value: NDArray[Any]) -> None:
         with torch.no_grad():
             t = dict(self.module.named_parameters())[name]
             t.copy_(to_torch(value).to(t.dtype).reshape(t.shape))
@@ -220,14 +220,14 @@ class TorchSubject(Subject):
         return any(t.dtype is torch.float32 for t in self.running_tensors().values())
 
     @property
-    def running(self) -> tuple[NDArray, NDArray] | None:
+    def running(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
         found = self.running_tensors()
         if len(found) < 2:
             return None
         mean, var = (from_torch(found[k]).astype(np.float64).reshape(-1) for k in ("running_mean", "running_var"))
         return mean, var
 
-    def set_running(self, mean: NDArray, var: NDArray) -> None:
+    def set_running(self, mean: NDArray[Any], var: NDArray[Any]) -> None:
         found = self.running_tensors()
         with torch.no_grad():
             for role, value in (("running_mean", mean), ("running_var", var)):
@@ -283,7 +283,7 @@ def _groups(module: torch.nn.Module) -> int | None:
     return next(told, None)
 
 
-def _channels(module: torch.nn.Module, parameter: NDArray | None) -> int:
+def _channels(module: torch.nn.Module, parameter: NDArray[Any] | None) -> int:
     if parameter is not None:
         return int(parameter.size)
     for name, value in vars(module).items():

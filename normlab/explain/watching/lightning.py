@@ -20,7 +20,7 @@ def lightning_callback(every: int = 50, size: Any = None) -> Any:
     require("lightning_callback", "lightning")
     import pytorch_lightning
 
-    class NormCallback(pytorch_lightning.Callback):
+    class NormCallback(pytorch_lightning.Callback):  # type: ignore[misc]  # which is not followed
         watch: NormWatch
         warnings: list[Any]
 

@@ -21,7 +21,7 @@ def trainer_callback(every: int = 50, size: Any = None) -> Any:
     require("trainer_callback", "transformers")
     import transformers
 
-    class NormCallback(transformers.TrainerCallback):
+    class NormCallback(transformers.TrainerCallback):  # type: ignore[misc]  # which is not followed
         watch: NormWatch
         warnings: list[Any]
 

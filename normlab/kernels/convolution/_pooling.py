@@ -1,6 +1,6 @@
 """Max pooling, compiled: a sample is a unit of work."""
 
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-untyped-calls
 # (the types of what Numba compiles are those of its arguments)
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ the taps of dw by some that shift to a stretch of zeros behind the image. Rows o
 of 32 elements, so that vectors leave no remainder.
 """
 
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-untyped-calls
 # (the types of what Numba compiles are those of its arguments)
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Plan:
     last: bool
     dtype: str
     act: Activation | None
-    prepared: dict[tuple[bool, bool], tuple[Callable[[int], None], array]]
+    prepared: dict[tuple[bool, bool], tuple[Callable[[int], None], array[int]]]
 
 
 @dataclass(slots=True)
@@ -263,7 +263,7 @@ def _plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Pla
     )
 
 
-def _prepare_call(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], None], array]:
+def _prepare_call(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], None], array[int]]:
     """The C function of a direction, compiled when it is first needed, and a job for it that lacks the tensors."""
     found = plan.prepared.get((backward, adds))
     if found is None:
@@ -271,7 +271,7 @@ def _prepare_call(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int
     return found[0], found[1][:]
 
 
-def _prepare(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], None], array]:
+def _prepare(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], None], array[int]]:
     program = plan.programs.backward if backward else plan.programs.forward
     (n, channels, size), folded, last, dtype, act = plan.sizes, plan.folded, plan.last, plan.dtype, plan.act
     half = _kernels.is_half(dtype)
@@ -306,7 +306,7 @@ def _prepare(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], No
 
 
 def _choose_backward(
-    job: array, dtype: str, last: bool, adds: bool, acts: bool, across: bool, linear: bool
+    job: array[int], dtype: str, last: bool, adds: bool, acts: bool, across: bool, linear: bool
 ) -> None:  # fmt: skip
     """The kernels of a backward pass, and where the gradient of z is kept on the way."""
     half = _kernels.is_half(dtype)
@@ -321,7 +321,7 @@ def _choose_backward(
             job[ROUND] = _kernels.rounded(dtype)
 
 
-def _describe(program: Program, code: np.ndarray, job: array) -> None:
+def _describe(program: Program, code: np.ndarray, job: array[int]) -> None:
     """Where a program lies; programs live as long as the recipe that has the plan."""
     job[CODE], job[LENGTH] = code.ctypes.data, len(code)
     job[CONSTANTS], job[CONSTANT_COUNT] = program.constants.ctypes.data, program.constants.size
@@ -349,7 +349,7 @@ def _cut_planes(samples: int, channels: int, stretch: int, unit: int) -> tuple[i
     return channels, 1, max(1, min(extent // channels, samples // 16))
 
 
-def _list(job: array, values: Iterable[Any], channels: int, alive: list[Any]) -> None:
+def _list(job: array[int], values: Iterable[Any], channels: int, alive: list[Any]) -> None:
     """Append where each of these numbers per channel lies; what has to be converted first is kept in `alive`."""
     for v in values:
         if not _is_readable(v):
@@ -365,7 +365,7 @@ _NO_RUNNING = (0, 0, 0) * 2
 
 
 def _pass_running(
-    job: array, update: tuple[Any, Any, float], channels: int, alive: list[Any]
+    job: array[int], update: tuple[Any, Any, float], channels: int, alive: list[Any]
 ) -> tuple[Any, Any] | None:
     """Say that running statistics are to be updated; where they must be converted, the copies that will be."""
     mean, var, momentum = update

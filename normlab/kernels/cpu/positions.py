@@ -117,7 +117,7 @@ def parameter_dtype(x: Any) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def _job(sizes: tuple[int, ...], dtype: Any, itemsize: int, centred: bool, backward: bool, learns: bool) -> array:
+def _job(sizes: tuple[int, ...], dtype: Any, itemsize: int, centred: bool, backward: bool, learns: bool) -> array[int]:
     """The numbers that are the same in every call with these sizes; `itemsize` is that of numbers."""
     outer, size, inner = sizes if len(sizes) == 3 else (*sizes, 0)
     job = array("q", bytes(8 * NUMBERS))
@@ -142,7 +142,7 @@ def _job(sizes: tuple[int, ...], dtype: Any, itemsize: int, centred: bool, backw
     return job
 
 
-def _share(direction: Callable[[int], None], job: array, x: Any) -> None:
+def _share(direction: Callable[[int], None], job: array[int], x: Any) -> None:
     if isinstance(x, np.ndarray):
         run(direction, job, x.size, with_torch=False)
     else:

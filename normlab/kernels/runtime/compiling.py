@@ -7,21 +7,30 @@ file. So compiled code is thrown away whenever any source that kernels are made 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from numba import cfunc, njit
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class _Decorator(Protocol):
+    """What Numba does not say of itself: a compiled function is called as the one that it is made of."""
+
+    def __call__(self, function: Function, /) -> Function: ...
+
 
 # sums may be reordered, so that they vectorize; NaN and infinity keep their meaning
 _OPTIONS: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 _INNER: Any = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 # for functions that only compiled code calls, and that are compiled into what is called: nothing of them is on disk
-compiled: Any = njit(**_OPTIONS, **_INNER)
+compiled: _Decorator = njit(**_OPTIONS, **_INNER)
 # for functions that Python calls
-called: Any = njit(nogil=True, cache=True, **_OPTIONS)
+called: _Decorator = njit(nogil=True, cache=True, **_OPTIONS)
 
 
 def address_of(function: Any, signature: Any) -> int:

@@ -76,7 +76,7 @@ def share(kernel: Callable[..., None], units: int, elements: int, *args: Any) ->
         _wait(counters, units, pause())
 
 
-def run(direction: Callable[[int], None], job: array, elements: int, *, with_torch: bool = True) -> None:
+def run(direction: Callable[[int], None], job: array[int], elements: int, *, with_torch: bool = True) -> None:
     """Call the C function `direction(address of job)`, whose parts are shared with other threads.
 
     None joins for little work. `with_torch` says whether torch's threads may: between NumPy's products they would wait
@@ -106,7 +106,7 @@ class _Helpers:
     """Python threads that wait for something to do. A child process inherits this object but not its threads."""
 
     def __init__(self) -> None:
-        self.tasks: SimpleQueue = SimpleQueue()
+        self.tasks: SimpleQueue[Any] = SimpleQueue()
         self.process = os.getpid()
         self.lock = threading.Lock()
         self.count = 0
@@ -133,7 +133,7 @@ def _call_helpers(count: int, function: Callable[..., None], *args: Any) -> None
         helpers.tasks.put((function, args))
 
 
-def _run_tasks(tasks: SimpleQueue) -> None:
+def _run_tasks(tasks: SimpleQueue[Any]) -> None:
     while True:
         function, args = tasks.get()
         function(*args)
