@@ -28,7 +28,7 @@ SMALL = 0.5  # of the time, on small crops
 
 
 def pretrain(dataset: Dataset, model: str, minutes: float, out: Path, seed: int = 0) -> nn.Module:
-    """Train for so many minutes, and write the weights after every epoch and at the end."""
+    """Train for `minutes`, and write the weights after every epoch and at the end."""
     torch.manual_seed(seed)
     net = build_model(
         model, "bn", num_classes=dataset.num_classes, in_channels=dataset.channels, image_size=dataset.size, seed=seed

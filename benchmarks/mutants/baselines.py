@@ -1,6 +1,6 @@
 """Other ways of testing a layer, for comparison: gradcheck alone, ONNX's vectors, torch's module tests, a course's.
 
-Each answers None when it is content and the complaint otherwise. They are written after what those projects
+Each returns None when it is content and the complaint otherwise. They are written after what those projects
 publish: the shapes, the quantities compared and the tolerances; expected values come from the oracle.
 """
 

@@ -10,7 +10,7 @@ from benchmarks.verdicts.procedures import Judgement, Procedure, best_of_others
 from benchmarks.verdicts.worlds import GAP, SEEDS, World
 
 LOOKS = range(3, SEEDS + 1)
-AT = (3, 5)  # seeds at which error and coverage are told
+AT = (3, 5)  # seeds at which error and coverage are reported
 
 
 def wrong(behind: np.ndarray, world: World) -> np.ndarray:

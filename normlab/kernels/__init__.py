@@ -4,9 +4,9 @@
 |---|---|
 | `numba_cpu` | NumPy arrays and CPU tensors: float32 and float64 without a copy, float16 and bfloat16 in float32 |
 | `triton_gpu` | CUDA tensors of float32, float64, bfloat16 and float16, where triton is installed, without a copy |
-| `reference` | everything else, and everything when asked: the specification in array arithmetic |
+| `reference` | everything else, and everything on request: the specification in array arithmetic |
 
-With TRITON_INTERPRET=1 in the environment of a process, `triton_gpu` serves CPU tensors too, if asked (for tests).
+With TRITON_INTERPRET=1 in the environment of a process, `triton_gpu` serves CPU tensors too, on request (for tests).
 
 The choice is visible (`backend_for`) and can be overruled (`use_backend`). A slower backend never serves in silence
 (`BackendWarning`). What a backend has to offer is in `normlab.kernels.contract`; `register` adds one.

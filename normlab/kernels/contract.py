@@ -6,7 +6,7 @@
 | `planes.py` | the norms of the family, as `Planes` says |
 | `positions.py` | statistics per position (LayerNorm, RMSNorm, ChannelNorm), as `Positions` says |
 
-Only `serves` is asked before a backend is chosen, so it imports nothing heavy.
+Only `serves` is called before a backend is chosen, so it imports nothing heavy.
 
 Four kernels carry the family. x, g and y are planes (N, C, S); the rest are grids that broadcast to (N, C):
 

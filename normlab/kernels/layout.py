@@ -17,8 +17,8 @@ from normlab.norms.grid import Array
 class Layout:
     """Channels-first or channels-last memory order.
 
-    `folded` lays the samples of channels-last data end to end, as one sample: what is per channel only does not
-    tell them apart, and the grid shrinks to one row. There is one object of each kind, and they hash by identity:
+    `folded` lays the samples of channels-last data end to end, as one sample: what is per channel only is the
+    same for all of them, and the grid shrinks to one row. There is one object of each kind, and they hash by identity:
     every call looks for what was prepared for its layout.
     """
 
@@ -75,7 +75,7 @@ def is_real(dtype: Any) -> bool:
 
 
 def ones(size: int, rank: int, dtype: str) -> Array:
-    """So many ones along each of `rank` dimensions: a NumPy array, or of a dtype that NumPy lacks a torch tensor."""
+    """Ones, `size` along each of `rank` dimensions: a NumPy array, or for bfloat16 a torch tensor."""
     if dtype != "bfloat16":
         return np.ones((size,) * rank, dtype)
     import torch
@@ -98,7 +98,7 @@ def _is_dense(x: Array) -> bool:
 
 
 def _is_dense_last(x: Array) -> bool:
-    if not isinstance(x, np.ndarray) and x.ndim == 4:  # the same answer, sooner
+    if not isinstance(x, np.ndarray) and x.ndim == 4:  # the same result, sooner
         return bool(x.is_contiguous(memory_format=sys.modules["torch"].channels_last))
     return _is_dense(_channels_last(x))
 

@@ -64,7 +64,7 @@ def accuracies(study: Study, field: dict[str, list[Cell]]) -> dict[str, Estimate
 
 
 def warnings(study: Study) -> list[str]:
-    """What a reader must know before believing the figures."""
+    """Warnings to read before believing the figures."""
     found = []
     for status in dict.fromkeys(cell.status for cell in study.cells if cell.status not in ("done", *_OPEN)):
         cells = [cell for cell in study.cells if cell.status == status]

@@ -86,7 +86,7 @@ PHOTOGRAPHS = (
 
 
 def contradictions(rows: Sequence[Row], epochs: int | None = None) -> list[str]:
-    """A sentence for each way in which tables of trainings of so many epochs cannot be right."""
+    """A sentence for each way in which tables of trainings of that many epochs cannot be right."""
     found = []
     for row in rows:
         if row.micro_f1 != row.accuracy:

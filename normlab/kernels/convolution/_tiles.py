@@ -110,7 +110,7 @@ class _Writer:
 def _sum_shifts(across: int) -> Any:
     tile = list(product(range(FILTERS), range(across)))
 
-    # an intrinsic is called without the typing context that it is defined with, which type checkers cannot know
+    # an intrinsic is called without the typing context that it is defined with: no type checker sees that
     @intrinsic
     def sum_shifts(
         typingctx: Any, image: Any, p: Any, shifts: Any, first: Any, last: Any, weights: Any, f: Any, filters: Any,

@@ -130,7 +130,7 @@ def _fused_multiply_add(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     return a(a, b, c), generate
 
 
-# an intrinsic is called without the typing context that it is defined with, which type checkers cannot know
+# an intrinsic is called without the typing context that it is defined with: no type checker sees that
 nearest: Any = _nearest
 power_of_two: Any = _power_of_two
 fused: Any = _fused_multiply_add

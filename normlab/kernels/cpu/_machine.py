@@ -69,7 +69,7 @@ def _run_program(address: int, call_address: int) -> None:
 
 @compiled
 def _load(job: Any, eps: float, registers: Any, copies: int) -> None:
-    """Fill the registers that stay: running statistics, S, eps, parameters, constants; so many times the same row."""
+    """Fill the registers that stay: running statistics, S, eps, parameters, constants; one row for all samples."""
     channels, parameters = job[CHANNELS], job[ROWS] - 2
     rows = elements_at(job[MEMORY] + 8 * 5 * job[SAMPLES] * channels, np.float64)
     constants = elements_at(job[CONSTANTS], np.float64)

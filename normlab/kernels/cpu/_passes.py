@@ -1,7 +1,8 @@
 """A whole direction in one call: one job over blocks of samples, or passes over the batch with a grid program between.
 
-`CHUNKS` is 0 for blocks of `EXTENT` samples; else a sample is cut into so many parts. Directions are C functions of the
-address of a job (`normlab.kernels.runtime.job`): calling them takes no lock and no conversion of arguments.
+`CHUNKS` is 0 for blocks of `EXTENT` samples; else the number of parts that a sample is cut into. Directions are C
+functions of the address of a job (`normlab.kernels.runtime.job`): calling them takes no lock and no conversion of
+arguments.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from normlab.kernels.runtime.unaliased import elements_at
 def direction(backward: bool, across: bool) -> Callable[[int], None]:
     """From x to y, or from x and g to dx and the parameters' gradients; in blocks of samples, or `across` the batch.
 
-    The forward one fills the job's memory, and updates the running statistics if asked to.
+    The forward one fills the job's memory, and updates the running statistics that the job names.
     """
     functions = {
         (False, False): _forward_blocks,
@@ -138,7 +139,7 @@ def _backward_passes(address: int) -> None:
 
 @compiled
 def _share(address: int, kind: int, sums: int, rows: int) -> None:
-    """Have a pass done; its sums are rows of a number for each channel, and outlive it."""
+    """Do a pass with other threads; its sums are rows of a number for each channel, and outlive it."""
     job = elements_at(address, np.int64)
     in_memory = job[SAMPLES] * job[FOLDED] if job[LAST] == 0 else job[SAMPLES]
     job[KIND], job[UNITS] = kind, -(-in_memory // job[GROUP]) * job[CHUNKS]

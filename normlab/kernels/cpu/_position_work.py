@@ -48,7 +48,7 @@ from normlab.kernels.runtime.unaliased import elements_at, load, store
 
 @cache
 def work(dtype: str) -> int:
-    """Address of the work for elements of this dtype, compiled when first asked for."""
+    """Address of the work for elements of this dtype, compiled when it is first needed."""
     like, real = KINDS[dtype], REALS[dtype]
 
     def kernel(address: int) -> None:

@@ -56,7 +56,7 @@ def moments_first(x: Any, size: int, mean: Any, var: Any) -> None:
 
 @compiled
 def _moments_short(x: Any, size: int, mean: Any, var: Any) -> int:
-    """Moments of rows that are summed in one go; answers how many were `_FAR`, and leaves their mean near the mean."""
+    """Moments of rows that are summed in one go; returns how many were `_FAR`, and leaves their mean near the mean."""
     share = 1.0 / size
     far = 0
     for c in range(mean.size):

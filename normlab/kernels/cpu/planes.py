@@ -245,7 +245,7 @@ def _find_plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -
 def _plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Plan:
     n, channels, stretch = layout.sizes(x)
     last = layout.channels_last
-    # what is per channel only does not tell samples apart: together they are one, of planes in pieces
+    # what is per channel only treats all samples alike: together they are one, of planes in pieces
     folded = n if recipe.entry.per_channel and not last else 1
     sizes = n, channels, size = n // folded, channels, stretch * folded
     return Plan(
@@ -336,13 +336,13 @@ def _block(sizes: tuple[int, int, int], itemsize: int) -> int:
 
 
 def _cut_rows(size: int, lanes: int, channels: int, unit: int) -> tuple[int, int, int]:
-    """(extent, chunks, 1): so many channels-last rows at a time for about a unit's elements, and how often a sample."""
+    """(extent, chunks, 1): the channels-last rows at a time for about a unit's elements, and how often in a sample."""
     extent = max(1, unit // lanes) * (lanes // channels)
     return extent, -(-size // extent), 1
 
 
 def _cut_planes(samples: int, channels: int, stretch: int, unit: int) -> tuple[int, int, int]:
-    """(extent, chunks, group): so many planes at a time and how often for a sample; or all of a group of samples."""
+    """(extent, chunks, group): the planes at a time and how often in a sample; or all of a group of samples."""
     extent = max(1, unit // stretch)
     if extent < channels:
         return extent, -(-channels // extent), 1
@@ -367,7 +367,7 @@ _NO_RUNNING = (0, 0, 0) * 2
 def _pass_running(
     job: array[int], update: tuple[Any, Any, float], channels: int, alive: list[Any]
 ) -> tuple[Any, Any] | None:
-    """Say that running statistics are to be updated; where they must be converted, the copies that will be."""
+    """Enter running statistics to update into the job; returns the copies that are updated where they are converted."""
     mean, var, momentum = update
     plain = _is_readable(mean) and _is_readable(var) and mean.dtype == var.dtype
     pair = (mean, var) if plain else (_converted(mean), _converted(var))

@@ -100,7 +100,7 @@ def backward(saved: Saved, x: Any, weight: Any, g: Any, dx: Any, d_weight: Any, 
 
 
 def restored(x: Any, kept: Any, centred: bool) -> Saved:
-    """What `forward` answered, from its `kept`."""
+    """What `forward` returned, from its `kept`."""
     return Saved(np.asarray(kept), centred)
 
 

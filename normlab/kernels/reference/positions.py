@@ -54,7 +54,7 @@ def backward(
 
 
 def restored(x: Array, kept: Array, centred: bool) -> Saved:
-    """What `forward` answered, from the numbers of its `kept`."""
+    """What `forward` returned, from the numbers of its `kept`."""
     return Saved(kept.reshape((2, x.shape[0], 1, *x.shape[2:])), centred)
 
 

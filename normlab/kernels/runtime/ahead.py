@@ -48,7 +48,7 @@ def _prefetching(writes: bool) -> Any:
     return intrinsic(prefetch)
 
 
-# an intrinsic is called without the typing context that it is defined with, which type checkers cannot know
+# an intrinsic is called without the typing context that it is defined with: no type checker sees that
 per_line: Any = _per_line
 _prefetch_read: Any = _prefetching(False)
 _prefetch_write: Any = _prefetching(True)

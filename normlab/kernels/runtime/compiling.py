@@ -18,7 +18,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _Decorator(Protocol):
-    """What Numba does not say of itself: a compiled function is called as the one that it is made of."""
+    """Numba's decorator has no types: the compiled function is called as the one that it is made of."""
 
     def __call__(self, function: Function, /) -> Function: ...
 
@@ -58,7 +58,7 @@ def discard_stale(place: Path, sources: Iterable[Path]) -> None:
 
 
 def cache_folder(place: Path) -> Path:
-    """Where Numba keeps what is compiled of the sources in a folder: beside them, or wherever it was told to."""
+    """Where Numba keeps what is compiled of the sources in a folder: beside them, or in NUMBA_CACHE_DIR."""
     names: dict[str, Any] = {}
     exec(compile("def nothing(): pass", str(place / "__init__.py"), "exec"), names)  # a function of that folder
     dispatcher: Any = njit(cache=True)(names["nothing"])

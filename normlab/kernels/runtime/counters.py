@@ -16,7 +16,7 @@ UNITS, NEXT, DONE, ACTIVE, PART, ARRIVED = range(0, 6 * LINE, LINE)
 SIZE = 6 * LINE
 
 
-# an intrinsic is called without the typing context that it is defined with, which type checkers cannot know
+# an intrinsic is called without the typing context that it is defined with: no type checker sees that
 
 
 @intrinsic

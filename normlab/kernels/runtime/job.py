@@ -1,4 +1,4 @@
-"""A job as plain numbers: what compiled code, on any thread, needs to know of one direction of one layer.
+"""A job as plain numbers: one direction of one layer, as compiled code reads it on any thread.
 
 The numbers lie in one array of int64; addresses are of memory that outlives the job, floats are there by their bits.
 From `TABLE` on, three numbers a row: (address, bytes of a number, how many), first of the running mean and variance

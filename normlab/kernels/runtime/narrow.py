@@ -38,16 +38,16 @@ def element(number: Any, elements: Any) -> Any:
 
 
 def real(elements: Any, value: Any) -> Any:
-    """A value as a number such as these elements are."""
+    """A value as a number of the type that these elements are computed with."""
     raise NotImplementedError("for compiled code")
 
 
 def numbers_for(elements: Any, rows: int, columns: int) -> Any:
-    """Fresh memory for so many numbers such as these elements are."""
+    """Fresh memory (rows, columns) for numbers of the type that these elements are computed with."""
     raise NotImplementedError("for compiled code")
 
 
-# Numba asks these with types, and compiles the function that they answer.
+# Numba calls these with types, and compiles the function that they return.
 
 
 @overload(number, jit_options=_JIT)
@@ -167,7 +167,7 @@ def _float16(typingctx: Any, number: Any) -> Any:
     return types.int16(number), generate
 
 
-# an intrinsic is called without the typing context that it is defined with, which type checkers cannot know
+# an intrinsic is called without the typing context that it is defined with: no type checker sees that
 widen: Any = _widen
 bfloat16: Any = _bfloat16
 float16: Any = _float16

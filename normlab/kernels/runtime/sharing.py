@@ -122,7 +122,7 @@ _helpers = _Helpers()
 
 
 def _call_helpers(count: int, function: Callable[..., None], *args: Any) -> None:
-    """Have so many helpers call this function with these arguments, as soon as they can."""
+    """Have `count` helpers call this function with these arguments, as soon as they can."""
     global _helpers
     if _helpers.process != os.getpid():
         _helpers = _Helpers()

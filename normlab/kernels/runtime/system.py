@@ -1,4 +1,4 @@
-"""What is asked of the operating system, with an answer where it does not have the name."""
+"""What the operating system says, with a value in its place where a system does not have the name."""
 
 from __future__ import annotations
 

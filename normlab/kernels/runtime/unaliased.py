@@ -59,7 +59,7 @@ def _store(typingctx: Any, elements: Any, index: Any, value: Any, role: Any) -> 
     return types.void(elements, types.intp, elements.dtype, role), generate
 
 
-# an intrinsic is called without the typing context that it is defined with, which type checkers cannot know
+# an intrinsic is called without the typing context that it is defined with: no type checker sees that
 elements_at: Any = _elements
 load: Any = _load
 store: Any = _store

@@ -23,7 +23,7 @@ __all__ = [
 def eval_numerical_gradient(
     f: Callable[[np.ndarray], float], x: np.ndarray, verbose: bool = True, h: float = 1e-5
 ) -> np.ndarray:
-    """`normlab.scratch.gradient_check.eval_numerical_gradient`, which here prints every element unless told not to."""
+    """`normlab.scratch.gradient_check.eval_numerical_gradient`, which prints every element by default."""
     return gradient_check.eval_numerical_gradient(f, x, verbose, h)
 
 

@@ -40,7 +40,7 @@ class Damaged(Exception):
 
 
 class CheckpointDirectory:
-    """The checkpoints of one cell. `notice` is called with what a user should know about a resumed training."""
+    """The checkpoints of one cell. `notice` is called with remarks for the user about a resumed training."""
 
     def __init__(self, where: Path | str, notice: Callable[[str], None], every_seconds: float = EVERY_SECONDS) -> None:
         self._storage = open_storage(where)

@@ -111,7 +111,7 @@ def _train(
     try:
         while len(training.records) < last:
             training.run_epoch(checkpoints)
-            if checkpoints is not None:  # first, so that a listener that is told of an epoch can rely on it
+            if checkpoints is not None:  # first, so that a listener can rely on it when an epoch is reported
                 over = len(training.records) == cell.epochs
                 (checkpoints.finish if over else checkpoints.keep)(training)
             on_epoch(training.records[-1])
