@@ -25,6 +25,7 @@ from normlab.errors import DataError
 
 DEFAULT_SIZE = 64  # pixels, for images that differ in size
 _GROUP_BYTES = 32 << 20  # decoded pixels in memory at once
+_HALF = 128  # of the 256 values of a pixel
 _THREADS = min(4, os.cpu_count() or 1)
 _WORTH_A_THREAD = 16 << 10  # encoded bytes; Pillow decodes without the interpreter's lock, and opens with it
 
@@ -57,7 +58,7 @@ def decoded(source: Source, request: Request) -> Dataset:
     bad: Bad = {part: {} for part in source.parts}
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
         warnings.simplefilter("ignore")  # decoders warn of damage that they go on to raise for
-        shape, notes = _shape(source, request, bad)
+        shape, deep, notes = _shape(source, request, bad)
         if _count(source, bad) and not request.skip_bad:
             for part in source.parts:  # the rest of the list: images whose header is good and whose body is not
                 for _ in _pixels(source, part, shape, bad, pool, _Count(source, request)):
@@ -70,7 +71,7 @@ def decoded(source: Source, request: Request) -> Dataset:
             labels = {part: own.labels for part, own in chosen.parts.items()}
             rows = assign(labels, keep, chosen.class_names, request.seed)
             try:
-                return _write_dataset(chosen, request, rows, shape, (*notes, *left_out), bad, pool)
+                return _write_dataset(chosen, request, rows, shape, (*notes, *left_out), bad, pool, deep)
             except _DecodedBadly:
                 if not request.skip_bad:
                     raise _unusable_error(source, bad) from None
@@ -122,12 +123,12 @@ class _Count:
         self.report(self.done, self.total, text)
 
 
-def _shape(source: Source, request: Request, bad: Bad) -> tuple[Shape, tuple[str, ...]]:
-    """(C, H, W) of the decoded images, and a note if they had to be brought to one size."""
+def _shape(source: Source, request: Request, bad: Bad) -> tuple[Shape, bool, tuple[str, ...]]:
+    """(C, H, W) of the decoded images, whether all have 16 bits, and a note if they had to be brought to one size."""
     asked = request.image_size
     if source.shape:
-        return (source.shape[0], asked or source.shape[1], asked or source.shape[2]), ()
-    gray = True
+        return (source.shape[0], asked or source.shape[1], asked or source.shape[2]), False, ()
+    gray = deep = True
     sizes: set[tuple[int, int]] = set()
     count = _Count(source, request)
     for part, own in source.parts.items():
@@ -136,6 +137,7 @@ def _shape(source: Source, request: Request, bad: Bad) -> tuple[Shape, tuple[str
             for header in map(_attempt(read_header), block):
                 if isinstance(header, Header):
                     gray &= header.gray
+                    deep &= header.deep
                     sizes.add((header.height, header.width))
                 else:
                     bad[part][row] = header
@@ -145,15 +147,26 @@ def _shape(source: Source, request: Request, bad: Bad) -> tuple[Shape, tuple[str
         raise _unusable_error(source, bad)
     channels = 1 if gray else 3
     if asked:
-        return (channels, asked, asked), ()
+        return (channels, asked, asked), deep, ()
     if len(sizes) == 1:
-        return (channels, *sizes.pop()), ()
+        return (channels, *sizes.pop()), deep, ()
     small, *_, large = sorted(sizes, key=lambda size: (math.prod(size), size))
     note = (
         f"images differ in size, from {small[1]} x {small[0]} to {large[1]} x {large[0]} pixels; each was cropped "
         f"about its centre and resized to {DEFAULT_SIZE} x {DEFAULT_SIZE} (image_size chooses another size)"
     )
-    return (channels, DEFAULT_SIZE, DEFAULT_SIZE), (note,)
+    return (channels, DEFAULT_SIZE, DEFAULT_SIZE), deep, (note,)
+
+
+def _narrow(highest: int) -> tuple[str, ...]:
+    """A note on 16-bit images that use less than half of their range; `highest` is their highest pixel in 8 bits."""
+    if highest >= _HALF:
+        return ()
+    return (
+        f"its 16-bit images use no more than the first {highest + 1} of 256 parts of their range (pixels up to "
+        f"{(highest + 1) * 256 - 1} of 65535): of 256 shades they keep {highest + 1}; spread them over the whole "
+        "range for more",
+    )
 
 
 def _attempt(use: Callable[[Encoded], T]) -> Callable[[Encoded], T | str]:
@@ -213,6 +226,7 @@ def _write_dataset(
     notes: tuple[str, ...],
     bad: Bad,
     pool: ThreadPoolExecutor,
+    deep: bool,
 ) -> Dataset:
     folder = request.entry(split_given=not missing_splits(source.parts))
     before = _count(source, bad)
@@ -231,8 +245,10 @@ def _write_dataset(
                     for split in SPLITS
                 }
                 progress = _Count(source, request)
+                highest = 0
                 for part in source.parts:
                     for numbers, pixels in _pixels(source, part, shape, bad, pool, progress):
+                        highest = max(highest, int(pixels.max())) if deep else _HALF
                         for split, sink in sinks.items():
                             mine = np.isin(numbers, rows[split].get(part, ()), assume_unique=True)
                             sink.write(pixels[mine])
@@ -243,8 +259,9 @@ def _write_dataset(
                 _cache.save_labels(scratch, split, source.parts[part].labels[own])
             splits = _cache.read_splits(scratch)
             copies = tuple(find_copies(splits))
+            narrow = _narrow(highest)
             leaks = told(copies, lambda split, row: _name_of_row(source, rows[split], row))
-            dataset = measured(request.name, source.class_names, splits, (*source.notes, *notes, *leaks))
+            dataset = measured(request.name, source.class_names, splits, (*source.notes, *notes, *narrow, *leaks))
             dataset = replace(dataset, copies=copies)
             _cache.save_entry(scratch, dataset, skipped=before)
             del dataset, splits  # its memory maps would keep the folder from being renamed on some systems

@@ -41,7 +41,7 @@ def fetched(source: str, root: Path) -> Path:
     if match is None:
         raise UsageError(f"data source {source!r}: {_FORM}")
     local = Path(match["path"]).expanduser()
-    if local.is_dir() and (match["revision"] or (match["configuration"] and _is_saved(local))):
+    if local.is_dir() and (match["revision"] or (match["configuration"] and is_saved(local))):
         what = "revision" if match["revision"] else "configuration"
         raise UsageError(f"data source {source!r}: a folder has no {what}; expected hf:{match['path']}")
     what = fingerprint(local) + (match["configuration"] or "") if local.is_dir() else match[0]
@@ -70,14 +70,15 @@ def _load_splits(local: Path, match: re.Match[str]) -> Mapping[str, Any]:
     """The splits by name, as `datasets` has them."""
     import datasets
 
-    if _is_saved(local):
+    if is_saved(local):
         found = datasets.load_from_disk(str(local))
     else:
         found = datasets.load_dataset(match["path"], match["configuration"], revision=match["revision"])
     return found if isinstance(found, Mapping) else {"train": found}
 
 
-def _is_saved(folder: Path) -> bool:
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is what `datasets` leaves of a data set."""
     return any((folder / name).is_file() for name in _SAVED)
 
 

@@ -22,7 +22,7 @@ from normlab.data._dataset import Dataset, Split, measured
 from normlab.data._decode import Request, decoded
 from normlab.data._files import fingerprint, open_tree, stamp
 from normlab.data._folder import open_folder
-from normlab.data._hub import fetched, is_of_hub
+from normlab.data._hub import fetched, is_of_hub, is_saved
 from normlab.data._leaks import without
 from normlab.data._npz import open_npz
 from normlab.data._parquet import named_files, open_parquet
@@ -151,6 +151,8 @@ def _open(path: Path) -> Source:
     tables = tuple(name for name in tree.names if name.lower().endswith(".parquet"))
     if tables and path.is_dir():
         return _with_names(path, open_parquet(path, tables))
+    if is_saved(path):
+        raise DataError(f"a data set that the package datasets saved; name it hf:{path}")
     return open_folder(tree)
 
 

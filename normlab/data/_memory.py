@@ -170,7 +170,8 @@ def _pair(data: Any) -> tuple[tuple[Any, Any], tuple[str, ...] | None]:
         return _of_columns(data)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not hasattr(data, "shape"):
         return _read_all(data)
-    raise UsageError(f"data is {type(data).__name__}; expected {EXPECTED}")
+    fix = "; give its .dataset" if hasattr(data, "dataset") and hasattr(data, "batch_size") else ""
+    raise UsageError(f"data is {type(data).__name__}; expected {EXPECTED}{fix}")
 
 
 def _is_item(data: Sequence[Any]) -> bool:
@@ -201,8 +202,16 @@ def _read_all(dataset: Any) -> tuple[tuple[Any, Any], tuple[str, ...] | None]:
             raise UsageError(f"item {at} of the dataset is {type(item).__name__}; expected (image, label)")
         images.append(image)
         labels.append(label.item() if hasattr(label, "item") and np.ndim(label) == 0 else label)
-    names = getattr(dataset, "classes", None)
+    names = _class_names(dataset)
     return (images, labels), None if names is None else tuple(map(str, names))
+
+
+def _class_names(dataset: Any) -> Any:
+    """The `classes` of a dataset, or of the one that it is a part of or begins with; None if there are none."""
+    for inner in (dataset, getattr(dataset, "dataset", None), *(getattr(dataset, "datasets", None) or ())[:1]):
+        if getattr(inner, "classes", None) is not None:
+            return inner.classes
+    return None
 
 
 def _images(x: Any, what: str, image_size: int | None) -> np.ndarray:

@@ -26,11 +26,12 @@ _GRAY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")
 
 @dataclass(frozen=True)
 class Header:
-    """Height and width after the camera's orientation is applied, and whether the image is grayscale."""
+    """Height and width after the camera's orientation is applied, and whether it is gray and has 16-bit pixels."""
 
     height: int
     width: int
     gray: bool
+    deep: bool = False
 
 
 def read_header(data: Encoded) -> Header:
@@ -39,7 +40,8 @@ def read_header(data: Encoded) -> Header:
         width, height = image.size
         if _is_turned(image):
             width, height = height, width
-        return Header(height, width, image.mode in _GRAY or _sixteen_bit(image))
+        deep = _sixteen_bit(image)
+        return Header(height, width, image.mode in _GRAY or deep, deep)
 
 
 def decode(data: Encoded, shape: tuple[int, int, int]) -> Pixels:

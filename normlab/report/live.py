@@ -144,7 +144,11 @@ class LiveStudy:
 
     def _epochs_done(self, store: Store, cells: Sequence[StoredCell], states: Mapping[int, str]) -> dict[int, int]:
         """How many epochs each cell has; only those that neither wait nor are done need a look."""
-        known: dict[str, Callable[[StoredCell], int]] = {"pending": lambda c: 0, "done": lambda c: c.cell.epochs}
+        known: dict[str, Callable[[StoredCell], int]] = {
+            "pending": lambda c: 0,
+        }
+        if not any(c.cell.patience for c in cells):  # else one may have ended early
+            known["done"] = lambda c: c.cell.epochs
         return {c.id: known[s](c) if (s := states[c.id]) in known else len(self._epochs(store, c)) for c in cells}
 
     def _seconds_per_epoch(

@@ -13,6 +13,7 @@ from typing import Any
 from normlab.data._source import printable
 from normlab.errors import DataError, UsageError
 from normlab.study.axes import AXES, GROUPING
+from normlab.study.ending import kept_of
 from normlab.study.metric import Metric, metric_of
 from normlab.study.verdict import Verdict, judge_results
 
@@ -40,8 +41,8 @@ class Cell:
         return setting_of(self.axes)
 
     def last(self, metric: str) -> float:
-        """A metric after the last epoch; NaN where it was never recorded."""
-        return number(self.epochs[-1].get(metric)) if self.epochs else math.nan
+        """A metric after the last epoch, or the best where that is tested; NaN where it was never recorded."""
+        return number(kept_of(self.epochs, self.extra.get("best_epoch")).get(metric)) if self.epochs else math.nan
 
     def value(self, column: str) -> float:
         """`test_accuracy`, `val_macro_f1` ...: the test split's figure, or the last epoch's."""

@@ -281,6 +281,15 @@ class Cell:
         several=False, shown="0; finetune: 1", since=3,
     )  # fmt: skip
 
+    patience: int = _axis(
+        "--patience", help="Stop where validation accuracy has not risen for this many epochs; 0 for never.",
+        parse=number(int, least=0), default=0, several=False, since=5,
+    )  # fmt: skip
+    best_epoch: bool = _axis(
+        "--best-epoch", help="Test and keep the network of the best epoch on validation, not of the last.",
+        parse=switch, default=False, several=False, shown=False, since=5,
+    )  # fmt: skip
+
     def key(self, data_hash: str) -> str:
         """Identity of this training on that data: the same configuration, however written, has the same key.
 

@@ -18,6 +18,7 @@ import numpy as np
 from normlab.errors import UsageError
 from normlab.norms.family import NormEntry, parse
 from normlab.study.axes import GROUPING
+from normlab.study.ending import kept_of
 from normlab.study.failures import OFTEN, excess, failing, rate
 from normlab.study.metric import DEFAULT, Metric, metric_named
 from normlab.study.statistics import (
@@ -548,7 +549,7 @@ def _test_figure(cell: Record, metric: Metric) -> float:
 
 def _validation(cell: Record, metric: Metric) -> float:
     epochs = cell.get("epochs")
-    return metric.of(epochs[-1], "val") if epochs else math.nan
+    return metric.of(kept_of(epochs, cell.get("best_epoch")), "val") if epochs else math.nan
 
 
 def _number_of(record: Mapping[str, Any], name: str) -> float:

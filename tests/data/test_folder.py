@@ -123,6 +123,20 @@ def test_unusual_pixel_types(root, load):
     assert np.stack([255 - gray] * 3).tobytes() in found  # 16 bits are scaled, not clipped
 
 
+# 12-bit pictures in 16-bit files were nearly black, without a word
+@pytest.mark.parametrize(("highest", "said"), [(4095, True), (0x7FFF, True), (0x8000, False)])
+def test_sixteen_bit_images_of_a_narrow_range_are_told(root, load, highest, said):
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for i in range(6):
+            picture = np.full((4, 4), i, np.uint16)
+            picture[0, 0] = highest
+            Image.fromarray(picture).save(root / name / f"{i}.png")
+    notes = " ".join(load(root).notes)
+    assert (f"pixels up to {highest} of 65535" in notes) == said
+    assert ("16-bit" in notes) == said
+
+
 @pytest.mark.parametrize("kind", ["png", "tiff", "webp", "jpg"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_cameras_orientation_is_honoured(root, load, orientation, kind):

@@ -78,6 +78,11 @@ def test_what_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert not list(tmp_path.glob("hub/*/*"))
 
 
+def test_a_set_that_was_saved_is_told_from_a_folder_of_images(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a data set that the package datasets saved; name it hf:"):
+        load(saved, cache_dir=tmp_path)
+
+
 # hf:folder@rev ignored the revision
 def test_a_folder_has_no_revision_and_what_was_saved_no_configuration(saved: Path, tmp_path: Path) -> None:
     for name, what in ((f"hf:{saved}@v1", "revision"), (f"hf:{saved}:small", "configuration")):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from normlab.data._memory import held
 from normlab.errors import DataError, UsageError
@@ -63,3 +65,30 @@ def frame() -> Callable[..., Any]:
 def test_a_split_under_two_names_is_refused() -> None:
     with pytest.raises(UsageError, match="the val split twice, the second time as 'validation'"):
         held({"train": (X, Y), "dev": (X, Y), "validation": (X, Y)})
+
+
+class Named(Dataset[Any]):
+    """As a data set of torchvision: it has its class names."""
+
+    classes = ("cat", "dog", "owl")
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, at: int) -> tuple[Any, int]:
+        return X[at][0], int(Y[at])
+
+
+# a subset's classes were called 0, 1, 2
+def test_parts_of_a_data_set_have_its_class_names() -> None:
+    whole = Named()
+    names = [
+        np.load(io.BytesIO(held(data).content))["class_names"].tolist()
+        for data in (whole, Subset(whole, range(5)), ConcatDataset([whole, whole]))
+    ]
+    assert names == [list(Named.classes)] * 3
+
+
+def test_a_loader_is_asked_for_its_data_set() -> None:
+    with pytest.raises(UsageError, match=r"data is DataLoader; .*; give its \.dataset"):
+        held(DataLoader(Named()))

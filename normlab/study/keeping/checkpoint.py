@@ -98,6 +98,7 @@ def state_of(training: Training) -> State:
     """Everything a training is, as tensors by name and as plain facts."""
     optimizer = training.optimizer.state_dict()
     tensors = {f"model.{name}": t for name, t in training.model.state_dict().items()}
+    tensors |= {f"best.{name}": t for name, t in training.best.items()}
     numbers: dict[str, Any] = {}
     for index, values in optimizer["state"].items():
         for name, value in values.items():
@@ -141,6 +142,7 @@ def apply_state(training: Training, tensors: dict[str, Tensor], facts: dict[str,
         training.optimizer.load_state_dict({"state": state, "param_groups": facts["optimizer"]["groups"]})
         _lay_out(training.optimizer)
     training.records = facts["records"]
+    training.best = {n.removeprefix("best."): t.to(training.device) for n, t in tensors.items() if n[:5] == "best."}
     predictions = [tensors["predictions"].to(training.device)] if "predictions" in tensors else []
     training.progress = Progress(**facts["progress"], predictions=predictions)
 

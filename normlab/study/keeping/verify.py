@@ -141,7 +141,7 @@ def _reopen_incomplete(folder: Path) -> int:
         for stored in store.cells():
             epochs = [record["epoch"] for record in store.epochs(stored.id)]
             whole = epochs == list(range(1, len(epochs) + 1))
-            if not whole or (stored.status == "done" and len(epochs) < stored.cell.epochs):
+            if not whole or (stored.status == "done" and not stored.cell.patience and len(epochs) < stored.cell.epochs):
                 store.forget([stored.id])
                 reopened += stored.status in FINISHED
         store.leave_out_lost_cells()

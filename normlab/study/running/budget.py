@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from normlab.errors import UsageError
 from normlab.study.axes import Cell
+from normlab.study.ending import kept_of
 from normlab.study.metric import metric_of
 from normlab.study.running.driver import Study
 
@@ -59,4 +60,6 @@ def _accuracy(study: Study, cell: int) -> float:
     """Latest validation accuracy; a training that failed or diverged comes last."""
     (stored,) = study.driver.store.cells([cell])
     epochs = study.driver.store.epochs(cell)
-    return metric_of(study.facts).of(epochs[-1], "val") if epochs and stored.status in ("paused", "done") else -1.0
+    if not epochs or stored.status not in ("paused", "done"):
+        return -1.0
+    return metric_of(study.facts).of(kept_of(epochs, stored.cell.best_epoch), "val")

@@ -18,6 +18,7 @@ from typing import Any
 
 from normlab.errors import require
 from normlab.study.axes import TUNABLE, Cell
+from normlab.study.ending import kept_of
 from normlab.study.metric import metric_of
 from normlab.study.running.driver import Study
 from normlab.study.spec import StudySpec
@@ -192,7 +193,9 @@ def _with_settings(cell: Cell, settings: dict[str, Any]) -> Cell:
 def _objective(study: Study, cell: int) -> float:
     """Validation accuracy after the last epoch; 0 for a training that failed, which no search should return to."""
     (stored,) = study.driver.store.cells([cell])
-    return metric_of(study.facts).of(study.driver.store.epochs(cell)[-1], "val") if stored.status == "done" else 0.0
+    if stored.status != "done":
+        return 0.0
+    return metric_of(study.facts).of(kept_of(study.driver.store.epochs(cell), stored.cell.best_epoch), "val")
 
 
 def _import_optuna() -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from normlab.data import Dataset
 from normlab.errors import DataError, UsageError
 from normlab.models.names import is_code
+from normlab.study.ending import kept_of
 from normlab.study.keeping.checkpoint import FINAL, Damaged, read_state
 from normlab.study.keeping.records import collect
 from normlab.study.keeping.store import CHECKPOINTS, Store, StoredCell
@@ -54,7 +55,7 @@ def trained_in(
         raise UsageError(f"{which} has no weights in {directory / CHECKPOINTS}; another norm or seed may have")
     figures = {cell["key"]: cell for cell in records["cells"]}
     metric = metric_of(records["environment"])
-    stored, path = max(at_best, key=lambda found: metric.of(figures[found[0].key]["epochs"][-1], "val"))
+    stored, path = max(at_best, key=lambda found: metric.of(_tested(figures[found[0].key]), "val"))
     return _read_trained(records, stored, path, figures[stored.key])
 
 
@@ -93,6 +94,12 @@ def images_of(records: Mapping[str, Any], directory: Path) -> Dataset:
     return dataset
 
 
+def _tested(figures: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The record of the epoch whose network was tested and kept."""
+    found: Mapping[str, Any] = kept_of(figures["epochs"], figures.get("best_epoch"))
+    return found
+
+
 def _read_trained(records: Mapping[str, Any], stored: StoredCell, path: Path, figures: Mapping[str, Any]) -> Trained:
     facts = records["environment"]
     if "channel_mean" not in facts:  # a study of an earlier version
@@ -100,7 +107,7 @@ def _read_trained(records: Mapping[str, Any], stored: StoredCell, path: Path, fi
         facts = {
             **facts, "channel_mean": dataset.channel_mean.tolist(), "channel_std": dataset.channel_std.tolist()
         }  # fmt: skip
-    last, test = figures["epochs"][-1], figures["test"]
+    last, test = _tested(figures), figures["test"]
     channels, height, width = facts["image_shape"]
     about = Facts(
         model=stored.cell.model,

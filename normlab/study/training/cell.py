@@ -24,6 +24,7 @@ from normlab.errors import DataError
 from normlab.layers.norms import constrain, parameter_groups
 from normlab.models.residual import ResNet, build_model
 from normlab.study.axes import Cell
+from normlab.study.ending import best_of, is_over
 from normlab.study.schedule import learning_rate_factor, warmup_factor
 from normlab.study.training import precision
 from normlab.study.training.augmenting import augmentation_named
@@ -109,19 +110,20 @@ def _train(
         on_epoch(record)
     last = cell.epochs if until is None else min(until, cell.epochs)
     try:
-        while len(training.records) < last:
+        while len(training.records) < last and not training.is_over():
             training.run_epoch(checkpoints)
+            if training.is_over():
+                training.take_best()
             if checkpoints is not None:  # first, so that a listener can rely on it when an epoch is reported
-                over = len(training.records) == cell.epochs
-                (checkpoints.finish if over else checkpoints.keep)(training)
+                (checkpoints.finish if training.is_over() else checkpoints.keep)(training)
             on_epoch(training.records[-1])
     except Diverged as e:
         return training.outcome("diverged", reason=str(e))
-    if last < cell.epochs:
+    if not training.is_over():
         return training.outcome("paused")
     test = training.evaluate(training.dataset.test)
     if not math.isfinite(test["loss"]):
-        return training.outcome("diverged", reason=f"epoch {cell.epochs}: the test loss is {test['loss']}")
+        return training.outcome("diverged", reason=f"epoch {len(training.records)}: the test loss is {test['loss']}")
     return training.outcome("done", test=test)
 
 
@@ -170,7 +172,18 @@ class Training:
         self.class_weights = balanced_weights(dataset, self.device) if cell.class_weights == "balanced" else None
         self.body = body_of(self.model, dataset.num_classes) if head_epochs(cell) else []
         self.records: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] = {}  # the network's state at its best epoch so far, where that is what is tested
         self.progress = Progress()
+
+    def is_over(self) -> bool:
+        """Whether no epoch is left to train."""
+        return is_over(self.records, self.cell.epochs, self.cell.patience)
+
+    def take_best(self) -> None:
+        """Go back to the network of the best epoch, where the cell says so."""
+        if self.best:
+            self.model.load_state_dict(self.best)
+            self.best = {}
 
     def run_epoch(self, checkpoints: Checkpoints | None = None) -> None:
         """Train one epoch, from wherever `progress` stands, evaluate, and append its record."""
@@ -213,6 +226,8 @@ class Training:
                 **observed,
             }
         )
+        if self.cell.best_epoch and best_of(self.records) is self.records[-1]:
+            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.progress = Progress()
 
     def step(self, index: np.ndarray, epoch: int) -> None:

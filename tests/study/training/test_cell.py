@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from normlab.data import Dataset
+from normlab.data import Dataset, Split
 from normlab.errors import DataError
+from normlab.study.keeping.checkpoint import FINAL, CheckpointDirectory, read_state
 from normlab.study.training import cell as cell_module
-from normlab.study.training.cell import Training, shuffled, split_batches, train_cell
+from normlab.study.training.cell import Outcome, Training, shuffled, split_batches, train_cell
 from normlab.study.training.feed import Feed
 from tests.study.conftest import corner_set, make_cell
 
@@ -41,13 +42,12 @@ def test_it_says_how_much_memory_it_took_itself(dataset: Dataset, monkeypatch: p
     ballast = 400 << 20
     np.ones(ballast, np.uint8)  # before training: not this cell's
     frugal = train_cell(make_cell(epochs=1), dataset).peak_memory_bytes
-    original = cell_module.augment
 
-    def greedy(images: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+    def greedy(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         np.ones(ballast, np.uint8)
-        return original(images, *rest, **options)
+        return images
 
-    monkeypatch.setattr(cell_module, "augment", greedy)
+    monkeypatch.setattr(cell_module, "augmentation_named", lambda setting: greedy)
     wasteful = train_cell(make_cell(epochs=1), dataset).peak_memory_bytes
     assert frugal is not None
     assert wasteful is not None
@@ -229,3 +229,38 @@ def test_a_share_of_each_label_is_spread_over_all_classes(dataset: Dataset) -> N
     torch.testing.assert_close(training.loss(logits, labels), expected)
     plain, smoothed = (train_cell(make_cell(epochs=1, label_smoothing=v), dataset).epochs[0] for v in (0.0, 0.3))
     assert plain["train_loss"] != smoothed["train_loss"], "the steps use it"
+
+
+class Scripted(Training):
+    """A training whose validation accuracy follows a script; the network learns as it does."""
+
+    accuracies = (0.2, 0.6, 0.4, 0.5, 0.3, 0.9)
+
+    def evaluate(self, split: Split) -> dict[str, float]:
+        found = super().evaluate(split)
+        return {**found, "accuracy": self.accuracies[len(self.records)]} if split is self.dataset.val else found
+
+
+def states(directory: Path) -> dict[str, torch.Tensor]:
+    return read_state(directory / FINAL)[0]
+
+
+def test_it_ends_early_and_keeps_its_best_epoch(dataset: Dataset, tmp_path: Path) -> None:
+    def trained(name: str, until: int | None = None, **axes: Any) -> Outcome:
+        keep = CheckpointDirectory(tmp_path / name, lambda text: None)
+        # the schedule would otherwise depend on how many epochs are planned
+        cell = make_cell(schedule="constant", **axes)
+        return train_cell(cell, dataset, checkpoints=keep, kind=Scripted, until=until)
+
+    two = trained("two", epochs=2)
+    best = trained("best", epochs=6, patience=2, best_epoch=True)
+    assert (best.status, len(best.epochs), best.test) == ("done", 4, two.test)
+    assert all(torch.equal(value, states(tmp_path / "best")[name]) for name, value in states(tmp_path / "two").items())
+    last = trained("last", epochs=6, patience=2)
+    assert len(last.epochs) == 4
+    assert any(not torch.equal(v, states(tmp_path / "last")[n]) for n, v in states(tmp_path / "two").items())
+    # what is paused keeps its best network
+    assert trained("cut", epochs=6, patience=2, best_epoch=True, until=3).status == "paused"
+    again = trained("cut", epochs=6, patience=2, best_epoch=True)
+    assert (len(again.epochs), again.test) == (4, two.test)
+    assert trained("cut", epochs=6, patience=2, best_epoch=True).test == two.test
