@@ -75,9 +75,9 @@ def convolutions() -> list[dict[str, Any]]:
             ]
             for (name, ours, stock), slow in zip(passes, loops, strict=True):
                 what = f"conv {name} {x_shape} by {w_shape[0]}, {np.dtype(dtype)}"
-                fast, torchs = map(statistics.median, in_turns([ours, stock], budget=TURN))
+                fast, theirs = map(statistics.median, in_turns([ours, stock], budget=TURN))
                 records.append(_record(f"{what} / loops", fast, slow, WANTED_LOOPS))
-                records.append(_record(f"{what} / torch", fast, torchs, WANTED_TORCH))
+                records.append(_record(f"{what} / torch", fast, theirs, WANTED_TORCH))
     return records
 
 
@@ -107,9 +107,9 @@ def training_steps() -> list[dict[str, Any]]:
                     partial(_our_step, net, {name: {"learning_rate": lr} for name in net.params}, rule, X, y),
                     partial(_torch_step, stock, optimizer, torch.from_numpy(X), torch.from_numpy(y)),
                 ]
-                ours, torchs = map(statistics.median, in_turns(sides, budget=TURN))
+                ours, theirs = map(statistics.median, in_turns(sides, budget=TURN))
                 what = f"step of the {kind} net, {norm or 'no norm'}, {rule} / torch"
-                records.append(_record(what, ours, torchs, WANTED_STEP))
+                records.append(_record(what, ours, theirs, WANTED_STEP))
     return records
 
 

@@ -105,7 +105,7 @@ class _Search:
         if self._trials == len(everything):
             for indices in everything:
                 self._study.enqueue_trial(dict(zip(grids, indices, strict=True)))
-        self._asked: tuple[Any, Cell] | None = None
+        self._pending: tuple[Any, Cell] | None = None
         self._values: dict[Cell, list[float]] = {}  # of a trial's cell: one per seed
         self._count = 0
 
@@ -117,17 +117,17 @@ class _Search:
         """The next trial's cell."""
         trial = self._study.ask()
         choice = {axis: grid[trial.suggest_int(axis, 0, len(grid) - 1)] for axis, grid in self._grids.items()}
-        self._asked = trial, _with_settings(self._variant, choice)
+        self._pending = trial, _with_settings(self._variant, choice)
         self._count += 1
-        return self._asked[1]
+        return self._pending[1]
 
     def tell(self, values: dict[Cell, float]) -> None:
         """What came of the trials."""
-        if self._asked is not None:
-            trial, cell = self._asked
+        if self._pending is not None:
+            trial, cell = self._pending
             self._values[cell] = [values[cell]]
             self._study.tell(trial, values[cell])
-            self._asked = None
+            self._pending = None
 
     def better_half(self, further: int) -> list[Cell]:
         """The trials that all seeds before this further one put first, at that seed: half of those that got so far."""
