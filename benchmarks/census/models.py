@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MOST = 15_000_000  # parameters; larger models are counted and not run
+MANY = 60_000_000  # parameters; larger models are built with fewer blocks or channels, where they can be
 IMAGE, BATCH = 64, 4
+_SMALLER: tuple[dict[str, Any], ...] = ({"depth": 2}, {"channel_multiplier": 0.25}, {"mlp_ratio": 0.05})
+_INSTEAD = {"vgg": "vgg11_bn"}  # the smallest of the family has no norms
 _SMALL = (
     "test_", "zepto", "atto", "pico", "femto", "nano", "xxtiny", "xxt", "xxs", "micro", "mini", "tiny", "xt",
     "xsmall", "xs", "small", "_t", "_s", "b0", "050", "18", "s0", "m0",
@@ -95,7 +97,7 @@ def unbuilt(name: str) -> nn.Module:
     library, _, what = name.partition(":")
     if library != "timm":
         return built(name)[0]
-    smallest = families()[what][0]
+    smallest = _smallest(what)
     try:
         with torch.device("meta"), _without_warnings():
             model: nn.Module = timm.create_model(smallest)
@@ -105,44 +107,52 @@ def unbuilt(name: str) -> nn.Module:
     return model
 
 
+def _smallest(family: str) -> str:
+    return _INSTEAD.get(family, families()[family][0])
+
+
 def _of_timm(family: str) -> tuple[nn.Module, dict[str, Any]]:
-    for name in families()[family][:3]:
-        model = _build_on_meta(name)
-        if model is not None:
-            break
-    else:
-        raise TooLarge(f"each of its smallest architectures has more than {MOST / 1e6:.0f} million parameters")
-    model.architecture = name
+    name = _smallest(family)
+    for options in ({"img_size": IMAGE}, {}):
+        model = _build_smaller(name, options)
+        x = None if model is None else _image(model)
+        if model is not None and x is not None:
+            model.architecture = name
+            return model, {"x": x}
+    raise ValueError("it takes no image of the sizes that were tried")
+
+
+def _image(model: Any) -> Tensor | None:
+    """A batch of the smallest images that a model takes."""
     native = model.pretrained_cfg["input_size"]
     asked = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    sizes = [asked[0] if isinstance(asked, tuple) else None, IMAGE, 128, native[-1]]
+    sizes = [asked[0] if isinstance(asked, tuple) else None, IMAGE, 112, 128, native[-1]]
     for size in dict.fromkeys(size for size in sizes if size):
         x = torch.randn(BATCH, native[0], size, size)
         try:
             with torch.no_grad():
                 model.eval()(x[:1])
-            return model, {"x": x}
+            return x
         except (RuntimeError, AssertionError, ValueError):
             continue
-    raise ValueError("it takes no image of the sizes that were tried")
+    return None
 
 
-def _build_on_meta(name: str) -> nn.Module | None:
+def _build_smaller(name: str, options: dict[str, Any]) -> nn.Module | None:
+    """An architecture with these options, and with fewer blocks or channels if it is large and can be built so."""
     import timm
 
-    with torch.device("meta"), _without_warnings():
+    refused = (TypeError, AssertionError, ValueError, RuntimeError)
+    try:
+        model: nn.Module = timm.create_model(name, **options)
+    except refused:
+        return None
+    for fewer in _SMALLER if sum(p.numel() for p in model.parameters()) > MANY else ():
         try:
-            if sum(p.numel() for p in timm.create_model(name).parameters()) > MOST:
-                return None
-        except (RuntimeError, NotImplementedError):  # it computes while it is built
-            pass
-    for options in ({"img_size": IMAGE}, {}):
-        try:
-            model: nn.Module = timm.create_model(name, **options)
-        except (TypeError, AssertionError, ValueError, RuntimeError):
+            return timm.create_model(name, **options, **fewer)  # type: ignore[no-any-return]
+        except refused:
             continue
-        return model if sum(p.numel() for p in model.parameters()) <= MOST else None
-    return None
+    return model
 
 
 def _of_transformers(kind: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -164,10 +174,6 @@ def _of_transformers(kind: str) -> tuple[nn.Module, dict[str, Any]]:
         return model, {name: torch.randn(2, 16, 40), "decoder_input_ids": tokens}
     more = {"decoder_input_ids": tokens} if getattr(config, "is_encoder_decoder", False) else {}
     return model, {name: tokens, **more}
-
-
-class TooLarge(ValueError):
-    """A family whose smallest architectures have more parameters than MOST."""
 
 
 @contextmanager

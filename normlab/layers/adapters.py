@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from normlab.kernels.activations import Activation
 from normlab.layers import functional
@@ -86,7 +87,7 @@ def _serves(layer: Any, args: tuple[Any, ...]) -> bool:
     weight, eps = getattr(layer, "weight", None), _eps(layer, plan, x)
     size = x.shape[-1 if plan.kind in _LAST else 1]
     held = (weight, *(getattr(layer, name, None) for name in ("bias", "running_mean", "running_var")))
-    if not eps > 0 or any(v is not None and (v.dim() != 1 or v.shape[0] != size) for v in held):
+    if not eps > 0 or any(v is not None and not (v.numel() == size == max(v.shape)) for v in held):
         return False
     if plan.kind in _FUSING and (x.numel() <= size or size % getattr(layer, "num_groups", 1)):
         return False
@@ -103,7 +104,7 @@ def _eps(layer: Any, plan: Plan, x: Tensor) -> float:
 def _apply_plan(layer: Any, x: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
     plan: Plan = layer._plan
     behind = _parts_behind(layer)
-    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    weight, bias = _vector(getattr(layer, "weight", None)), _vector(getattr(layer, "bias", None))
     dtype = _result(plan.result, x, weight)
     if plan.one_plus and weight is not None:
         weight = 1.0 + (weight.float() if weight.element_size() < 4 else weight)
@@ -129,6 +130,11 @@ def norm_of(layer: Any, x: Tensor) -> Tensor:
     if isinstance(plan, str):
         raise ValueError(plan)
     return _FUSING[plan.kind](layer, x, layer.weight, layer.bias, _eps(layer, plan, x), None, None)
+
+
+def _vector(v: Tensor | None) -> Tensor | None:
+    """A weight of shape (C,), which some hold as (C, 1, 1) or (1, 1, 1, C)."""
+    return v if v is None or v.dim() == 1 else v.flatten()
 
 
 def _parts_behind(layer: Any) -> list[nn.Module]:
@@ -199,14 +205,24 @@ def _first(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ce
     return normalize_positions(x, weight, bias, 0, eps, centred)
 
 
+def _response(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    return functional.normalize("grn", x, _named_parameters(weight, bias), eps=eps)
+
+
+def _response_last(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    return _response(x.movedim(-1, 1), weight, bias, eps).movedim(1, -1)
+
+
 _FUSING: dict[str, Callable[..., Tensor]] = {"batch": _batch, "frozen": _frozen, "group": _group}
-_LAST, _FIRST = ("layer", "rms"), ("channels", "rms over channels")
+_LAST, _FIRST = ("layer", "rms", "responses, channels last"), ("channels", "rms over channels", "responses")
 _KINDS: dict[str, Callable[..., Tensor]] = {
     **_FUSING,
     "layer": partial(_last, centred=True),
     "rms": partial(_last, centred=False),
     "channels": partial(_first, centred=True),
     "rms over channels": partial(_first, centred=False),
+    "responses": _response,
+    "responses, channels last": _response_last,
 }
 
 
@@ -243,13 +259,41 @@ def _plain_gradients() -> Iterator[None]:
 
 def _key(layer: nn.Module) -> Any:
     scalars = {k: v for k, v in vars(layer).items() if isinstance(v, bool | int | float | str | tuple | type(None))}
-    held = {k: v if v is None else tuple(v.shape) for k, v in (*layer._parameters.items(), *layer._buffers.items())}
-    parts = {k: (type(v), str(v)) for k, v in layer._modules.items()}
-    return type(layer), repr(scalars), repr(held), repr(parts)
+    held = {k: v if v is None else tuple(v.shape) for kind in in_effect(layer) for k, v in kind.items()}
+    parts = {k: (type(v), str(v)) for k, v in _parts(layer).items()}
+    return own_class(layer), repr(scalars), repr(held), repr(parts)
+
+
+def own_class(layer: nn.Module) -> type[nn.Module]:
+    """The class that a layer was written as; torch derives another for a layer with parametrizations."""
+    return type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
+
+
+def in_effect(layer: nn.Module) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:
+    """Parameters and buffers by the names that the layer's forward pass reads.
+
+    A pruned layer computes its weight from `weight_orig` and `weight_mask`, a weight-normed one from `weight_g` and
+    `weight_v`, a parametrized one from what `parametrizations.weight` holds.
+    """
+    made = {k: v for k, v in vars(layer).items() if isinstance(v, Tensor)}
+    if parametrize.is_parametrized(layer):
+        made |= {name: getattr(layer, name) for name in layer.parametrizations}  # type: ignore[union-attr]
+
+    def own(held: dict[str, Any]) -> dict[str, Tensor | None]:
+        return {k: v for k, v in held.items() if not any(k.startswith(f"{name}_") for name in made)}
+
+    return own(layer._parameters) | made, own(layer._buffers)
+
+
+def _parts(layer: nn.Module) -> dict[str, nn.Module | None]:
+    is_own = own_class(layer) is type(layer)
+    return {k: v for k, v in layer._modules.items() if is_own or k != "parametrizations"}
 
 
 def _probe_layer(layer: nn.Module) -> Plan | str:
-    own = {name for name, _ in (*layer.named_parameters(), *layer.named_buffers())}
+    parts = _parts(layer)
+    inside = {f"{name}.{k}" for name, part in parts.items() if part is not None for k in part.state_dict()}
+    own = {k for kind in in_effect(layer) for k, v in kind.items() if v is not None} | inside
     if own - _STATE:
         return f"it has parameters or buffers that no norm of ours has: {', '.join(sorted(own - _STATE))}"
     size = _size(layer)
@@ -257,7 +301,7 @@ def _probe_layer(layer: nn.Module) -> Plan | str:
         if own:
             return "its weight is not one number per feature"
         size = 8  # whatever comes
-    behind = tuple(name for name, part in layer.named_children() if part is not None)
+    behind = tuple(name for name, part in parts.items() if part is not None)
     copied = _copied(layer)
     failures: list[str] = []
     for plan in _candidates(copied, behind):
@@ -275,7 +319,7 @@ def _probe_layer(layer: nn.Module) -> Plan | str:
 def _size(layer: Any) -> int | None:
     weight = getattr(layer, "weight", None)
     if isinstance(weight, Tensor):
-        return weight.numel() if weight.dim() == 1 else None
+        return weight.numel() if weight.dim() > 0 and weight.numel() == max(weight.shape) else None
     for name in _SIZES:
         value = getattr(layer, name, None)
         value = value[0] if isinstance(value, tuple | list) and len(value) == 1 else value
@@ -286,17 +330,21 @@ def _size(layer: Any) -> int | None:
 
 def _copied(layer: nn.Module) -> nn.Module:
     """A layer of the same class on the CPU, in float32, with random parameters and no hooks."""
-    fresh: nn.Module = copy.copy(layer)
+    fresh: nn.Module = object.__new__(own_class(layer))
     for name, held in vars(layer).items():
-        if isinstance(held, dict) and (name.endswith("_hooks") or name in ("_parameters", "_buffers", "_modules")):
-            vars(fresh)[name] = type(held)()
-    for name, p in layer._parameters.items():
+        is_table = isinstance(held, dict) and (
+            name.endswith("_hooks") or name in ("_parameters", "_buffers", "_modules")
+        )
+        vars(fresh)[name] = type(held)() if is_table else held
+    parameters, buffers = in_effect(layer)
+    for name, p in parameters.items():
+        vars(fresh).pop(name, None)
         drawn = None if p is None else nn.Parameter(torch.empty(p.shape).uniform_(0.5, 1.5), p.requires_grad)
         fresh._parameters[name] = drawn
-    for name, b in layer._buffers.items():
+    for name, b in buffers.items():
         zeros = None if b is None else torch.zeros(b.shape, dtype=torch.float32 if b.is_floating_point() else b.dtype)
         fresh._buffers[name] = zeros if zeros is None or not zeros.is_floating_point() else zeros.uniform_(0.5, 1.5)
-    for name, part in layer._modules.items():
+    for name, part in _parts(layer).items():
         fresh._modules[name] = copy.deepcopy(part)
     return fresh
 
@@ -313,11 +361,17 @@ def _candidates(layer: Any, behind: tuple[str, ...]) -> Iterator[Plan]:
         elif isinstance(getattr(layer, "num_groups", None), int):
             yield Plan("group", eps, rank=4, behind=behind)
         elif not isinstance(layer, NormBase):
-            for kind in ("rms", "layer"):
-                yield Plan(kind, eps, behind=behind)
-                yield Plan(kind, eps, one_plus=True, behind=behind)
-            for kind in _FIRST:
-                yield Plan(kind, eps, rank=4, behind=behind)
+            weight = getattr(layer, "weight", None)
+            kinds, ranks = [*_FIRST, *_LAST], [4]
+            if weight is None or weight.dim() == 1:
+                for kind in ("rms", "layer"):
+                    yield Plan(kind, eps, behind=behind)
+                    yield Plan(kind, eps, one_plus=True, behind=behind)
+            else:  # it lies along one dimension of some rank
+                ranks = [weight.dim() + 1, weight.dim()]
+            for kind in kinds:
+                for rank in ranks:
+                    yield Plan(kind, eps, rank=rank, behind=behind)
 
 
 def _compared(layer: Any, plan: Plan, size: int) -> Plan | str:
@@ -325,10 +379,9 @@ def _compared(layer: Any, plan: Plan, size: int) -> Plan | str:
     if plan.one_plus and getattr(layer, "weight", None) is None:
         return _DIFFERS
     small = _eps(layer, plan, torch.empty(0)) ** 0.5  # where eps counts
-    shapes = [(2, size, 3, 4)] if plan.rank == 4 else [(2, 5, size), (3, size), (2, 3, 4, size)]
     for training in (False,) if plan.evaluation else (False, True):
         layer.train(training)
-        for shape in shapes:
+        for shape in _shapes(plan, size):
             for scale in (1.0, small):
                 x = torch.randn(shape) * scale + 0.3 * scale
                 if not _agree(layer, plan, x):
@@ -336,6 +389,14 @@ def _compared(layer: Any, plan: Plan, size: int) -> Plan | str:
     layer.eval()
     result = _rule(layer, size, plan)
     return "the dtype of its output follows no rule of ours" if result is None else plan._replace(result=result)
+
+
+def _shapes(plan: Plan, size: int) -> list[tuple[int, ...]]:
+    """Of the inputs that a plan is compared on."""
+    if plan.rank is None:
+        return [(2, 5, size), (3, size), (2, 3, 4, size)]
+    more = (3, 4, 2)[: plan.rank - 2]
+    return [(2, *more, size) if plan.kind in _LAST else (2, size, *more)]
 
 
 _DIFFERS = "on random inputs it computes something else than the norms known here"
@@ -387,7 +448,7 @@ def _state(layer: Any, x: Tensor, run: Callable[[Any, Tensor], Any]) -> Any:
 
 def _rule(layer: nn.Module, size: int, plan: Plan) -> str | None:
     """The dtype of a layer's output, by those of its input and weight."""
-    shape = (2, size, 3, 4) if plan.rank == 4 else (2, 5, size)
+    shape = _shapes(plan, size)[0]
     seen: dict[tuple[torch.dtype, torch.dtype], torch.dtype] = {}
     for held in (torch.float32, torch.bfloat16):
         cast = copy.deepcopy(layer).to(held)

@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeVar
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils import parametrize
 
 from normlab.errors import UsageError
 from normlab.kernels.activations import Activation
@@ -37,10 +36,10 @@ def swap_norms(model: Model, where: Literal["everywhere", "faster"] = "everywher
     the same as one of ours, with an activation behind it or not (timm, torchvision, transformers, detectron2), found
     by running a copy of each; and classes given to `register_adapter`. They keep what they have: parameters and
     buffers (the same objects, so an optimizer made before goes on), attributes, mode, hooks, `state_dict`, and their
-    class: they are objects of a subclass of it. A layer that cannot be taken is left alone: synchronized, lazy,
-    parametrized, a subclass of torch's that may do more than its base, a formula of its own. `swap_report(model)` lists
-    what was taken and what was left, and why; `restore_norms(model)` is the way back. What follows a norm stays where
-    it is; `fuse_norms` takes it in.
+    class: they are objects of a subclass of it; pruned, weight-normed and parametrized layers go on so. A layer that
+    cannot be taken is left alone: synchronized, lazy, a subclass of torch's that may do more than its base, a formula
+    of its own. `swap_report(model)` lists what was taken and what was left, and why; `restore_norms(model)` is the way
+    back. What follows a norm stays where it is; `fuse_norms` takes it in.
 
     With `where="faster"` the model runs once on `example` (its input, or a tuple of them), and each layer is timed on
     what it was given beside ours: with its backward pass in training, without it in evaluation. A layer that would take
@@ -204,18 +203,19 @@ _LIBRARIES = {"timm", "torchvision", "transformers", "diffusers", "detectron2", 
 
 def _is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalization layer by its class, or by its name and having no parts that learn."""
-    kind = type(module)
+    kind = adapters.own_class(module)
     if kind in _ADAPTERS or isinstance(module, _NORMS):
         return True
     name = kind.__name__.lower()
     if kind.__module__.startswith("torch.") or not ("norm" in name or name.endswith("grn")):
         return name in ("localresponsenorm", "crossmaplrn2d")
-    return not any(True for part in module.children() for _ in (*part.parameters(), *part.buffers()))
+    parts = (part for part in module.children() if part is not getattr(module, "parametrizations", None))
+    return not any(True for part in parts for _ in (*part.parameters(), *part.buffers()))
 
 
 def _find_plan(module: nn.Module) -> tuple[adapters.Plan | nn.Module | None, str | None]:
     """(how to take a layer, None), or (None, why not)."""
-    kind = type(module)
+    kind = adapters.own_class(module)
     if "_stays" in vars(module):
         return None, vars(module)["_stays"]
     if kind in _ADAPTERS:
@@ -238,23 +238,20 @@ def _find_plan(module: nn.Module) -> tuple[adapters.Plan | nn.Module | None, str
 
 def _adapt(module: nn.Module) -> tuple[nn.Module | None, str | None]:
     try:
-        ours = _ADAPTERS[type(module)](module)
+        ours = _ADAPTERS[adapters.own_class(module)](module)
     except AttributeError as error:
         return None, f"its adapter failed: {error}"
     if ours is None:
         return None, "its adapter leaves it alone"
-    for kind in ("_parameters", "_buffers"):
-        theirs, made = ({k for k, v in vars(layer)[kind].items() if v is not None} for layer in (module, ours))
-        if kind == "_parameters" and not theirs <= vars(ours)[kind].keys():
-            return None, f"its parameters are {', '.join(sorted(theirs))}, those of ours {', '.join(sorted(made))}"
+    theirs, made = ({k for k, v in adapters.in_effect(layer)[0].items() if v is not None} for layer in (module, ours))
+    if not (theirs <= ours._parameters.keys() or adapters.own_class(module) in _STOCK):  # torch's reads no others
+        return None, f"its parameters are {', '.join(sorted(theirs))}, those of ours {', '.join(sorted(made))}"
     return ours, None
 
 
 def _special(module: nn.Module) -> str | None:
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return "it is lazy: run the model once, then swap"
-    if parametrize.is_parametrized(module):
-        return "its parameters are parametrized"
     if type(module) is nn.SyncBatchNorm:
         return "its statistics are pooled over processes: normlab.layers.distributed.synchronize does that for ours"
     return None
@@ -264,12 +261,12 @@ def _turn_into(module: nn.Module, ours: nn.Module) -> None:
     """Turn a layer into one of the class of ours, with everything that it has."""
     added = {k: v for k, v in vars(ours).items() if k not in vars(module)}
     buffers = [name for name in ours._buffers if name not in module._buffers]
-    was = (type(module), tuple(added), tuple(buffers))
+    was = (adapters.own_class(module), tuple(added), tuple(buffers))
     # what the layer has, its parameters and buffers among it, comes before what ours was made with
     vars(module).update(added, _was=was)
     for name in buffers:
         module._buffers[name] = ours._buffers[name]
-    module.__class__ = type(ours)
+    become(module, type(ours))
 
 
 def turn_back(module: nn.Module) -> bool:

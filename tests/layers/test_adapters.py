@@ -94,6 +94,32 @@ class FrozenNormWithTwoPaths(FrozenBatchNorm2d):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps)
 
 
+class GlobalResponseNorm(nn.Module):
+    """ConvNeXt V2's, with channels first or last, and a weight of one dimension or of all."""
+
+    def __init__(self, size: int, channels: int, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.channels, self.weight, self.bias = channels, *(nn.Parameter(torch.zeros(shape)) for _ in range(2))
+        self.view = (1, -1, 1, 1) if channels == 1 else (1, 1, 1, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        strength = x.norm(p=2, dim=(2, 3) if self.channels == 1 else (1, 2), keepdim=True)
+        relative = strength / (strength.mean(dim=self.channels, keepdim=True) + 1e-6)
+        return x + torch.addcmul(self.bias.view(self.view), self.weight.view(self.view), x * relative)
+
+
+class WideNorm(nn.Module):
+    """A layer norm over channels whose weight has the input's rank, or one less."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        return (x - mean) / ((x - mean).square().mean(1, keepdim=True) + self.eps).sqrt() * self.weight + self.bias
+
+
 class ConvNormAct(nn.Sequential):
     """As torchvision's Conv2dNormActivation."""
 
@@ -144,6 +170,12 @@ TAKEN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "batch + silu": (lambda: BatchNormAct2d(8, nn.SiLU(inplace=True)), IMAGES),
     "batch + hardswish": (lambda: BatchNormAct2d(8, nn.Hardswish()), IMAGES),
     "batch + identity": (lambda: BatchNormAct2d(8, nn.Identity()), IMAGES),
+    "responses": (lambda: GlobalResponseNorm(8, 1, (8,)), IMAGES),
+    "responses, channels last": (lambda: GlobalResponseNorm(8, -1, (8,)), (2, 3, 4, 8)),
+    "responses, a weight of all dimensions": (lambda: GlobalResponseNorm(8, -1, (1, 1, 1, 8)), (2, 3, 4, 8)),
+    "a weight (1, C, 1, 1)": (lambda: WideNorm(1, 8, 1, 1), IMAGES),
+    "a weight (C, 1, 1)": (lambda: WideNorm(8, 1, 1), IMAGES),
+    "a weight (C, 1)": (lambda: WideNorm(8, 1), (2, 8, 5)),
     "group + relu": (lambda: GroupNormAct(8, nn.ReLU()), IMAGES),
 }
 

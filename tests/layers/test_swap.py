@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 import normlab
@@ -234,7 +235,7 @@ class Own(nn.BatchNorm2d):
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.SyncBatchNorm(3), nn.LazyBatchNorm2d(), Own(3), nn.utils.parametrizations.weight_norm(nn.LayerNorm(3))],
+    [nn.SyncBatchNorm(3), nn.LazyBatchNorm2d(), Own(3), nn.utils.parametrizations.weight_norm(Own(3))],
     ids=lambda m: type(m).__name__,
 )
 def test_layers_of_a_class_of_their_own_stay(layer: nn.Module) -> None:
@@ -243,6 +244,61 @@ def test_layers_of_a_class_of_their_own_stay(layer: nn.Module) -> None:
         model = normlab.swap_norms(nn.Sequential(layer))
     assert type(model[0]) is kind
     assert list(normlab.swap_report(model).left) == ["0"]
+
+
+class LikeLlamas(nn.Module):
+    """An RMS norm that no library has."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps))
+
+
+LikeLlamas.__name__ = "LlamaRMSNorm"  # which says that it is a norm
+TREATMENTS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module], Any]]] = {
+    "prune": (lambda m: prune.l1_unstructured(m, "weight", 2), lambda m: prune.remove(m, "weight")),
+    "weight_norm": (
+        lambda m: nn.utils.parametrizations.weight_norm(m, dim=None),
+        lambda m: parametrize.remove_parametrizations(m, "weight"),
+    ),
+    "spectral_norm": (
+        nn.utils.parametrizations.spectral_norm,
+        lambda m: parametrize.remove_parametrizations(m, "weight"),
+    ),
+    "spectral_norm, the older one": (nn.utils.spectral_norm, nn.utils.remove_spectral_norm),
+}
+
+
+@pytest.mark.parametrize("treatment", TREATMENTS)
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nn.BatchNorm2d(4), lambda: nn.GroupNorm(2, 4), lambda: nn.LayerNorm(4), lambda: LikeLlamas(4)],
+    ids=["batch", "group", "layer", "somebody's"],
+)
+def test_layers_that_were_pruned_or_parametrized_before(make: Callable[[], nn.Module], treatment: str) -> None:
+    """Bug: such layers were left, as if what computes their weight were something that ours lack."""
+    before, after = TREATMENTS[treatment]
+    stock, ours = (nn.Sequential(make()).double() for _ in range(2))
+    for model in (stock, ours):
+        torch.manual_seed(0)
+        for p in model.parameters():
+            nn.init.uniform_(p, 0.5, 1.5)
+        before(model[0])
+    kind, x = type(ours[0]), torch.randn(5, 4, 3, 4).double()
+    normlab.swap_norms(ours)
+    assert normlab.swap_report(ours).left == {}
+    assert list(ours.state_dict()) == list(stock.state_dict())
+    same(trained(ours, x), trained(stock, x))
+    normlab.restore_norms(ours)
+    assert type(ours[0]).__bases__ == kind.__bases__
+    normlab.swap_norms(ours)
+    for model in (stock, ours):
+        after(model[0])
+    same(trained(ours, x), trained(stock, x))
+    assert type(normlab.restore_norms(ours)[0]) is type(stock[0])
 
 
 def test_a_single_sample_is_not_taken_for_a_batch() -> None:
