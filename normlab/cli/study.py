@@ -112,12 +112,15 @@ def _options(
     log: Annotated[
         str, typer.Option(help="Trackers that get the curves: tensorboard, wandb, mlflow, trackio.", show_default=False)
     ] = "",
+    stall: Annotated[
+        str, typer.Option(help="A training without a step for so long has failed: 30m, 2h, or never.")
+    ] = "30m",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try cells again that failed often.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train cells again that are done.")] = False,
 ) -> Any:
     """How to run a study, from the flags that `compare` and `plan` share."""
-    from normlab.study.running.budget import parse_budget
+    from normlab.study.running.budget import parse_time
     from normlab.study.running.cluster import ClusterOptions
     from normlab.study.running.run import Options
 
@@ -139,7 +142,8 @@ def _options(
         backend=backend,
         cluster=ClusterOptions(address, gpus=gpus, placement=placement, runtime_env=_read_runtime_env(runtime_env)),
         checkpoints=checkpoints,
-        budget=None if budget is None else parse_budget(budget),
+        budget=None if budget is None else parse_time(budget),
+        stall=None if stall == "never" else parse_time(stall, "--stall"),
         until_sure=until_sure,
         log=log,
     )

@@ -24,11 +24,11 @@ RUNGS = (4, 2, 1)  # a quarter, half and all of the epochs
 FEWEST = 2  # finalists: a comparison takes two
 
 
-def parse_budget(text: str) -> float:
+def parse_time(text: str, flag: str = "--budget") -> float:
     """Seconds in "90s", "10m", "1.5h". Raises UsageError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
     if match is None or float(match[1]) == 0:
-        raise UsageError(f"--budget {text!r} is no time; expected something like 90s, 10m or 1.5h")
+        raise UsageError(f"{flag} {text!r} is no time; expected something like 90s, 10m or 1.5h")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 

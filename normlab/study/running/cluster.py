@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from normlab.errors import UsageError, require
-from normlab.study.running.jobs import Emit, Event, Job
+from normlab.study.running.jobs import SIGNS, STALL, START, Emit, Event, Job, stalled
 
 RETRIES = 5  # of a task whose machine or process died
 
@@ -39,9 +39,11 @@ class ClusterOptions:
 class RayExecutor:
     """As many cells at a time as Ray finds room for; Ray queues the rest."""
 
-    def __init__(self, options: ClusterOptions, *, at_once: int, plugins: Sequence[str] = ()) -> None:
+    def __init__(
+        self, options: ClusterOptions, *, at_once: int, plugins: Sequence[str] = (), stall: float | None = STALL
+    ) -> None:
         self._ray = _import_ray()
-        self._plugins, self._at_once = tuple(plugins), at_once
+        self._plugins, self._at_once, self._stall = tuple(plugins), at_once, stall
         self._own = not self._ray.is_initialized()
         if self._own:
             try:
@@ -68,7 +70,7 @@ class RayExecutor:
         return len(self._streams) < self._at_once
 
     def start(self, job: Job) -> None:
-        self._streams[self._task.remote(job.as_dict(), self._threads, self._gpus > 0, self._plugins)] = job
+        self._streams[self._task.remote(job.as_dict(), self._threads, self._gpus > 0, self._plugins, self._stall)] = job
 
     def wait(self, emit: Emit, seconds: float) -> None:
         ready, _ = self._ray.wait(list(self._streams), timeout=seconds, fetch_local=False)
@@ -98,13 +100,23 @@ class RayExecutor:
         return event
 
 
-def _stream(facts: dict[str, Any], threads: int, gpu: bool, plugins: Sequence[str]) -> Iterator[Event]:
+def _stream(
+    facts: dict[str, Any], threads: int, gpu: bool, plugins: Sequence[str], stall: float | None = STALL
+) -> Iterator[Event]:
     """Train a cell and yield what is to be reported: one item for each epoch, then the end with all notices."""
     events: queue.Queue[Event] = queue.Queue()
     threading.Thread(target=_run, args=(facts, threads, gpu, plugins, events.put), daemon=True).start()
     notices: list[str] = []
+    patience = None if stall is None else max(stall, START)
     while True:
-        event = events.get()
+        try:
+            event = events.get(timeout=patience)
+        except queue.Empty:
+            event = stalled(patience or 0.0)
+        if event["event"] != "reading":
+            patience = stall
+        if event["event"] in SIGNS:
+            continue
         if event["event"] == "notice":
             notices.append(event["text"])  # kept for the end: an item of its own would shift the epochs
         elif event["event"] == "epoch":
@@ -120,18 +132,19 @@ def _run(facts: dict[str, Any], threads: int, gpu: bool, plugins: Sequence[str],
         import torch
 
         from normlab.study.plugins import load_plugin
-        from normlab.study.running.jobs import check_data, failure, run_job
+        from normlab.study.running.jobs import Beat, check_data, failure, run_job
         from normlab.study.source import open_data
 
         torch.set_num_threads(threads)
         for plugin in plugins:
             load_plugin(plugin)
-        dataset = open_data(job.data)
+        reading, step = (Beat(emit, sign) for sign in SIGNS)
+        dataset = open_data(job.data, progress=reading)
         check_data(job, dataset)
     except Exception as e:
         emit(failure(job.cell, e))
         return
-    run_job(job, dataset, emit, "cuda" if gpu else "cpu")
+    run_job(job, dataset, emit, "cuda" if gpu else "cpu", on_step=step)
 
 
 def _import_ray() -> Any:

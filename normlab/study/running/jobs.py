@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import math
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +19,10 @@ from normlab.study.spec import DataChoice
 Event = dict[str, Any]  # {"event": name, ...}; the names are those of `run_job`
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # torch, on GPU and CPU
 Emit = Callable[["Job", Event], None]
+STALL = 1800.0  # seconds without a step, after which a training has failed
+START = 120.0  # seconds, at least, for what comes before the first step
+SIGNS = ("reading", "step")  # of life: images are read, a step was taken
+_BEAT = 0.5  # seconds between two signs of life
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,18 @@ class Executor(Protocol):
         """Stop everything at once and leave nothing behind."""
 
 
-def run_job(job: Job, dataset: Dataset, emit: Callable[[Event], None], device: str = "cpu", kind: Any = None) -> None:
+def run_job(
+    job: Job,
+    dataset: Dataset,
+    emit: Callable[[Event], None],
+    device: str = "cpu",
+    kind: Any = None,
+    on_step: Callable[[], None] = lambda: None,
+) -> None:
     """Train a job's cell and report: "notice", "epoch" for each epoch, then "end" or "disk".
 
-    Nothing is raised but what stops the process: a failure is an event with its reason and traceback. `kind` is
-    that of `normlab.study.training.cell.train_cell`.
+    Nothing is raised but what stops the process: a failure is an event with its reason and traceback. `kind` and
+    `on_step` are those of `normlab.study.training.cell.train_cell`.
     """
     from normlab.study.keeping.checkpoint import CheckpointDirectory
     from normlab.study.training.cell import train_cell
@@ -78,6 +91,7 @@ def run_job(job: Job, dataset: Dataset, emit: Callable[[Event], None], device: s
             until=job.until,
             device=device,
             kind=kind,
+            on_step=on_step,
         )
     except Exception as e:
         emit(failure(job.cell, e))
@@ -96,6 +110,29 @@ def run_job(job: Job, dataset: Dataset, emit: Callable[[Event], None], device: s
             },
         }
     )
+
+
+class Beat:
+    """Reports a sign of life when called, but not more often than anybody needs."""
+
+    def __init__(self, emit: Callable[[Event], None], sign: str) -> None:
+        self._emit, self._sign, self._last = emit, sign, -math.inf
+
+    def __call__(self, *_: Any) -> None:
+        now = time.monotonic()
+        if now - self._last >= _BEAT:
+            self._last = now
+            self._emit({"event": self._sign})
+
+
+def stalled(seconds: float, trace: str | None = None) -> Event:
+    """The event that says that a cell hangs; `trace` says where."""
+    return {
+        "event": "end",
+        "status": "failed",
+        "reason": f"no step in {seconds:g} s: it hangs, or a step takes longer than --stall allows",
+        "traceback": trace,
+    }
 
 
 def check_data(job: Job, dataset: Dataset) -> None:

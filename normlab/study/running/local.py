@@ -5,25 +5,30 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import selectors
+import queue
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from normlab.errors import DataError, UsageError
 from normlab.study.keeping.environment import available_cores, memory_bytes
-from normlab.study.running.jobs import Emit, Job
+from normlab.study.running.jobs import SIGNS, STALL, START, Emit, Job, stalled
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 # Memory in pages of 2 MB where Linux gives them to who asks: a fresh tensor then costs four faults, not two thousand.
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _BYTES_PER_WORKER = 2 << 30  # what a comparison of residual networks on small images takes, generously
 _LAST_WORDS = 300  # characters of a dead worker's log that are quoted
+_TRACE = 10_000  # characters of a log that are kept with a cell that hung
+_MOST_UNSEEN = 5.0  # seconds of silence that one look adds: a driver that was stopped itself has heard nothing
+_GRACE = 2.0  # seconds for the last words of a worker
 
 
 @dataclass(frozen=True)
@@ -70,20 +75,45 @@ def plan_layout(
     return Layout(jobs, threads, tuple(devices))
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     process: subprocess.Popen[bytes]
     log: Path
     device: str
+    lines: queue.Queue[tuple[_Worker, bytes]]
     job: Job | None = None
-    pending: bytes = b""
+    began: bool = False  # whether its job has taken a step
+    silence: float = 0.0  # seconds since its last sign of life
+    reader: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with contextlib.suppress(ValueError, OSError):  # it was closed
+            for line in self.process.stdout:
+                self.lines.put((self, line))
+        self.lines.put((self, b""))
+
+    def kill(self) -> None:
+        """End it, and what its model has started."""
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
 
     def leave(self) -> int:
         """Wait for its end, release what belongs to it, and return its exit code."""
         code = self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()  # type: ignore[union-attr]
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.reader.join(_GRACE)
+        if not self.reader.is_alive():  # else it waits for a process that holds the other end
+            self.process.stdout.close()
         return code
 
 
@@ -91,15 +121,24 @@ class LocalExecutor:
     """Persistent workers, started when needed and replaced when they die.
 
     Every worker inherits `lock`, the file through which the driver holds its cells. Workers write what they have
-    to say besides events to `logs`.
+    to say besides events to `logs`. One that takes no step for `stall` seconds is ended, and its cell has failed.
     """
 
-    def __init__(self, layout: Layout, *, lock: int, logs: Path, plugins: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        lock: int,
+        logs: Path,
+        plugins: Sequence[str] = (),
+        stall: float | None = STALL,
+    ) -> None:
         self.layout = layout
-        self._lock, self._logs, self._plugins = lock, logs, plugins
+        self._lock, self._logs, self._plugins, self._stall = lock, logs, plugins, stall
         self._workers: list[_Worker] = []
         self._started = 0
-        self._selector = selectors.DefaultSelector()
+        self._lines: queue.Queue[tuple[_Worker, bytes]] = queue.Queue()
+        self._looked = time.monotonic()
         logs.mkdir(parents=True, exist_ok=True)
 
     def free(self) -> bool:
@@ -107,50 +146,74 @@ class LocalExecutor:
 
     def start(self, job: Job) -> None:
         worker = next((w for w in self._workers if w.job is None), None) or self._new_worker()
-        worker.job = job
+        worker.job, worker.began, worker.silence = job, False, 0.0
         assert worker.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died just now; its output says so when it is read
             worker.process.stdin.write(json.dumps(job.as_dict()).encode() + b"\n")
             worker.process.stdin.flush()
 
     def wait(self, emit: Emit, seconds: float) -> None:
-        for key, _ in self._selector.select(seconds):
-            worker: _Worker = key.data
-            assert worker.process.stdout is not None
-            received = os.read(worker.process.stdout.fileno(), 1 << 16)
-            if received:
-                self._emit_events(worker, received, emit)
-            else:
+        with contextlib.suppress(queue.Empty):
+            self._emit_line(*self._lines.get(timeout=seconds), emit)
+        self._emit_waiting(emit)
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, _MOST_UNSEEN), now
+        for worker in list(self._workers):
+            worker.silence += passed
+            if worker.process.poll() is not None:
                 self._remove_dead(worker, emit)
+            elif worker.job is not None and self._stall is not None:
+                patience = self._stall if worker.began else max(self._stall, START)
+                if worker.silence > patience:
+                    self._end_hung(worker, patience, emit)
 
     def close(self) -> None:
         for worker in self._workers:
-            worker.process.kill()
+            worker.kill()
         for worker in self._workers:
             worker.leave()
             with contextlib.suppress(OSError):  # the directory may be gone
                 if not worker.log.stat().st_size:
                     worker.log.unlink()
         self._workers.clear()
-        self._selector.close()
 
-    def _emit_events(self, worker: _Worker, received: bytes, emit: Emit) -> None:
-        *lines, worker.pending = (worker.pending + received).split(b"\n")
-        for line in lines:
-            event = json.loads(line)
-            job = worker.job
-            assert job is not None, "a worker without a job has nothing to say"
-            if event["event"] in ("end", "disk"):
-                worker.job = None
+    def _emit_waiting(self, emit: Emit) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._emit_line(*self._lines.get_nowait(), emit)
+
+    def _emit_line(self, worker: _Worker, line: bytes, emit: Emit) -> None:
+        job = worker.job
+        if job is None or not line.endswith(b"\n"):  # it ended in the middle of a word
+            return
+        event = json.loads(line)
+        worker.began, worker.silence = worker.began or event["event"] != "reading", 0.0
+        if event["event"] in ("end", "disk"):
+            worker.job = None
+        if event["event"] not in SIGNS:
             emit(job, event)
 
     def _remove_dead(self, worker: _Worker, emit: Emit) -> None:
         """The worker is gone, and what it had not said in full is lost."""
-        self._selector.unregister(worker.process.stdout)  # type: ignore[arg-type]
-        self._workers.remove(worker)
+        worker.kill()  # what it has left behind
         code = worker.leave()
+        self._emit_waiting(emit)
+        self._workers.remove(worker)
         if worker.job is not None:
             emit(worker.job, {"event": "lost", "reason": _cause_of_death(code, worker.log)})
+
+    def _end_hung(self, worker: _Worker, seconds: float, emit: Emit) -> None:
+        """End a worker that hangs; the end of its log says where."""
+        job, worker.job = worker.job, None
+        assert job is not None
+        if hasattr(signal, "SIGUSR1"):
+            worker.process.send_signal(signal.SIGUSR1)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(_GRACE)  # which it ignores, unless it has not begun yet
+        worker.kill()
+        worker.leave()
+        self._workers.remove(worker)
+        emit(job, stalled(seconds, _end_of(worker.log, _TRACE)))
 
     def _new_worker(self) -> _Worker:
         self._started += 1
@@ -159,7 +222,7 @@ class LocalExecutor:
         log = self._logs / f"worker-{os.getpid()}-{self._started}.log"
         command = [
             sys.executable, "-m", "normlab.study.running.worker",
-            "--threads", str(self.layout.threads), "--device", device,
+            "--threads", str(self.layout.threads), "--device", device, "--lock", str(self._lock),
             *(part for plugin in self._plugins for part in ("--plugin", plugin)),
         ]  # fmt: skip
         with _open_log(log) as stderr:
@@ -169,12 +232,11 @@ class LocalExecutor:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env=worker_environment(self.layout.threads),
-                pass_fds=(self._lock,),
+                pass_fds=(self._lock,) if os.name == "posix" else (),
                 start_new_session=True,  # an interrupt at the terminal is the driver's to handle
             )
-        worker = _Worker(process, log, device)
+        worker = _Worker(process, log, device, self._lines)
         self._workers.append(worker)
-        self._selector.register(process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
         return worker
 
 
@@ -194,5 +256,12 @@ def worker_environment(threads: int) -> dict[str, str]:
 
 def _cause_of_death(code: int, log: Path) -> str:
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    words = log.read_text(errors="replace").strip()[-_LAST_WORDS:] if log.exists() else ""
+    words = _end_of(log, _LAST_WORDS)
     return f"its worker {how}" + (f": {words}" if words and code >= 0 else "")
+
+
+def _end_of(log: Path, characters: int) -> str:
+    try:
+        return log.read_text(errors="replace").strip()[-characters:]
+    except OSError:  # the directory may be gone
+        return ""

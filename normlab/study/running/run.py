@@ -27,7 +27,7 @@ from normlab.study.running.console import Console, make_console
 from normlab.study.running.driver import Driver, Study
 from normlab.study.running.exporting import exporting, tracker_names
 from normlab.study.running.inline import InlineExecutor
-from normlab.study.running.jobs import Executor, Job
+from normlab.study.running.jobs import STALL, Executor, Job
 from normlab.study.running.local import LocalExecutor, plan_layout
 from normlab.study.running.torchrun import LeadingExecutor, launched
 from normlab.study.running.tuning import SEEDS, tuned
@@ -49,8 +49,9 @@ class Options:
     URL that all its machines can reach, by default a folder of the study's directory. A difference of accuracies below
     `matters` counts as none; `metric` is what is compared in their place (`normlab.study.metric`). `budget` is a
     number of seconds, spent where it helps most (`normlab.study.running.budget`). `until_sure` trains seeds only where
-    the question is open, and stops when it is settled (`normlab.study.running.until_sure`). `log` names trackers that
-    get every cell's curves (`normlab.study.running.exporting`).
+    the question is open, and stops when it is settled (`normlab.study.running.until_sure`). A training without a step
+    for `stall` seconds has failed; None waits for ever. (Nobody watches a training in this process, or under torchrun.)
+    `log` names trackers that get every cell's curves (`normlab.study.running.exporting`).
     """
 
     jobs: int | None = None
@@ -66,6 +67,7 @@ class Options:
     force: bool = False
     budget: float | None = None
     until_sure: bool = False
+    stall: float | None = STALL
     backend: str = "local"
     cluster: ClusterOptions | None = None
     checkpoints: str | None = None
@@ -222,14 +224,15 @@ def make_executor(
         asked = options.cluster or ClusterOptions()
         gpus = 0.0 if options.device == "cpu" else asked.gpus
         cluster = replace(asked, threads=threads, gpus=gpus)
-        return RayExecutor(cluster, at_once=options.jobs or cells, plugins=spec.plugins)
+        return RayExecutor(cluster, at_once=options.jobs or cells, plugins=spec.plugins, stall=options.stall)
     devices = find_devices(options.device)
     if launched():
         return LeadingExecutor(spec, dataset, devices)
     if options.inline:
         return InlineExecutor(dataset, devices[0])
     layout = plan_layout(cells, jobs=options.jobs, threads=options.threads, devices=devices, per_gpu=options.per_gpu)
-    return LocalExecutor(layout, lock=locks.fileno(), logs=directory / "logs", plugins=spec.plugins)
+    logs = directory / "logs"
+    return LocalExecutor(layout, lock=locks.fileno(), logs=logs, plugins=spec.plugins, stall=options.stall)
 
 
 def find_devices(wanted: str) -> list[str]:

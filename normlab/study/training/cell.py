@@ -85,15 +85,19 @@ def train_cell(
     until: int | None = None,
     device: str = "cpu",
     kind: type[Training] | None = None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train one cell and return how it ended; `on_epoch` receives the record of every epoch, in order.
 
     With `checkpoints` it goes on from the last state kept, replaying the records of the epochs before. With
     `until` it pauses after that many epochs. The test split is looked at once, at the end. A loss that is not
     finite ends it as "diverged". Whatever else goes wrong is raised. `kind` trains in another way than `Training`.
+    `on_step` is called after every step, and after every batch that is evaluated.
     """
     with torch.random.fork_rng(devices=[]):  # the caller's generator is not ours to move
-        return _train((kind or Training)(cell, dataset, device), on_epoch, checkpoints, until)
+        training = (kind or Training)(cell, dataset, device)
+        training.on_step = on_step
+        return _train(training, on_epoch, checkpoints, until)
 
 
 def _train(
@@ -174,6 +178,7 @@ class Training:
         self.records: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}  # the network's state at its best epoch so far, where that is what is tested
         self.progress = Progress()
+        self.on_step: Callable[[], None] = lambda: None
 
     def is_over(self) -> bool:
         """Whether no epoch is left to train."""
@@ -253,6 +258,7 @@ class Training:
         self.progress.step += 1
         if len(self.progress.unseen) >= LOOK_EVERY.get(self.device.type, 1):
             self.see_losses(epoch)
+        self.on_step()
 
     def set_rate(self, factor: float) -> None:
         """Multiply the learning rates that the optimizer began with by this factor."""
@@ -313,6 +319,7 @@ class Training:
                 logits = self.model(self.inputs(images))
                 losses.append(functional.cross_entropy(logits, labels, reduction="sum"))
                 predictions.append(logits.argmax(1))
+                self.on_step()
         return scores(
             sum(torch.stack(losses).tolist()) / len(split),
             np.asarray(split.labels),

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
+from normlab.study.keeping.store import Store
 from normlab.study.running import local
 from normlab.study.running.jobs import Event, Job
-from normlab.study.running.local import plan_layout, worker_environment
+from normlab.study.running.local import Layout, LocalExecutor, plan_layout, worker_environment
 from normlab.study.running.worker import work
 from normlab.study.source import open_data
 from normlab.study.spec import DataChoice
 from tests.study.conftest import make_cell
+from tests.study.processes import alive, run
 
 
 def test_a_worker_has_its_threads_and_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,3 +88,91 @@ def test_the_layout_depends_on_what_stays(monkeypatch: pytest.MonkeyPatch) -> No
     layout = plan_layout(10, cores=8)
     assert (layout.jobs, layout.threads) == (4, 2)
     assert asked == [()], "all memory, not what is free of it"
+
+
+# Stands for a worker, and starts faster: says what it is told to, and does what the case names.
+FAKE = """#!{python}
+import json, os, signal, sys, time
+sys.stdin.readline()
+print(json.dumps({{"event": "epoch", "record": 1}}), flush=True)
+{does}
+"""
+FORKS_AND_DIES = "time.sleep(600) if os.fork() == 0 else os.kill(os.getpid(), signal.SIGKILL)"
+HANGS = "time.sleep(600)"
+WORKS = (
+    'for _ in range(8): time.sleep(0.1), print(json.dumps({"event": "step"}), flush=True)\n'
+    'print(json.dumps({"event": "end", "status": "done"}), flush=True)\ntime.sleep(600)'
+)
+
+
+# A worker whose model had forked was killed: the child held the pipe, and the study waited for ever. So it did for a
+# model that hangs.
+@pytest.mark.parametrize(
+    ("does", "last", "why"),
+    [
+        (FORKS_AND_DIES, "lost", "SIGKILL"),
+        (HANGS, "end", "no step in 0.4 s"),
+        (WORKS, "end", None),
+    ],
+)
+def test_a_worker_that_dies_or_hangs_is_noticed(
+    does: str, last: str, why: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "worker"
+    fake.write_text(FAKE.format(python=sys.executable, does=does))
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    heard: list[Event] = []
+    with (tmp_path / "lock").open("w") as lock:
+        executor = LocalExecutor(Layout(1, 1), lock=lock.fileno(), logs=tmp_path / "logs", stall=0.4)
+        executor.start(Job(1, "key", make_cell(), DataChoice("digits")))
+        while not heard or heard[-1]["event"] == "epoch":
+            executor.wait(lambda job, event: heard.append(event), 0.05)
+        assert [event["event"] for event in heard] == ["epoch", last]
+        assert executor.free()
+        assert why is None or why in heard[-1]["reason"]
+        executor.close()
+
+
+FORKER = """
+import os, signal, time
+from pathlib import Path
+from torch import nn
+
+class Forker(nn.Module):
+    # trains a step; the first worker then forks and is killed, the next one hangs
+    def __init__(self, norm, num_classes, in_channels):
+        super().__init__()
+        self.steps = 0
+        self.layers = nn.Sequential(
+            nn.AdaptiveAvgPool2d(4), nn.Conv2d(in_channels, 4, 3), norm(4), nn.Flatten(), nn.Linear(16, num_classes)
+        )
+
+    def forward(self, x):
+        self.steps += self.training
+        if self.steps > 2:
+            here = Path(__file__).with_name("forked")
+            if not here.exists():
+                child = os.fork()
+                if child == 0:
+                    time.sleep(600)
+                here.write_text(str(child))
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(600)
+        return self.layers(x)
+"""
+
+
+@pytest.mark.slow
+def test_a_study_outlives_a_model_that_forks_and_one_that_hangs(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(FORKER)
+    model = ("--model", f"{tmp_path / 'nets.py'}:Forker", "--norms", "bn", "--epochs", "1", "--lr", "0.01")
+    code, said = run(*model, "--stall", "15s", directory=tmp_path / "study")
+    assert code == 1
+    assert "SIGKILL" in said
+    assert "no step in 15 s" in said
+    assert not alive(int((tmp_path / "forked").read_text()))
+    with Store(tmp_path / "study", readonly=True) as store:
+        (cell,) = store.cells()
+    assert cell.traceback is not None
+    assert "nets.py" in cell.traceback, "where it hangs"

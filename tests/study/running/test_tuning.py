@@ -17,7 +17,7 @@ from normlab.study.axes import TUNABLE
 from normlab.study.keeping.locks import CellLocks
 from normlab.study.keeping.records import collect
 from normlab.study.keeping.store import LOCKS, Store
-from normlab.study.running.budget import parse_budget, run_within_budget
+from normlab.study.running.budget import parse_time, run_within_budget
 from normlab.study.running.driver import Driver, Study
 from normlab.study.running.jobs import Event, Job
 from normlab.study.running.tuning import tuned
@@ -129,13 +129,13 @@ def test_nothing_but_what_can_be_tuned_is_tuned() -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400)])
 def test_budgets_are_times(text: str, seconds: float) -> None:
-    assert parse_budget(text) == seconds
+    assert parse_time(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["10", "m", "-3m", "0s", "ten minutes"])
 def test_other_budgets_are_told(text: str) -> None:
     with pytest.raises(UsageError, match="10m"):
-        parse_budget(text)
+        parse_time(text)
 
 
 SPEC = make_spec({"norms": "bn,gn,in", "lrs": "0.1,0.001", "epochs": 8, "seeds": 3, "batch_sizes": 32})
