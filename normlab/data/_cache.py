@@ -1,4 +1,9 @@
-"""Decoded images on disk: one folder per source, image size and split, put in place by one atomic rename."""
+"""Decoded images on disk: one folder per source, image size and split, put in place by one atomic rename.
+
+What is read is what was written: an entry's facts carry their digest, its pixels and labels that of the dataset.
+Small entries are read whole whenever they are opened; of large ones the files' sizes and times are looked at, and the
+content once a day.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +19,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
-from normlab.data._dataset import Copies, Dataset, Labels, Pixels, Split
+from normlab.data._dataset import Copies, Dataset, Labels, Pixels, Split, digest
 from normlab.data._split import SPLITS
 from normlab.errors import DataError
+from normlab.errors.files import write_text
 
-_FORMAT = 2  # part of every key: raise it when readers or files change
+_FORMAT = 3  # part of every key: raise it when readers or files change
 _ABANDONED = 24 * 3600  # seconds after which a half-written entry has no writer any more
+_SMALL = 64 << 20  # bytes of an entry that is checked whenever it is opened; it takes a tenth of a second
+_CHECK_EVERY = 24 * 3600  # seconds between two checks of a larger one
+_CHECKED = "checked.json"  # when that was, and the files as they were
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None) -> Path:
@@ -44,10 +53,10 @@ def find(folder: Path, skip_bad: bool) -> Dataset | None:
     """The dataset of an entry, memory-mapped; None if there is none, it is damaged, or it left out images unasked."""
     try:
         entry = json.loads((folder / "entry.json").read_text("utf-8"))
-        if entry["skipped"] and not skip_bad:
+        if entry.pop("digest") != _digest(entry) or (entry["skipped"] and not skip_bad):
             return None
         splits = read_splits(folder)
-        if any(len(split.images) != len(split.labels) for split in splits.values()):
+        if not (all(map(_plain, splits.values())) and _as_written(folder, splits, entry["hash"])):
             return None
         return Dataset(
             entry["name"],
@@ -66,6 +75,40 @@ def find(folder: Path, skip_bad: bool) -> Dataset | None:
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(split: Split) -> bool:
+    return split.images.dtype == np.uint8 and split.labels.dtype == np.int64 and len(split.images) == len(split.labels)
+
+
+def _as_written(folder: Path, splits: dict[str, Split], hash: str) -> bool:
+    """Whether pixels and labels have the digest they had, by reading them or by having read them lately."""
+    files = sorted(folder.glob("*.npy"))
+    facts = {
+        file.name: (found.st_size, found.st_mtime_ns, found.st_ctime_ns) for file in files if (found := file.stat())
+    }
+    large = sum(size for size, *_ in facts.values()) > _SMALL
+    mark = _digest({"files": facts, "hash": hash})
+    if large and _checked_lately(folder, mark):
+        return True
+    if digest(splits) != hash:
+        return False
+    if large:
+        with contextlib.suppress(OSError):  # a cache that may only be read is checked every time
+            write_text(folder / _CHECKED, json.dumps({"files": mark, "at": time.time()}))
+    return True
+
+
+def _checked_lately(folder: Path, mark: str) -> bool:
+    try:
+        checked = json.loads((folder / _CHECKED).read_text("utf-8"))
+        return bool(checked["files"] == mark and 0 <= time.time() - checked["at"] < _CHECK_EVERY)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def read_splits(folder: Path) -> dict[str, Split]:
@@ -141,7 +184,8 @@ def save_entry(scratch: Path, dataset: Dataset, skipped: int) -> None:
         "copies": [(one.of, one.among, one.rows) for one in dataset.copies],
         "skipped": skipped,
     }
-    (scratch / "entry.json").write_text(json.dumps(entry, indent=1), "utf-8")
+    entry = json.loads(json.dumps(entry))  # as it is read: lists for tuples
+    (scratch / "entry.json").write_text(json.dumps({**entry, "digest": _digest(entry)}, indent=1), "utf-8")
 
 
 def check_room(root: Path, need: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import normlab.data
-from normlab.data import _decode
+from normlab.data import _cache, _decode
 from normlab.errors import DataError
 from tests.data.makers import encoded, images, write_folder
 
@@ -166,6 +166,54 @@ def test_a_damaged_entry_is_made_again(root, load, tmp_path, damage):
     calls = Calls()
     load(root, progress=calls)
     assert calls == []
+
+
+# One changed byte was used, under the old hash.
+def test_every_changed_byte_is_noticed_or_changes_nothing(root, load, tmp_path):
+    write_folder(root)
+    before = load(root)
+    (entry,) = entries(tmp_path)
+    rng = np.random.default_rng(0)
+    for path in sorted(entry.iterdir()):
+        whole = path.read_bytes()
+        for at in (0, *rng.integers(0, len(whole), 2).tolist(), len(whole) - 1):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ int(rng.integers(1, 256))]) + whole[at + 1 :])
+            found = load(root)
+            assert (found.hash, found.class_names) == (before.hash, before.class_names)
+            assert found.channel_mean == pytest.approx(before.channel_mean)
+            for split in ("train", "val", "test"):
+                assert np.array_equal(getattr(found, split).images, getattr(before, split).images), (path.name, at)
+                assert np.array_equal(getattr(found, split).labels, getattr(before, split).labels), (path.name, at)
+
+
+def test_a_large_entry_is_read_whole_once_a_day_and_after_a_change(root, load, tmp_path, monkeypatch):
+    monkeypatch.setattr(_cache, "_SMALL", 0)
+    read = Calls()
+    digest = _cache.digest
+    monkeypatch.setattr(_cache, "digest", lambda splits: read(0, 0, "") or digest(splits))
+    write_folder(root)
+    before = load(root)
+    assert len(read) == 1
+    load(root)
+    assert len(read) == 1
+    now = time.time()
+    for later in (_cache._CHECK_EVERY + 1, -5):  # a day later, or a clock that was set back
+        monkeypatch.setattr(time, "time", lambda later=later: now + later)
+        load(root)
+    monkeypatch.setattr(time, "time", lambda: now - 4)
+    load(root)
+    assert len(read) == 3
+    (entry,) = entries(tmp_path)
+    path = entry / "train.npy"
+    times = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    found = load(root)
+    assert digest(_cache.read_splits(entry)) == found.hash == before.hash
 
 
 def test_a_failure_leaves_nothing_behind(root, load, tmp_path):
