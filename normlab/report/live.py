@@ -22,6 +22,7 @@ from normlab.study.verdict import judge_results
 
 PAGE = 50
 _ORDER = ("running", "failed", "diverged", "interrupted", "pending", "paused", "done")
+MOST_AT_ONCE = 500  # cells that are judged while the page waits
 MOST_TIMED = 40  # cells whose epochs the time left is estimated from
 STALE_SECONDS = 60.0
 CURVES = (
@@ -44,14 +45,22 @@ class LiveStudy:
             raise UsageError(f"{directory} holds no study ({FILE} is not there); start one with `normlab compare`")
         self.directory, self._number = directory, number
         self._settled: dict[int, list[dict[str, Any]]] = {}
+        self._seen: dict[int, tuple[str, StoredCell]] = {}  # cells by id, as they were read last
+        self._parts: dict[int, tuple[str, ...]] = {}  # their settings
+        self._drawn: tuple[Any, list[dict[str, Any]]] = None, []  # what the last curves were drawn of, and they
         self._judged: tuple[tuple[int, ...], str] = (), ""
+        self._judging: threading.Thread | None = None
+        self._judgements = 0
         self._lock = threading.Lock()
         if number is not None:
             self.norms()  # so that a number that is not there is refused at once
 
-    def mark(self) -> tuple[tuple[int, int], ...]:
-        """Something that changes with every commit to the store; cheap to ask for."""
-        return tuple(_stamp(self.directory / f"{FILE}{suffix}") for suffix in ("", "-wal"))
+    def mark(self) -> tuple[Any, ...]:
+        """Something that changes with every commit to the store, and with the verdict; cheap to ask for."""
+        return (*self._stamps(), self._judgements)
+
+    def _stamps(self) -> list[tuple[int, int]]:
+        return [_stamp(self.directory / f"{FILE}{suffix}") for suffix in ("", "-wal")]
 
     def state(self, page: int = 0, status: str = "") -> dict[str, Any]:
         """Counts, time left, the last sign of life, and one page of cells, with `status` only those in it."""
@@ -63,7 +72,7 @@ class LiveStudy:
             pages = max(1, -(-len(shown) // PAGE))
             page = min(max(page, 0), pages - 1)
             seconds = self._seconds_per_epoch(store, cells, states)
-            names = _settings(cells)
+            names = self._settings(cells)
             return {
                 "name": self.directory.resolve().name,
                 "verdict": self._verdict(store, cells, states),
@@ -83,7 +92,7 @@ class LiveStudy:
                         c.cell.norm,
                         str(c.cell.seed),
                         f"{epochs[c.id]}/{c.cell.epochs}",
-                        names[_name(c)],
+                        names[self._name(c)],
                         c.reason or "",
                     ]
                     for c in shown[page * PAGE : (page + 1) * PAGE]
@@ -94,19 +103,24 @@ class LiveStudy:
         """The curves of one setting so far, by the number that `state` gives it; by default the busiest one."""
         with self._lock, Store(self.directory, readonly=True) as store:
             cells = self._cells(store)
-            names = list(_settings(cells))
+            names = list(self._settings(cells))
             if not names:
                 return []
             if not 0 <= setting < len(names):
-                setting = _busiest(cells, names)
+                setting = self._busiest(cells, names)
             norms = list(dict.fromkeys(c.cell.norm for c in cells))
+            own = [c for c in cells if self._name(c) == names[setting]]
+            drawn_of = norms, [(c.id, c.status, c.reason, self._count(store, c)) for c in own]
+            if drawn_of == self._drawn[0]:
+                return self._drawn[1]
             chosen: dict[str, list[Cell]] = {}
-            for stored in cells:
-                if _name(stored) == names[setting]:
-                    chosen.setdefault(stored.cell.norm, []).append(_as_record(stored, self._epochs(store, stored)))
-        styles = theme.styles(norms)
-        drawn = [curves(chosen, column, title, column, styles, share=share) for column, title, share in CURVES]
-        return [{"key": f.key, "title": f.title, "caption": f.caption, "spec": f.spec} for f in drawn]
+            for stored in own:
+                chosen.setdefault(stored.cell.norm, []).append(_as_record(stored, self._epochs(store, stored)))
+            styles = theme.styles(norms)
+            drawn = [curves(chosen, column, title, column, styles, share=share) for column, title, share in CURVES]
+            said = [{"key": f.key, "title": f.title, "caption": f.caption, "spec": f.spec} for f in drawn]
+            self._drawn = drawn_of, said
+            return said
 
     def norms(self) -> list[str]:
         """The norms of the study, in its order."""
@@ -114,13 +128,50 @@ class LiveStudy:
             return list(dict.fromkeys(c.cell.norm for c in self._cells(store)))
 
     def _cells(self, store: Store) -> list[StoredCell]:
-        study = store.study(self._number)
-        return store.cells(study.cells) if study else []
+        """The study's cells; only those are read whose rows have changed since the last time."""
+        study, marks = store.study(self._number), store.marks()
+        if study is None:
+            return []
+        if marks is None:
+            self._parts.clear()
+            return store.cells(study.cells)
+        new = [cell for cell in study.cells if cell not in self._seen or self._seen[cell][0] != marks.get(cell)]
+        for stored in store.cells(new):
+            self._seen[stored.id] = marks[stored.id], stored
+            self._parts.pop(stored.id, None)
+        return [self._seen[cell][1] for cell in study.cells]
+
+    def _setting(self, stored: StoredCell) -> tuple[str, ...]:
+        if stored.id not in self._parts:
+            self._parts[stored.id] = setting_of(_axes(stored))
+        return self._parts[stored.id]
+
+    def _name(self, stored: StoredCell) -> str:
+        return ", ".join(self._setting(stored))
+
+    def _settings(self, cells: Sequence[StoredCell]) -> dict[str, str]:
+        """Every setting, in full and by what distinguishes it from the others."""
+        parts = list(dict.fromkeys(map(self._setting, cells)))
+        same = set.intersection(*map(set, parts)) if len(parts) > 1 else set(parts[0][3:]) if parts else set()
+        short = [", ".join(part for part in setting if part not in same) for setting in parts]
+        return {", ".join(setting): name for setting, name in zip(parts, short, strict=True)}
+
+    def _busiest(self, cells: Sequence[StoredCell], names: Sequence[str]) -> int:
+        """The setting where cells are running; else the one where most are done."""
+        running = Counter(self._name(c) for c in cells if c.status == "running")
+        done = Counter(self._name(c) for c in cells if c.status == "done")
+        (name, _), *_ = (running or done or Counter(names)).most_common(1)
+        return list(names).index(name)
 
     def _verdict(self, store: Store, cells: Sequence[StoredCell], states: Mapping[int, str]) -> str:
-        """The sentence of the cells that have ended, judged anew when another one has."""
+        """The sentence of the cells that have ended, judged anew when another one has.
+
+        That of many cells takes its time: until it is there, it is the one before, and `mark` says when it changes.
+        """
         ended = tuple(c.id for c in cells if states[c.id] in FINISHED)
-        if ended != self._judged[0] or not ended:
+        if self._judging is not None and not self._judging.is_alive():
+            self._judging = None
+        if self._judging is None and (ended != self._judged[0] or not ended):
             study = store.study(self._number)
             facts = study.facts if study else {}
             records = [
@@ -128,9 +179,22 @@ class LiveStudy:
                 for c in cells
                 if states[c.id] in FINISHED or not ended
             ]
-            found = judge_results({"cells": records, "environment": facts, "tuning": facts.get("tuning", [])})
-            self._judged = ended, found.sentence
+            results = {"cells": records, "environment": facts, "tuning": facts.get("tuning", [])}
+
+            def judge() -> None:
+                self._judged = ended, judge_results(results).sentence
+                self._judgements += 1
+
+            if len(ended) <= MOST_AT_ONCE:
+                judge()
+            else:
+                self._judging = threading.Thread(target=judge, daemon=True)
+                self._judging.start()
         return self._judged[1]
+
+    def _count(self, store: Store, stored: StoredCell) -> int:
+        """How many epochs a cell has."""
+        return 0 if stored.status == "pending" else len(self._epochs(store, stored))
 
     def _epochs(self, store: Store, stored: StoredCell) -> list[dict[str, Any]]:
         if stored.status in FINISHED and stored.id in self._settled:
@@ -166,7 +230,7 @@ class LiveStudy:
 
     def _age(self) -> float:
         """Seconds since the last commit."""
-        latest = max(stamp[0] for stamp in self.mark()) / 1e9
+        latest = max(stamp[0] for stamp in self._stamps()) / 1e9
         return max(0.0, time.time() - latest)
 
     def _why_stale(self, states: Mapping[int, str], seconds: Mapping[int, Sequence[float]]) -> str:
@@ -183,26 +247,6 @@ class LiveStudy:
 
 def _axes(stored: StoredCell) -> dict[str, Any]:
     return stored.cell.columns()
-
-
-def _name(stored: StoredCell) -> str:
-    return ", ".join(setting_of(_axes(stored)))
-
-
-def _settings(cells: Sequence[StoredCell]) -> dict[str, str]:
-    """Every setting, in full and by what distinguishes it from the others."""
-    parts = list(dict.fromkeys(setting_of(_axes(stored)) for stored in cells))
-    same = set.intersection(*map(set, parts)) if len(parts) > 1 else set(parts[0][3:]) if parts else set()
-    short = [", ".join(part for part in setting if part not in same) for setting in parts]
-    return {", ".join(setting): name for setting, name in zip(parts, short, strict=True)}
-
-
-def _busiest(cells: Sequence[StoredCell], names: Sequence[str]) -> int:
-    """The setting where cells are running; else the one where most are done."""
-    running = Counter(_name(c) for c in cells if c.status == "running")
-    done = Counter(_name(c) for c in cells if c.status == "done")
-    (name, _), *_ = (running or done or Counter(names)).most_common(1)
-    return list(names).index(name)
 
 
 def _as_record(stored: StoredCell, epochs: list[dict[str, Any]]) -> Cell:

@@ -12,8 +12,10 @@ pytest.importorskip("uvicorn", reason="the live page needs the serve extra: pip 
 pytest.importorskip("starlette", reason="the live page needs the serve extra: pip install 'normlab[serve]'")
 
 from normlab.errors import UsageError
+from normlab.report import live
 from normlab.report.live import PAGE, LiveStudy
 from normlab.report.serve import application, is_local
+from normlab.study.keeping.store import Store
 from tests.report.running import Running, server
 
 
@@ -91,14 +93,52 @@ def test_a_thousand_cells_are_paged(tmp_path: Path) -> None:
         for cell in study.ids[:10]:
             study.start(cell)
             study.epoch(cell, 1)
-        live = LiveStudy(tmp_path)
-        state = live.state(page=3)
+        page = LiveStudy(tmp_path)
+        state = page.state(page=3)
         assert state["cells"] == 1000
         assert (state["page"], state["pages"], len(state["rows"])) == (3, 1000 // PAGE, PAGE)
         assert len(json.dumps(state)) < 20_000
-        assert live.state(page=999)["page"] == 1000 // PAGE - 1
+        assert page.state(page=999)["page"] == 1000 // PAGE - 1
     finally:
         study.close()
+
+
+# With 5,000 cells a page took a second, and its curves three to seven: everything was read at every look.
+def test_a_look_reads_only_what_has_changed(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, (first, second, *_) = LiveStudy(running.directory), running.ids
+    running.start(first)
+    running.epoch(first, 1)
+    study.state()
+    drawn = study.figures()
+    read: list[list[int]] = []
+    cells = Store.cells
+
+    def counted(store: Store, ids: Any = None) -> Any:
+        read.append(list(ids))
+        return cells(store, ids)
+
+    monkeypatch.setattr(Store, "cells", counted)
+    assert study.figures() is drawn
+    running.start(second)
+    assert study.state()["counts"] == {"running": 2, "pending": 2}
+    assert read == [[], [second]]
+
+
+def test_the_verdict_of_many_cells_comes_after_the_page(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MOST_AT_ONCE", 0)
+    study = LiveStudy(running.directory)
+    before = study.state()["verdict"]
+    mark = study.mark()
+    for cell in running.ids:
+        running.start(cell)
+        running.epoch(cell, 1)
+        running.end(cell)
+    mark = study.mark()
+    assert study.state()["verdict"] == before
+    assert study._judging is not None
+    study._judging.join()
+    assert study.mark() != mark, "so that the page looks again"
+    assert study.state()["verdict"] != before
 
 
 def test_the_server_answers_its_own_page_only(running: Running) -> None:

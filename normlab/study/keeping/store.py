@@ -8,6 +8,7 @@ JSON text, in which NaN and infinity survive.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ FILE = "study.db"
 LOCKS = "study.lock"
 CHECKPOINTS = "checkpoints"  # the folder of the weights, one within for each cell
 BUSY_SECONDS = 60.0
+_FEW = 100  # cells that are looked up one by one
 FINISHED = ("done", "diverged")
 _CHECKED: set[tuple[int, int, int, int]] = set()  # files as they were when their structure was found whole
 
@@ -110,7 +112,7 @@ class StoredCell:
     outcome: dict[str, Any]
     attempts: int
 
-    @property
+    @functools.cached_property
     def cell(self) -> Cell:
         try:
             return Cell(**self.config)
@@ -283,8 +285,8 @@ class Store:
         """The cells with these ids, in their order; without ids, all."""
         columns = "id, key, config, status, reason, traceback, outcome, attempts"
         wanted = None if ids is None else list(ids)
-        if wanted is not None and len(wanted) == 1:
-            rows = self._rows("cells", columns, "WHERE id = ?", *wanted)
+        if wanted is not None and len(wanted) <= _FEW:
+            rows = self._rows("cells", columns, f"WHERE id IN ({', '.join('?' * len(wanted))})", *wanted)
         else:
             rows = self._rows("cells", columns, "ORDER BY id")
         found = {
@@ -294,6 +296,13 @@ class Store:
             for id, key, config, status, reason, traceback, outcome, attempts in rows
         }
         return list(found.values()) if wanted is None else [found[i] for i in wanted]
+
+    def marks(self) -> dict[int, str] | None:
+        """Something of every cell, by id, that changes with its row; None in a store that has nothing such."""
+        if not self._sealed:
+            return None
+        with self._errors():
+            return dict(self._db.execute("SELECT id, digest FROM cells").fetchall())
 
     def epochs(self, cell: int) -> list[dict[str, Any]]:
         """The records of a cell's epochs, in order."""
