@@ -60,7 +60,7 @@ def works_of(
     x = arrange(torch.randn(shape).to(device, precision), layout)
     model = arrange_model(model, len(shape), layout)
     watch = _NormRecorder()
-    hooks = [module.register_forward_hook(watch.saw, with_kwargs=True) for module in model.modules()]
+    hooks = [module.register_forward_hook(watch.record, with_kwargs=True) for module in model.modules()]
     try:
         with watch, torch.no_grad():
             model(x)
@@ -82,7 +82,7 @@ class _NormRecorder(TorchFunctionMode):
         self.others: Counter[str] = Counter()
         self._answers: Any = WeakTensorKeyDictionary()  # tensor -> index of the normalization that made it
 
-    def saw(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], y: Any) -> None:
+    def record(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], y: Any) -> None:
         """The forward hook of every module."""
         norm = _norm_of(module, args[0]) if args and isinstance(args[0], Tensor) else None
         if norm is None:

@@ -135,7 +135,7 @@ def _main(shapes: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
 
 def _grouped(layout: Recipe, found: Reach, subject: Subject) -> Recipe:
     """A group norm that is not asked for a number of groups has the one that it shows."""
-    if layout.kind != "group" or "groups" in subject.settable or getattr(subject, "told_groups", True):
+    if layout.kind != "group" or "groups" in subject.settable or getattr(subject, "declares_groups", True):
         return layout
     size = len(found.channels)
     neighbours = found.channels == tuple(range(size))

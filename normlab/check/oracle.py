@@ -207,7 +207,7 @@ class Pass:
         """The same values by the right formulas, pooled over the same axes."""
         return Pass(self.x, self.recipe, self.axes, self.running, Stages(axes=self.stages.axes), self.spatial)
 
-    def afresh(self) -> Pass:
+    def without_running(self) -> Pass:
         """The same without running statistics."""
         return Pass(self.x, self.recipe, self.axes, None, self.stages, self.spatial)
 

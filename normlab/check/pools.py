@@ -124,7 +124,7 @@ def tail_of(subject: Subject) -> tuple[int, ...]:
     """The trailing axes that a layer or RMS norm normalizes: those of its parameters."""
     for value in (*subject.parameters.values(), *subject.learnable().values()):
         return tuple(n for n in value.shape if n > 1) or tuple(value.shape) or (subject.options.channels,)
-    return subject.told_shape or (subject.options.channels,)
+    return subject.declared_shape or (subject.options.channels,)
 
 
 def accepted(subject: Subject, shapes: Shapes) -> tuple[Shapes, list[str]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from normlab.data import _cache
 from normlab.data._dataset import Dataset, Pixels, measured
-from normlab.data._leaks import find_copies, told
+from normlab.data._leaks import find_copies, leak_sentences
 from normlab.data._pixels import Header, decode, fit_array, read_header
 from normlab.data._source import Encoded, Part, Progress, Source, listing
 from normlab.data._split import SPLITS, assign, missing_splits, without_rare
@@ -260,7 +260,7 @@ def _write_dataset(
             splits = _cache.read_splits(scratch)
             copies = tuple(find_copies(splits))
             narrow = _narrow(highest)
-            leaks = told(copies, lambda split, row: _name_of_row(source, rows[split], row))
+            leaks = leak_sentences(copies, lambda split, row: _name_of_row(source, rows[split], row))
             dataset = measured(request.name, source.class_names, splits, (*source.notes, *notes, *narrow, *leaks))
             dataset = replace(dataset, copies=copies)
             _cache.save_entry(scratch, dataset, skipped=before)

@@ -39,7 +39,7 @@ def find_copies(splits: Mapping[str, Split]) -> list[Copies]:
     return found
 
 
-def told(copies: Sequence[Copies], where: Callable[[str, int], str]) -> tuple[str, ...]:
+def leak_sentences(copies: Sequence[Copies], where: Callable[[str, int], str]) -> tuple[str, ...]:
     """A sentence for each pair of splits; `where` names a row of a split."""
     sentences = []
     for one in copies:

@@ -59,7 +59,7 @@ class _Predictions:
     def standardized(self, which: NDArray[np.int64]) -> Tensor:
         return _standardized(self.dataset, self.images[which])
 
-    def said(self, network: Network) -> NDArray[np.int64]:
+    def classes(self, network: Network) -> NDArray[np.int64]:
         return self.answers[network.norm, network.seed].argmax(axis=1)
 
 
@@ -106,11 +106,11 @@ def _mistakes(asked: _Predictions, chosen: Mapping[str, list[Network]]) -> dict[
     """Confusions summed over seeds, F1 by class, the confusions that set norms apart, and the most disputed images."""
     classes = asked.dataset.num_classes
     summed = {
-        norm: np.sum([confusion_matrix(asked.labels, asked.said(n), classes) for n in of_norm], axis=0)
+        norm: np.sum([confusion_matrix(asked.labels, asked.classes(n), classes) for n in of_norm], axis=0)
         for norm, of_norm in chosen.items()
     }
     everybody = [network for of_norm in chosen.values() for network in of_norm]
-    split = disagreement([asked.said(network) for network in everybody], classes)
+    split = disagreement([asked.classes(network) for network in everybody], classes)
     names = asked.dataset.class_names
     return {
         "confusion": {norm: matrix.tolist() for norm, matrix in summed.items()},
@@ -124,7 +124,7 @@ def _mistakes(asked: _Predictions, chosen: Mapping[str, list[Network]]) -> dict[
                 "index": int(asked.indices[i]),
                 "truth": names[asked.labels[i]],
                 "picture": picture(asked.images[i]),
-                "votes": _count([names[asked.said(network)[i]] for network in everybody]),
+                "votes": _count([names[asked.classes(network)[i]] for network in everybody]),
             }
             for i in np.argsort(-split, kind="stable")[:MOST_DISAGREED]
             if split[i] > 0
@@ -146,7 +146,7 @@ def _maps(asked: _Predictions, chosen: Mapping[str, list[Network]], questions: Q
             images, labels = asked.standardized(sample), asked.labels[sample]
             # the evidence of both networks for the same class, whatever each of them predicts
             maps[norm, network.seed] = gradcam.grad_cam(model, images, torch.as_tensor(labels))
-            said = asked.said(network)[sample]
+            said = asked.classes(network)[sample]
             own = gradcam.grad_cam(model, images, torch.as_tensor(said))
             curve = gradcam.deletion(model, images, torch.as_tensor(said), own)
             faithful.append(
@@ -167,7 +167,7 @@ def _gallery_rows(
 ) -> list[tuple[str, str, list[int]]]:
     """(class, "correct" or "incorrect", images): those that most norms get right or wrong, drawn by lot."""
     names = list(asked.dataset.class_names)
-    wrong = np.mean([asked.said(of_norm[0]) != asked.labels for of_norm in chosen.values()], axis=0)
+    wrong = np.mean([asked.classes(of_norm[0]) != asked.labels for of_norm in chosen.values()], axis=0)
     mistaken = sorted(range(len(names)), key=lambda k: -float(wrong[asked.labels == k].sum()))
     classes = [names.index(name) for name in questions.classes] or mistaken[:MOST_CLASSES]
     rng = np.random.default_rng(0)
@@ -184,7 +184,7 @@ def _gallery_rows(
 
 def _tiles(asked: _Predictions, network: Network, model: nn.Module, shown: NDArray[np.int64]) -> list[dict[str, Any]]:
     """One network's predictions for the gallery's images, and where it looks for them."""
-    said = asked.said(network)[shown]
+    said = asked.classes(network)[shown]
     small = gradcam.grad_cam(model, asked.standardized(shown), torch.as_tensor(said))
     large = gradcam.enlarged(small, asked.dataset.size)
     sure = asked.answers[network.norm, network.seed][shown].max(axis=1)

@@ -27,7 +27,7 @@ from normlab.layers import adapters
 from normlab.layers.acting import activation_called, activation_of, in_torch, is_passive, is_watched
 from normlab.layers.modes import in_mode
 from normlab.layers.norms import takes_act
-from normlab.layers.recasting import Recast, recast, undo, undone
+from normlab.layers.recasting import Recast, recast, undo, without_mixin
 from normlab.layers.swap import swap_report, take
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -224,7 +224,7 @@ def _trace_mode(module: nn.Module, inputs: int, training: bool) -> fx.Graph | No
     with in_mode(module, training), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with undone(module, Fused):
+            with without_mixin(module, Fused):
                 graph = tracer.trace(module)
         except Exception:
             return None

@@ -65,7 +65,7 @@ def become(module: nn.Module, own: type[nn.Module]) -> None:
 
 
 @contextmanager
-def undone(module: nn.Module, mixin: type[Recast]) -> Iterator[None]:
+def without_mixin(module: nn.Module, mixin: type[Recast]) -> Iterator[None]:
     """The module without a mixin, for a while."""
     kind = type(module)
     undo(module, mixin)

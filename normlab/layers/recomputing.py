@@ -69,7 +69,7 @@ class _Snapshot:
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.version = tensor.detach(), tensor._version
 
-    def again(self) -> Tensor:
+    def recompute(self) -> Tensor:
         if self.tensor._version != self.version:
             raise RuntimeError(
                 f"a tensor of shape {tuple(self.tensor.shape)} that the backward pass needs was changed in place after "
@@ -87,15 +87,15 @@ class _Output:
         self.depth: int = 1 + max(x.depth, 0 if residual is None else residual.depth)
         self.others = [_Snapshot(v) for v in (*call.params.values(), *(call.running or ()))]
 
-    def again(self) -> Tensor:
+    def recompute(self) -> Tensor:
         for other in self.others:
-            other.again()
+            other.recompute()
         call, residual = self.call, self.residual
         with torch.no_grad(), use_backend(self.backend):
             y: Tensor
             y, _ = stages.forward(
-                call.recipe, self.x.again(), call.params, running=call.running, eps=call.eps, act=call.act,
-                residual=None if residual is None else residual.again(),
+                call.recipe, self.x.recompute(), call.params, running=call.running, eps=call.eps, act=call.act,
+                residual=None if residual is None else residual.recompute(),
             )  # fmt: skip
         return y
 
@@ -109,4 +109,4 @@ def _pack(tensor: Tensor) -> _Snapshot | _Output:
 
 
 def _unpack(saved: _Snapshot | _Output) -> Any:
-    return saved.again()
+    return saved.recompute()

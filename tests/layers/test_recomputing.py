@@ -125,7 +125,7 @@ def test_an_output_is_computed_again_by_the_backend_that_computed_it() -> None:
         assert known is not None
         again = known[y]
         conv(y)
-    assert torch.equal(again.again(), y)
+    assert torch.equal(again.recompute(), y)
     with normlab.use_backend("numba_cpu"):
         assert not torch.equal(norm(x), y)
 

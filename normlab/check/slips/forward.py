@@ -128,7 +128,7 @@ def _in_evaluation(mix: Callable[[Array, Array, Array], Array]) -> Callable[[Arr
     """A batch-instance norm whose instance half has batch statistics: of the batch at hand, in evaluation too."""
 
     def fn(gate: Array, batch: Array, instance: Array, case: Case) -> Array:
-        return mix(gate, batch, case.passes()[0].afresh().xhat)
+        return mix(gate, batch, case.passes()[0].without_running().xhat)
 
     return fn
 

@@ -33,7 +33,7 @@ def _without_weight(p: Pass, dy: Array, weight: Array) -> Array:
 
 def _train_dx(p: Pass, dy: Array, weight: Array) -> Array:
     """The training formula, whatever the mode."""
-    return Backward().dx(p.afresh(), dy, weight)
+    return Backward().dx(p.without_running(), dy, weight)
 
 
 def _pool_over(*axes: int) -> Pool:

@@ -199,7 +199,7 @@ class Subject(ABC):
         return ""
 
     @property
-    def told_shape(self) -> tuple[int, ...] | None:
+    def declared_shape(self) -> tuple[int, ...] | None:
         """The shape that the target says it normalizes over."""
         return None
 
@@ -227,7 +227,7 @@ def size_of(value: Any) -> int:
     return int(np.prod(tuple(getattr(value, "shape", ()))))
 
 
-def answered(what: Any, shape: tuple[int, ...], dtype: Any = None) -> NDArray[Any]:
+def checked_output(what: Any, shape: tuple[int, ...], dtype: Any = None) -> NDArray[Any]:
     """The target's output as an array of this shape; raises TargetFailure when it is something else."""
     if what is None:
         raise TargetFailure("returned None; expected the normalized array")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normlab.check.subjects.base import Options, Subject, Unsupported, answered, call_by_roles, guarded
+from normlab.check.subjects.base import Options, Subject, Unsupported, call_by_roles, checked_output, guarded
 from normlab.errors import UsageError
 
 NAMES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
@@ -52,7 +52,7 @@ class FlaxSubject(Subject):
         before = self._values()
         y = guarded(self.layer, given, **mode)
         self._last = (given, mode, before)
-        return answered(np.asarray(y), x.shape).copy()
+        return checked_output(np.asarray(y), x.shape).copy()
 
     def backward(self, dy: NDArray[Any]) -> dict[str, NDArray[Any]]:
         jax, jnp, nnx = (import_module(m) for m in ("jax", "jax.numpy", "flax.nnx"))

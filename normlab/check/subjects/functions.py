@@ -21,7 +21,7 @@ from normlab.check.subjects.base import (
     Subject,
     TargetFailure,
     Unsupported,
-    answered,
+    checked_output,
     guarded,
     role_of,
     size_of,
@@ -154,7 +154,7 @@ class FunctionSubject(Subject):
         self._keep_running(args, returned_running)
         if hasattr(y, "detach"):
             y = y.detach().numpy()
-        return answered(y, x.shape).copy()
+        return checked_output(y, x.shape).copy()
 
     @contextlib.contextmanager
     def _recording(self, training: bool) -> Iterator[None]:
@@ -206,7 +206,7 @@ class FunctionSubject(Subject):
     def backward(self, dy: NDArray[Any]) -> dict[str, NDArray[Any]]:
         learned = [r for r in LEARNED if r in self.roles]
         grads = self._differentiate(dy, learned) if self.backward_function is None else self._call_backward(dy, learned)
-        out = {"x": np.zeros(dy.shape) if grads[0] is None else answered(grads[0], dy.shape)}
+        out = {"x": np.zeros(dy.shape) if grads[0] is None else checked_output(grads[0], dy.shape)}
         for role, g in zip(learned, grads[1:], strict=True):
             size = self._parameters[role].size
             if g is not None and g.size != size:

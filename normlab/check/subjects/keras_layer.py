@@ -14,8 +14,8 @@ from normlab.check.subjects.base import (
     Subject,
     TargetFailure,
     Unsupported,
-    answered,
     call_by_roles,
+    checked_output,
     guarded,
     role_of,
 )
@@ -57,7 +57,7 @@ class KerasSubject(Subject):
             given = torch.from_numpy(given).requires_grad_(True)
         y = guarded(self.layer, given, training=training)
         self._last = (given, y)
-        return answered(y.detach().numpy() if self.has_backward else np.asarray(y), x.shape).copy()
+        return checked_output(y.detach().numpy() if self.has_backward else np.asarray(y), x.shape).copy()
 
     def backward(self, dy: NDArray[Any]) -> dict[str, NDArray[Any]]:
         if not self.has_backward:

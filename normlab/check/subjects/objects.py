@@ -20,8 +20,8 @@ from normlab.check.subjects.base import (
     Subject,
     TargetFailure,
     Unsupported,
-    answered,
     call_by_roles,
+    checked_output,
     guarded,
     role_of,
     size_of,
@@ -109,7 +109,7 @@ class ObjectSubject(Subject):
         y = guarded(self._call, given, **self._set_mode(training))
         y = y[0] if isinstance(y, tuple) else y
         self._last = (given, y)
-        return answered(y.detach().numpy() if hasattr(y, "detach") else y, x.shape).copy()
+        return checked_output(y.detach().numpy() if hasattr(y, "detach") else y, x.shape).copy()
 
     def backward(self, dy: NDArray[Any]) -> dict[str, NDArray[Any]]:
         learned = [r for r in LEARNED if r in self._names]
@@ -117,7 +117,7 @@ class ObjectSubject(Subject):
             return self._differentiate(dy, learned)
         answer = guarded(self.layer.backward, np.array(dy))
         parts = answer if isinstance(answer, tuple) else (answer,)
-        out = {"x": answered(parts[0], dy.shape).copy()}
+        out = {"x": checked_output(parts[0], dy.shape).copy()}
         for role, given in zip(learned, parts[1:], strict=False):
             out[role] = np.asarray(given, dtype=np.float64).reshape(-1)
         for role in learned:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from normlab.check.subjects.base import Habits, Options, Subject, TargetFailure, Unsupported, answered
+from normlab.check.subjects.base import Habits, Options, Subject, TargetFailure, Unsupported, checked_output
 from normlab.errors import NormlabError, UsageError
 
 
@@ -58,7 +58,7 @@ class RemoteSubject(Subject):
     inherits_options = _remote_property("inherits_options", bool)
     rounding = _remote_property("rounding", float)
     dtypes = _remote_property("dtypes", tuple)
-    told_shape = _remote_property("told_shape", lambda v: None if v is None else tuple(int(n) for n in v))
+    declared_shape = _remote_property("declared_shape", lambda v: None if v is None else tuple(int(n) for n in v))
 
     def __init__(self, line: Line, told: dict[str, Any], options: Options, habits: Habits, dead: list[int]) -> None:
         self._line, self._dead, self.habits = line, dead, habits
@@ -93,7 +93,7 @@ class RemoteSubject(Subject):
 
     def __getattr__(self, name: str) -> Any:
         """What only some targets declare about themselves."""
-        if name in ("roles", "running_names", "told_groups", "stores_float32"):
+        if name in ("roles", "running_names", "declares_groups", "stores_float32"):
             return self._get(name)
         raise AttributeError(name)
 
@@ -106,11 +106,11 @@ class RemoteSubject(Subject):
         return RemoteSubject(self._line, told, replace(self.options, **changes), self.habits, self._dead)
 
     def forward(self, x: NDArray[Any], training: bool) -> NDArray[Any]:
-        return answered(_require_type(np.ndarray, self._call("forward", x, training), "an array"), x.shape)
+        return checked_output(_require_type(np.ndarray, self._call("forward", x, training), "an array"), x.shape)
 
     def backward(self, dy: NDArray[Any]) -> dict[str, NDArray[Any]]:
         found = _arrays(self._call("backward", dy))
-        answered(found.get("x"), dy.shape)
+        checked_output(found.get("x"), dy.shape)
         return found
 
     @property

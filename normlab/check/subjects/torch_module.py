@@ -18,8 +18,8 @@ from normlab.check.subjects.base import (
     Subject,
     TargetFailure,
     Unsupported,
-    answered,
     call_by_roles,
+    checked_output,
     guarded,
     role_of,
 )
@@ -67,7 +67,7 @@ class TorchSubject(Subject):
         if "channels" not in self.settable:  # an instance or a factory without arguments has its own sizes
             self.options = replace(options, channels=_channels(self.module, found))
         groups = _groups(self.module)
-        self.told_groups = groups is not None or "groups" in self.settable
+        self.declares_groups = groups is not None or "groups" in self.settable
         if groups is not None and "groups" not in self.settable:
             self.options = replace(self.options, groups=groups)
         self._graph: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -124,7 +124,7 @@ class TorchSubject(Subject):
         with torch.enable_grad():
             y = self.run(tensor, training)
         self._graph = (tensor, y)
-        return answered(from_torch(y), x.shape)
+        return checked_output(from_torch(y), x.shape)
 
     def backward(self, dy: NDArray[Any]) -> dict[str, NDArray[Any]]:
         assert self._graph is not None
@@ -243,7 +243,7 @@ class TorchSubject(Subject):
         return type(self.module).__name__
 
     @property
-    def told_shape(self) -> tuple[int, ...] | None:
+    def declared_shape(self) -> tuple[int, ...] | None:
         shape = getattr(self.module, "normalized_shape", None)
         return tuple(shape) if isinstance(shape, (tuple, list)) else None
 

@@ -61,11 +61,11 @@ class LeadingExecutor:
             return
         job, self._job = self._job, None
 
-        def hear(event: Event) -> None:
+        def handle(event: Event) -> None:
             self._in_step = event["event"] == "end" and event["status"] != "failed"
             emit(job, event)
 
-        run_job(job, self._dataset, hear, self._device, SharedTraining)
+        run_job(job, self._dataset, handle, self._device, SharedTraining)
 
     def close(self) -> None:
         if self._in_step:
