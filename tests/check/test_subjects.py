@@ -14,7 +14,7 @@ from benchmarks.mutants import correct
 from normlab.check import conformance
 from normlab.check.oracle import Recipe
 from normlab.check.subjects import TargetFailure, Unsupported, load, subject_of
-from normlab.check.subjects.base import answered, guarded, kind_from_name
+from normlab.check.subjects.base import checked_output, guarded, kind_from_name
 from normlab.errors import UsageError
 
 
@@ -211,9 +211,9 @@ def test_an_instance_is_left_as_it_is() -> None:
 
 def test_answers_are_checked_and_failures_are_wrapped() -> None:
     with pytest.raises(TargetFailure, match="real numbers"):
-        answered(np.array(["a"]), (1,))
+        checked_output(np.array(["a"]), (1,))
     with pytest.raises(TargetFailure, match="returned None"):
-        answered(None, (1,))
+        checked_output(None, (1,))
     with pytest.raises(TargetFailure, match="ZeroDivisionError"):
         guarded(lambda: 1 / 0)
     with pytest.raises(KeyboardInterrupt):
