@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from benchmarks.verdicts import ours
 from benchmarks.verdicts.cells import tables
+from benchmarks.verdicts.markdown import markdown
 from benchmarks.verdicts.measures import AT, changes, errors, power
 from benchmarks.verdicts.procedures import TEXTBOOK, Procedure, textbook
 from benchmarks.verdicts.replay import draws, far_behind, replayed, until_sure
@@ -34,13 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drawn = {world.name: world.draw(options.studies, rng) for world in WORLDS}
     worst, wheres = _simulate_all(chosen, drawn)
     print(f"Simulated, {options.studies} studies of each of {len(WORLDS)} worlds; in each column the worst world.\n")
-    print(_table(worst))
+    print(markdown(worst))
     print("\nA wrong statement with 3 seeds / at any look from 3 to 12, world by world, in percent.\n")
-    print(_table(wheres))
+    print(markdown(wheres))
     print("\nReal cells: small studies drawn from large ones.\n")
-    print(_table(_real(chosen, options.studies)))
+    print(markdown(_real(chosen, options.studies)))
     print("\nTrainings of --until-sure (at most as many seeds as there are, or 12) beside 5 seeds of every norm.\n")
-    print(_table(_count_trainings(options.studies)))
+    print(markdown(_count_trainings(options.studies)))
 
 
 def _simulate_all(
@@ -111,14 +112,6 @@ def _percent(share: float) -> str:
 
 def _bare(share: float) -> str:
     return f"{100 * share:.1f}"
-
-
-def _table(rows: Iterable[Mapping[str, str]]) -> str:
-    """Rows of equal keys as a Markdown table."""
-    rows = list(rows)
-    heads = list(rows[0])
-    lines = [heads, ["---"] * len(heads), *([row[head] for head in heads] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

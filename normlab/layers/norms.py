@@ -9,9 +9,11 @@ their memory format: channels-last stays channels-last. The gradient is written 
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeGuard, cast
 
 import torch
@@ -67,6 +69,7 @@ class Norm(nn.Module):
     takes_act: ClassVar[bool] = True
     is_local: ClassVar[bool] = False  # its statistics are not to be those of several processes together
     most_dimensions: ClassVar[int | None] = 5
+    initial: Mapping[str, float] = MappingProxyType({})  # where weight and bias start, if not as the norm says
 
     def __init__(
         self,
@@ -149,6 +152,8 @@ class Norm(nn.Module):
             held = None if hasattr(type(self), name) else getattr(self, name)
             if held is not None:
                 values = learned.values(held.numel(), self.options)
+                if name in self.initial:
+                    values = [self.initial[name]] * held.numel()
                 with torch.no_grad():
                     held.copy_(torch.tensor(values, dtype=held.dtype).reshape(held.shape))
 
@@ -296,6 +301,7 @@ class Norm(nn.Module):
         if self.entry.running:
             parts.append(f"momentum={self.momentum}")
         parts.append(f"affine={self.affine}")
+        parts += [f"initial_{name}={value}" for name, value in self.initial.items()]
         if self.act is not None:
             parts.append(f"act={str(self.act)!r}")
         return ", ".join([repr(self.norm), *parts] if self._is_by_name() else parts)
@@ -539,7 +545,8 @@ def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:
     """A norm layer for this many channels, by name: "bn", "gn:groups=8", "torch-bn", "none", or a registered one.
 
     `options` are the norm's own (groups) and the layer's (eps, momentum, affine, ...); those written in `spec`
-    after colons count the same. Every norm of the family has a learned weight and bias unless `affine=False`.
+    after colons count the same. Every norm of the family has a learned weight and bias unless `affine=False`; they
+    start at `initial_weight` and `initial_bias`, as in "bn:initial_weight=0.5", where these are given.
     Raises UsageError (a ValueError) for an unknown name or option, or channels that do not divide into the groups.
     """
     entry, given = norms.parse(spec)
@@ -549,13 +556,31 @@ def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:
             "or normlab.convert(model, to=..., calibrate=images)"
         )
     options = {**given, **options}
+    starts = {name: f"initial_{name}" for name in norms.AFFINE if f"initial_{name}" not in entry.options}
+    initial = {name: options.pop(option) for name, option in starts.items() if option in options}
     try:
-        if entry.module is not None:
-            made: nn.Module = factory(entry.module)(channels, **options)
-            return made
-        return _class_of(entry).for_channels(entry.name, channels, **options)
+        made: nn.Module = (
+            _class_of(entry).for_channels(entry.name, channels, **options)
+            if entry.module is None
+            else factory(entry.module)(channels, **options)
+        )
+        _start_at(made, initial)
+        return made
     except (TypeError, ValueError) as error:
         raise UsageError(f"norm {spec!r}: {error}") from None
+
+
+def _start_at(layer: nn.Module, initial: Mapping[str, float]) -> None:
+    """Set a new layer's weight and bias to these values. Raises ValueError for one that it does not have."""
+    for name, value in initial.items():
+        held = getattr(layer, name, None)
+        if not isinstance(held, Tensor):
+            raise ValueError(f"initial_{name}={value!r}, but there is no {name} to start there; leave it out")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"initial_{name}={value!r}; expected a finite number")
+        nn.init.constant_(held, value)
+    if initial and isinstance(layer, Norm):
+        layer.initial = dict(initial)
 
 
 def _class_of(entry: norms.NormEntry) -> type[Norm]:

@@ -153,6 +153,8 @@ def judge(
         norm for norm in learned if norm not in behind
     ]
     case = _Case(learned, comparisons, intervals, best_set, behind, failures, floors, matters, measured, by.title)
+    if not any(map(case.beats_floors, best_set)):
+        return Verdict(case.explain_below_floors(), comparisons=comparisons, **shared)
     best, alike = case.recommended()
     avoid = case.avoid(best, list(trained))
     best_set = [norm for norm in best_set if norm not in avoid]
@@ -229,8 +231,9 @@ class _Case:
 
         Of these the most usual is preferred, then the cheapest; with small batches first what does not depend on them.
         """
-        least = min(rate(self.failures, norm) for norm in self.best_set)
-        sound = [norm for norm in self.best_set if rate(self.failures, norm) - least < OFTEN]
+        trained = [norm for norm in self.best_set if self.beats_floors(norm)]
+        least = min(rate(self.failures, norm) for norm in trained)
+        sound = [norm for norm in trained if rate(self.failures, norm) - least < OFTEN]
         sound = [norm for norm in sound if self.intervals[norm].n > 1] or sound
         leader = max(sound, key=lambda norm: (self.learned[norm].validation, norm))
         if not any(c.error is not None for c in self.comparisons):
@@ -326,17 +329,9 @@ class _Case:
     ) -> list[str]:
         """The parts of the sentence: what to use, what to prefer, what to avoid, what is open."""
         seeds = accuracy.n
-        over = f"{seeds} seed{'' if seeds == 1 else 's'}"
-        score = f"{_score(accuracy)} {self.metric} over {over}"
+        score = f"{_score(accuracy)} {self.metric} over {_seeds(seeds)}"
         undecided = [n for n in seen if n in self.best_set and n not in alike]
         open_ = [f"{norm} ({in_points(seen[norm].difference.negated, ' points')})" for norm in undecided]
-        if not self.beats_floors(best):
-            name, floor = max(self.floors.items(), key=lambda item: item[1])
-            return [
-                f"No verdict: nothing learned; {best} comes first with {score}, which is no better than "
-                f"{_CALLED.get(name, name)} ({percent(floor)}). "
-                "Try more epochs, another learning rate or a larger network."
-            ]
         if len(self.learned) == 1 and not avoid:
             return [f"{best}: {score}; there is nothing to compare it with."]
         parts = []
@@ -372,6 +367,23 @@ class _Case:
     def beats_floors(self, norm: str) -> bool:
         """Whether a norm does better than all that needs no network."""
         return self.intervals[norm].mean > max(self.floors.values(), default=-math.inf)
+
+    def explain_below_floors(self) -> str:
+        """What can be said where no norm that could be recommended does better than all that needs no network."""
+        first = max(self.best_set, key=lambda norm: (self.intervals[norm].mean, norm))
+        name, floor = max(self.floors.items(), key=lambda item: item[1])
+        what = f"{_CALLED.get(name, name)} ({percent(floor)})"
+        found = f"{_score(self.intervals[first])} {self.metric} over {_seeds(self.intervals[first].n)}"
+        above = [norm for norm in self.learned if self.beats_floors(norm)]
+        if above:
+            failed, ended = (sum(self.failures[norm][i] for norm in above) for i in (0, 1))
+            said = (
+                f"only {listed(above)} learned more than {what}, but {failed} of {ended} trainings failed; "
+                f"{first}, which is sounder, has {found}."
+            )
+        else:
+            said = f"nothing learned; {first} comes first with {found}, which is no better than {what}."
+        return f"No verdict: {said} Try more epochs, another learning rate or a larger network."
 
     def _explain_choice(self, best: str, names: Sequence[str]) -> str:
         entry, others = _entry(best), [norm for norm in names if norm != best]
@@ -580,6 +592,10 @@ def _format_needed(needed: tuple[str, int], seeds: int) -> str:
     norm, total = needed
     more = max(1, total - seeds)
     return f"; about {more} more seed{'' if more == 1 else 's'} would settle {norm}"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'' if count == 1 else 's'}"
 
 
 def percent(value: float) -> str:

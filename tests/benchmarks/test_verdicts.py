@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.verdicts import ours, procedures
+from benchmarks.verdicts import demo, ours, procedures
 from benchmarks.verdicts.__main__ import main
 from benchmarks.verdicts.cells import tables
 from benchmarks.verdicts.measures import changes, covered, wrong
 from benchmarks.verdicts.worlds import WORLDS
 from normlab.study.statistics import compare_all
+from normlab.study.verdict import Verdict
 
 EQUAL, ONE_BEST = WORLDS[0], WORLDS[1]
 
@@ -106,3 +107,23 @@ def test_many_studies_at_once_are_judged_as_one_by_one():
             np.testing.assert_allclose(np.delete(low, chosen), [i.low for i in seen], atol=1e-5)
             told = {c.b if c.difference.mean > 0 else c.a for c in found if c.detectable}
             assert {str(norm) for norm in np.flatnonzero(behind)} == told
+
+
+def test_demos_are_counted_by_what_they_recommend():
+    one = Verdict("", "bn", best_set=["bn", "gn"], avoid={"ln": "far behind"})
+    other = Verdict("", "gn", best_set=["gn"], avoid={"ln": "far behind", "bn": "failed"})
+    said = demo.rows([one, other, Verdict("No verdict.")])
+    assert [row["use"] for row in said] == ["bn", "gn", "no verdict"]
+    assert [row["seeds"] for row in said] == ["0–2", "3–5", "6–8"]
+    assert said[0]["not distinguished from it"] == "gn"
+    assert said[1]["avoid"] == "bn, ln"
+    counted = demo.agreement([one, one, other])
+    assert counted == "The recommendation is bn in 2 of 3 demos. gn: to be avoided in 0. ln: to be avoided in 3."
+
+
+@pytest.mark.slow
+def test_the_demo_runs(tmp_path, capsys):
+    demo.main(["--studies", "1", "--epochs", "1", "--limit-train", "40", "--kept", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "| 0–2 | " in printed
+    assert "The recommendation is " in printed

@@ -222,11 +222,26 @@ def test_a_floor_is_under_every_claim() -> None:
     below = judge(cells({"bn": 0.7, "ln": 0.6}, seeds=3), floors=floors)
     assert below.sentence.startswith("No verdict: nothing learned; bn comes first with 70.")
     assert "a linear classifier on the pixels (85.0 %)" in below.sentence
+    assert below.best is None, "it named bn as the best although nothing had learned"
+    assert (below.best_set, below.behind, below.avoid, below.differences) == ([], [], {}, {})
+    assert below.intervals.keys() == {"bn", "ln"}
     nothing = judge(cells({"bn": 0.2, "ln": 0.19}, seeds=3), floors=floors)
     assert nothing.sentence.startswith("No verdict: nothing learned (no better than 20.0 %")
     assert "Try " in nothing.sentence
     assert nothing.best is None
     assert nothing.intervals.keys() == {"bn", "ln"}
+
+
+# bn was preferred, as the more usual one, to a norm that had learned more than a linear classifier.
+def test_a_norm_below_the_floor_is_not_preferred_to_one_above() -> None:
+    floors = {"chance": 0.1, "linear classifier": 0.85}
+    verdict = judge(bare({"bn": [0.83, 0.86, 0.855], "gn": [0.85, 0.865, 0.84]}), floors=floors)
+    assert verdict.best == "gn"
+    assert "bn has not learned" in verdict.sentence
+    failing = {"bn": [0.8, 0.81, 0.8], "gn": [0.8, 0.81, 0.8], "none": [0.9, 0.1, 0.1]}
+    unsound = judge(bare(failing), floors=floors)
+    assert unsound.best is None
+    assert unsound.sentence.startswith("No verdict: only none learned more than a linear classifier on the pixels")
 
 
 def test_the_learning_rate_is_part_of_the_claim() -> None:

@@ -31,16 +31,17 @@ def trained_in(
 ) -> Trained:
     """The trained network of a study: of the norm that its verdict recommends, or of another, at its best setting.
 
+    Where the verdict recommends none, since nothing learned enough, it is that of the norm that comes first.
     Of several seeds the one of the highest validation accuracy is taken, unless `seed` names one. `study` is the number
     of the study, by default the one begun last. Raises UsageError for a norm or seed that the study has not, DataError
     where none has finished or kept its weights.
     """
     directory = Path(directory)
     records, finished = weights_in(directory, study)
-    norm = norm or records["verdict"]["best"]
+    settings = records["verdict"]["settings"]  # of the norms, the best first
+    norm = norm or records["verdict"]["best"] or next(iter(settings), None)
     if norm is None:
         raise DataError(f"{directory}: no training has finished, so there is no network yet")
-    settings = records["verdict"]["settings"]
     if norm not in settings:
         raise UsageError(f"norm {norm!r} has no finished training in {directory}; there are: {', '.join(settings)}")
     at_best = [
