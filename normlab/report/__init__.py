@@ -87,7 +87,7 @@ def _html(study: Any, parts: Sequence[Any], packed: str, directory: Path) -> str
         eyebrow=" · ".join([study.name, _count(study.norms, "norm"), _count(study.seeds, "seed")]),
         headline=study.judged.sentence,
         best=study.judged.best,
-        loading=_loading_lines(study, directory) if study.judged.best is not None and _keeps_weights(directory) else "",
+        loading=_loading_lines(study, directory) if _keeps_weights(directory) else "",
         warnings=evidence.warnings(study),
         styles=theme.styles(study.norms),
         sections=parts,
@@ -102,7 +102,7 @@ def _keeps_weights(directory: Path) -> bool:
 
 
 def _loading_lines(study: Any, directory: Path) -> str:
-    """The lines that load the network of the recommended norm and use it."""
+    """The lines that load the network of the recommended norm, or else of the first, and use it."""
     which = f", {study.raw['study']}" if study.raw.get("studies", 1) > 1 else ""
     opened = f"normlab.open_study({str(directory)!r}{which})"
     return f'import normlab\n\nnet = {opened}.best.model()\nnet.predict("picture.jpg")'
