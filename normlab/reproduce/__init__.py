@@ -21,10 +21,26 @@ EXPERIMENTS = {
     "convolution-speed": "Convolution by nested loops, compiled, and by torch.",
     "open-ended": "A convolutional network in torch, as Module and Sequential, and its settings varied.",
     "resnet-variants": "ResNet-14 with each of seven normalization variants.",
+    "augmentation": "Against overfitting: augmentation, weight decay and both, with and without a norm.",
+    "initial-affine": "Batch norm whose weight and bias start elsewhere than at 1 and 0.",
+    "ensembles": "The networks of resnet-variants together against the best of them.",
+    "first-layer-filters": "The first filters of the networks of resnet-variants, beside those that they started from.",
     "feature-evolution": "How features drift over the epochs, in the networks of resnet-variants.",
     "resnet-batch-size": "Batch and group normalization at batch sizes 8, 32 and 128, equal epochs and equal updates.",
     "photographs": "Six norms, three optimizers, two learning rates, on a folder of photographs.",
+    "photographs-batch-size": "Batch and group norm at batch sizes 8, 32 and 128, on a folder of photographs.",
     "grad-cam": "Where networks with six norms look, on images they get right and wrong.",
 }
 # those that are specs for the study engine, whose length can be chosen
-COMPARISONS = ("resnet-variants", "feature-evolution", "resnet-batch-size", "photographs", "grad-cam")
+COMPARISONS = (
+    "resnet-variants",
+    "augmentation",
+    "initial-affine",
+    "ensembles",
+    "first-layer-filters",
+    "feature-evolution",
+    "resnet-batch-size",
+    "photographs",
+    "photographs-batch-size",
+    "grad-cam",
+)

@@ -143,6 +143,12 @@ def test_accuracy(cell: dict[str, Any]) -> float:
     return value
 
 
+def train_accuracy(cell: dict[str, Any]) -> float:
+    """Accuracy on the training images in the steps of the last epoch."""
+    value: float = cell["epochs"][-1]["train_accuracy"]
+    return value
+
+
 def val_accuracy(cell: dict[str, Any]) -> float:
     """Accuracy on the validation split after the last epoch."""
     value: float = cell["epochs"][-1]["val_accuracy"]

@@ -7,6 +7,8 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from normlab.explain.pictures import SIDE
@@ -29,6 +31,13 @@ def draw(galleries: Iterable[Mapping[str, Any]]) -> dict[str, bytes]:
     for gallery in galleries:
         rows.setdefault(gallery["class"], []).extend(gallery["images"])
     return {name: _png(images) for name, images in rows.items()}
+
+
+def as_png(image: NDArray[np.float64]) -> bytes:
+    """A picture (3, height, width) from 0 to 255 as a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(image.clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _png(images: Sequence[Mapping[str, Any]]) -> bytes:

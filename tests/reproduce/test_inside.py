@@ -20,7 +20,7 @@ from normlab.reproduce import verdicts
 from normlab.reproduce.charts import as_spec, curves, evolution
 from normlab.reproduce.comparisons import Comparison, scale_of, trained
 from normlab.reproduce.experiment import Setting
-from normlab.reproduce.experiments import feature_evolution, grad_cam
+from normlab.reproduce.experiments import feature_evolution, first_layer_filters, grad_cam
 from normlab.reproduce.galleries import draw
 
 
@@ -144,6 +144,24 @@ def test_galleries_that_lack_a_kind_say_which() -> None:
     assert lacking.verdict == verdicts.UNKNOWN
     assert "none of rose (incorrect)" in lacking.measured
     assert grad_cam._right_and_wrong([]).verdict == verdicts.UNKNOWN
+
+
+def test_filters_are_drawn_beside_each_other_whatever_their_channels() -> None:
+    rng = np.random.default_rng(0)
+    gray, coloured = rng.normal(size=(2, 1, 3, 3)), rng.normal(size=(2, 3, 5, 5))
+    drawn = first_layer_filters.sheet([gray, coloured])
+    assert drawn.shape == (3, 60, 60)
+    assert drawn.min() >= 0
+    assert drawn.max() == 255
+    assert np.array_equal(drawn[0, :28], drawn[1, :28])
+    assert not np.array_equal(drawn[0, 32:], drawn[1, 32:])
+    assert (first_layer_filters.sheet([np.zeros((1, 1, 3, 3))]) == 127.5).all()
+
+
+def test_how_far_filters_moved_is_relative_to_their_length() -> None:
+    start = np.array([3.0, 4.0]).reshape(2, 1, 1, 1)
+    assert first_layer_filters.distance(start, start) == 0
+    assert first_layer_filters.distance(start, 2 * start) == pytest.approx(1)
 
 
 # --- the directory ----------------------------------------------------------------------------------------------------

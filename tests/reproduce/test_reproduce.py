@@ -73,7 +73,17 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     return written
 
 
-LONG = ("grad-cam", "feature-evolution", "resnet-variants")  # of seven norms or six: one seed of each is enough
+# of many networks: one seed of each is enough
+LONG = (
+    "grad-cam",
+    "feature-evolution",
+    "resnet-variants",
+    "augmentation",
+    "initial-affine",
+    "ensembles",
+    "first-layer-filters",
+    "photographs-batch-size",
+)
 
 
 @pytest.mark.parametrize(

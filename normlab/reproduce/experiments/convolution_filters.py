@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from importlib import resources
 
 import numpy as np
 
 from normlab.reproduce import verdicts
 from normlab.reproduce.experiment import Result, Setting
+from normlab.reproduce.galleries import as_png
 from normlab.scratch.fast_layers import conv_forward_fast
 from normlab.scratch.layers import conv_forward_naive
 
@@ -51,7 +51,7 @@ def run(setting: Setting) -> Result:
             "images": f"{' and '.join(PHOTOGRAPHS)}, {size} x {size}",
             "filters": f"gray: {GRAY} at the centre; edges: {EDGE} on blue, plus 128",
         },
-        pictures={"filters": _png(np.concatenate(rows, axis=1))},
+        pictures={"filters": as_png(np.concatenate(rows, axis=1))},
         captions={"filters": "Original, gray and edges, each filter a convolution of 3 x 3 over the three channels."},
         notes=["The report showed a puppy and a kitten; these are two photographs that come with normlab (CC BY 2.0)."],
     )
@@ -67,11 +67,3 @@ def _photograph(name: str, size: int) -> np.ndarray:
 
 def _gray(image: np.ndarray) -> np.ndarray:
     return np.broadcast_to(image, (3, *image.shape))
-
-
-def _png(image: np.ndarray) -> bytes:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(image.clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0)).save(file, "PNG")
-    return file.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars, training
-from normlab.reproduce.comparisons import compare, curve_records, effort, scale_of, val_accuracy
+from normlab.reproduce.comparisons import compare, curve_records, effort, scale_of, train_accuracy, val_accuracy
 from normlab.reproduce.experiment import Result, Setting
 from normlab.reproduce.published import PHOTOGRAPHS, PHOTOGRAPHS_EPOCHS, contradictions
 
@@ -31,7 +31,6 @@ def run(setting: Setting) -> Result:
         if settings:
             best[norm] = max(settings, key=lambda s: _mean(found.values(val_accuracy, **_cell_filter(norm, s))))
     findings = []
-    images = found.environment["val_images"]
     for claim, reported, one, other in (
         ("BN is better than no norm", "94.6 % against 85.6 %", "bn", "none"),
         ("BIN is better than no norm", "94.6 % against 85.6 %", "bin", "none"),
@@ -40,11 +39,16 @@ def run(setting: Setting) -> Result:
         ("no norm is better than GN", "85.6 % against 73.1 %", "none", "gn"),
         ("BN is better than LN", "94.6 % against 91.9 %", "bn", "ln"),
         ("LN is better than IN", "91.9 % against 90.3 %", "ln", "in"),
+        ("on training images BN is better than no norm", _trained("bn", "none"), "bn", "none"),
+        ("on training images no norm is better than GN", _trained("none", "gn 32"), "none", "gn"),
+        ("on training images LN is better than IN", _trained("ln", "in"), "ln", "in"),
     ):
         if one in best and other in best:
-            more, less = found.paired(val_accuracy, _cell_filter(one, best[one]), _cell_filter(other, best[other]))
+            of, seen = (train_accuracy, "train_images") if "training" in claim else (val_accuracy, "val_images")
+            more, less = found.paired(of, _cell_filter(one, best[one]), _cell_filter(other, best[other]))
             if more:
-                findings.append(verdicts.greater(claim, reported, more, less, images=images, names=(one, other)))
+                count = found.environment[seen]
+                findings.append(verdicts.greater(claim, reported, more, less, images=count, names=(one, other)))
     chosen = [c for norm, s in best.items() for c in found.finished(**_cell_filter(norm, s))]
     records = curve_records(chosen, lambda cell: cell["norm"])
     finals = [
@@ -89,6 +93,12 @@ def run(setting: Setting) -> Result:
 
 def _cell_filter(norm: str, setting: tuple[str, float]) -> dict[str, object]:
     return {"norm": norm, "optimizer": setting[0], "lr": setting[1]}
+
+
+def _trained(one: str, other: str) -> str:
+    """What the table of six norms says of two on training images."""
+    rows = {row.network: row for row in PHOTOGRAPHS if (row.table, row.split) == ("six norms", "train")}
+    return f"{verdicts.percent(rows[one].accuracy)} against {verdicts.percent(rows[other].accuracy)}"
 
 
 def _mean(values: list[float]) -> float:

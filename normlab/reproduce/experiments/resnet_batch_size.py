@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from normlab.reproduce import verdicts
-from normlab.reproduce.charts import bars
-from normlab.reproduce.comparisons import Comparison, compare, effort, scale_of, test_accuracy
+from normlab.reproduce.charts import bars, training
+from normlab.reproduce.comparisons import Comparison, compare, curve_records, effort, scale_of, test_accuracy
 from normlab.reproduce.experiment import Result, Setting
 from normlab.reproduce.experiments.resnet_variants import SPEC
 
@@ -54,6 +54,10 @@ def run(setting: Setting) -> Result:
         for kind, found in (("epochs", equal_epochs), ("updates", merged))
         for cell in found.finished()
     ]
+    curves = {
+        norm: curve_records(equal_epochs.finished(norm=norm), lambda cell: f"batch {cell['batch_size']}")
+        for norm in ("bn", "gn")
+    }
     fewer = ", ".join(f"{count} at {size}" for size, count in shorter.items())
     return Result(
         findings,
@@ -64,8 +68,14 @@ def run(setting: Setting) -> Result:
             "data": equal_epochs.describe_data(setting),
             "trainings": effort(equal_epochs, *equal_updates),
         },
-        charts={"accuracy": bars(records, "test accuracy", "variant", title="Test accuracy", percent=True)},
-        captions={"accuracy": "Mean over seeds, with its 95 % interval."},
+        charts={
+            "accuracy": bars(records, "test accuracy", "variant", title="Test accuracy", percent=True),
+            **{norm: training(rows, "series", ("train_loss", "val_loss")) for norm, rows in curves.items() if rows},
+        },
+        captions={
+            "accuracy": "Mean over seeds, with its 95 % interval.",
+            **{norm: f"{norm}, equal epochs: mean over seeds, with its 95 % interval." for norm in curves},
+        },
         notes=[*equal_epochs.unfinished(), *merged.unfinished()],
         records=records,
         scale=scale_of(equal_epochs, setting, published),

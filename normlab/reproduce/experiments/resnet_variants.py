@@ -6,7 +6,16 @@ from typing import Any
 
 from normlab.reproduce import verdicts
 from normlab.reproduce.charts import training
-from normlab.reproduce.comparisons import Measure, compare, curve_records, effort, scale_of, test_accuracy, val_accuracy
+from normlab.reproduce.comparisons import (
+    Measure,
+    compare,
+    curve_records,
+    effort,
+    scale_of,
+    test_accuracy,
+    train_accuracy,
+    val_accuracy,
+)
 from normlab.reproduce.experiment import Result, Setting
 from normlab.reproduce.published import VARIANTS, contradictions
 
@@ -43,7 +52,9 @@ def run(setting: Setting) -> Result:
         for norm in NORMS
         if found.finished(norm=norm)
         for what, reported, measure in (
+            ("training accuracy", REPORTED[norm, "train"].accuracy, train_accuracy),
             ("validation accuracy", REPORTED[norm, "validation"].accuracy, val_accuracy),
+            ("validation macro-F1", REPORTED[norm, "validation"].macro_f1, _val_macro_f1),
             ("test accuracy", REPORTED[norm, "test"].accuracy, test_accuracy),
             ("test macro-F1", REPORTED[norm, "test"].macro_f1, _macro_f1),
         )
@@ -96,6 +107,11 @@ def run(setting: Setting) -> Result:
         records=records,
         scale=scale,
     )
+
+
+def _val_macro_f1(cell: dict[str, Any]) -> float:
+    score: float = cell["epochs"][-1]["val_macro_f1"]
+    return score
 
 
 def _macro_f1(cell: dict[str, Any]) -> float:
