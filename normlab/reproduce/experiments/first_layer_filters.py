@@ -30,7 +30,7 @@ def run(setting: Setting) -> Result:
         dataset, networks, _ = trained_networks(directory)
         ends = {(n.norm, n.seed): first_filters(n.load(dataset)) for n in networks}
         starts = {(n.norm, n.seed): _start(n, dataset) for n in networks}
-    records = [
+    records: list[dict[str, Any]] = [
         {"norm": norm, "seed": seed, "moved": distance(starts[norm, seed], filters)}
         for (norm, seed), filters in ends.items()
     ]
