@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from normlab.data._limits import check_depth, check_unpacked
 from normlab.data._source import Encoded, listing
 from normlab.errors import DataError
 
@@ -99,6 +100,7 @@ def _folder(root: Path) -> Tree:
         seen.add((here.st_dev, here.st_ino))
         below[:] = [name for name in below if not _is_clutter(name)]
         start = Path(base).relative_to(root)
+        check_depth(len(start.parts), start.as_posix())
         folders += [(start / name).as_posix() for name in below]
         names += [(start / name).as_posix() for name in files if not _is_clutter(name)]
 
@@ -131,6 +133,7 @@ def _check_size(size: int) -> None:
 
 def _zip(path: Path) -> Tree:
     with _archive_errors(), zipfile.ZipFile(path) as archive:
+        check_unpacked(sum(info.file_size for info in archive.infolist()), path.stat().st_size)
         members, folders = _check_members(
             (info.filename, info, info.is_dir(), _zip_offence(info)) for info in archive.infolist()
         )
@@ -164,7 +167,9 @@ def _is_tar(path: Path) -> bool:
 
 def _tar(path: Path) -> Tree:
     with _archive_errors(), tarfile.open(path) as archive:
-        members, folders = _check_members((info.name, info, info.isdir(), _tar_offence(info)) for info in archive)
+        members, folders = _check_members(
+            (info.name, info, info.isdir(), _tar_offence(info)) for info in _counted(archive, path)
+        )
 
     def read(wanted: Sequence[str]) -> Iterator[Encoded]:
         with _archive_errors(), tarfile.open(path) as archive:
@@ -180,6 +185,15 @@ def _tar(path: Path) -> Tree:
 
     # in the archive's order, which is the only one that a compressed tar can be read in without starting over
     return Tree(tuple(members), folders, read)
+
+
+def _counted(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar, until they are more than it can hold: to reach one, those before it are unpacked."""
+    packed, unpacked = path.stat().st_size, 0
+    for info in archive:
+        unpacked += info.size
+        check_unpacked(unpacked, packed)
+        yield info
 
 
 def _tar_offence(info: tarfile.TarInfo) -> str:
@@ -203,6 +217,7 @@ def _check_members(entries: Iterable[tuple[str, Info, bool, str]]) -> tuple[dict
         if offence:
             offences.append(f"{raw!r} {offence}")
         elif pieces and not any(map(_is_clutter, pieces)):
+            check_depth(len(pieces) - 1, slashed)
             name = "/".join(pieces)
             if is_folder:
                 folders.add(name)

@@ -24,6 +24,7 @@ from normlab.data._files import fingerprint, open_tree, stamp
 from normlab.data._folder import open_folder
 from normlab.data._hub import fetched, is_of_hub, is_saved
 from normlab.data._leaks import without
+from normlab.data._limits import lifted
 from normlab.data._npz import open_npz
 from normlab.data._parquet import named_files, open_parquet
 from normlab.data._pixels import fit_array
@@ -53,6 +54,7 @@ def load(
     skip_bad: bool = False,
     drop_leaks: bool = False,
     drop_rare: bool = False,
+    no_limits: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
@@ -67,7 +69,8 @@ def load(
     Raises UsageError for a source that does not exist or a wrong argument, DataError for data that cannot be used,
     naming every file or field at fault; with `skip_bad`, unreadable images are left out instead, with `drop_rare`
     classes of too few images to be split, and `notes` says so. Copies of images among the splits are in `notes` too;
-    with `drop_leaks` training and validation lose those that a later split has.
+    with `drop_leaks` training and validation lose those that a later split has. A source that unpacks like a bomb is
+    refused, unless `no_limits`.
     """
     if not (_is_integer(seed) and seed >= 0):
         raise UsageError(f"seed is {seed!r}; expected an integer that is not negative")
@@ -82,7 +85,7 @@ def load(
     root = _cache.cache_root(cache_dir)
     path = fetched(str(source), root) if is_of_hub(source) else _check_exists(source)
     name = printable(_ENDINGS.sub("", path.resolve().name)) or "data"
-    with _name_in_errors(path):
+    with _name_in_errors(path), lifted(no_limits):
         mark = _cache_key(path)
         heard = _say_nothing if progress is None else progress
         request = Request(name, root, mark, int(seed), size, skip_bad, drop_rare, heard)

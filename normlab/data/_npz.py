@@ -15,6 +15,7 @@ import numpy as np
 from normlab.data._dataset import Pixels
 from normlab.data._folder import SPLIT_NAMES
 from normlab.data._labels import from_zero, numbered, one_each
+from normlab.data._limits import check_rows, check_unpacked
 from normlab.data._source import BLOCK_ROWS, Block, Part, Source, checked_labels, numbered_classes, printable
 from normlab.errors import DataError
 
@@ -34,6 +35,7 @@ def open_npz(path: Path) -> Source:
 
 
 def _open(path: Path, archive: zipfile.ZipFile) -> Source:
+    check_unpacked(sum(info.file_size for info in archive.infolist()), path.stat().st_size)
     there = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
     fields = {_canonical_name(name): name for name in there}
     found = [part for part in _PARTS if {f"x_{part}", f"y_{part}"} & fields.keys()]
@@ -132,6 +134,7 @@ def _images(path: Path, archive: zipfile.ZipFile, name: str) -> _Images:
     channels_last = len(sizes) == 3 and sizes[0] not in (1, 3) and sizes[2] in (1, 3)
     if not (len(sizes) == 2 or (len(sizes) == 3 and (channels_last or sizes[0] in (1, 3)))) or 0 in sizes:
         raise DataError(f"{what}; expected (N, C, H, W), (N, H, W, C) with 1 or 3 channels, or (N, H, W)")
+    check_rows(header.shape[0], name)
     if not header.shape[0]:
         raise DataError(f"{what}: no images")
     return _Images(path, name, header, channels_last)

@@ -14,6 +14,7 @@ import numpy as np
 from normlab.data._files import read_files
 from normlab.data._folder import SPLIT_NAMES
 from normlab.data._labels import from_zero, numbered
+from normlab.data._limits import check_rows
 from normlab.data._source import (
     BLOCK_ROWS,
     WHOLE,
@@ -119,6 +120,7 @@ def _open(path: Path, name: str) -> _File:
 
     with _parquet_errors(name), pq.ParquetFile(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
+    check_rows(rows, repr(name))
     columns = {field.name: field.type for field in schema}
     image = next((column for column in (*_IMAGE_COLUMNS, *_PATH_COLUMNS) if column in columns), None)
     paths = image is not None and _is_text(columns[image])
@@ -167,7 +169,7 @@ def _names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     """The class names in the Hugging Face metadata of the schema, if there are any."""
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         return None

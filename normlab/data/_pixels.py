@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 MAX_PIXELS = 2**30 // 12  # 89 million, where Pillow begins to speak of a decompression bomb
+
+_LARGE = 2**24  # pixels of an image that is decoded alone: several at once would take more memory than many have
+_ALONE = threading.Lock()
 
 _ORIENTATION = 0x0112
 _GRAY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")
@@ -47,7 +52,7 @@ def read_header(data: Encoded) -> Header:
 def decode(data: Encoded, shape: tuple[int, int, int]) -> Pixels:
     """Pixels, uint8 (C, H, W): oriented, gray or RGB, cropped about the centre to the aspect of H x W, resized."""
     channels, height, width = shape
-    with _open(data) as image:
+    with _open(data) as image, _ALONE if image.width * image.height > _LARGE else contextlib.nullcontext():
         if image.size != ((height, width) if _is_turned(image) else (width, height)):
             # a JPEG decoder can halve the image on the way, leaving at least twice the pixels asked for
             image.draft(None, (2 * max(height, width),) * 2)
@@ -128,4 +133,5 @@ def _gray_or_rgb(image: Image.Image, channels: int) -> Image.Image:
         raise DataError("32-bit pixels; save it with 8 or 16 bits per channel")
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)

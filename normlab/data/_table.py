@@ -6,12 +6,14 @@ import csv
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from normlab.data._files import fingerprint, read_files, stamp
 from normlab.data._folder import SPLIT_NAMES
+from normlab.data._limits import MOST_ROWS, check_rows
 from normlab.data._pixels import SUFFIXES
 from normlab.data._source import WHOLE, Part, Source, in_blocks, listing, printable
 from normlab.errors import DataError
@@ -61,7 +63,10 @@ def _part(root: Path, files: Sequence[str], labels: np.ndarray) -> Part:
 def _rows(path: Path) -> list[Row]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [line for line in csv.reader(file) if any(cell.strip() for cell in line)]
+            filled = (line for line in csv.reader(file) if any(cell.strip() for cell in line))
+            lines = list(islice(filled, MOST_ROWS + 2))
+            check_rows(len(lines) - 1, "the table")
+            lines.extend(filled)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"not a CSV file in UTF-8: {error}") from error
     if not lines:

@@ -31,9 +31,11 @@ def open_data(choice: DataChoice, progress: Callable[..., Any] | None = None) ->
         skip_bad=choice.skip_bad,
         drop_leaks=choice.drop_leaks,
         drop_rare=choice.drop_rare,
+        no_limits=choice.no_limits,
         progress=progress,
     )
     facts = {**asdict(choice), "source": dataset.hash}
+    del facts["no_limits"]  # which changes no image
     for later in ("drop_leaks", "drop_rare"):  # earlier studies keep their hashes
         if not facts[later]:
             del facts[later]

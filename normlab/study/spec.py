@@ -40,6 +40,7 @@ class DataChoice:
     limit_eval: int | None = None
     drop_leaks: bool = False
     drop_rare: bool = False
+    no_limits: bool = False
 
 
 class _Images(BaseModel):
@@ -53,6 +54,9 @@ class _Images(BaseModel):
     skip_bad: bool = Field(False, description="Go on without images that cannot be read.")
     drop_leaks: bool = Field(False, description="Leave out training images that are copies of test images.")
     drop_rare: bool = Field(False, description="Leave out classes of too few images to be split.")
+    no_limits: bool = Field(
+        False, description="Read data that unpack like a bomb, or have too many rows.", exclude=True
+    )
     limit_train: int | None = Field(None, gt=1, description="Train on this many images only.")
     limit_eval: int | None = Field(None, gt=0, description="Validate and test on this many images only.")
     plugins: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
