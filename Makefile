@@ -8,7 +8,7 @@ TEST   := $(VENV)/.test
 DOCS   := $(VENV)/.docs
 PIP     = $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-all lint kernels format docs bench bench-verdicts gpu wheel clean
+.PHONY: help demo test test-all lint kernels format docs bench bench-verdicts soak gpu wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -63,6 +63,9 @@ bench: $(TEST)  ## ours beside torch's, milliseconds and ratios, losses included
 
 bench-verdicts: $(TEST)  ## ways of judging a study beside each other: errors, power, changes of mind
 	$(BIN)/python -m benchmarks.verdicts
+
+soak: $(TEST)  ## ten minutes of kills, full disks and clock jumps; ARGS='--seconds 60' for fewer
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 # with the torch that is there: a machine with a GPU has its own, and perhaps no network
 gpu:  ## all that is to be known of a GPU, in ten minutes; ARGS=--dry-run needs none
