@@ -14,6 +14,7 @@ import importlib
 import inspect
 import sys
 import textwrap
+from statistics import median
 from typing import Any
 
 from normlab.norms import describe, family, members, modules, norm_names
@@ -30,6 +31,21 @@ def main(args: list[str] | None = None) -> None:
         return
     for name, *figures in rows:
         print(f"{name:16}" + "".join(f"{figure:>14}" for figure in figures).rstrip())
+    print(summary())
+
+
+def summary() -> str:
+    """Medians and extremes, in words."""
+    found = [sizes(describe(name)) for name in norm_names()]
+    functions = [(entry, code, own) for entry, code, own in found if code]
+    others = [(entry, own) for entry, code, own in found if own and not code]
+    return (
+        f"{len(functions)} are grid functions of {median(code for _, code, _ in functions):g} lines in the median, "
+        f"{max(code for _, code, _ in functions)} at most; their entries have "
+        f"{median(entry for entry, _, _ in functions):g}, and {sum(not own for *_, own in functions)} need no layer of "
+        f"their own. {len(others)} are modules of {median(own for _, own in others):g} lines in the median, "
+        f"{max(own for _, own in others)} at most, and entries of {median(entry for entry, _ in others):g}."
+    )
 
 
 def sizes(entry: NormEntry) -> tuple[int, int, int]:

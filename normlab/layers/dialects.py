@@ -325,6 +325,8 @@ def _array(v: Any) -> np.ndarray | None:
             raise UsageError(f"from_onnx: tensor {v.name!r} has no floating-point numbers")
         numbers = np.frombuffer(v.raw_data, dtype) if v.raw_data else np.array(v.float_data or v.double_data, dtype)
         return numbers.reshape(tuple(v.dims)).copy()
+    if isinstance(getattr(v, "value", None), Tensor):  # a variable of Keras on torch
+        v = v.value
     if isinstance(v, Tensor):
         return v.detach().cpu().numpy()
     if hasattr(v, "numpy"):

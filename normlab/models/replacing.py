@@ -69,6 +69,7 @@ def build_and_replace(
         model = factory(**_accepted_by_name(factory, offered))
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {spec!r} returned {type(model).__name__}; expected a torch.nn.Module")
+    model.register_forward_hook(_logits_of)
     before(model)
     called = norm_called(norm)
     if called == FROZEN:
@@ -78,6 +79,11 @@ def build_and_replace(
     if called != AS_IT_IS:
         replace_norms(model, norm)
     return model
+
+
+def _logits_of(model: nn.Module, inputs: Any, output: Any) -> Any:
+    """The `logits` of an output that has several parts, as those of transformers; any other output as it is."""
+    return output if isinstance(output, Tensor) else getattr(output, "logits", output)
 
 
 def calibrated(model: nn.Module, norm: str, images: Tensor | None) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,6 +51,23 @@ def test_norms_are_replaced(model: object) -> None:
         assert not isinstance(build_model(name, "keep", **SIZES).bn, BatchNorm)
     assert isinstance(build_model(name, "none", **SIZES).bn, nn.Identity)
     assert not build_model(name, "frozen", **SIZES).train().bn.training
+
+
+class Parts(Net):
+    """A network that returns an object, as those of transformers do."""
+
+    def forward(self, x: Tensor) -> SimpleNamespace:  # type: ignore[override]
+        return SimpleNamespace(loss=None, logits=super().forward(x))
+
+
+# an output of several parts was refused, though its logits are what is asked for
+@pytest.mark.parametrize("model", [Parts, Parts()])
+def test_of_an_output_of_several_parts_the_logits_are_taken(model: object) -> None:
+    name = give(model)
+    assert check_contract(name, ["gn"], corner_set()) == []
+    made = build_model(name, "bn", **SIZES)
+    assert made(torch.rand(2, 1, 8, 8)).shape == (2, 4)
+    assert made.state_dict().keys() == Net().state_dict().keys()
 
 
 # "frozen" was known by that name alone: its alias put other layers in, and what came after the name was ignored
