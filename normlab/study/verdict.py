@@ -615,7 +615,7 @@ def _number(value: float) -> str:
 
 def in_points(difference: Interval, unit: str = "") -> str:
     """A difference of accuracies in percentage points, with its interval: `−22.8 [−31.0, −15.0]`."""
-    text = f"{100 * difference.mean:+.1f}{unit}"
+    text = f"{round(100 * difference.mean, 1) + 0.0:+.1f}{unit}"  # not −0.0
     if difference.low is not None and difference.high is not None:
         text += f" [{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
     return text.replace("-", "−")

@@ -292,6 +292,7 @@ def test_equal_values_are_judged(level: float) -> None:
     verdict = judge(bare({"bn": [level] * 3, "gn": [level] * 3, "ln": [level] * 3, "in": [level] * 2}))
     assert verdict.behind == []
     assert verdict.best == "bn"
+    assert "−0.0 points" not in verdict.sentence
     for found in verdict.intervals.values():
         assert found.low is not None
         assert found.high is not None
