@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normlab.check.oracle import KINDS, RIGHT, Recipe, Stages
+from normlab.check.oracle import RIGHT, Recipe, Stages
 from normlab.check.pools import PER_SAMPLE, Reach, computes_in_float64, inputs_of, kind_of, over_of, reach, tail_of
+from normlab.check.relatives import NAMES, as_relative, base_of
 from normlab.check.subjects import Subject, TargetFailure, Unsupported
 from normlab.errors import UsageError
 
@@ -73,8 +74,7 @@ class Setup:
 
 def known(kind: str | None, dialect: str) -> None:
     """Raise UsageError for a kind or a dialect that there is not."""
-    if kind is not None and kind not in KINDS:
-        raise UsageError(f"--as {kind!r}: expected one of {', '.join(KINDS)}")
+    base_of(kind)
     if dialect != "auto" and dialect not in DIALECTS:
         raise UsageError(f"--dialect {dialect!r}: expected auto or one of {', '.join(DIALECTS)}")
 
@@ -85,10 +85,12 @@ def prepare(subject: Subject, kind: str | None = None, dialect: str = "auto", qu
     from normlab.check.subjects.claims import claim
 
     known(kind, dialect)
-    named = kind or kind_from_name(subject.name) or kind_from_name(subject.class_name)
+    named = base_of(kind) or kind_from_name(subject.name) or kind_from_name(subject.class_name)
     inputs = inputs_of(subject, named)
     subject.channel_axis = inputs.channel_axis
-    shapes = inputs.shapes
+    shapes = _both_ways(subject, inputs.shapes)
+    if named in ("instance", "batch-instance") and len(shapes) > 1:
+        shapes.pop(2, None)  # without positions there is no instance to pool, and nothing that is right
     shape = _main(shapes)
     claim(subject, shape, named)
     tail = tail_of(subject)
@@ -107,10 +109,10 @@ def prepare(subject: Subject, kind: str | None = None, dialect: str = "auto", qu
         if told is None:
             raise UsageError(
                 f"cannot tell which norm {subject.name} is (it pools over {found.words(layout)}); name it with --as, "
-                f"one of {', '.join(KINDS)}"
+                f"one of {', '.join(NAMES)}"
             )
         layout = replace(layout, kind=told)
-    layout = _grouped(layout, found, subject)
+    layout = as_relative(kind, _grouped(layout, found, subject))
     recipe = replace(layout, over=over_of(layout, found))
     precise = computes_in_float64(subject, shape)
     recipe, described = _measure(subject, recipe, shape, dialect)
@@ -119,7 +121,8 @@ def prepare(subject: Subject, kind: str | None = None, dialect: str = "auto", qu
         shape = _main(shapes)
         found = reach(subject, shape, -1 if trailing else subject.channel_axis)
     described = {
-        "norm": recipe.kind + ("" if named else " (told by what it pools)"),
+        "norm": (f"{kind}: {recipe.formula}" if recipe.formula else recipe.kind)
+        + ("" if named else " (told by what it pools)"),
         "input": ", ".join(str(s) for s in sorted(shapes.values(), key=len)),
         "pools over": found.words(recipe),
         **described,
@@ -131,6 +134,26 @@ def prepare(subject: Subject, kind: str | None = None, dialect: str = "auto", qu
 def _main(shapes: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
     """The shape that most checks use: of rank 4 where the layer takes that."""
     return shapes[4] if 4 in shapes else shapes[max(shapes)]
+
+
+def _both_ways(subject: Subject, shapes: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+    """The ranks that a hand-written backward pass takes, too: of others the forward pass may mean nothing."""
+    if subject.form == "torch Module" or not subject.has_backward or len(shapes) == 1:
+        return shapes
+
+    def backed(shape: tuple[int, ...]) -> bool:
+        layer = subject.fresh()
+        x = np.random.default_rng(17).normal(1, 2, shape)
+        try:
+            layer.forward(x, True)
+            layer.backward(x)
+        except TargetFailure:
+            return False
+        except Unsupported:
+            return True
+        return True
+
+    return {rank: shape for rank, shape in shapes.items() if backed(shape)} or shapes
 
 
 def _grouped(layout: Recipe, found: Reach, subject: Subject) -> Recipe:
@@ -276,8 +299,9 @@ def measure_running(subject: Subject, recipe: Recipe, shape: tuple[int, ...]) ->
     assert after is not None
     grid = recipe.to_grid(x)
     axes = (0, 2, 3) if recipe.kind != "instance" else (2, 3)
-    mean = grid.mean(axis=axes, keepdims=True).mean(axis=0).reshape(-1)
-    var = grid.var(axis=axes, keepdims=True).mean(axis=0).reshape(-1)
+    centre = grid.mean(axis=axes, keepdims=True) * recipe.centers
+    mean = centre.mean(axis=0).reshape(-1)
+    var = ((grid - centre) ** 2).mean(axis=axes, keepdims=True).mean(axis=0).reshape(-1)
     weight = (after[0] - 3.0) / (mean - 3.0)
     if np.ptp(weight) > 1e-3 or abs(weight[0]) < 1e-9:
         return None

@@ -103,15 +103,18 @@ BUILDS_ON = {
 }
 
 
-# with such a fault, the layer is held to settings that it does not have
-UNDERMINES = ("eps-and-momentum-swapped",)
+# with such a fault, the layer is held to settings that it does not have, or is never in the state that it is put into
+UNDERMINES = {
+    "eps-and-momentum-swapped": ("values", "gradients", "state", "layouts"),
+    "updates-in-eval": ("gradients.eval", "gradients.numerical", "values.eps", "state.eval-leaves-state"),
+}
 
 
 def _failed_basis(name: str, report: Report) -> str | None:
     """The check, already failed, that this one builds on."""
-    undermined = next((f.check for f in report.bugs if f.cause in UNDERMINES), None)
-    if undermined is not None and part_of(name) == "mathematics":
-        return undermined
+    for found in report.bugs:
+        if part_of(name) == "mathematics" and _is_chosen(name, UNDERMINES.get(found.cause or "", ())):
+            return found.check
     failed = {f.check for f in report.bugs}
     roots = (*BUILDS_ON.get(name, ()), *BUILDS_ON.get(name.split(".")[0], ()))
     return next((r for r in roots if r in failed), None)

@@ -27,11 +27,60 @@ KINDS = ("batch", "layer", "instance", "group", "batch-instance", "rms")
 
 
 @dataclass(frozen=True)
+class Stages:
+    """The formulas of the forward pass that are not the right ones; None is the right one.
+
+    `axes` are the pooled axes of (N, G, K, *positions), for that many axes of positions; `center` gives x - mean,
+    `spread` the variance, `deviation` what is divided by, `standardize` all three together. `weigh` applies the weight,
+    `shift` the bias, `scale` both. `inner` is the call that is made in place of this one, and `outer` makes the output
+    of that call's.
+    """
+
+    axes: Callable[[int], tuple[int, ...]] | None = None
+    mean: Callable[[Pass], Array] | None = None
+    center: Callable[[Pass], Array] | None = None
+    spread: Callable[[Pass], Array] | None = None
+    deviation: Callable[[Pass], Array] | None = None
+    standardize: Callable[[Pass], Array] | None = None
+    mix: Callable[[Array, Array, Array, Case], Array] | None = None
+    weigh: Callable[[Array, Array], Array] | None = None
+    shift: Callable[[Array, Array], Array] | None = None
+    scale: Callable[[Array, Array, Array], Array] | None = None
+    inner: Callable[[Case], Case] | None = None
+    outer: Callable[[Case, Array], Array] | None = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another call is made than the one that was asked for."""
+        return self.inner is not None or self.outer is not None
+
+    def over(self, right: Stages) -> Stages:
+        """These stages, and those of `right` where they say nothing."""
+        mine = {f.name: getattr(self, f.name) for f in fields(Stages)}
+        return replace(right, **{name: stage for name, stage in mine.items() if stage is not None})
+
+    def together(self, other: Stages) -> Stages | None:
+        """Both slips at once; None where they are about the same stage."""
+        mine, others = ({f.name: getattr(s, f.name) for f in fields(Stages)} for s in (self, other))
+        twice = any(mine[k] is not None and others[k] is not None for k in mine)
+        scales = (mine["scale"] and (other.weigh or other.shift)) or (others["scale"] and (self.weigh or self.shift))
+        if twice or scales or (self.elsewhere and other.elsewhere):
+            return None
+        return Stages(**{k: others[k] if v is None else v for k, v in mine.items()})
+
+
+RIGHT = Stages()
+InputGradient = Callable[["Pass", Array, Array], Array]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What a correct layer computes: the kind of normalization and the dialect's free choices.
 
     `momentum` is always the weight of the *new* batch, of the first one where the statistics are `cumulative`, the
-    average over all batches. `over` matters for layer and RMS norm alone: "sample"
+    average over all batches. In relatives of a kind, `own` and `own_dx` are right formulas that are not the kind's,
+    `own_gate` makes a gate that is no parameter, from the number of channels, `formula` has their words, and `centred`
+    is false where no mean is taken off. `over` matters for layer and RMS norm alone: "sample"
     pools over all but the batch axis, "channels" over the channel axis at each position, "trailing" over the
     last `trailing` axes.
     """
@@ -47,10 +96,15 @@ class Recipe:
     over: str = "sample"
     trailing: int = 1
     cumulative: bool = False
+    centred: bool = True
+    own: Stages = RIGHT
+    own_dx: InputGradient | None = None
+    own_gate: Callable[[int], Array] | None = None
+    formula: str = ""
 
     @property
     def centers(self) -> bool:
-        return self.kind != "rms"
+        return self.kind != "rms" and self.centred
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -100,47 +154,6 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Stages:
-    """The formulas of the forward pass that are not the right ones; None is the right one.
-
-    `axes` are the pooled axes of (N, G, K, *positions), for that many axes of positions; `center` gives x - mean,
-    `spread` the variance, `deviation` what is divided by, `standardize` all three together. `weigh` applies the weight,
-    `shift` the bias, `scale` both. `inner` is the call that is made in place of this one, and `outer` makes the output
-    of that call's.
-    """
-
-    axes: Callable[[int], tuple[int, ...]] | None = None
-    mean: Callable[[Pass], Array] | None = None
-    center: Callable[[Pass], Array] | None = None
-    spread: Callable[[Pass], Array] | None = None
-    deviation: Callable[[Pass], Array] | None = None
-    standardize: Callable[[Pass], Array] | None = None
-    mix: Callable[[Array, Array, Array, Case], Array] | None = None
-    weigh: Callable[[Array, Array], Array] | None = None
-    shift: Callable[[Array, Array], Array] | None = None
-    scale: Callable[[Array, Array, Array], Array] | None = None
-    inner: Callable[[Case], Case] | None = None
-    outer: Callable[[Case, Array], Array] | None = None
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether another call is made than the one that was asked for."""
-        return self.inner is not None or self.outer is not None
-
-    def together(self, other: Stages) -> Stages | None:
-        """Both slips at once; None where they are about the same stage."""
-        mine, others = ({f.name: getattr(s, f.name) for f in fields(Stages)} for s in (self, other))
-        twice = any(mine[k] is not None and others[k] is not None for k in mine)
-        scales = (mine["scale"] and (other.weigh or other.shift)) or (others["scale"] and (self.weigh or self.shift))
-        if twice or scales or (self.elsewhere and other.elsewhere):
-            return None
-        return Stages(**{k: others[k] if v is None else v for k, v in mine.items()})
-
-
-RIGHT = Stages()
-
-
-@dataclass(frozen=True)
 class Case:
     """One call of a layer: input, parameters (None where the layer has none), running statistics, mode."""
 
@@ -154,11 +167,18 @@ class Case:
     stages: Stages = RIGHT
 
     @property
+    def formulas(self) -> Stages:
+        """The stages, and the recipe's own where they are right."""
+        return self.stages.over(self.recipe.own)
+
+    @property
     def uses_running(self) -> bool:
         return self.running is not None and not self.training
 
     def parameter(self, name: str, absent: float) -> Array:
         value: Array | None = getattr(self, name)
+        if name == "gate" and value is None and self.recipe.own_gate is not None:
+            value = self.recipe.own_gate(self.recipe.channels)
         return np.full((1, 1, 1, 1), absent) if value is None else self.recipe.per_channel(value)
 
     def passes(self) -> list[Pass]:
@@ -168,7 +188,7 @@ class Case:
 
         def made(axes: tuple[int, ...], running: tuple[Array, Array] | None) -> Pass:
             pooled = self.stages.axes(len(spatial)) if self.stages.axes else axes
-            return Pass(grid, self.recipe, pooled, running, self.stages, spatial)
+            return Pass(grid, self.recipe, pooled, running, self.formulas, spatial)
 
         first = made(self.recipe.axes, self.grid_running())
         return [first] if self.recipe.kind != "batch-instance" else [first, made((2, 3), None)]
@@ -205,7 +225,9 @@ class Pass:
 
     def as_written(self) -> Pass:
         """The same values by the right formulas, pooled over the same axes."""
-        return Pass(self.x, self.recipe, self.axes, self.running, Stages(axes=self.stages.axes), self.spatial)
+        return Pass(
+            self.x, self.recipe, self.axes, self.running, replace(self.recipe.own, axes=self.stages.axes), self.spatial
+        )
 
     def without_running(self) -> Pass:
         """The same without running statistics."""
@@ -223,7 +245,7 @@ class Pass:
     @cached_property
     def mean(self) -> Array:
         if self.running is not None:
-            return self.running[0]
+            return self.running[0] if self.recipe.centers else np.zeros((1, 1, 1, 1))
         if self.stages.mean is not None:
             return self.stages.mean(self)
         return self.right_mean
@@ -256,9 +278,6 @@ class Pass:
     @cached_property
     def xhat(self) -> Array:
         return self.centred / self.std if self.stages.standardize is None else self.stages.standardize(self)
-
-
-InputGradient = Callable[[Pass, Array, Array], Array]
 
 
 def right_dx(p: Pass, dy: Array, weight: Array) -> Array:
@@ -303,15 +322,14 @@ def mixed(case: Case) -> Array:
     if len(passes) == 1:
         return standardized[0]
     gate, (batch, instance) = case.parameter("gate", 1.0), standardized
-    return (
-        gate * batch + (1 - gate) * instance
-        if case.stages.mix is None
-        else case.stages.mix(gate, batch, instance, case)
-    )
+    mix = case.formulas.mix
+    return gate * batch + (1 - gate) * instance if mix is None else mix(gate, batch, instance, case)
 
 
 def input_gradient(case: Case, dy: NDArray[Any], dx: InputGradient = right_dx) -> Array:
     """dL/dx for dL/dy = dy."""
+    if dx is right_dx and case.recipe.own_dx is not None:
+        dx = case.recipe.own_dx
     grid = case.recipe.to_grid(dy)
     weight = case.parameter("weight", 1.0)
     passes = case.passes()
@@ -327,14 +345,19 @@ def per_channel_sum(a: Array) -> Array:
     return a.sum(axis=(0, 3)).reshape(-1)
 
 
+def _shared(sums: Array, parameter: Array) -> Array:
+    """Sums per channel as those of a parameter that neighbouring channels share."""
+    return sums.reshape(parameter.size, -1).sum(axis=1)
+
+
 def parameter_gradients(case: Case, dy: NDArray[Any]) -> dict[str, Array]:
-    """Gradients of the parameters that the case has, each flattened to (C,)."""
+    """Gradients of the parameters that the case has, each flattened: (C,), or fewer where channels share them."""
     grid = case.recipe.to_grid(dy)
     out = {}
     if case.weight is not None:
-        out["weight"] = per_channel_sum(grid * mixed(case))
+        out["weight"] = _shared(per_channel_sum(grid * mixed(case)), case.weight)
     if case.bias is not None:
-        out["bias"] = per_channel_sum(grid)
+        out["bias"] = _shared(per_channel_sum(grid), case.bias)
     if case.gate is not None:
         batch, instance = (p.xhat for p in case.passes())
         out["gate"] = per_channel_sum(grid * case.parameter("weight", 1.0) * (batch - instance))

@@ -80,12 +80,13 @@ def reach(subject: Subject, shape: tuple[int, ...], channel_axis: int) -> Reach:
 
 
 def _output(subject: Subject, x: NDArray[Any]) -> NDArray[Any]:
-    """A new layer's output in training; a weight that starts from zero, and would hide it, is set to one."""
-    y = np.asarray(subject.fresh().forward(x, True), dtype=np.float64)
-    if np.any(y) or "weight" not in subject.parameters:
+    """A new layer's output in training; parameters that hide the input, such as a weight of zero, are set to 0.75."""
+    layer = subject.fresh()
+    y = np.asarray(layer.forward(x, True), dtype=np.float64)
+    if not layer.parameters or np.ptp(y) > 0:
         return y
     layer = subject.fresh()
-    layer.set_parameters({"weight": np.ones(layer.parameters["weight"].shape)})
+    layer.set_parameters({role: np.full(value.shape, 0.75) for role, value in layer.parameters.items()})
     return np.asarray(layer.forward(x, True), dtype=np.float64)
 
 
@@ -123,6 +124,8 @@ def candidate_shapes(subject: Subject, over: str, channel_axis: int) -> Shapes:
 def tail_of(subject: Subject) -> tuple[int, ...]:
     """The trailing axes that a layer or RMS norm normalizes: those of its parameters."""
     for value in (*subject.parameters.values(), *subject.learnable().values()):
+        if value.size == 1 < subject.options.channels:
+            continue
         return tuple(n for n in value.shape if n > 1) or tuple(value.shape) or (subject.options.channels,)
     return subject.declared_shape or (subject.options.channels,)
 
@@ -166,7 +169,8 @@ def inputs_of(subject: Subject, kind: str | None) -> Inputs:
     axis = subject.channel_axis
     first, refused = accepted(subject, candidate_shapes(subject, "sample", axis))
     parameters = (*subject.parameters.values(), *subject.learnable().values())
-    if kind in (*PER_SAMPLE, None) and (set(first) <= {2} or any(p.ndim > 1 for p in parameters)):
+    trails = any(p.ndim > 1 for p in parameters) or _last_axis_alone(subject, first)
+    if kind in (*PER_SAMPLE, None) and (set(first) <= {2} or trails):
         trailing, more = accepted(subject, candidate_shapes(subject, "trailing", axis))
         if len(trailing) > len(first) or (trailing and not first) or (kind and trailing):
             return _trailing_or_sample(subject, trailing)
@@ -189,6 +193,13 @@ def inputs_of(subject: Subject, kind: str | None) -> Inputs:
     if not first:
         raise TargetFailure("takes no input: " + "; ".join(refused[:2]))
     return Inputs(first, "sample", axis)
+
+
+def _last_axis_alone(subject: Subject, shapes: Shapes) -> bool:
+    """Whether a layer without a parameter per channel, which takes any sizes, pools the last axis whichever it is."""
+    if any(p.size > 1 for p in (*subject.parameters.values(), *subject.learnable().values())):
+        return False
+    return {3, 4} <= set(shapes) and all(reach(subject, shapes[r], 1).axes == {r - 1} for r in (3, 4))
 
 
 def _higher_ranks(subject: Subject, channel_axis: int) -> Shapes:
@@ -214,6 +225,8 @@ def _is_plausible(found: Reach, kind: str | None) -> bool:
         return found.batch and len(found.channels) == 1
     if kind == "instance":
         return not found.batch and len(found.channels) == 1
+    if kind == "group":
+        return not found.batch and not found.all_channels
     return not found.batch or (kind is None and len(found.channels) == 1)
 
 
@@ -244,12 +257,12 @@ def computes_in_float64(subject: Subject, shape: tuple[int, ...]) -> bool:
     Where statistics alone are rounded to float32, the output jumps: their last bit turns.
     """
     x = np.random.default_rng(7).normal(1.0, 2.0, shape)
-    y: NDArray[Any] = subject.fresh().forward(x, True)
-    if y.dtype != np.float64:
+    if subject.fresh().forward(x, True).dtype != np.float64:
         return False
+    y = _output(subject, x)
     with np.errstate(over="ignore"):
         if not np.any(y.astype(np.float32).astype(np.float64) != y):
             return not np.any(y)
-    moved = [np.asarray(subject.fresh().forward(x * (1 + 2e-8 * i), True), dtype=np.float64) for i in range(8)]
+    moved = [_output(subject, x * (1 + 2e-8 * i)) for i in range(8)]
     jumps = np.abs(np.diff(moved, n=2, axis=0)).max()
     return bool(jumps <= 1e-10 * np.abs(y).max())

@@ -22,6 +22,7 @@ _PART_OF_CHECK = {
     "layouts.long": "mathematics",
     "state.eval-leaves-state": "mathematics",
     "state.history": "mathematics",
+    "state.input-kept": "mathematics",
     "target.side-effects": "engineering",
     "target.children": "engineering",
 }

@@ -408,6 +408,22 @@ def test_rows_and_positions_beyond_two_to_the_sixteenth(layer: Any) -> None:
     assert finding(layer, "layouts.long", kind) == ("bug", "long-input")
 
 
+class LoopsOverRows(nn.LayerNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = []
+        for row in x.reshape(-1, x.shape[-1]):
+            mean, var = row.mean(), row.var(unbiased=False)
+            row = (row - mean) / torch.sqrt(var + self.eps)
+            rows.append(row * self.weight + self.bias)
+        return torch.stack(rows).reshape(x.shape)
+
+
+# it was timed, so that a slow machine left out what a fast one did not
+def test_a_layer_that_loops_in_python_is_spared_long_inputs() -> None:
+    assert finding(LoopsOverRows, "layouts.long", "layer")[0] == "skip"
+    assert finding(nn.LayerNorm, "layouts.long", "layer")[0] == "pass"
+
+
 class OptionsIgnored(nn.Module):
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, track_running_stats: bool = True
@@ -603,3 +619,236 @@ def test_a_layer_that_is_built_for_a_rank_and_evaluates_without_gradients() -> N
 # the biased variance, which nothing forbids here, was called a second slip
 def test_a_variance_that_is_free_is_no_second_slip() -> None:
     assert looked_at(MovingMeanReversed, "batch", ("values",)).causes == ["momentum-swapped-mean"]
+
+
+def spatial_groupnorm_forward(
+    x: NDArray, gamma: NDArray, beta: NDArray, G: int, gn_param: dict[str, Any]
+) -> tuple[NDArray, Any]:
+    rows = x.reshape(len(x) * G, -1)
+    std = np.sqrt(rows.var(axis=1, keepdims=True) + gn_param.get("eps", 1e-5))
+    xhat = ((rows - rows.mean(axis=1, keepdims=True)) / std).reshape(x.shape)
+    return gamma * xhat + beta, (xhat, std, gamma)
+
+
+def spatial_groupnorm_backward(dout: NDArray, cache: Any) -> dict[str, NDArray]:
+    xhat, std, gamma = cache
+    g, h = (dout * gamma).reshape(len(std), -1), xhat.reshape(len(std), -1)
+    dx = (g - g.mean(axis=1, keepdims=True) - h * (g * h).mean(axis=1, keepdims=True)) / std
+    axes = (0, 2, 3)
+    return {
+        "dx": dx.reshape(dout.shape),
+        "dgamma": (dout * xhat).sum(axes, keepdims=True),
+        "dbeta": dout.sum(axes, keepdims=True),
+    }
+
+
+# gamma (1, C, 1, 1) was handed as (C,), which broadcasts over the last axis, and the layer was read as channels-last;
+# gradients in a dictionary were no gradients
+def test_a_group_norm_of_rows_with_parameters_of_full_rank_and_gradients_by_name() -> None:
+    report = looked_at((spatial_groupnorm_forward, spatial_groupnorm_backward), "group")
+    assert report.ok, report.text()
+
+
+class Passes:
+    """A NumPy batch norm with methods of other names, whose running variance starts from zero as in the assignments."""
+
+    def __init__(self, dim: int) -> None:
+        self.layer = CourseMomentum(dim)
+        self.gamma, self.beta = np.ones(dim), np.zeros(dim)
+        self.running_mean, self.running_var = np.zeros(dim), np.zeros(dim)
+
+    def forward_pass(self, x: NDArray, training: bool = True) -> NDArray:
+        for name in ("gamma", "beta", "running_mean", "running_var"):
+            setattr(self.layer, name, getattr(self, name))
+        y = self.layer.forward(x, training)
+        self.running_mean, self.running_var = self.layer.running_mean, self.layer.running_var
+        return y
+
+    def backward_pass(self, grad: NDArray) -> NDArray:
+        dx = self.layer.backward(grad)
+        self.grad_gamma, self.grad_beta = self.layer.dgamma, self.layer.dbeta
+        return dx
+
+
+# "has neither forward nor __call__", "expected a layer class", and a bug where the assignments' start is meant
+@pytest.mark.parametrize("layer", [Passes, Passes(6), CourseMomentum(6)])
+def test_a_layer_object_of_other_methods_or_built_already(layer: Any) -> None:
+    report = looked_at(layer, "batch")
+    assert report.ok, report.text()
+
+
+class LayerNormOperation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+        rstd = torch.rsqrt(x.var(-1, keepdim=True, unbiased=False) + eps)
+        xhat = (x - x.mean(-1, keepdim=True)) * rstd
+        ctx.save_for_backward(xhat, rstd, weight)
+        return weight * xhat + bias
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        xhat, rstd, weight = ctx.saved_tensors
+        g, lead = dy * weight, tuple(range(dy.dim() - 1))
+        dx = rstd * (g - g.mean(-1, keepdim=True) - xhat * (g * xhat).mean(-1, keepdim=True))
+        return dx, (dy * xhat).sum(lead), dy.sum(lead), None
+
+
+# it was built as if it were a Module
+def test_an_autograd_function_is_a_function_of_tensors() -> None:
+    report = looked_at(LayerNormOperation, "layer")
+    assert report.ok, report.text()
+    assert "gradients.train" in [f.check for f in report.findings if f.status == "pass"]
+
+
+class Whole(nn.Module):
+    """Batch norm in pieces that the faulty layers below replace."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+        self.eps, self.momentum = eps, momentum
+
+    def moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        axes = (0, *range(2, x.dim()))
+        return x.mean(axes), x.var(axes, unbiased=False)
+
+    def update(self, mean: torch.Tensor, var: torch.Tensor, n: int) -> None:
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+
+    def affine(self, y: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return weight * y + bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = self.moments(x)
+            self.update(mean, var, x.numel() // x.shape[1])
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        y = (x - mean.reshape(shape)) / torch.sqrt(var.reshape(shape) + self.eps)
+        return self.affine(y, self.weight.reshape(shape), self.bias.reshape(shape))
+
+
+class UpdatesInEvaluation(Whole):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            self.update(*self.moments(x), x.numel() // x.shape[1])
+        return super().forward(x)
+
+
+class AffineSwapped(Whole):
+    def affine(self, y: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return bias * y + weight
+
+
+class SecondMoment(Whole):
+    def moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        axes = (0, *range(2, x.dim()))
+        return x.mean(axes), (x**2).mean(axes)
+
+
+class DeviationsAveraged(Whole):
+    def moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, var = super().moments(x)
+        return mean, x.std(tuple(range(2, x.dim())), unbiased=False).mean(0) ** 2 if x.dim() > 2 else var
+
+
+class DeviationKept(Whole):
+    def update(self, mean: torch.Tensor, var: torch.Tensor, n: int) -> None:
+        super().update(mean, var.sqrt(), n)
+
+
+class StatisticsExchanged(Whole):
+    def update(self, mean: torch.Tensor, var: torch.Tensor, n: int) -> None:
+        super().update(var, mean, n)
+
+
+# each was unexplained, or one fault was called two: of what follows from another fault, nothing is to be said
+@pytest.mark.parametrize(
+    ("layer", "cause"),
+    [
+        (UpdatesInEvaluation, "updates-in-eval"),
+        (AffineSwapped, "weight-bias-swapped"),
+        (SecondMoment, "second-moment-for-variance"),
+        (DeviationsAveraged, "deviation-of-parts-averaged"),
+        (DeviationKept, "running-var-is-std"),
+        (StatisticsExchanged, "running-swapped"),
+    ],
+)
+def test_one_fault_is_named_once(layer: Any, cause: str) -> None:
+    report = looked_at(layer, "batch")
+    assert set(report.causes) == {cause}, report.text()
+
+
+class AnyRank(nn.Module):
+    """Instance norm that pools all axes after the channels: of (N, C) there are none, and torch pools everything."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return standardized(x, tuple(range(2, x.dim())), self.eps)
+
+
+# an instance norm was held to inputs without positions
+def test_an_instance_norm_is_asked_for_positions() -> None:
+    report = looked_at(AnyRank, "instance")
+    assert report.ok, report.text()
+
+
+def overwrites_its_input(x: NDArray, gamma: NDArray, beta: NDArray, ln_param: dict[str, Any]) -> tuple[NDArray, Any]:
+    x -= x.mean(axis=1, keepdims=True)
+    std = np.sqrt((x**2).mean(axis=1, keepdims=True) + ln_param.get("eps", 1e-5))
+    x /= std
+    return gamma * x + beta, (x, std.ravel(), gamma)
+
+
+class OverwritesItsInput(OwnNames):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x -= x.mean(-1, keepdim=True)
+        return self.combine(x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + self.eps), self.alpha, self.delta)
+
+
+# a note about a course's function, though it spoils the notebook's numerical gradients; and a RuntimeError about leaves
+@pytest.mark.parametrize("layer", [(overwrites_its_input, layernorm_backward), OverwritesItsInput])
+def test_an_input_that_is_overwritten_is_a_fault_of_the_mathematics(layer: Any) -> None:
+    report = looked_at(layer, "layer", (*MATHEMATICS, "state.input-kept"))
+    assert not report.ok
+    assert report.causes == ["changes-input"]
+
+
+class Accumulates(CourseMomentum):
+    dgamma = dbeta = 0.0  # type: ignore[assignment]
+
+    def backward(self, dy: NDArray) -> NDArray:
+        dgamma, dbeta = self.dgamma, self.dbeta
+        dx = super().backward(dy)
+        self.dgamma, self.dbeta = self.dgamma + dgamma, self.dbeta + dbeta
+        return dx
+
+
+# "backward changes the cache"
+def test_gradients_that_accumulate_are_called_so() -> None:
+    assert finding(Accumulates, "gradients.repeat", "batch") == ("note", "gradients-accumulate")
+
+
+@pytest.mark.parametrize(
+    ("divide", "cause"),
+    [
+        (lambda x: x / (x.norm(dim=-1, keepdim=True) + 1e-6), "sum-for-mean"),
+        (lambda x: x / x.norm(dim=-1, keepdim=True).clamp(min=1e-6), "sum-for-mean"),
+    ],
+)
+# "two slips"
+def test_an_l2_norm_for_the_root_mean_square(divide: Any, cause: str) -> None:
+    class Divides(OnePlus):
+        start = 1.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.weight * divide(x)
+
+    assert set(looked_at(Divides, "rms", ("values",)).causes) == {cause}

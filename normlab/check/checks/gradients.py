@@ -261,6 +261,13 @@ def repeat(setup: Setup) -> Finding:
             "changes-gradient",
             "dx = dy * gamma makes a new array; dy *= gamma does not",
         )
+    learned = [k for k in first if k != "x" and np.any(first[k])]
+    if learned and all(relative_error(second[k], 2 * first[k]) <= setup.tolerance for k in learned):
+        return bug(
+            "a second backward pass adds to the gradients of the parameters: they are not set anew",
+            "gradients-accumulate",
+            "self.dgamma = ..., not self.dgamma += ...; where accumulation is meant, something must clear them",
+        )
     if max(off.values()) > setup.tolerance:
         return bug(
             "a second backward pass from the same forward pass answers something else: backward changes the cache "

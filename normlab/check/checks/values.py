@@ -13,7 +13,7 @@ from normlab.check.forgotten import pools_as_measured
 from normlab.check.oracle import RIGHT as NO_SLIP
 from normlab.check.oracle import Array, Case, forward, updated_running
 from normlab.check.pools import PER_SAMPLE
-from normlab.check.probe import bug, check, fresh, load, passed, sample, shapes, skip, small, smallest
+from normlab.check.probe import bug, check, fresh, load, note, passed, sample, shapes, skip, small, smallest
 from normlab.check.report import Finding
 from normlab.check.slips import ForwardSlip, Slip, StateSlip
 from normlab.check.subjects import TargetFailure, Unsupported
@@ -34,7 +34,10 @@ def judge(setup: Setup, seen: list[Observation], what: str, also: Callable[[], l
     if slip is None:
         kind = setup.recipe.kind
         return bug(
-            f"{what} is wrong by {worst:.3g} (relative); no known slip explains it", "unexplained", RIGHT[kind], example
+            f"{what} is wrong by {worst:.3g} (relative); no known slip explains it",
+            "unexplained",
+            setup.recipe.formula or RIGHT[kind],
+            example,
         )
     return bug(f"{what} is wrong: {counted(slip)}", slip.cause, slip.formula, example, error=worst)
 
@@ -127,6 +130,12 @@ def initial(setup: Setup) -> Finding:
         mean, var = layer.running
         if np.any(mean != 0) or np.any(var != 1):
             which, value = ("running_mean", mean[0]) if np.any(mean != 0) else ("running_var", var[0])
+            if setup.subject.form == "NumPy layer object" and not np.any(mean) and not np.any(var):
+                return note(
+                    "a new layer's running_var is 0, as in the assignments: before the first batch, evaluation divides "
+                    "by sqrt(eps)",
+                    "initial-running-var",
+                )
             return bug(
                 f"a new layer's {which} is {value:g}",
                 f"initial-{which.replace('_', '-')}",
@@ -140,7 +149,7 @@ def _find_exchange(setup: Setup) -> Finding | None:
     told = setup.subject.declared
     given = {"eps": 0.25, "momentum": 0.4} if {"eps", "momentum"} <= setup.subject.settable else {}
     eps, momentum = (given or told).get("eps"), (given or told).get("momentum")
-    if eps is None or momentum is None or abs(eps - momentum) < 1e-9:
+    if eps is None or momentum is None or abs(eps - momentum) < 1e-9 or setup.recipe.own.deviation is not None:
         return None
     x = sample(setup.shape, 0.5)
     layer = fresh(setup, setup.shape, **given)
@@ -170,7 +179,27 @@ def train(setup: Setup) -> Finding:
 
 @check("values.eval")
 def evaluation(setup: Setup) -> Finding:
+    if setup.recipe.tracks and _updates(setup):
+        return bug(
+            "evaluation updates the running statistics before it uses them",
+            "updates-in-eval",
+            "running statistics are updated in training alone",
+            f"one forward pass in evaluation, x of shape {setup.shape}",
+        )
     return judge(setup, observe(setup, training=False), "the output in evaluation")
+
+
+def _updates(setup: Setup) -> bool:
+    """Whether the output in evaluation is that of running statistics which this very call has changed."""
+    layer = fresh(setup, setup.shape)
+    case = load(setup, layer, sample(setup.shape), False)
+    before = layer.running
+    y = layer.forward(case.x, False)
+    after = layer.running
+    if before is None or after is None or all(map(np.array_equal, before, after)):
+        return False
+    tolerance = setup.tolerance_in(False)
+    return error(y, forward(case)) > tolerance >= error(y, forward(replace(case, running=after)))
 
 
 @check("values.running")
@@ -240,15 +269,31 @@ def _matches_forward(setup: Setup, cases: list[Case], after: list[tuple[Array, A
     """Whether the statistics are those of the forward pass as it is written, with its slips."""
     if setup.written == NO_SLIP:
         return False
-    wrong_pool = setup.written.axes is not None or setup.written.elsewhere  # there, the dialect could not be measured
-    for unbiased in (True, False) if wrong_pool else (None,):
-        right = (updated_running(_with_slips(setup, c, unbiased)) for c in cases)
-        try:
-            if all(max(error(m, r[0]), error(v, r[1])) <= tolerance for (m, v), r in zip(after, right, strict=True)):
+
+    def found(case: Case, got: tuple[Array, Array]) -> bool:
+        return all(error(g, r) <= tolerance for g, r in zip(got, updated_running(case), strict=True))
+
+    for unbiased in _corrections(setup, cases[0]):
+        try:  # inputs of another rank may have a forward pass that is right
+            if all(found(_with_slips(setup, c, unbiased), a) or found(c, a) for c, a in zip(cases, after, strict=True)):
                 return True
         except (ValueError, LookupError):  # not one value for each channel
             return False
     return False
+
+
+def _corrections(setup: Setup, case: Case) -> tuple[bool | None, ...]:
+    """Which corrections of the stored variance are right for the forward pass as it is written; None is its own.
+
+    Where it pools other values, or has another variance, the dialect could not be measured: either will do, but for a
+    variance that is unbiased already.
+    """
+    if setup.written.axes is not None or setup.written.elsewhere:
+        return True, False
+    if setup.written.spread is None:
+        return (None,)
+    p = _with_slips(setup, case).passes()[0]
+    return (None,) if np.allclose(p.var * (p.count - 1), p.biased * p.count) else (True, False)
 
 
 def _explained_as_written(cases: list[Case], after: list[tuple[Array, Array]], tolerance: float) -> StateSlip | None:

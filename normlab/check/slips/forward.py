@@ -108,8 +108,14 @@ def _unbiased_half(which: int) -> Formula:
     return lambda p: _unbiased(p) if (0 in p.axes) == (which == 0) and p.running is None else p.biased
 
 
-def _parts_averaged(*axes: int) -> Formula:
-    """The variance within each part, averaged over the parts: their means' spread is lost. Axes of (N, G, K, *)."""
+PARTS = (("sample", (0,)), ("column", (-1,)), ("row", (3,)), ("position", (3, 4)), ("channel", (2,)))
+
+
+def _parts_averaged(*axes: int, power: float = 1.0) -> Formula:
+    """The variance within each part, averaged over the parts: their means' spread is lost. Axes of (N, G, K, *).
+
+    What is averaged is the variance to this power: 0.5 is the standard deviation.
+    """
 
     def spread(p: Pass) -> Array:
         split = p.x.reshape(*p.x.shape[:3], *p.spatial)
@@ -118,10 +124,16 @@ def _parts_averaged(*axes: int) -> Formula:
         if p.running is not None or not set(averaged) < set(kept):
             return np.full((1, 1, 1, 1), np.nan)
         within = split.var(axis=tuple(a for a in kept if a not in averaged), keepdims=True)
-        full = within.mean(axis=averaged, keepdims=True)
+        full = (within**power).mean(axis=averaged, keepdims=True) ** (1 / power)
         return full.reshape(*full.shape[:3], -1)
 
     return spread
+
+
+def _halves(case: Case, fresh: bool) -> tuple[Pass, Pass]:
+    """The batch's pass, with the statistics of the batch at hand where it is asked for afresh, and the instances'."""
+    batch, instance = case.passes()
+    return (batch.without_running() if fresh else batch), instance
 
 
 def _in_evaluation(mix: Callable[[Array, Array, Array], Array]) -> Callable[[Array, Array, Array, Case], Array]:
@@ -274,6 +286,22 @@ FORWARD: tuple[ForwardSlip, ...] = (
         ("rms",),
         RMS_Y,
     ),
+    *(
+        _stage(
+            "deviation",
+            "sum-for-mean",
+            "the L2 norm is used for the root mean square: squares are summed where their mean belongs, the division "
+            f"by n is missing, and eps {does}",
+            norm,
+            ("rms",),
+            RMS_Y,
+        )
+        for does, norm in (
+            ("is added to the norm", lambda p: np.sqrt(p.biased * p.count) + p.eps),
+            ("is its least value", lambda p: np.maximum(np.sqrt(p.biased * p.count), p.eps)),
+            ("is left out", lambda p: np.sqrt(p.biased * p.count)),
+        )
+    ),
     _stage(
         "spread",
         "deviation-for-variance",
@@ -335,7 +363,17 @@ FORWARD: tuple[ForwardSlip, ...] = (
             "parts differ",
             _parts_averaged(*axes),
         )
-        for what, axes in (("sample", (0,)), ("column", (-1,)), ("row", (3,)), ("position", (3, 4)), ("channel", (2,)))
+        for what, axes in PARTS
+    ),
+    *(
+        _stage(
+            "spread",
+            "deviation-of-parts-averaged",
+            f"the standard deviation is an average of the standard deviations within each {what}; variances can be "
+            "pooled, deviations cannot",
+            _parts_averaged(*axes, power=0.5),
+        )
+        for what, axes in PARTS
     ),
     _stage(
         "standardize",
@@ -487,6 +525,23 @@ FORWARD: tuple[ForwardSlip, ...] = (
         _in_evaluation(lambda gate, batch, fresh: gate * batch + (1 - gate) * fresh),
         BIN,
         MIX,
+    ),
+    *(
+        _stage(
+            "mix",
+            "batch-statistics-for-instance",
+            f"the instance half takes the batch's {what}",
+            lambda gate, batch, _, case, half=half, fresh=fresh: (
+                gate * batch + (1 - gate) * half(*_halves(case, fresh))
+            ),
+            BIN,
+            MIX,
+        )
+        for what, half in (
+            ("variance", lambda batch, instance: instance.centred / batch.std),
+            ("mean", lambda batch, instance: (instance.x - batch.mean) / instance.std),
+        )
+        for fresh in (True, False)
     ),
     _mix(
         "gate-swapped",

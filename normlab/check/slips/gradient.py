@@ -62,6 +62,7 @@ COUNTS: tuple[tuple[str, Callable[[Pass], int]], ...] = (
     ("the positions of all samples (N * H * W)", lambda p: p.x.shape[0] * p.x.shape[3]),
     ("the samples and channels (N * C)", lambda p: p.x.shape[0] * p.x.shape[1] * p.x.shape[2]),
     ("the groups of all samples (N * G)", lambda p: p.x.shape[0] * p.x.shape[1]),
+    ("the positions of as many channels as there are groups (G * H * W)", lambda p: p.x.shape[1] * p.x.shape[3]),
     ("the height", lambda p: p.spatial[0]),
     ("the width", lambda p: p.spatial[-1]),
 )
@@ -317,6 +318,11 @@ GRADIENT: tuple[GradientSlip, ...] = (
         "dx-eps-missing",
         "the backward pass leaves eps out: it divides by sqrt(var), the forward pass by sqrt(var + eps)",
         variance=lambda p, g, pool: p.centred * pool(p, g * p.centred) / p.var,
+        divide=lambda p: np.sqrt(p.var),
+    ),
+    _dx(
+        "dx-eps-missing",
+        "the backward pass leaves eps out: it divides by sqrt(var), the forward pass by sqrt(var + eps)",
         divide=lambda p: np.sqrt(p.var),
     ),
     _dx(

@@ -83,12 +83,24 @@ STATE: tuple[StateSlip, ...] = (
         "the new statistics are added in full: their factor m is missing",
         lambda u, old, new: (1 - u.m) * old + new,
     ),
+    *(
+        blend(
+            f"running{of}-one-factor",
+            f"both terms of {what} have the factor {name}; they have m and 1 - m, which add up to one",
+            lambda u, old, new, factor=factor: factor(u.m) * (old + new),  # type: ignore[misc]
+        )
+        for name, factor in (("m", lambda m: m), ("1 - m", lambda m: 1 - m))
+        for blend, of, what in (
+            (_blend, "", "the running statistics"),
+            (_blend_mean, "-mean", "running_mean"),
+            (_blend_var, "-var", "running_var"),
+        )
+    ),
     _blend("running-updated-twice", "the running statistics are updated twice in one step", _blend_twice),
-    _both_slip(
-        "running-swapped",
-        "running mean and running variance are exchanged",
-        lambda u: u.stored_var,
-        lambda u: u.mean,
+    *(
+        _both_slip("running-swapped", "running mean and running variance are exchanged", mean, var)
+        for mean in (lambda u: u.stored_var, lambda u: u.var)
+        for var in (lambda u: u.mean, lambda u: u.mean * u.count / max(u.count - 1, 1))
     ),
     _both_slip(
         "running-axes-not-moved",
@@ -125,10 +137,13 @@ STATE: tuple[StateSlip, ...] = (
         lambda u: u.var * u.case.x.shape[0] / (u.case.x.shape[0] - 1),
         RVU,
     ),
-    _var_slip(
-        "running-var-is-std",
-        "running_var holds the standard deviation",
-        lambda u: np.sqrt(u.stored_var),
+    *(
+        _var_slip("running-var-is-std", "running_var holds the standard deviation", deviation)
+        for deviation in (
+            lambda u: np.sqrt(u.stored_var),
+            lambda u: np.sqrt(u.var),
+            lambda u: np.sqrt(u.var) * u.count / max(u.count - 1, 1),
+        )
     ),
     _var_slip(
         "running-var-is-std",

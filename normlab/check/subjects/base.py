@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -192,6 +193,28 @@ class Subject(ABC):
     @tape.setter
     def tape(self, tape: Any) -> None:
         raise Unsupported("the target keeps its forward pass to itself")
+
+    def lines(self, x: NDArray[Any]) -> int:
+        """How many lines of Python a forward pass in training runs: its work, on whatever machine."""
+        count = 0
+
+        def trace(frame: Any, event: str, argument: Any) -> Any:
+            nonlocal count
+            count += event == "line"
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            self.forward(x, True)
+        finally:
+            sys.settrace(before)
+        return count
+
+    @property
+    def given(self) -> NDArray[Any] | None:
+        """The input of the last forward pass as that left it; None where the target keeps it to itself."""
+        return None
 
     @property
     def class_name(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -244,6 +245,10 @@ class FunctionSubject(Subject):
         else:
             answer = guarded(self.backward_function, given, self._last["cache"])
         self.overwrote_gradient = not np.array_equal(given, dy)
+        if isinstance(answer, dict):
+            answer = _in_order(answer, learned)
+        if isinstance(answer, list):
+            answer = tuple(answer)
         if not learned and not isinstance(answer, tuple):
             answer = (answer,)
         if not isinstance(answer, tuple) or len(answer) < 1 + len(learned):
@@ -252,6 +257,11 @@ class FunctionSubject(Subject):
             )
         parts = [a.detach().numpy() if hasattr(a, "detach") else a for a in answer[: 1 + len(learned)]]
         return [None if g is None else np.asarray(g) for g in parts]
+
+    @property
+    def given(self) -> NDArray[Any] | None:
+        x: Any = self._last.get("x")
+        return x.detach().numpy() if hasattr(x, "detach") else x
 
     @property
     def tape(self) -> dict[str, Any]:
@@ -317,6 +327,19 @@ def _argument_roles(function: Callable[..., Any]) -> dict[str, str]:
         elif role := role_of(name):
             roles.setdefault(role, name)
     return roles
+
+
+def _in_order(gradients: dict[str, Any], learned: list[str]) -> tuple[Any, ...]:
+    """Gradients by name, such as dx and dgamma, or x and gamma, as the tuple (dx, dweight, dbias)."""
+    found: dict[str, Any] = {}
+    for name, value in gradients.items():
+        short = re.sub(r"^(d_?|grad_)|(_?grad)$", "", name)
+        role = role_of(name) or role_of(short)
+        found.setdefault(role if role in LEARNED else short, value)
+    missing = [f"d{name}" for name in ("x", *learned) if name not in found]
+    if missing:
+        raise TargetFailure(f"backward returned {', '.join(gradients)}; expected {', '.join(missing)} too")
+    return tuple(found[name] for name in ("x", *learned))
 
 
 def _is_required(function: Callable[..., Any], name: str) -> bool:

@@ -29,6 +29,8 @@ from normlab.check.subjects.base import (
 
 LEARNED = ("weight", "bias", "gate")
 RUNNING = ("running_mean", "running_var")
+FORWARDS = ("forward", "forward_pass", "fprop")
+BACKWARDS = ("backward", "backward_pass", "bprop")
 SWITCHES = ("training", "train_mode", "is_training", "train_flg", "train")
 
 
@@ -42,9 +44,10 @@ class ObjectSubject(Subject):
         self.name, self.cls, self.options = name, cls, options
         self.habits = habits or Habits()
         self.layer, self.settable = call_by_roles(cls, options, arrays=True)
-        self._call = getattr(self.layer, "forward", self.layer)
+        self._call = method(self.layer, FORWARDS) or self.layer
         if not callable(self._call):
             raise TargetFailure("has neither forward nor __call__")
+        self._backward = method(self.layer, BACKWARDS)
         self._make_parameters()
         self._torch = any(_is_tensor(v) for _, v in self._slots())
         if "channels" not in self.settable:
@@ -64,7 +67,7 @@ class ObjectSubject(Subject):
 
     @property
     def has_backward(self) -> bool:  # type: ignore[override]
-        return self._torch or hasattr(self.layer, "backward")
+        return self._torch or self._backward is not None
 
     @property
     def dtypes(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -111,11 +114,17 @@ class ObjectSubject(Subject):
         self._last = (given, y)
         return checked_output(y.detach().numpy() if hasattr(y, "detach") else y, x.shape).copy()
 
+    @property
+    def given(self) -> NDArray[Any] | None:
+        return None if self._last is None else _numpy(self._last[0])
+
     def backward(self, dy: NDArray[Any]) -> dict[str, NDArray[Any]]:
         learned = [r for r in LEARNED if r in self._names]
-        if self._torch and not hasattr(self.layer, "backward"):
+        if self._backward is None:
+            if not self._torch:
+                raise Unsupported("the layer has no backward pass")
             return self._differentiate(dy, learned)
-        answer = guarded(self.layer.backward, np.array(dy))
+        answer = guarded(self._backward, np.array(dy))
         parts = answer if isinstance(answer, tuple) else (answer,)
         out = {"x": checked_output(parts[0], dy.shape).copy()}
         for role, given in zip(learned, parts[1:], strict=False):
@@ -235,6 +244,11 @@ class ObjectSubject(Subject):
             for name, value in vars(self.layer).items()
             if (role := role_of(name)) in ("eps", "momentum") and isinstance(value, (int, float))
         }
+
+
+def method(layer: Any, names: tuple[str, ...]) -> Callable[..., Any] | None:
+    """The first of the methods of these names that an object or a class has."""
+    return next((found for found in (getattr(layer, name, None) for name in names) if callable(found)), None)
 
 
 def _bare(path: str) -> bool:

@@ -130,6 +130,14 @@ class RemoteSubject(Subject):
         mean, var = (np.asarray(_require_type(np.ndarray, v, "an array"), dtype=np.float64).reshape(-1) for v in found)
         return mean, var
 
+    def lines(self, x: NDArray[Any]) -> int:
+        return int(self._call("lines", x))
+
+    @property
+    def given(self) -> NDArray[Any] | None:
+        found = self._get("given")
+        return None if found is None else np.asarray(_require_type(np.ndarray, found, "an array"))
+
     def set_running(self, mean: NDArray[Any], var: NDArray[Any]) -> None:
         self._call("set_running", mean, var)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
+from normlab.check.relatives import base_of
 from normlab.check.subjects.base import Options, Subject, TargetFailure, kind_from_name
 from normlab.errors import UsageError, targets
 
@@ -42,7 +44,7 @@ def subject_of(
     if isinstance(thing, tuple) and len(thing) == 2 and all(callable(t) for t in thing):
         thing, backward = thing
     name = str(name or getattr(thing, "__name__", type(thing).__name__))
-    kind = kind or kind_from_name(name)
+    kind = base_of(kind) or kind_from_name(name)
     family = {base.__module__.split(".")[0] for base in _bases(thing)}
     if "keras" in family:
         from normlab.check.subjects.keras_layer import KerasSubject
@@ -53,8 +55,10 @@ def subject_of(
 
         return FlaxSubject(name, thing, options)
     if "torch" in family:
-        from normlab.check.subjects.torch_module import TorchSubject
+        from normlab.check.subjects.torch_module import TorchSubject, as_function, is_operation
 
+        if is_operation(thing):
+            return subject_of(as_function(thing), name, None, kind, options)
         made: Subject = (TorchSubject.from_callable if isinstance(thing, type) else TorchSubject.from_instance)(
             name, thing, options
         )
@@ -63,14 +67,18 @@ def subject_of(
         pair = _static_pair(thing)
         if pair is not None:
             return subject_of(pair, name, None, kind, options)
-        if not hasattr(thing, "forward") and "__call__" not in vars(thing):
+        from normlab.check.subjects.objects import FORWARDS, ObjectSubject, method
+
+        if method(thing, FORWARDS) is None and "__call__" not in vars(thing):
             raise UsageError(
                 f"{name} is a class without forward and backward; expected a torch Module, a Keras or Flax layer, "
                 "or functions"
             )
+        return ObjectSubject(name, thing, options)
+    if _is_layer_object(thing):
         from normlab.check.subjects.objects import ObjectSubject
 
-        return ObjectSubject(name, thing, options)
+        return ObjectSubject(name, lambda: copy.deepcopy(thing), options)
     if not callable(thing):
         raise UsageError(f"{name} is a {type(thing).__name__}; expected a layer class, a layer or a function")
     if backward is None and _builds_module(thing):
@@ -78,6 +86,13 @@ def subject_of(
     from normlab.check.subjects.functions import FunctionSubject
 
     return FunctionSubject(name, thing, backward, options, kind)
+
+
+def _is_layer_object(thing: Any) -> bool:
+    """Whether a thing is a layer that was built already, not a function."""
+    from normlab.check.subjects.objects import BACKWARDS, FORWARDS, method
+
+    return not inspect.isroutine(thing) and method(thing, (*FORWARDS, *BACKWARDS)) is not None
 
 
 def _static_pair(cls: type) -> tuple[Any, Any] | None:
@@ -103,9 +118,10 @@ def _built(name: str, factory: Any, options: Options) -> Subject:
         return subject_of(made, name, None, None, options)
     if isinstance(made, type):
         return subject_of(made, name, None, None, options)
-    if not (hasattr(made, "forward") or callable(made)):
+    from normlab.check.subjects.objects import FORWARDS, ObjectSubject, method
+
+    if method(made, FORWARDS) is None and not callable(made):
         raise TargetFailure(f"built a {type(made).__name__}; expected a torch.nn.Module or another layer")
-    from normlab.check.subjects.objects import ObjectSubject
 
     return ObjectSubject(name, factory, options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -71,6 +72,7 @@ class TorchSubject(Subject):
         if groups is not None and "groups" not in self.settable:
             self.options = replace(self.options, groups=groups)
         self._graph: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._given: torch.Tensor | None = None
 
     @classmethod
     def from_callable(cls, name: str, target: Callable[..., Any], options: Options) -> TorchSubject:
@@ -122,7 +124,8 @@ class TorchSubject(Subject):
     def forward(self, x: NDArray[Any], training: bool) -> NDArray[Any]:
         tensor = to_torch(x, self.options.dtype).requires_grad_(True)
         with torch.enable_grad():
-            y = self.run(tensor, training)
+            self._given = tensor.clone()  # in a network, too, the input is no leaf of the graph
+            y = self.run(self._given, training)
         self._graph = (tensor, y)
         return checked_output(from_torch(y), x.shape)
 
@@ -147,6 +150,10 @@ class TorchSubject(Subject):
         for (role, p), g in zip(wanted.items(), grads[1:], strict=True):
             out[role] = np.zeros(p.numel()) if g is None else from_torch(g).reshape(-1)
         return out
+
+    @property
+    def given(self) -> NDArray[Any] | None:
+        return None if self._given is None else from_torch(self._given)
 
     @property
     def tape(self) -> Any:
@@ -232,6 +239,8 @@ class TorchSubject(Subject):
         with torch.no_grad():
             for role, value in (("running_mean", mean), ("running_var", var)):
                 t = found[role].data
+                if t.numel() != value.size:
+                    raise TargetFailure(f"keeps {t.numel()} values as its {role}; expected {value.size}")
                 t.copy_(to_torch(value).to(t.dtype).reshape(t.shape))
             if self.cumulative:  # the next batch is the first of the average
                 for _, count in self.module.named_buffers():
@@ -266,6 +275,26 @@ class TorchSubject(Subject):
                 if role_of(name) == role and isinstance(value, (int, float)) and not isinstance(value, bool):
                     out[role] = float(value)
         return out
+
+
+def is_operation(thing: Any) -> bool:
+    """Whether a thing is a class derived from torch.autograd.Function."""
+    return isinstance(thing, type) and issubclass(thing, torch.autograd.Function)
+
+
+def as_function(operation: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """The function of tensors that a torch.autograd.Function is, with the arguments of its forward, without ctx."""
+    signature = inspect.signature(operation.forward)
+    if operation.setup_context is torch.autograd.Function.setup_context:
+        signature = signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def apply(*args: Any, **named: Any) -> Any:
+        bound = signature.bind(*args, **named)
+        bound.apply_defaults()
+        return operation.apply(*bound.args)
+
+    apply.__signature__ = signature  # type: ignore[attr-defined]
+    return apply
 
 
 def _plain_tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -1,0 +1,105 @@
+"""Norms that differ from one of the six kinds in a stage or two: each is its base with right formulas of its own.
+
+What holds of the base (the axes that are pooled, its slips, its running statistics) holds of the relative, too. Some
+bear a second name of a kind and no formula of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from normlab.check.oracle import KINDS, RIGHT, Array, InputGradient, Pass, Recipe, Stages
+from normlab.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A norm by its base, what of the base's formula is different, and its formula in words."""
+
+    base: str
+    formula: str = ""
+    own: Stages = RIGHT
+    centred: bool = True
+    dx: InputGradient | None = None
+    gate: Callable[[int], Array] | None = None
+
+    def of(self, recipe: Recipe) -> Recipe:
+        """The base's recipe with the relative's formulas."""
+        return replace(
+            recipe, own=self.own, own_dx=self.dx, own_gate=self.gate, centred=self.centred, formula=self.formula
+        )
+
+
+def _mean_only(p: Pass, dy: Array, weight: Array) -> Array:
+    g = dy * weight
+    return g if p.running is not None else g - p.pool(g)
+
+
+def _variance_only(p: Pass, dy: Array, weight: Array) -> Array:
+    g = dy * weight
+    return g / p.std if p.running is not None else g / p.std - (p.x - p.mean) * p.pool(g * p.x) / p.std**3
+
+
+def _length_only(p: Pass, dy: Array, weight: Array) -> Array:
+    g, long = dy * weight, p.std > p.eps
+    return np.where(long, g - p.xhat * p.pool(g * p.xhat) * p.count, g) / p.std
+
+
+RELATIVES = {
+    "bn": Relative("batch"),
+    "ln": Relative("layer"),
+    "in": Relative("instance"),
+    "gn": Relative("group"),
+    "bin": Relative("batch-instance"),
+    "channel-ln": Relative("layer"),
+    "ln-elementwise": Relative("layer"),
+    "ibn-b": Relative("instance"),
+    "gn-shared": Relative(
+        "group", "y = weight * (x - mean) / sqrt(var + eps) + bias, weight and bias one number for each group"
+    ),
+    "frn": Relative(
+        "instance", "y = weight * x / sqrt(mean(x^2) + eps) + bias, mean per sample and channel", RIGHT, False
+    ),
+    "power": Relative("batch", "y = weight * x / sqrt(mean(x^2) + eps) + bias, mean per channel", RIGHT, False),
+    "mobn": Relative(
+        "batch",
+        "y = weight * (x - mean) + bias, mean per channel",
+        Stages(deviation=lambda p: np.ones((1, 1, 1, 1))),
+        dx=_mean_only,
+    ),
+    "vobn": Relative(
+        "batch",
+        "y = weight * x / sqrt(var + eps) + bias, var per channel",
+        Stages(center=lambda p: p.x),
+        dx=_variance_only,
+    ),
+    "scalenorm": Relative(
+        "rms",
+        "y = g * x / max(|x|, eps), |x| the L2 norm of a position's channels",
+        Stages(deviation=lambda p: np.maximum(np.sqrt(p.biased * p.count), p.eps)),
+        dx=_length_only,
+    ),
+    "ibn-a": Relative(
+        "batch-instance",
+        "instance norm of the first half of the channels, batch norm of the others",
+        gate=lambda channels: np.repeat([0.0, 1.0], [channels // 2, channels - channels // 2]),
+    ),
+}
+NAMES = (*KINDS, *RELATIVES)
+
+
+def base_of(kind: str | None) -> str | None:
+    """The kind that a norm is checked as; raises UsageError for names that are no norm's."""
+    if kind is None or kind in KINDS:
+        return kind
+    if kind not in RELATIVES:
+        raise UsageError(f"--as {kind!r}: expected one of {', '.join(NAMES)}")
+    return RELATIVES[kind].base
+
+
+def as_relative(kind: str | None, recipe: Recipe) -> Recipe:
+    """A recipe with the formulas of the norm that is named."""
+    return RELATIVES[kind].of(recipe) if kind is not None and kind in RELATIVES else recipe
