@@ -19,7 +19,8 @@ def check(
         str, typer.Argument(help="package.module:Class, file.py:function, file.py:forward,backward or onnx:Operator")
     ],
     kind: Annotated[
-        str | None, typer.Option("--as", help="batch, layer, instance, group, batch-instance, rms or a relative such as frn (default: told)")
+        str | None,
+        typer.Option("--as", help="batch, layer, instance, group, batch-instance, rms, frn, ... (default: told)"),
     ] = None,
     dialect: Annotated[str, typer.Option(help="torch, keras, onnx, flax, teaching or auto")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

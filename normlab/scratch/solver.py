@@ -102,14 +102,13 @@ class Solver:
             self._set_state(self._set_aside, self._bn_set_aside)
             self._set_aside = {}
         iterations = max(1, len(self.X_train) // self.batch_size)
-        if not self.val_acc_history:
-            self._measure()
+        self._begin()
         while self.epoch < self.num_epochs:
             for _ in range(iterations):
                 self._step()
                 if self.verbose and (len(self.loss_history) - 1) % self.print_every == 0:
-                    total = self.num_epochs * iterations
-                    print(f"(iteration {len(self.loss_history)} / {total}) loss: {self.loss_history[-1]:.6f}")
+                    self._print_step(self.num_epochs * iterations)
+                self._end_step()
             self.epoch += 1
             for config in self.optim_configs.values():
                 if "learning_rate" in config:
@@ -193,6 +192,20 @@ class Solver:
                 w, grads[name], self.optim_configs[name]
             )
 
+    def _begin(self) -> None:
+        """Measures accuracies before the first step."""
+        if not self.val_acc_history:
+            self._measure()
+
+    def _end_step(self) -> None:
+        """What follows every step: nothing."""
+
+    def _print_step(self, total: int) -> None:
+        print(f"(iteration {len(self.loss_history)} / {total}) loss: {self.loss_history[-1]:.6f}")
+
+    def _print_epoch(self, train: float, val: float) -> None:
+        print(f"(epoch {self.epoch} / {self.num_epochs}) train accuracy: {train:.4f}, val: {val:.4f}")
+
     def _measure(self) -> None:
         train = self.check_accuracy(self.X_train, self.y_train, self.num_train_samples)
         val = self.check_accuracy(self.X_val, self.y_val, self.num_val_samples)
@@ -203,7 +216,7 @@ class Solver:
             self.best_params = {name: value.copy() for name, value in self.model.params.items()}
             self._best_bn_params = copy.deepcopy(self._bn_params())
         if self.verbose:
-            print(f"(epoch {self.epoch} / {self.num_epochs}) train accuracy: {train:.4f}, val: {val:.4f}")
+            self._print_epoch(train, val)
         if self.progress is not None:
             self.progress({"epoch": self.epoch, "train_accuracy": train, "val_accuracy": val})
 
