@@ -168,8 +168,11 @@ def _with_names(path: Path, source: Source) -> Source:
 
 
 def _holds_arrays(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False  # the reader of archives says what is wrong
     return bool(names) and all(name.endswith(".npy") for name in names)
 
 
