@@ -67,9 +67,12 @@ class Axis:
         """The setting's value from what a user wrote. Raises ValueError that says what was expected."""
         if given is None and self.default is None:
             return None
-        if not self.several:
-            return self.parse(given)
-        values = tuple(self.parse(item) for item in self.split(given))
+        try:
+            if not self.several:
+                return self.parse(given)
+            values = tuple(self.parse(item) for item in self.split(given))
+        except (TypeError, AttributeError):  # a table or nothing, where a file has room for anything
+            raise ValueError(f"{given!r} is no value of this setting") from None
         if not values:
             raise ValueError("expected at least 1 value")
         return values

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from normlab.errors import UsageError
@@ -126,3 +128,19 @@ def test_numbers_are_read_alike_from_text_and_files(value: float, as_text: bool)
     else:
         with pytest.raises(UsageError, match=r"lrs.*greater than 0"):
             make_spec({"lrs": given})
+
+
+_LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8))
+_ANYTHING = st.recursive(
+    _LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+)
+
+
+# `schedule: null` and `norms: {}` in a settings file ended in tracebacks.
+@settings(max_examples=100, deadline=None)
+@example(name="schedule", value=None)
+@example(name="norms", value=[{}])
+@given(name=st.sampled_from(sorted(set(StudySpec.model_fields) - {"data"})), value=_ANYTHING)
+def test_a_setting_of_any_kind_is_taken_or_refused_in_words(name: str, value: Any) -> None:
+    with contextlib.suppress(UsageError):
+        make_spec({name: value}).cells(100)
