@@ -268,7 +268,8 @@ def _side_by_side(spec: Any, options: Any, second: Path) -> None:
     from normlab.report import write_side_by_side
 
     usual = type(options)(cluster=options.cluster)
-    changed = {f.name for f in dataclasses.fields(options) if getattr(options, f.name) != getattr(usual, f.name)}
+    pairs = {f.name: (getattr(options, f.name), getattr(usual, f.name)) for f in dataclasses.fields(options)}
+    changed = {name for name, (given, default) in pairs.items() if given != default and (given or default)}
     if found := sorted((spec.model_fields_set - {"data"}) | (changed - {"metric"})):
         given = ", ".join(name.replace("_", "-") for name in found)
         raise UsageError(f"compare {spec.data} {second} shows two studies side by side; leave out: {given}")
