@@ -38,9 +38,9 @@ test: $(TEST)  ## what continuous integration runs: lint, types, every test but 
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || echo "NO BROWSER TESTS: Chromium is missing; apt-get install chromium chromium-driver" >&2
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-all: $(TEST)  ## every test
+test-all: $(TEST)  ## every test, of every case, with more of the examples that are drawn
 	@$(MAKE) --no-print-directory -j2 lint kernels
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile thorough
 
 lint: $(TEST)  ## style, types and the order of imports
 	$(BIN)/ruff check .

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from normlab.report.lab import Study
 
 # compiling a kernel takes seconds: no deadline for the example that does
-settings.register_profile("normlab", deadline=None, print_blob=True)
+settings.register_profile("normlab", deadline=None, print_blob=True, max_examples=30)
+settings.register_profile("thorough", settings.get_profile("normlab"), max_examples=200)  # `make test-all`
 settings.load_profile("normlab")
 
 pytest_plugins = ["tests.covering"]

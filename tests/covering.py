@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     families: dict[tuple[object, ...], list[pytest.Function]] = {}
     for item in items:
         mark = item.get_closest_marker("covering")
-        if mark and isinstance(item, pytest.Function):
+        if mark and isinstance(item, pytest.Function) and not item.get_closest_marker("slow"):
             families.setdefault((item.path, item.originalname, mark.args), []).append(item)
     for (*_, axes), family in families.items():
         kept = covering([values_of(item) for item in family], axes)  # type: ignore[arg-type]

@@ -71,7 +71,10 @@ def test_our_layers_conform(name: str) -> None:
     assert not [f for f in report.findings if f.cause == "loses-channels-last"]
 
 
-@pytest.mark.parametrize("spec", ["bn", "in", "bin", "ln", "gn:groups=3", "torch-bn"])
+# the layers of the others are those of the test before this one
+@pytest.mark.parametrize(
+    "spec", ["gn:groups=3", "torch-bn", *(pytest.param(s, marks=pytest.mark.slow) for s in ("bn", "in", "bin", "ln"))]
+)
 def test_our_norms_by_name_conform(spec: str) -> None:
     def build(channels: int) -> nn.Module:
         return normlab.make_norm(spec, channels)

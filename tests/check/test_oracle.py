@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from normlab.check.oracle import (
@@ -117,7 +117,6 @@ def test_the_grid_is_undone(recipe: Recipe, shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(recipe.from_grid(recipe.to_grid(x), shape), x)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
     n=st.integers(2, 5),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from normlab.errors import DataError, files
@@ -85,7 +85,6 @@ def test_numbers_that_are_not_finite_are_null_everywhere_in_json() -> None:
         files.to_json(object())
 
 
-@settings(max_examples=40)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner)
        | st.dictionaries(st.text(), inner), max_leaves=20))  # fmt: skip
 def test_json_is_strict_and_what_is_finite_survives(value: object) -> None:

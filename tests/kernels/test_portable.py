@@ -16,11 +16,12 @@ NAMES = ("os.register_at_fork", "os.sched_getaffinity", "os.sysconf", "fcntl")
 WITHOUT = """
 import os, sys
 import torch
-where, _, name = {name!r}.rpartition(".")
-if where:
-    vars(sys.modules[where]).pop(name, None)
-else:
-    sys.modules[name] = None
+for full in {names!r}:
+    where, _, name = full.rpartition(".")
+    if where:
+        vars(sys.modules[where]).pop(name, None)
+    else:
+        sys.modules[name] = None
 """
 
 LAYERS = """
@@ -52,8 +53,8 @@ main()
 """
 
 
-def run_without(name: str, code: str, folder: Path) -> str:
-    (folder / "sitecustomize.py").write_text(WITHOUT.format(name=name))
+def run_without(names: tuple[str, ...], code: str, folder: Path) -> str:
+    (folder / "sitecustomize.py").write_text(WITHOUT.format(names=names))
     paths = os.pathsep.join([str(folder), str(ROOT)])
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -69,13 +70,15 @@ def run_without(name: str, code: str, folder: Path) -> str:
 
 
 # Bug: `os.register_at_fork` was called, and `os.sched_getaffinity` counted the cores, on systems that have neither.
-@pytest.mark.parametrize("name", NAMES)
-def test_every_layer_runs_without(name: str, tmp_path: Path) -> None:
-    assert run_without(name, LAYERS, tmp_path).endswith("layers, 1 helper\n")
+@pytest.mark.parametrize(
+    "names", [NAMES, *(pytest.param((name,), marks=pytest.mark.slow) for name in NAMES)], ids=" ".join
+)
+def test_every_layer_runs_without(names: tuple[str, ...], tmp_path: Path) -> None:
+    assert run_without(names, LAYERS, tmp_path).endswith("layers, 1 helper\n")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "fcntl"])
 def test_a_study_runs_without(name: str, tmp_path: Path) -> None:
-    run_without(name, STUDY.format(out=str(tmp_path / "study")), tmp_path)
+    run_without((name,), STUDY.format(out=str(tmp_path / "study")), tmp_path)
     assert (tmp_path / "study" / "results.json").exists()

@@ -99,7 +99,7 @@ def test_behind_a_norm_and_an_addition(act: str, dtype: torch.dtype, layout: tor
 @pytest.mark.parametrize("act", SPECS)
 def test_second_derivatives(act: str) -> None:
     layer = layers.GroupNorm(2, 4, act=act).double()
-    x = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    x = torch.randn(2, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
     assert torch.autograd.gradgradcheck(layer, x)
 
 

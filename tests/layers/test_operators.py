@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +289,7 @@ def test_autocast(norm: str, compiled: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_compiled(dtype: torch.dtype) -> None:
-    for norm, act in product(("bn", "gn"), (None, "relu")):
+    for norm, act in (("bn", "relu"), ("gn", None)):
         equal_to_plain(layer_of(norm, act), in_one_graph, inputs(True, dtype=dtype))
 
 

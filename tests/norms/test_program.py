@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from normlab.kernels import stages
@@ -247,7 +247,6 @@ def test_invented(function: Callable, shape: tuple[int, int]) -> None:
 
 
 @given(grid_functions(), st.sampled_from([(3, 4), (1, 4), (2, 2)]))
-@settings(max_examples=150)
 def test_random(function: Callable, shape: tuple[int, int]) -> None:
     check_program(recipe_of(function), shape)
 
@@ -317,7 +316,6 @@ def test_gradients_of_invented(function: Callable, layout: str, backend_name: st
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @given(grid_functions())
-@settings(max_examples=60)
 def test_gradients_of_random(backend_name: str, function: Callable) -> None:
     check_end_to_end(function, backend_name, "last")
 

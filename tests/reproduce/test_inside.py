@@ -177,12 +177,13 @@ def test_networks_can_be_asked_before_a_quick_study_is_gone() -> None:
     assert torch.get_num_threads() == threads
 
 
-def test_lengths_go_before_the_specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lengths_go_before_the_specs_and_a_full_study_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny = {"models": "resnet8:width=4", "norms": "none", "batch_sizes": 8, "epochs": 50}
     setting = Setting(seeds=1, scale="full", epochs=2, limit_train=16, limit_eval=12)
-    with trained("tiny", setting, tiny) as (found, _):
+    with trained("tiny", setting, tiny) as (found, directory):
         pass
+    assert (tmp_path / directory / "results.json").is_file()
     assert [len(cell["epochs"]) for cell in found.cells] == [2]
     assert [found.environment[f"{split}_images"] for split in ("train", "val", "test")] == [16, 12, 12]
     assert found.length(tiny) == "2 of 50 epochs"
@@ -215,12 +216,3 @@ def test_data_is_called_what_it_is(noted: Sequence[str], name: str) -> None:
     assert Comparison([], facts).describe_data(Setting(data="images")).startswith(name)
     other = Comparison([], {**facts, "image_shape": [3, 64, 64]})
     assert other.describe_data(Setting(data="images")).startswith("images: ")
-
-
-def test_a_full_study_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    tiny = {"models": "resnet8:width=4", "norms": "none", "limit_train": 16, "limit_eval": 16, "batch_sizes": 8}
-    with trained("tiny", Setting(seeds=1, scale="full"), {**tiny, "epochs": 1}) as (found, directory):
-        pass
-    assert len(found.cells) == 1
-    assert (tmp_path / directory / "results.json").is_file()

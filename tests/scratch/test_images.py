@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from normlab.scratch import fast_layers, im2col_layers, layers
@@ -62,7 +62,6 @@ def test_convolution_is_torchs(
 
 
 @pytest.mark.parametrize("which", ["im2col", "fast"])
-@settings(max_examples=60, deadline=None)
 @given(
     n=st.integers(0, 3),
     channels=st.integers(1, 5),
@@ -214,7 +213,6 @@ def test_max_pooling_is_torchs(
     )
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     shape=st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
     window=st.tuples(st.integers(1, 4), st.integers(1, 4)),

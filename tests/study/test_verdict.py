@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from normlab import report
@@ -334,7 +334,6 @@ _CELLS = st.lists(
 )
 
 
-@settings(max_examples=40)
 @given(_CELLS, st.sampled_from([None, {"chance": 0.1}, {"chance": 0.1, "linear classifier": 0.4}]))
 def test_whatever_the_cells_are_there_is_a_sentence_and_intervals_stay_within_bounds(
     rows: list[dict[str, Any]], floors: dict[str, float] | None

@@ -64,7 +64,7 @@ def main() -> None:
         ("gn", (256, 256, 7, 7), False, torch.float16, "gelu"),
         ("ln", (32, 64, 56, 56), False, double, "silu"),
     ]
-    for norm, shape, last, dtype, act in cases:
+    for norm, shape, last, dtype, act in (case for case in cases if case[0] in sys.argv):
         x = torch.empty(shape, dtype=dtype)
         x = x.to(memory_format=torch.channels_last) if last else x
         row = torch.empty(shape[1], dtype=half if dtype == half else torch.float32)
@@ -76,7 +76,8 @@ def main() -> None:
     for name in ("forward", "backward", "learn", "total"):
         setattr(position_kernels, name, Compiling(getattr(position_kernels, name)))
     positions.positions_for = lambda x: triton_positions  # type: ignore[assignment,return-value]
-    for shape, dtype in (((8192, 768), torch.float32), ((32, 321, 196), half)):
+    rows_and_columns = {"rows": ((8192, 768), torch.float32), "columns": ((32, 321, 196), half)}
+    for shape, dtype in (rows_and_columns[name] for name in rows_and_columns if name in sys.argv):
         x, weight = torch.empty(shape, dtype=dtype), torch.empty(shape[1])
         _, kept = positions.forward(x, weight, weight)
         positions.backward(x, x, weight, kept)

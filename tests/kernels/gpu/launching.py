@@ -77,7 +77,7 @@ def main() -> None:
         return run(kernel, *args, **options)
 
     JITFunction.run = counted
-    for norm in ("bn", "gn"):
+    for norm in sys.argv[1:]:
         x = torch.empty(32, 64, 28, 28)
         off = torch.empty(x.numel() + 1)[1:].view(x.shape)
         first = call(norm, x)

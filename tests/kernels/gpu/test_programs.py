@@ -116,6 +116,7 @@ def check(case: Case, act: str | None = None, residual: bool = False, ulps: floa
 # --- parity ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", NORMS)
@@ -152,7 +153,7 @@ def test_residual_alone(norm: str, layout: str) -> None:
     check(Case(norm, (3, 4, 3, 5), layout=layout), residual=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, pytest.param(torch.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", NORMS)
 def test_dtypes(norm: str, dtype: torch.dtype) -> None:
     """Half precision is rounded once, at the end."""
@@ -262,11 +263,11 @@ def test_empty_batch() -> None:
     assert stages.backward(y, cache)[0].shape == (0, 4, 3)
 
 
-def without_interpreter(module: str, tmp_path: Path) -> list[str]:
+def without_interpreter(module: str, tmp_path: Path, *arguments: str) -> list[str]:
     """Lines printed by a module of this folder in a process that compiles."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", f"tests.kernels.gpu.{module}"],
+        [sys.executable, "-m", f"tests.kernels.gpu.{module}", *arguments],
         capture_output=True,
         text=True,
         timeout=600,
@@ -277,25 +278,28 @@ def without_interpreter(module: str, tmp_path: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_compiles_for_an_h100(tmp_path: Path) -> None:
+# columns of more elements than an instance holds sums for
+@pytest.mark.parametrize(
+    ("what", "count"),
+    [(("bin", "gn", "columns"), 4 + 2 + 4), pytest.param(("ln", "rows"), 4 + 3, marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_compiles_for_an_h100(what: tuple[str, ...], count: int, tmp_path: Path) -> None:
     """What the interpreter accepts the compiler may not: types that change in a loop, names, registers."""
-    lines = without_interpreter("compiling", tmp_path)
-    assert len(lines) == 10 + 3 + 4  # of planes, of rows, of more columns' elements than an instance holds sums for
+    lines = without_interpreter("compiling", tmp_path, *what)
+    assert len(lines) == count
     assert all(line.endswith(" compiled") for line in lines), lines
 
 
-def test_later_launches_go_straight_to_the_compiled_kernel(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("norm", "count"), [("gn", 2), pytest.param("bn", 4, marks=pytest.mark.slow)])
+def test_later_launches_go_straight_to_the_compiled_kernel(norm: str, count: int, tmp_path: Path) -> None:
     """With the same arguments; a tensor off a boundary of 16 bytes, which takes another variant, is dispatched."""
-    assert without_interpreter("launching", tmp_path) == [
-        line
-        for norm, count in (("bn", 4), ("gn", 2))
-        for line in (
-            f"{norm} first: {count} launched, {count} dispatched",
-            f"{norm} again: the same, 0 dispatched",
-            f"{norm} off a boundary: {count} launched, {count} dispatched",
-            f"{norm} off a boundary: {count} launched, {count} dispatched",
-            f"{norm} back on it: 0 dispatched",
-        )
+    assert without_interpreter("launching", tmp_path, norm) == [
+        f"{norm} first: {count} launched, {count} dispatched",
+        f"{norm} again: the same, 0 dispatched",
+        f"{norm} off a boundary: {count} launched, {count} dispatched",
+        f"{norm} off a boundary: {count} launched, {count} dispatched",
+        f"{norm} back on it: 0 dispatched",
     ]
 
 

@@ -48,7 +48,9 @@ SMALL = f"{__name__}:small"
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("norm", ["bn", "bin", "gn", "none", "torch-bn"])
+@pytest.mark.parametrize(
+    "norm", ["bn", "gn", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("bin", "none", "torch-bn"))]
+)
 def test_it_learns_the_same(norm: str, dataset: Dataset) -> None:
     """With a last batch of another size, and evaluations in between."""
     eager = train_cell(make_cell(model=SMALL, norm=norm, epochs=2, batch_size=20), dataset)
@@ -83,7 +85,7 @@ def test_the_ninth_network_is_compiled_too(dataset: Dataset) -> None:
 
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
         for seed in range(3):
-            training = Training(make_cell(epochs=1, compiled=True, seed=seed), dataset)
+            training = Training(make_cell(model=SMALL, epochs=1, compiled=True, seed=seed), dataset)
             images, labels = training.train_feed[slice(0, 16)]
             training.forward(images, labels)
 
