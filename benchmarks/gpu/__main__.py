@@ -41,7 +41,7 @@ def main(words: list[str] | None = None) -> int:
     from benchmarks.gpu import page, parts
 
     if given.warm:
-        parts.warm(*given.warm)
+        parts.warm(given.warm[0].split(","), given.warm[1])
         return 0
     if given.part:
         parts.main(given.part, given.rows, given.dry_run)
@@ -64,13 +64,27 @@ def main(words: list[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     patience = PATIENCE if given.dry_run else 1
     until = time.monotonic() + patience * given.limit
-    for part in wanted:
+    warming = [] if given.dry_run else parts.start_warming(wanted)
+    for part in [name for name in parts.PARTS if name in wanted]:
+        if part != "tests":
+            wait(warming, until - time.monotonic())
         seconds = min(patience * parts.PARTS[part].seconds, until - time.monotonic())
         results["parts"][part] = run_part(part, parts.PARTS[part].needs, seconds, given.dry_run)
         (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
         (out / f"{name}.md").write_text(page.page(results))
     print(f"written: {out / name}.json and .md")
     return int(any(found["state"] != "done" or _errors(found) for found in results["parts"].values()))
+
+
+def wait(processes: list[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Wait for all of them, in all no longer than this."""
+    until = time.monotonic() + seconds
+    while processes:
+        try:
+            processes[-1].wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            processes[-1].kill()
+        processes.pop()
 
 
 def missing(dry: bool) -> list[str]:

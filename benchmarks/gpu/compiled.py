@@ -104,7 +104,11 @@ def inspect(capability: int, dtype: torch.dtype, last: bool) -> Iterator[tuple[s
         yield from ((f"{norm}, residual, relu", kernel) for kernel in found)
         found.clear()
     if not last:
-        for title, shape in (("rows of 1024", (8192, 1024)), ("columns of 96", (32, 96, 3136))):
+        for title, shape in (
+            ("rows of 1024", (8192, 1024)),
+            ("rows of 16384", (512, 16384)),
+            ("columns of 96", (32, 96, 3136)),
+        ):
             v, weight = torch.empty(shape, dtype=dtype), torch.empty(shape[1])
             _, kept = positions.forward(v, weight, weight)
             positions.backward(v, v, weight, kept)

@@ -42,6 +42,15 @@ def _layers(rows: Sequence[Row]) -> list[str]:
     return table(header, lines)
 
 
+def _kernels(rows: Sequence[Row]) -> list[str]:
+    """In brackets, for how many passes over the tensor a copy of it would have had the time."""
+    lines = []
+    for row in rows:
+        found = [f"{v['kernel']} {v['us']:.0f} ({v['passes']:.1f})" for v in row["launches"]]
+        lines.append([f"{row['row']}, {row['dtype']}", f"{row['copy_us']:.0f}", ", ".join(found)])
+    return table(["row", "copy, us", "launches, us (passes at a copy's speed)"], lines)
+
+
 def _launches(rows: Sequence[Row]) -> list[str]:
     keys = [f"{side}_{what}_us" for what in ("forward", "both") for side in ("ours", "eager")]
     header = ["norm", "forward, ours, us", "torch", "with backward, ours, us", "torch"]
@@ -83,6 +92,7 @@ def _ratio(v: float | None) -> str:
 SECTIONS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "layers": _layers,
     "positions": _layers,
+    "kernels": _kernels,
     "launches": _launches,
     "tests": _tests,
     "step": _step,

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -24,10 +26,11 @@ import torch
 
 import normlab
 from normlab.bench import layers as rows_of_layers
-from normlab.bench.sides import compiled, make_step, our_layer, stock_layer
+from normlab.bench.sides import compiled, make_step, our_layer, random_tensor, stock_layer
 from normlab.bench.step import make_step as make_training_step
 from normlab.bench.timing import in_turns
 from normlab.bench.work import NORMS, POSITION_NORMS, TINY, Work
+from normlab.kernels.gpu import _cut
 
 Row = dict[str, Any]
 Rows = Iterator[Row]
@@ -80,8 +83,6 @@ WORKS = {"layers": works_of_layers, "positions": works_of_positions}
 
 def rows_of_works(name: str, dry: bool) -> Rows:
     """Ours, torch's eager and compiled, and the floor: the bytes that must move at the speed of a copy."""
-    if not dry:
-        _warm_together(name)
     for work in WORKS[name](dry):
         try:
             with served(dry):
@@ -98,24 +99,68 @@ def positions(dry: bool) -> Rows:
     yield from rows_of_works("positions", dry)
 
 
-def _warm_together(name: str) -> None:
-    """Have all kernels of a part compiled, by many processes at once; what they compile is kept on disk."""
-    count = max(1, (os.cpu_count() or 2) // 2)
-    command = [sys.executable, "-m", "benchmarks.gpu", "--warm", name]
-    helpers = [subprocess.Popen([*command, f"{i}/{count}"], cwd=ROOT, stderr=subprocess.DEVNULL) for i in range(count)]
-    for helper in helpers:
-        helper.wait()
+# --- kernels ---------------------------------------------------------------------------------------------------------
 
 
-def warm(name: str, share: str) -> None:
-    """Call both sides of a share of a part's rows once."""
-    start, count = map(int, share.split("/"))
-    for work in WORKS[name](False)[start::count]:
-        for make in (our_layer, lambda work: compiled(stock_layer(work))):
-            try:
-                make_step(make(work).to("cuda", getattr(torch, work.dtype)), work, "cuda")()
-            except Exception as error:  # the measuring process meets it again, and says so
-                print(f"{work.name}: {error}", flush=True)
+def kernels(dry: bool) -> Rows:
+    """Each launch of a forward and backward pass by itself: microseconds on the device, whatever the host takes.
+
+    `passes` is how often the tensor could have been read or written meanwhile, at the speed of a copy.
+    """
+    for work in (work for name in WORKS for work in WORKS[name](dry)):
+        row: Row = {"row": work.name, "dtype": work.dtype}
+        try:
+            with served(dry):
+                step = make_step(our_layer(work).to(device_of(dry), getattr(torch, work.dtype)), work, device_of(dry))
+                for _ in range(2):
+                    step()
+                with timing_launches(dry) as rounds:
+                    for _ in range(1 if dry else 2 * ROUNDS):
+                        rounds.append([])
+                        step()
+            source = random_tensor(work, 0, device_of(dry))
+            target = torch.empty_like(source)
+            (copies,) = in_turns([lambda to=target, of=source: to.copy_(of)], ROUNDS, device=device_of(dry))  # type: ignore[misc]
+            row["copy_us"] = 1e3 * statistics.median(copies)
+            row["launches"] = [
+                {"kernel": name, "us": (us := statistics.median(found[i][1]() for found in rounds)),
+                 "passes": 2 * us / row["copy_us"]}
+                for i, (name, _) in enumerate(rounds[0])
+            ]  # fmt: skip
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {error}"[:500]
+        yield row
+
+
+@contextmanager
+def timing_launches(dry: bool) -> Iterator[list[list[tuple[str, Callable[[], float]]]]]:
+    """Within the block, each launch adds its name and a way to learn its microseconds to the list's last entry."""
+    rounds: list[list[tuple[str, Callable[[], float]]]] = []
+    call = _cut.Ready.__call__
+
+    def timed(self: _cut.Ready, aligned: bool, *tensors: Any) -> None:
+        if dry:
+            call(self, aligned, *tensors)
+            rounds[-1].append((_name_of(self), lambda: 1.0))
+            return
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call(self, aligned, *tensors)
+        end.record()
+        rounds[-1].append((_name_of(self), lambda: (end.synchronize(), 1e3 * start.elapsed_time(end))[1]))
+
+    _cut.Ready.__call__ = timed  # type: ignore[method-assign]
+    try:
+        yield rounds
+    finally:
+        _cut.Ready.__call__ = call  # type: ignore[method-assign]
+
+
+def _name_of(launch: _cut.Ready) -> str:
+    """forward measure+solve, backward apply, total."""
+    given = dict(zip(reversed(launch.kernel.arg_names), reversed(launch.numbers), strict=False))
+    steps = [step.lower() for step in ("MEASURE", "SOLVE", "APPLY") if given.get(step)]
+    return " ".join([launch.kernel.__name__, *(["+".join(steps)] if steps else [])])
 
 
 # --- launches --------------------------------------------------------------------------------------------------------
@@ -156,23 +201,31 @@ def _host_us(call: Callable[[], Any], calls: int) -> float:
 
 def step(dry: bool) -> Rows:
     """ResNet-14 with batch norm: {stock, ours} x {eager, CUDA graph, compiled}, channels-last, one row each."""
-    sizes: Row = {"model": "resnet8", "batch": 2, "image_size": 8} if dry else {"batch": 128, "image_size": 32}
-    hows = ("eager",) if dry else ("eager", "graph", "compiled")
-    dtypes = ("float32",) if dry else ("bfloat16", "float32")
-    for how, dtype, side in product(hows, dtypes, ("stock", "ours")):
-        row: Row = {"norm": "bn", "dtype": dtype, "side": side, "how": how, **sizes}
+    for row in rows_of_step(dry):
         try:
             with served(dry):
-                call = make_training_step(
-                    KINDS[side, how == "compiled"], "bn", "channels_last", device_of(dry), dtype=dtype, **sizes
-                )
-                if how == "graph":
-                    call = captured(call)
-                (times,) = in_turns([call], 1 if dry else ROUNDS, device=device_of(dry))
+                (times,) = in_turns([step_of(row, dry)], 1 if dry else ROUNDS, device=device_of(dry))
             row["ms"] = sorted(times)[len(times) // 2]
         except Exception as error:
             row["error"] = f"{type(error).__name__}: {error}"[:500]
         yield row
+
+
+def rows_of_step(dry: bool) -> list[Row]:
+    """What the rows are of, still without a time."""
+    sizes: Row = {"model": "resnet8", "batch": 2, "image_size": 8} if dry else {"batch": 128, "image_size": 32}
+    hows = ("eager",) if dry else ("eager", "graph", "compiled")
+    dtypes = ("float32",) if dry else ("bfloat16", "float32")
+    some = product(dtypes, hows, ("stock", "ours"))
+    return [{"norm": "bn", "dtype": dtype, "side": side, "how": how, **sizes} for dtype, how, side in some]
+
+
+def step_of(row: Row, dry: bool) -> Callable[[], Any]:
+    """The call of a row, as a graph if that is asked for."""
+    sizes = {name: row[name] for name in ("model", "batch", "image_size") if name in row}
+    kind = KINDS[row["side"], row["how"] == "compiled"]
+    call = make_training_step(kind, row["norm"], "channels_last", device_of(dry), dtype=row["dtype"], **sizes)
+    return captured(call) if row["how"] == "graph" else call
 
 
 # of a step: by side, and whether torch.compile takes it
@@ -198,13 +251,16 @@ def captured(call: Callable[[], Any]) -> Callable[[], None]:
 # --- a study, and the tests ------------------------------------------------------------------------------------------
 
 
+COMPARE = [sys.executable, "-m", "normlab", "compare", "digits", "--no-report"]
+LARGE = ["--norms", SEVEN, "--seeds", "2", "--model", "resnet14", "--device", "cuda", "--per-gpu", "7"]
+
+
 def compare(dry: bool) -> Rows:
     """`normlab compare`: seven variants, several cells on one GPU; the embedded digits, as there is no network."""
-    large = ["--norms", SEVEN, "--seeds", "2", "--model", "resnet14", "--device", "cuda", "--per-gpu", "7"]
     tiny = ["--norms", "torch-bn", "--epochs", "1", "--limit-train", "32", "--limit-eval", "32", "--model", "resnet8"]
-    runs = [[*large, "--epochs", "10"], [*large, "--epochs", "10", "--precision", "bf16", "--compile"]]
+    runs = [[*LARGE, "--epochs", "10"], [*LARGE, "--epochs", "10", "--precision", "bf16", "--compile"]]
     for options in [[*tiny, "--seeds", "1", "--device", "cpu", "--jobs", "1", "--threads", "1"]] if dry else runs:
-        command = [sys.executable, "-m", "normlab", "compare", "digits", "--no-report", *options]
+        command = [*COMPARE, *options]
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             done = subprocess.run(
@@ -243,12 +299,67 @@ def tests(dry: bool) -> Rows:
         yield {"error": "\n".join(tail)[-4000:]}
 
 
+# --- compiling -------------------------------------------------------------------------------------------------------
+
+
+def start_warming(names: list[str]) -> list[subprocess.Popen[bytes]]:
+    """Start processes that have everything compiled that these parts will call; what they compile is kept on disk.
+
+    The tests run beside them, as nobody looks at their times. Compiling would be most of every part's time otherwise.
+    """
+    count = max(1, (os.cpu_count() or 2) - 4)
+    command = [sys.executable, "-m", "benchmarks.gpu", "--warm", ",".join(names)]
+    return [subprocess.Popen([*command, f"{i}/{count}"], cwd=ROOT, stderr=subprocess.DEVNULL) for i in range(count)]
+
+
+def warm(names: list[str], share: str) -> None:
+    """Call a share of what the parts will call, once each; what fails is met again by the part, which says so."""
+    start, count = map(int, share.split("/"))
+    jobs = [job for name in names if name in WARMED for job in WARMED[name]()]
+    for job in jobs[start::count]:
+        try:
+            job()
+        except Exception as error:
+            print(f"compiling: {type(error).__name__}: {error}"[:300], flush=True)
+
+
+def _jobs_of_works(name: str) -> list[Callable[[], None]]:
+    sides = (lambda work: compiled(stock_layer(work)), our_layer)
+    return [partial(_call, make, work) for make in sides for work in WORKS[name](False)]
+
+
+def _call(make: Callable[[Work], Any], work: Work) -> None:
+    make_step(make(work).to("cuda", getattr(torch, work.dtype)), work, "cuda")()
+
+
+def _jobs_of_step() -> list[Callable[[], None]]:
+    slow_first = sorted(rows_of_step(False), key=lambda row: row["how"] != "compiled")
+    return [partial(lambda row: step_of(row, False)(), row) for row in slow_first]
+
+
+def _jobs_of_compare() -> list[Callable[[], None]]:
+    def one_epoch() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [*COMPARE, *LARGE, "--epochs", "1", "--seeds", "1", "--out", folder]
+            subprocess.run(command, cwd=ROOT, capture_output=True, stdin=subprocess.DEVNULL)
+
+    return [one_epoch]
+
+
+WARMED: dict[str, Callable[[], list[Callable[[], None]]]] = {
+    "step": _jobs_of_step,
+    "compare": _jobs_of_compare,
+    "layers": partial(_jobs_of_works, "layers"),
+    "positions": partial(_jobs_of_works, "positions"),
+}
+
 STUDY = ("numba", "scipy", "pydantic", "typer", "rich", "safetensors", "PIL")
-PARTS = {
+PARTS = {  # in the order in which they run: the tests beside the compiling, then what is timed
+    "tests": Part(tests, 150, ("pytest",)),
     "layers": Part(layers, 120),
     "positions": Part(positions, 60),
+    "kernels": Part(kernels, 30),
     "launches": Part(launches, 30),
-    "tests": Part(tests, 150, ("pytest",)),
     "step": Part(step, 120),
     "compare": Part(compare, 110, STUDY),
 }

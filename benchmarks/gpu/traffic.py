@@ -65,8 +65,8 @@ def counting() -> Iterator[Counter]:
         counter.take(pointers, mask, True)
         return store(self, pointers, value, mask, *rest)
 
-    def counted_call(self: Any, *tensors: Any) -> None:
-        call(self, *tensors)
+    def counted_call(self: _cut.Ready, aligned: bool, *tensors: Any) -> None:
+        call(self, aligned, *tensors)
         counter.launches += 1
         counter.launch()
 

@@ -298,7 +298,12 @@ def _normalize_backward(
             recipe, x, named, stands_in, eps=eps, act=activation(act or None), residual=residual, memory=memory
         )
     dx, grads = stages.backward(dy, cache)
-    return [dx, *(() if cache.to_residual is None else (cache.to_residual,)), *grads.values()]
+    return [dx, *(() if cache.to_residual is None else (cache.to_residual,)), *(_own(v) for v in grads.values())]
+
+
+def _own(v: Tensor) -> Tensor:
+    """The same numbers in memory of their own: an operator may not return rows of one tensor, and a backend may."""
+    return v if v.untyped_storage().nbytes() == v.nbytes else v.clone()
 
 
 def _shapes_backward(

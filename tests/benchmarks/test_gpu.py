@@ -96,10 +96,10 @@ def printed(module: str, *words: str) -> list[list[str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["80", "90", "100"])
 def test_compiled_for(target: str) -> None:
-    """Loads are of 128 bits, and next to nothing is spilled (at most once, outside of the loops)."""
+    """Loads are of 128 bits, and next to nothing is spilled (at most eight numbers, outside of the loops)."""
     for _, case, kernel, registers, spilled, widest in printed("compiled", target):
         assert 0 < int(registers) <= 255, (case, kernel)
-        assert int(spilled) <= 16, (case, kernel)
+        assert int(spilled) <= 32, (case, kernel)
         assert int(widest) == 128, (case, kernel)
 
 

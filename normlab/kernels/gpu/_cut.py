@@ -17,10 +17,25 @@ _COLUMNS = 32  # channels of a channels-last tile: a whole line of memory in flo
 _REGISTERS = 2048  # numbers that a program's registers hold each, at most
 _PARTS = 64  # of a plane that are measured apart, at most: every instance of the second launch merges them
 _WAVES = 4  # instances for each multiprocessor, where there is work enough
+_TILES = 8  # of a block, within which every thread adds up for itself, where sums over threads are dear
 _KEPT = 256  # variants of a direction's launches
 
 # what the cut decides of that for which a kernel is compiled, in the order of the kernels' arguments
-OPTIONS = ("SOLVE", "MEASURE", "APPLY", "ACROSS", "W", "R", "J", "BLOCK_P", "BLOCK_S", "BLOCK_K", "EVEN", "REAL")
+OPTIONS = (
+    "SOLVE",
+    "MEASURE",
+    "APPLY",
+    "ACROSS",
+    "W",
+    "R",
+    "J",
+    "BLOCK_P",
+    "BLOCK_S",
+    "BLOCK_K",
+    "TILES",
+    "EVEN",
+    "REAL",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +151,9 @@ class Cut:
         blocks = -(-units // rows)
         chunk, chunks = self._positions(block_s, blocks, _PARTS if steps["MEASURE"] else None) if split else (size, 1)
         shape = {"ACROSS": False, "W": width, "R": rows, "J": columns, "BLOCK_P": block_p, "BLOCK_S": block_s}
-        options = {**steps, **shape, "EVEN": self.even, "REAL": self.real}
+        # in channels-last order threads side by side hold other channels
+        tiles = _TILES if self.channels_last and chunk > block_s else 1
+        options = {**steps, **shape, "TILES": tiles, "EVEN": self.even, "REAL": self.real}
         # all steps on many short planes: what an instance holds of them is spread over more threads' registers
         wide |= steps["MEASURE"] and steps["SOLVE"] is not None and size <= _SHORT and not self.channels_last
         return _merging(Launch((blocks, chunks, 1), chunk, n, options), 1, wide)
@@ -151,7 +168,7 @@ class Cut:
         some = -(-n // samples)
         chunk, chunks = self._positions(block_s, blocks * some)
         shape = {"ACROSS": True, "W": 1, "R": rows, "J": columns, "BLOCK_P": columns, "BLOCK_S": block_s}
-        options = {**steps, **shape, "EVEN": self.even, "REAL": self.real}
+        options = {**steps, **shape, "TILES": 1, "EVEN": self.even, "REAL": self.real}
         return Launch((blocks, chunks, some), chunk, samples, options)
 
     @property

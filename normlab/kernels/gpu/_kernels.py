@@ -31,10 +31,12 @@ import triton.language as tl
 _LARGEST = tl.constexpr(2.0**120)  # of sums of products: beyond, one of them may have overflowed
 _LARGE, _SMALL = tl.constexpr(2.0**90), tl.constexpr(2.0**-100)  # of coefficients
 _FAR = tl.constexpr(2.0**100)  # of centers: float32 holds the difference of any element from a nearer one
+# numbers of which no load depends, or of which `EVEN` says what the compiler is to know: no variant for each kind
+_PLAIN = ["momentum", "N", "S", "samples", "part", "part_count", "parts_at"]
 _EPS, _TINY = tl.constexpr(1e-20), tl.constexpr(1e-30)  # beside such an eps the digits of smaller sums do not matter
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_PLAIN)
 def forward(
     x, y, residual, grids, learned, running, momentum,
     N, C, S, stride_c, stride_s, chunk, samples, part, part_count, parts_at,
@@ -42,7 +44,7 @@ def forward(
     MEASURED: tl.constexpr, POOLS: tl.constexpr,
     SOLVE: tl.constexpr, MEASURE: tl.constexpr, APPLY: tl.constexpr, ACROSS: tl.constexpr, W: tl.constexpr,
     R: tl.constexpr, J: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
-    EVEN: tl.constexpr, REAL: tl.constexpr,
+    TILES: tl.constexpr, EVEN: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """From x to y, or part of the way; the grids are mean, var, scale, center and shift, then come the batch's mean and
     variance, and `parts_at` numbers after the first grid the parts."""
@@ -52,14 +54,14 @@ def forward(
     planes = tl.full([], N, tl.int64) * C
     batch = grids + 5 * planes
     parts = grids + parts_at
-    first, last, step, width, start, stop = _extent(planes, N, C, S, chunk, samples, ACROSS, W, R, J, BLOCK_P)
+    first, last, step, width, start, stop = _extent(planes, N, C, S, chunk, samples, MEASURE, ACROSS, W, R, J, BLOCK_P)
 
     if MEASURE:
         to = parts + tl.program_id(1).to(tl.int64) * planes
         for p0 in range(first, last, step):
             p, own = _planes(p0, last, width, BLOCK_P)
             origin = _origin(p, C, S, stride_c)
-            mean, var = _moments(x, origin, own, start, stop, stride_s, EPS, BLOCK_P, BLOCK_S, REAL)
+            mean, var = _moments(x, origin, own, start, stop, stride_s, EPS, BLOCK_P, BLOCK_S, TILES, REAL)
             tl.store(to + p, mean, mask=own)
             tl.store(to + part_count * planes + p, var, mask=own)
 
@@ -68,7 +70,7 @@ def forward(
             tl.debug_barrier()  # what one thread has measured another reads
         _solve_forward(
             parts, grids, batch, learned, running, momentum, planes, N, C, S, samples, part, part_count,
-            SOLVE, ACROSS, MEASURED, POOLS, UPDATE, EPS, W, R, J, BLOCK_K,
+            SOLVE, MEASURE, ACROSS, MEASURED, POOLS, UPDATE, EPS, W, R, J, BLOCK_K,
         )  # fmt: skip
         tl.debug_barrier()
 
@@ -95,7 +97,7 @@ def forward(
                 )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_PLAIN)
 def backward(
     x, g, dx, residual, dz, grids, slopes, grads, learned, running,
     N, C, S, stride_c, stride_s, chunk, samples, part_count,
@@ -103,7 +105,7 @@ def backward(
     SLOPE: tl.constexpr, EPS: tl.constexpr,
     SOLVE: tl.constexpr, MEASURE: tl.constexpr, APPLY: tl.constexpr, ACROSS: tl.constexpr, W: tl.constexpr,
     R: tl.constexpr, J: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
-    EVEN: tl.constexpr, REAL: tl.constexpr,
+    TILES: tl.constexpr, EVEN: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """From g to dx, or part of the way; the slopes are b and c, then come the parts. With KEEP, dz is written, and then
     read."""
@@ -112,7 +114,7 @@ def backward(
         stride_c = stride_c // EVEN * EVEN
     planes = tl.full([], N, tl.int64) * C
     parts = slopes + 2 * planes
-    first, last, step, width, start, stop = _extent(planes, N, C, S, chunk, samples, ACROSS, W, R, J, BLOCK_P)
+    first, last, step, width, start, stop = _extent(planes, N, C, S, chunk, samples, MEASURE, ACROSS, W, R, J, BLOCK_P)
 
     if MEASURE:
         to = parts + tl.program_id(1).to(tl.int64) * planes
@@ -121,7 +123,7 @@ def backward(
             origin = _origin(p, C, S, stride_c)
             sum_g, sum_gx = _dots(
                 x, g, residual, dz, grids, p, own, planes, origin, start, stop, stride_s,
-                ADD, KEEP, ACT, SLOPE, EPS, BLOCK_P, BLOCK_S, REAL,
+                ADD, KEEP, ACT, SLOPE, EPS, BLOCK_P, BLOCK_S, TILES, REAL,
             )  # fmt: skip
             tl.store(to + p, sum_g, mask=own)
             tl.store(to + part_count * planes + p, sum_gx, mask=own)
@@ -131,7 +133,7 @@ def backward(
             tl.debug_barrier()
         _solve_backward(
             parts, grids, slopes, grads, learned, running, planes, N, C, S, samples, part_count,
-            SOLVE, ACROSS, GRADS, LINEAR, EPS, W, R, J, BLOCK_K,
+            SOLVE, MEASURE, ACROSS, GRADS, LINEAR, EPS, W, R, J, BLOCK_K,
         )  # fmt: skip
         tl.debug_barrier()
 
@@ -165,11 +167,11 @@ def backward(
 @triton.jit
 def _solve_forward(
     parts, grids, batch, learned, running, momentum, planes, N, C, S, samples, part, part_count,
-    SOLVE: tl.constexpr, ACROSS: tl.constexpr, MEASURED: tl.constexpr, POOLS: tl.constexpr, UPDATE: tl.constexpr,
-    EPS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr, BLOCK_K: tl.constexpr,
+    SOLVE: tl.constexpr, MEASURE: tl.constexpr, ACROSS: tl.constexpr, MEASURED: tl.constexpr, POOLS: tl.constexpr,
+    UPDATE: tl.constexpr, EPS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Moments -> scale, center and shift, and the batch's moments."""
-    q, channel, own, mine, known = _registers(planes, C, N, samples, ACROSS, W, R, J)
+    q, channel, own, mine, known = _registers(planes, C, N, samples, MEASURE, ACROSS, W, R, J)
     mean = tl.zeros([1, 1], tl.float64)
     var = mean
     if MEASURED:
@@ -214,11 +216,11 @@ def _store(to, v, known):
 @triton.jit
 def _solve_backward(
     parts, grids, slopes, grads, learned, running, planes, N, C, S, samples, part_count,
-    SOLVE: tl.constexpr, ACROSS: tl.constexpr, GRADS: tl.constexpr, LINEAR: tl.constexpr, EPS: tl.constexpr,
-    W: tl.constexpr, R: tl.constexpr, J: tl.constexpr, BLOCK_K: tl.constexpr,
+    SOLVE: tl.constexpr, MEASURE: tl.constexpr, ACROSS: tl.constexpr, GRADS: tl.constexpr, LINEAR: tl.constexpr,
+    EPS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Sums over planes -> b and c, and the parameters' gradients: summed over the samples, if all of them are here."""
-    q, channel, own, mine, known = _registers(planes, C, N, samples, ACROSS, W, R, J)
+    q, channel, own, mine, known = _registers(planes, C, N, samples, MEASURE, ACROSS, W, R, J)
     sum_g = _merged_sum(parts, q, own, planes, part_count, BLOCK_K, R, J)
     sum_gx = _merged_sum(parts + part_count * planes, q, own, planes, part_count, BLOCK_K, R, J)
     mean = tl.load(grids + q, mask=own, other=0.0)
@@ -239,11 +241,12 @@ def _solve_backward(
 
 @triton.jit
 def _registers(
-    planes, C, N, samples, ACROSS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr
+    planes, C, N, samples,
+    MEASURE: tl.constexpr, ACROSS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
     """Planes in the registers of the program, and their channels: which planes are real, which of them this instance
     will read again, and which channels are real."""
-    block = tl.program_id(0).to(tl.int64)
+    block = _instance(0, MEASURE)
     r = tl.arange(0, R).to(tl.int64)[:, None]
     j = tl.arange(0, J)[None, :]
     if ACROSS:
@@ -251,7 +254,7 @@ def _registers(
         known = channel < C
         q = r * C + channel
         own = (r < N) & known
-        n = tl.program_id(2).to(tl.int64) * samples
+        n = _instance(2, MEASURE) * samples
         mine = own & (r >= n) & (r < n + samples)
     else:
         q = (block * R + r) * W + j
@@ -266,16 +269,27 @@ def _registers(
 
 
 @triton.jit
+def _instance(axis: tl.constexpr, MEASURE: tl.constexpr):
+    """Which instance this is. A launch that reads again what another has measured begins at its end, which is still in
+    the cache."""
+    i = tl.program_id(axis)
+    if not MEASURE:
+        i = tl.num_programs(axis) - 1 - i
+    return i.to(tl.int64)
+
+
+@triton.jit
 def _extent(
     planes, N, C, S, chunk, samples,
-    ACROSS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr, BLOCK_P: tl.constexpr,
+    MEASURE: tl.constexpr, ACROSS: tl.constexpr, W: tl.constexpr, R: tl.constexpr, J: tl.constexpr,
+    BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Planes and positions of this instance: (first, last, step, width, start, stop)."""
-    block = tl.program_id(0).to(tl.int64)
-    start = tl.program_id(1).to(tl.int64) * chunk
+    block = _instance(0, MEASURE)
+    start = _instance(1, MEASURE) * chunk
     stop = tl.minimum(start + chunk, S)
     if ACROSS:  # J channels of some samples
-        n = tl.program_id(2).to(tl.int64) * samples
+        n = _instance(2, MEASURE) * samples
         first = n * C + block * J
         last = tl.minimum(n + samples, N) * C
         step = tl.full([], C, tl.int64)
@@ -314,41 +328,53 @@ def _tile(origin, own, s0, stop, stride_s, BLOCK_S: tl.constexpr):
 @triton.jit
 def _moments(
     x, origin, own, start, stop, stride_s,
-    EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, REAL: tl.constexpr,
+    EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, TILES: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Mean and biased variance of the positions from `start` to `stop` of some planes."""
-    mean, var = _moments_in(x, origin, own, start, stop, stride_s, BLOCK_P, BLOCK_S, REAL)
+    mean, var = _moments_in(x, origin, own, start, stop, stride_s, BLOCK_P, BLOCK_S, TILES, REAL)
     FEW: tl.constexpr = BLOCK_S // 32 if BLOCK_S > 32 else 1
     if REAL == tl.float32:
         if _any(own & _is_far(var, EPS)):
-            mean, var = _moments_in(x, origin, own, start, stop, stride_s, BLOCK_P, FEW, tl.float64)
+            mean, var = _moments_in(x, origin, own, start, stop, stride_s, BLOCK_P, FEW, TILES, tl.float64)
     return mean, var
 
 
 @triton.jit
 def _moments_in(
-    x, origin, own, start, stop, stride_s, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, REAL: tl.constexpr
+    x, origin, own, start, stop, stride_s,
+    BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, TILES: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Mean and biased variance, computed in REAL.
 
-    Tile by tile: the tile's mean, then the squares about it, corrected for that mean's rounding; tiles are merged by
-    Chan's formula.
+    Block by block of some tiles: the mean of its first tile, then the deviations from it and their squares, which every
+    thread adds up for itself. The deviations correct that mean; blocks are merged by Chan's formula. As the first tile
+    is a share of the block, its mean is no further off than the block varies: few digits of the squares cancel.
     """
+    BLOCK: tl.constexpr = BLOCK_S * TILES
     mean = tl.zeros([BLOCK_P], tl.float64)
     square = tl.zeros([BLOCK_P], tl.float64)
-    for s0 in range(start, stop, BLOCK_S):
-        at, inside = _tile(origin, own, s0, stop, stride_s, BLOCK_S)
+    for b0 in range(start, stop, BLOCK):
+        end = tl.minimum(b0 + BLOCK, stop)
+        at, inside = _tile(origin, own, b0, end, stride_s, BLOCK_S)
         v = tl.load(x + at, mask=inside, other=0.0).to(REAL)
-        known = (s0 - start).to(tl.float64)
-        count = tl.minimum(stop - s0, BLOCK_S).to(tl.float64)
-        rough = (tl.sum(v, 1).to(tl.float64) / count).to(REAL)
+        rough = (tl.sum(v, 1).to(tl.float64) * (1.0 / tl.minimum(end - b0, BLOCK_S).to(tl.float64))).to(REAL)
         d = tl.where(inside, v - rough[:, None], 0.0)
-        off = tl.sum(d, 1).to(tl.float64) / count
+        deviations, squares = d, d * d
+        if TILES > 1:
+            for s0 in range(b0 + BLOCK_S, end, BLOCK_S):
+                at, inside = _tile(origin, own, s0, end, stride_s, BLOCK_S)
+                d = tl.where(inside, tl.load(x + at, mask=inside, other=0.0).to(REAL) - rough[:, None], 0.0)
+                deviations += d
+                squares += d * d
+        known = (b0 - start).to(tl.float64)
+        count = (end - b0).to(tl.float64)
+        off = tl.sum(deviations, 1).to(tl.float64) * (1.0 / count)
+        share = count / (known + count)  # divisions of numbers, not of tensors: they take some forty instructions
         between = rough.to(tl.float64) + off - mean
-        mean += between * (count / (known + count))
-        square += tl.sum(d * d, 1).to(tl.float64) - off * off * count
-        square += between * between * (known * count / (known + count))
-    var = square / (stop - start).to(tl.float64)
+        mean += between * share
+        square += tl.sum(squares, 1).to(tl.float64) - off * off * count
+        square += between * between * (known * share)
+    var = square * (1.0 / (stop - start).to(tl.float64))
     return mean, tl.where(var < 0.0, 0.0, var)
 
 
@@ -356,51 +382,73 @@ def _moments_in(
 def _dots(
     x, g, residual, dz, grids, p, own, planes, origin, start, stop, stride_s,
     ADD: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, EPS: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, REAL: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, TILES: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Sums of g * act'(z) and of that times x - center, over the positions from `start` to `stop` of some planes."""
-    scale, center, shift = _affine(grids, p, own, planes)
     sum_g, sum_gx = _dots_in(
-        x, g, residual, dz, scale, center, shift, own, origin, start, stop, stride_s,
-        ADD, KEEP, ACT, SLOPE, BLOCK_P, BLOCK_S, REAL,
+        x, g, residual, dz, grids, p, own, planes, origin, start, stop, stride_s,
+        ADD, KEEP, ACT, SLOPE, BLOCK_P, BLOCK_S, TILES, REAL,
     )  # fmt: skip
     FEW: tl.constexpr = BLOCK_S // 32 if BLOCK_S > 32 else 1
     if REAL == tl.float32:
         far = _any(own & (_is_far(sum_g, 1.0) | _is_far(sum_gx, EPS)))
         if ACT is not None or not KEEP:
+            scale, center, shift = _affine(grids, p, own, planes)  # again: they need not be held meanwhile
             far = far | _beyond(scale, center, shift)
         if far:
             tl.debug_barrier()  # what one thread has kept of dz another replaces
             sum_g, sum_gx = _dots_in(
-                x, g, residual, dz, scale, center, shift, own, origin, start, stop, stride_s,
-                ADD, KEEP, ACT, SLOPE, BLOCK_P, FEW, tl.float64,
+                x, g, residual, dz, grids, p, own, planes, origin, start, stop, stride_s,
+                ADD, KEEP, ACT, SLOPE, BLOCK_P, FEW, TILES, tl.float64,
             )  # fmt: skip
     return sum_g, sum_gx
 
 
 @triton.jit
 def _dots_in(
-    x, g, residual, dz, scale, center, shift, own, origin, start, stop, stride_s,
+    x, g, residual, dz, grids, p, own, planes, origin, start, stop, stride_s,
     ADD: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, REAL: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, TILES: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """The sums, computed in REAL."""
+    scale, center, shift = _affine(grids, p, own, planes)
     a, near, t = _rounded(scale, center, shift, REAL)
-    off = center.to(REAL).to(tl.float64) - center
+    BLOCK: tl.constexpr = BLOCK_S * TILES
     sum_g = tl.zeros([BLOCK_P], tl.float64)
     sum_gx = tl.zeros([BLOCK_P], tl.float64)
-    for s0 in range(start, stop, BLOCK_S):
-        at, inside = _tile(origin, own, s0, stop, stride_s, BLOCK_S)
-        d = tl.load(x + at, mask=inside, other=0.0).to(REAL) - near
-        up = tl.load(g + at, mask=inside, other=0.0).to(REAL)  # zero outside, and so are the products
-        up *= _slope(d, a, t, residual, at, inside, ADD, ACT, SLOPE, REAL)
-        if KEEP:
-            _store(dz + at, up, inside)
-        sum_up = tl.sum(up, 1).to(tl.float64)
+    for b0 in range(start, stop, BLOCK):
+        end = tl.minimum(b0 + BLOCK, stop)
+        ups, products = _products(
+            x, g, residual, dz, a, near, t, own, origin, b0, end, stride_s, ADD, KEEP, ACT, SLOPE, BLOCK_S, REAL
+        )  # fmt: skip
+        if TILES > 1:  # every thread adds up for itself
+            for s0 in range(b0 + BLOCK_S, end, BLOCK_S):
+                up, product = _products(
+                    x, g, residual, dz, a, near, t, own, origin, s0, end, stride_s, ADD, KEEP, ACT, SLOPE, BLOCK_S, REAL
+                )  # fmt: skip
+                ups += up
+                products += product
+        sum_up = tl.sum(ups, 1).to(tl.float64)
         sum_g += sum_up
-        # (off * sum_g after the loop would be the same, and fails an assertion of Triton's in float64)
-        sum_gx += tl.sum(up * d, 1).to(tl.float64) + off * sum_up
+        center = tl.load(grids + 3 * planes + p, mask=own, other=0.0)
+        # (after the loop this would be the same, and fails an assertion of Triton's in float64)
+        sum_gx += tl.sum(products, 1).to(tl.float64) + (center.to(REAL).to(tl.float64) - center) * sum_up
     return sum_g, sum_gx
+
+
+@triton.jit
+def _products(
+    x, g, residual, dz, a, near, t, own, origin, s0, end, stride_s,
+    ADD: tl.constexpr, KEEP: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, BLOCK_S: tl.constexpr,
+    REAL: tl.constexpr,
+):  # fmt: skip
+    """g * act'(z) and that times x - center of a tile, zero outside; with KEEP, the former is written."""
+    at, inside = _tile(origin, own, s0, end, stride_s, BLOCK_S)
+    d = tl.load(x + at, mask=inside, other=0.0).to(REAL) - near
+    up = tl.load(g + at, mask=inside, other=0.0).to(REAL) * _slope(d, a, t, residual, at, inside, ADD, ACT, SLOPE, REAL)
+    if KEEP:
+        _store(dz + at, up, inside)
+    return up, up * d
 
 
 @triton.jit

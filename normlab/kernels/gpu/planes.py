@@ -119,7 +119,7 @@ def forward(
         lambda launch: (
             0 if inside is None else bits(inside), *plan.where, launch.chunk, launch.samples, direction.part,
             direction.part_count, parts_at, inside is not None and launch.options["SOLVE"] is not None,
-            residual is not None, *_named(act), eps, plan.programs.measures, plan.programs.pools_batch,
+            *_form(launch.options["APPLY"], residual, act), eps, plan.programs.measures, plan.programs.pools_batch,
         ),
     )  # fmt: skip
     with torch.cuda.device_of(x):
@@ -175,7 +175,7 @@ def backward(
         variant,
         lambda launch: (
             *plan.where, launch.chunk, launch.samples, direction.part_count, len(values), plan.programs.linear,
-            residual is not None, to_residual is not None, *_named(act), saved.eps,
+            *_form(launch.options["MEASURE"] or to_residual is None, residual, act, to_residual), saved.eps,
         ),
     )  # fmt: skip
     with torch.cuda.device_of(x):
@@ -200,8 +200,13 @@ def seen(elements: Iterable[Tensor | None], rows: tuple[Tensor, ...]) -> tuple[b
     return address & 15 == 0, tuple([v.dtype for v in rows])
 
 
-def _named(act: Activation | None) -> tuple[str | None, float]:
-    return (None, 0.0) if act is None else (act.name, act.constant)
+def _form(
+    acts: bool, residual: Tensor | None, act: Activation | None, *to_residual: Tensor | None
+) -> tuple[bool | str | float | None, ...]:
+    """ADD, KEEP where it is asked for, ACT and SLOPE; a launch that does not act is compiled once for all forms."""
+    keep = [v is not None for v in to_residual]
+    name, constant = (act.name, act.constant) if act is not None and acts else (None, 0.0)
+    return residual is not None and acts, *keep, name, constant
 
 
 def _plan(recipe: Recipe, layout: Layout, x: Tensor) -> Plan:

@@ -25,9 +25,13 @@ from normlab.kernels.gpu._cut import Launch, Ready, power_of_2
 KEPT_NUMBERS = 3  # of every position: m, r and t (`normlab.kernels.gpu._position_kernels`)
 
 _TILE = 4096  # elements that an instance holds at a time
-_SIDE_BY_SIDE = 16  # columns of a tile, at least: whole sectors of memory in half precision too
-_WAVES = 4  # instances for each multiprocessor
-_SUMMED = (64, 64)  # sums of instances, and elements, that are added up at a time
+_LARGEST = 8192  # the same, where all elements of a position are more
+_EACH, _FEWER = 32, 16  # of these for each thread: of rows forward, and where it adds up or holds two tensors
+_SECTOR = 16  # positions side by side in a tile of columns, at least: a sector of memory in half precision
+_WAVES = 4  # instances for each multiprocessor, where there are enough positions
+_COLUMNS = 128  # the same, at most: each thread has some of its own
+_RESIDENT = 32  # warps for each multiprocessor, of instances that leave sums
+_SUMMED = (256, 8)  # sums of instances, and elements, that are added up at a time
 
 
 @dataclass(slots=True)
@@ -46,35 +50,45 @@ class Cut:
     rows: bool
     device: torch.device
 
-    @property
-    def tile(self) -> tuple[int, int]:
-        """BLOCK_P and BLOCK_E."""
+    def tile(self, share: int = 1) -> tuple[int, int]:
+        """BLOCK_P and BLOCK_E: of rows all elements, where an instance holds as many; `share` divides the tile."""
         _, elements, size = self.sizes
+        elements, size, tile = power_of_2(elements), power_of_2(size), _TILE // share
+        if not self.rows:
+            wanted = -(-size * self.sizes[0] // (_WAVES * planes.processors(self.device)))  # enough instances for all
+            block_p = min(size, max(_SECTOR, min(_COLUMNS, power_of_2(wanted))))
+            return block_p, min(elements, max(1, tile // block_p))
+        if elements <= _LARGEST:
+            return min(size, max(1, tile // elements)), elements
+        return 1, tile
+
+    @property
+    def tall_tile(self) -> tuple[int, int]:
+        """BLOCK_P and BLOCK_E of the launch that sums over positions alone: long along what is contiguous."""
+        _, elements, size = (power_of_2(v) for v in self.sizes)
         if self.rows:
-            block_e = min(power_of_2(elements), _TILE)
-            return min(power_of_2(size), _TILE // block_e), block_e
-        block_p = min(power_of_2(size), max(_SIDE_BY_SIDE, _TILE // power_of_2(elements)))
-        return block_p, min(power_of_2(elements), _TILE // block_p)
+            block_e = min(elements, 256)
+            return min(size, max(1, _TILE // 2 // block_e)), block_e
+        block_p = min(size, 4 * _COLUMNS)
+        return block_p, min(elements, max(1, _TILE // 2 // block_p))
 
-    @property
-    def tiles(self) -> int:
+    def whole(self, tile: tuple[int, int]) -> bool:
+        """Whether an instance holds all elements of its positions."""
+        return tile[1] >= self.sizes[1]
+
+    def tiles(self, block_p: int) -> int:
         """Tiles that the positions of a sample, or the rows, are cut into."""
-        return -(-self.sizes[2] // self.tile[0])
+        return -(-self.sizes[2] // block_p)
 
-    @property
-    def sums_fit(self) -> bool:
-        """Whether an instance holds sums for all elements."""
-        return self.tile[1] >= self.sizes[1]
+    def instances(self, tile: tuple[int, int], blocks: int = 1) -> int:
+        """Instances that leave sums, where so many blocks of elements do: enough to occupy the device."""
+        wanted = -(-_RESIDENT // warps(tile, _FEWER)) * planes.processors(self.device)
+        return min(self.sizes[0] * self.tiles(tile[0]), -(-wanted // blocks))
 
-    @property
-    def warps(self) -> int:
-        return 8 if self.tile[1] >= _TILE // 2 else 4
 
-    @property
-    def instances(self) -> int:
-        """Instances that leave sums: enough to occupy the device."""
-        waves = _WAVES if self.warps == 4 else _WAVES // 2
-        return min(self.sizes[0] * self.tiles, waves * planes.processors(self.device))
+def warps(tile: tuple[int, int], each: int) -> int:
+    """As many as give each thread so many elements."""
+    return min(16, max(1, tile[0] * tile[1] // (32 * each)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +155,14 @@ def _forward(
     y_strides: tuple[int, int, int], eps: float, centred: bool, weight: bool, bias: bool,
 ) -> Ready:  # fmt: skip
     cut = Cut(sizes, rows, device)
+    each = _EACH if rows else _FEWER
+    tile = cut.tile(_EACH // each)
+    tiles = cut.tiles(tile[0])
     numbers = (
-        *sizes, *x_strides, *y_strides, cut.tiles, eps, centred, weight, bias, rows,
-        _even(sizes, rows, x_strides, y_strides), *cut.tile, _real(dtype),
+        *sizes, *x_strides, *y_strides, tiles, eps, centred, weight, bias, cut.whole(tile), rows,
+        _even(sizes, rows, x_strides, y_strides), *tile, _real(dtype),
     )  # fmt: skip
-    return _ready(kernels.forward, (sizes[0] * cut.tiles, 1, 1), cut.warps, numbers)
+    return _ready(kernels.forward, (sizes[0] * tiles, 1, 1), warps(tile, each), numbers)
 
 
 @lru_cache(maxsize=1024)
@@ -155,27 +172,30 @@ def _backward(
     learns: tuple[bool, bool],
 ) -> Backward:  # fmt: skip
     cut = Cut(sizes, rows, device)
-    here = any(learns) and cut.sums_fit
+    tile = cut.tile(_EACH // _FEWER)
+    whole = cut.whole(tile)
+    here = any(learns) and whole
+    tiles, instances = cut.tiles(tile[0]), cut.instances(tile)
     even = _even(sizes, rows, x_strides, g_strides, y_strides)
     numbers = (
-        *sizes, *x_strides, *g_strides, *y_strides, cut.tiles, centred, weight, here, rows, even, *cut.tile,
+        *sizes, *x_strides, *g_strides, *y_strides, tiles, centred, weight, here, whole, rows, even, *tile,
         _real(dtype),
     )  # fmt: skip
-    dx = _ready(kernels.backward, (cut.instances if here else sizes[0] * cut.tiles, 1, 1), cut.warps, numbers)
+    dx = _ready(kernels.backward, (instances if here else sizes[0] * tiles, 1, 1), warps(tile, _FEWER), numbers)
     learn = total = None
     if any(learns):
         if not here:
-            grid = (cut.instances, -(-sizes[1] // cut.tile[1]), 1)
-            fewer = (*sizes, *x_strides, *g_strides, cut.tiles, rows, even, *cut.tile, _real(dtype))
-            learn = _ready(kernels.learn, grid, cut.warps, fewer)
-        total = _ready(
-            kernels.total, (-(-sizes[1] // _SUMMED[1]), 1, 1), 4, (cut.instances, sizes[1], *learns, *_SUMMED)
-        )
-    return Backward(dx, learn, total, cut.instances)
+            tall = cut.tall_tile
+            blocks = -(-sizes[1] // tall[1])
+            instances = cut.instances(tall, blocks)
+            fewer = (*sizes, *x_strides, *g_strides, cut.tiles(tall[0]), rows, even, *tall, _real(dtype))
+            learn = _ready(kernels.learn, (instances, blocks, 1), warps(tall, _FEWER), fewer)
+        total = _ready(kernels.total, (-(-sizes[1] // _SUMMED[1]), 1, 1), 4, (instances, sizes[1], *learns, *_SUMMED))
+    return Backward(dx, learn, total, instances)
 
 
-def _ready(kernel: Any, grid: tuple[int, int, int], warps: int, numbers: tuple[Any, ...]) -> Ready:
-    return Ready(kernel, Launch(grid, 0, 0, {"num_warps": warps}), numbers)
+def _ready(kernel: Any, grid: tuple[int, int, int], count: int, numbers: tuple[Any, ...]) -> Ready:
+    return Ready(kernel, Launch(grid, 0, 0, {"num_warps": count}), numbers)
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:

@@ -125,3 +125,13 @@ def test_no_warning_and_no_copy() -> None:
         _, cache = normlab.kernels.stages.forward("gn", x, {})
     assert cache.backend is triton_gpu
     assert cache.x.data_ptr() == x.data_ptr()
+
+
+# Bug: on a GPU gradients of weight and bias were rows of one tensor, which torch.compile refuses of an operator.
+def test_compiled() -> None:
+    layer = normlab.make_norm("gn", 8, act="relu").to(DEVICE)
+    x = torch.randn(2, 8, 3, 3, device=DEVICE, requires_grad=True)
+    with normlab.use_backend("triton_gpu"):
+        wanted = torch.autograd.grad(layer(x).sum(), [x, *layer.parameters()])
+        got = torch.autograd.grad(torch.compile(layer, backend="aot_eager")(x).sum(), [x, *layer.parameters()])
+    torch.testing.assert_close(got, wanted)

@@ -74,9 +74,10 @@ def test_without_parameters(kind: str, options: dict[str, bool]) -> None:
 def test_more_elements_than_a_tile(kind: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of parts, and a launch of its own for the gradients of weight and bias; several tiles for an instance."""
     monkeypatch.setattr(triton_positions, "_TILE", 32)
-    monkeypatch.setattr(triton_positions, "_SIDE_BY_SIDE", 4)
+    monkeypatch.setattr(triton_positions, "_COLUMNS", 4)
+    monkeypatch.setattr(triton_positions, "_LARGEST", 32)
     monkeypatch.setattr(triton_positions, "_SUMMED", (2, 16))
-    monkeypatch.setattr(triton_positions, "_WAVES", 2)
+    monkeypatch.setattr(triton_positions, "_RESIDENT", 2)
     check(kind, shape)
     check(kind, shape, mean=100.0)
 
@@ -131,7 +132,7 @@ def test_chosen_without_a_warning() -> None:
 
 SABOTAGE = {
     "mean is rounded": ("t = r * (m.to(tl.float64) - mean)", "t = r * 0.0", ("layer", (3, 40), 1e6)),
-    "dx without h": ("BLOCK_E, REAL) - h * b", "BLOCK_E, REAL)", ("rms", (3, 40), 0.0)),
+    "dx without h": ("up * row - h * b", "up * row", ("rms", (3, 40), 0.0)),
     "dx without the average": ("v -= c", "v -= 0.0", ("layer", (3, 40), 0.0)),
     "bias of another element": ("sum_b, mask=e < E", "sum_w, mask=e < E", ("channel", (2, 6, 5), 0.0)),
     "last tile of positions is dropped": ("s.to(tl.int64), s < S", "s.to(tl.int64), s < S - 1", ("layer", (5, 7), 0.0)),

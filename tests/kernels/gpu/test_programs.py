@@ -309,10 +309,18 @@ def test_later_launches_go_straight_to_the_compiled_kernel(norm: str, count: int
 FAR = Case("in", (2, 2, 21), mean=2000.0)
 SABOTAGE: dict[str, tuple[str, str, Case]] = {
     "act' is 1": ("slope = tl.where(z > 0.0, 1.0, 0.0)", "slope = tl.where(z > 0.0, 1.0, 1.0)", Case("gn", (3, 4, 5))),
-    "padding counts": ("count = tl.minimum(stop - s0, BLOCK_S)", "count = tl.maximum(stop - s0, BLOCK_S)", FAR),
-    "mean of a tile is rounded": ("off = tl.sum(d, 1)", "off = 0.0 * tl.sum(d, 1)", replace(FAR, mean=1e6)),
+    "padding counts": ("count = (end - b0)", "count = tl.maximum(end - b0, BLOCK)", FAR),
+    "mean of a tile is rounded": (
+        "off = tl.sum(deviations, 1)",
+        "off = 0.0 * tl.sum(deviations, 1)",
+        replace(FAR, mean=1e6),
+    ),
     "center is rounded": ("t += a * (near", "t += 0.0 * (near", replace(FAR, mean=1e6)),
-    "dots about the rounded center": ("+ off * sum_up", "", replace(FAR, mean=1e6)),
+    "dots about the rounded center": (
+        "+ (center.to(REAL).to(tl.float64) - center) * sum_up",
+        "",
+        replace(FAR, mean=1e6),
+    ),
     "dx without its slope": ("a * up + (b * d + c)", "a * up + c", Case("bn", (3, 4, 5))),
     "biased running variance": ("(count.to(tl.float64) /", "(1.0 +", Case("bn", (3, 4, 5))),
     "padded samples count": ("tl.where(own, answer[2 + i], 0.0)", "answer[2 + i] + 1.0", Case("bn", (3, 4, 5))),
