@@ -39,9 +39,9 @@ def run(setting: Setting) -> Result:
         ("no norm is better than GN", "85.6 % against 73.1 %", "none", "gn"),
         ("BN is better than LN", "94.6 % against 91.9 %", "bn", "ln"),
         ("LN is better than IN", "91.9 % against 90.3 %", "ln", "in"),
-        ("on training images BN is better than no norm", _trained("bn", "none"), "bn", "none"),
-        ("on training images no norm is better than GN", _trained("none", "gn 32"), "none", "gn"),
-        ("on training images LN is better than IN", _trained("ln", "in"), "ln", "in"),
+        ("BN beats no norm on training images", _trained("bn", "none"), "bn", "none"),
+        ("no norm beats GN on training images", _trained("none", "gn 32"), "none", "gn"),
+        ("LN beats IN on training images", _trained("ln", "in"), "ln", "in"),
     ):
         if one in best and other in best:
             of, seen = (train_accuracy, "train_images") if "training" in claim else (val_accuracy, "val_images")
