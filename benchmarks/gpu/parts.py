@@ -30,7 +30,6 @@ from normlab.bench.sides import compiled, make_step, our_layer, random_tensor, s
 from normlab.bench.step import make_step as make_training_step
 from normlab.bench.timing import in_turns
 from normlab.bench.work import NORMS, POSITION_NORMS, TINY, Work
-from normlab.kernels.gpu import _cut
 
 Row = dict[str, Any]
 Rows = Iterator[Row]
@@ -135,10 +134,12 @@ def kernels(dry: bool) -> Rows:
 @contextmanager
 def timing_launches(dry: bool) -> Iterator[list[list[tuple[str, Callable[[], float]]]]]:
     """Within the block, each launch adds its name and a way to learn its microseconds to the list's last entry."""
-    rounds: list[list[tuple[str, Callable[[], float]]]] = []
-    call = _cut.Ready.__call__
+    from normlab.kernels.gpu._cut import Ready  # loads Triton, which is to know before whether it interprets
 
-    def timed(self: _cut.Ready, aligned: bool, *tensors: Any) -> None:
+    rounds: list[list[tuple[str, Callable[[], float]]]] = []
+    call = Ready.__call__
+
+    def timed(self: Ready, aligned: bool, *tensors: Any) -> None:
         if dry:
             call(self, aligned, *tensors)
             rounds[-1].append((_name_of(self), lambda: 1.0))
@@ -149,14 +150,14 @@ def timing_launches(dry: bool) -> Iterator[list[list[tuple[str, Callable[[], flo
         end.record()
         rounds[-1].append((_name_of(self), lambda: (end.synchronize(), 1e3 * start.elapsed_time(end))[1]))
 
-    _cut.Ready.__call__ = timed  # type: ignore[method-assign]
+    Ready.__call__ = timed  # type: ignore[method-assign]
     try:
         yield rounds
     finally:
-        _cut.Ready.__call__ = call  # type: ignore[method-assign]
+        Ready.__call__ = call  # type: ignore[method-assign]
 
 
-def _name_of(launch: _cut.Ready) -> str:
+def _name_of(launch: Any) -> str:
     """forward measure+solve, backward apply, total."""
     given = dict(zip(reversed(launch.kernel.arg_names), reversed(launch.numbers), strict=False))
     steps = [step.lower() for step in ("MEASURE", "SOLVE", "APPLY") if given.get(step)]
