@@ -148,7 +148,12 @@ def timing_launches(dry: bool) -> Iterator[list[list[tuple[str, Callable[[], flo
         start.record()
         call(self, aligned, *tensors)
         end.record()
-        rounds[-1].append((_name_of(self), lambda: (end.synchronize(), 1e3 * start.elapsed_time(end))[1]))
+
+        def microseconds() -> float:
+            end.synchronize()
+            return 1e3 * start.elapsed_time(end)
+
+        rounds[-1].append((_name_of(self), microseconds))
 
     Ready.__call__ = timed  # type: ignore[method-assign]
     try:
