@@ -67,7 +67,7 @@ class Ready:
             self.direct(*tensors, *self.numbers)
             return
         compiled = self.kernel[self.grid](*tensors, *self.numbers, num_warps=self.warps)
-        if aligned and compiled is not None:  # the interpreter answers None
+        if aligned and compiled is not None:  # the interpreter returns None
             self.direct = compiled[self.grid]
 
 
@@ -85,7 +85,7 @@ class Direction:
     ready: dict[Any, list[Ready]] = field(default_factory=dict, compare=False, repr=False)
 
     def prepare(self, kernel: Any, variant: Any, numbers: Callable[[Launch], tuple[Any, ...]]) -> list[Ready]:
-        """The launches of a kernel, whose arguments after the tensors are what `numbers` answers and the options."""
+        """The launches of a kernel; its arguments after the tensors are what `numbers` returns, then the options."""
         if len(self.ready) >= _KEPT:  # a momentum that is another in every call
             self.ready.clear()
         self.ready[variant] = [
@@ -102,7 +102,7 @@ class Direction:
 
 @dataclass(frozen=True)
 class Cut:
-    """Cuts the work on a tensor for a device of so many multiprocessors."""
+    """Cuts the work on a tensor for a device with this many multiprocessors."""
 
     sizes: tuple[int, int, int]
     channels_last: bool
@@ -115,7 +115,7 @@ class Cut:
         coupled = unit(program, channels)
         if coupled is not None and max(coupled, n if coupled == ACROSS else 0) > _REGISTERS:
             coupled = None
-        if name == "backward" and not measures:  # dx = scale * g, and no parameter asks for its gradient
+        if name == "backward" and not measures:  # dx = scale * g, and no parameter needs its gradient
             return Direction((self._planes(MEASURE=False, SOLVE=None, APPLY=True),), size, 1, None)
         solve = None if coupled is None else compiled(source(program, name, per_channel))
         if coupled is not None and coupled != ACROSS:
@@ -191,7 +191,7 @@ class Cut:
         return min(planes, tile // block_s), block_s
 
     def _positions(self, block_s: int, blocks: int, most: int | None = None) -> tuple[int, int]:
-        """Positions of an instance, and how often that is a plane, where there are so many blocks of planes."""
+        """Positions of an instance, and instances for each plane, given the number of blocks of planes."""
         size = self.sizes[2]
         tiles = -(-size // block_s)
         chunks = min(tiles, self._wanted(blocks), most or tiles)
@@ -199,12 +199,12 @@ class Cut:
         return chunk, -(-size // chunk)
 
     def _wanted(self, blocks: int) -> int:
-        """Into how many parts so many blocks should be cut to occupy the device."""
+        """Into how many parts each of this many blocks is cut to occupy the device."""
         return -(-_WAVES * self.processors // blocks)
 
 
 def _merging(launch: Launch, count: int, wide: bool = False) -> Launch:
-    """A launch whose program merges so many parts of each plane, some at a time."""
+    """The launch, with a program that merges `count` parts of each plane, some at a time."""
     numbers = launch.options["R"] * launch.options["J"]
     block_k = min(power_of_2(count), max(1, _REGISTERS // numbers))
     warps = 8 if wide or (launch.options["SOLVE"] is not None and numbers * block_k > 1024) else 4

@@ -31,7 +31,7 @@ import triton.language as tl
 _LARGEST = tl.constexpr(2.0**120)  # of sums of products: beyond, one of them may have overflowed
 _LARGE, _SMALL = tl.constexpr(2.0**90), tl.constexpr(2.0**-100)  # of coefficients
 _FAR = tl.constexpr(2.0**100)  # of centers: float32 holds the difference of any element from a nearer one
-# numbers of which no load depends, or of which `EVEN` says what the compiler is to know: no variant for each kind
+# numbers of which no load depends, or whose divisibility `EVEN` gives: they need no variant of the kernel each
 _PLAIN = ["momentum", "N", "S", "samples", "part", "part_count", "parts_at"]
 _EPS, _TINY = tl.constexpr(1e-20), tl.constexpr(1e-30)  # beside such an eps the digits of smaller sums do not matter
 
@@ -178,15 +178,15 @@ def _solve_forward(
         mean, var = _merged_moments(parts, q, own, planes, S, part, part_count, BLOCK_K, R, J)
         tl.store(grids + q, mean, mask=mine)
         tl.store(grids + planes + q, var, mask=mine)
-    answer = SOLVE(mean, var, learned, running, channel, known, own, N, S, W, EPS)
-    tl.store(grids + 2 * planes + q, answer[0], mask=mine)
-    tl.store(grids + 3 * planes + q, answer[1], mask=mine)
-    tl.store(grids + 4 * planes + q, answer[2], mask=mine)
+    solved = SOLVE(mean, var, learned, running, channel, known, own, N, S, W, EPS)
+    tl.store(grids + 2 * planes + q, solved[0], mask=mine)
+    tl.store(grids + 3 * planes + q, solved[1], mask=mine)
+    tl.store(grids + 4 * planes + q, solved[2], mask=mine)
     if POOLS:
-        tl.store(batch + channel, answer[3], mask=known)
-        tl.store(batch + C + channel, answer[4], mask=known)
+        tl.store(batch + channel, solved[3], mask=known)
+        tl.store(batch + C + channel, solved[4], mask=known)
     if UPDATE:
-        _update(running, answer[3], answer[4], momentum, channel, known, tl.full([], N, tl.int64) * S)
+        _update(running, solved[3], solved[4], momentum, channel, known, tl.full([], N, tl.int64) * S)
 
 
 @triton.jit
@@ -227,16 +227,16 @@ def _solve_backward(
     var = tl.load(grids + planes + q, mask=own, other=0.0)
     scale = tl.load(grids + 2 * planes + q, mask=own, other=0.0)
     center = tl.load(grids + 3 * planes + q, mask=own, other=0.0)
-    answer = SOLVE(mean, var, sum_g, sum_gx, scale, center, learned, running, channel, known, own, N, S, W, EPS)
+    solved = SOLVE(mean, var, sum_g, sum_gx, scale, center, learned, running, channel, known, own, N, S, W, EPS)
     if not LINEAR:
-        tl.store(slopes + q, answer[0], mask=mine)
-        tl.store(slopes + planes + q, answer[1], mask=mine)
+        tl.store(slopes + q, solved[0], mask=mine)
+        tl.store(slopes + planes + q, solved[1], mask=mine)
     for i in tl.static_range(GRADS):
         if ACROSS:
-            total = tl.sum(tl.where(own, answer[2 + i], 0.0), 0, keep_dims=True)
+            total = tl.sum(tl.where(own, solved[2 + i], 0.0), 0, keep_dims=True)
             tl.store(grads + i * C + channel, total, mask=known)
         else:
-            tl.store(grads + i * planes + q, answer[2 + i], mask=own)
+            tl.store(grads + i * planes + q, solved[2 + i], mask=own)
 
 
 @triton.jit

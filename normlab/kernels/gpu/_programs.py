@@ -43,7 +43,7 @@ def unit(program: Program, channels: int) -> int | None:
 
 
 def source(program: Program, direction: str, per_channel: tuple[bool, ...]) -> str:
-    """Triton source of `solve`, which performs a program on a block of registers and answers its outputs.
+    """Triton source of `solve`, which runs a program on a block of registers and returns its outputs.
 
     `per_channel` says of each parameter whether it has a number per channel. Everything is float64.
     """

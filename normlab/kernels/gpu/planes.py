@@ -107,7 +107,7 @@ def forward(
     saved = Saved(plan, grids, running or (), eps, act)
     if not plan.programs.pools_batch:
         update = None
-    # the kernel updates unless torch knows the batch's moments first, or the momentum is on the device
+    # the kernel updates unless torch computes the batch's moments first, or the momentum is on the device
     inside = None if update is None or direction.between is not None or isinstance(update[2], Tensor) else update[2]
     values = tuple(params.values())
     rows = update[:2] if update is not None and inside is not None else saved.running
@@ -215,11 +215,11 @@ def _plan(recipe: Recipe, layout: Layout, x: Tensor) -> Plan:
     if plan is None:
         if len(recipe.plans) >= _KEPT:
             recipe.plans.clear()
-        plan = recipe.plans[key] = _made(recipe, layout, x)
+        plan = recipe.plans[key] = _make_plan(recipe, layout, x)
     return plan
 
 
-def _made(recipe: Recipe, layout: Layout, x: Tensor) -> Plan:
+def _make_plan(recipe: Recipe, layout: Layout, x: Tensor) -> Plan:
     n, channels, size = sizes = layout.sizes(x)
     programs = trace(recipe, n, channels)
     per_channel = tuple(recipe.entry.parameters[name].per_channel for name in recipe.names)
@@ -255,11 +255,11 @@ def _solve_forward(saved: Saved, direction: Direction, program: Program, params:
         var = sum(share * (v + (m - mean) ** 2) for share, m, v in zip(shares, *parts, strict=True))
         grids[0], grids[1] = mean, var
     inputs = {"mean": grids[0], "var": grids[1], **_running(saved)}
-    answer = perform(program, inputs, params, saved.eps, size)
-    for grid, v in zip(grids[2:], answer[:3], strict=True):
+    solved = perform(program, inputs, params, saved.eps, size)
+    for grid, v in zip(grids[2:], solved[:3], strict=True):
         grid.copy_(v)
     batch = saved.batch
-    for row, v in zip(() if batch is None else batch[:2], answer[3:], strict=True):
+    for row, v in zip(() if batch is None else batch[:2], solved[3:], strict=True):
         row.copy_(v[0])
 
 
@@ -270,8 +270,8 @@ def _solve_backward(saved: Saved, direction: Direction, slopes: Tensor, grads: T
     mean, var, scale, center, _ = saved.grids[: 5 * n * channels].view(5, n, channels)
     inputs = {"mean": mean, "var": var, "sum_g": sums[0], "sum_gx": sums[1], "scale": scale, "center": center}
     assert direction.between is not None
-    answer = perform(direction.between, {**inputs, **_running(saved)}, params, saved.eps, size)
-    for to, v in zip([*grids[:2], *grads], answer, strict=True):
+    solved = perform(direction.between, {**inputs, **_running(saved)}, params, saved.eps, size)
+    for to, v in zip([*grids[:2], *grads], solved, strict=True):
         to.view(n, channels).copy_(v)
 
 

@@ -43,7 +43,7 @@ def run(setting: Setting) -> Result:
             )
     for norm in NORMS:
         for size in SIZES:
-            if fallen := found.values(_fallen, norm=norm, batch_size=size):
+            if fallen := found.values(_loss_decrease, norm=norm, batch_size=size):
                 findings.append(
                     verdicts.beyond(
                         f"{norm}, batch {size}: the training loss falls", "loss falls for all sizes", fallen, 0.0
@@ -85,7 +85,7 @@ def _reported(norm: str, size: int) -> str:
     return verdicts.percent(REPORTED[f"{norm} {size}", "validation"].accuracy)
 
 
-def _fallen(cell: dict[str, Any]) -> float:
+def _loss_decrease(cell: dict[str, Any]) -> float:
     """By how much the training loss of the last epoch is below that of the first."""
     losses = [record["train_loss"] for record in cell["epochs"]]
     return float(losses[0] - losses[-1])

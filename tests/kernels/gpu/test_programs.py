@@ -323,7 +323,7 @@ SABOTAGE: dict[str, tuple[str, str, Case]] = {
     ),
     "dx without its slope": ("a * up + (b * d + c)", "a * up + c", Case("bn", (3, 4, 5))),
     "biased running variance": ("(count.to(tl.float64) /", "(1.0 +", Case("bn", (3, 4, 5))),
-    "padded samples count": ("tl.where(own, answer[2 + i], 0.0)", "answer[2 + i] + 1.0", Case("bn", (3, 4, 5))),
+    "padded samples count": ("tl.where(own, solved[2 + i], 0.0)", "solved[2 + i] + 1.0", Case("bn", (3, 4, 5))),
     "slope of the leaky part": ("tl.full([], SLOPE, z.dtype))", "tl.full([], 0.0, z.dtype))", Case("gn", (3, 4, 5))),
     "parts are read elsewhere": ("parts = slopes + 2 * planes", "parts = slopes + planes", Case("bn", (3, 4, 5))),
     "tiles are not merged": ("square += between * between", "square += 0.0 * between", Case("in", (2, 2, 21))),
