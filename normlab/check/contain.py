@@ -27,6 +27,7 @@ from normlab.check.subjects.remote import RemoteSubject, result
 
 # until the worker has imported what it checks with, a slow disk or a busy machine is no fault of the target
 STARTUP_SECONDS = 600.0
+PATIENCE = 20  # times the limit, for a process that others keep from the processor
 LAST_WORDS = 1 << 16  # bytes of standard error that are kept
 _now = time.monotonic
 
@@ -98,7 +99,7 @@ class Line:
     """The target's process, asked one thing at a time."""
 
     def __init__(self, job: dict[str, Any], limit: float) -> None:
-        self.limit, self.check, self._waited = limit, "target.load", 0.0
+        self.limit, self.check, self._waited, self._used = limit, "target.load", 0.0, 0.0
         self._process = subprocess.Popen(
             [sys.executable, "-m", "normlab.check.worker", json.dumps(job)],
             stdin=subprocess.PIPE,
@@ -130,6 +131,7 @@ class Line:
     def begin(self, check: str) -> None:
         """Another check begins: it has all its time."""
         self.check, self._waited = check, 0.0
+        _, self._used = self._family.use_of_processor()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The reply to a request; raises Gone when none comes."""
@@ -170,7 +172,8 @@ class Line:
             except queue.Empty:
                 if self._process.poll() is not None and self._replies.empty():
                     raise self._describe_end() from None
-                if self._waited + _now() - began > limit:
+                waited = self._waited + _now() - began
+                if waited > limit and not (waited < PATIENCE * limit and self._is_starved(limit)):
                     said = f"the layer hangs: no answer within {limit:g} s; it was ended"
                     raise Gone(said, "hangs") from None
                 continue
@@ -178,6 +181,11 @@ class Line:
                 raise Gone(f"the layer's process sent what is no reply: {reply}", "bad-answer")
             self._waited += _now() - began
             return reply
+
+    def _is_starved(self, limit: float) -> bool:
+        """Whether the process would run and does not come to it: others have the processor, and it does not hang."""
+        would_run, used = self._family.use_of_processor()
+        return would_run and used - self._used < limit
 
     def _describe_end(self) -> Gone:
         code = self._process.returncode

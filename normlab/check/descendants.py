@@ -46,6 +46,14 @@ class Family:
         self._others = set(_children()) - {process.pid}
         _watched.add(process.pid)
 
+    def use_of_processor(self) -> tuple[bool, float]:
+        """Whether the target's process would run at present, and the seconds that it has run; (False, 0) if unknown."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+            return fields[0] == "R", (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError, IndexError, AttributeError):
+            return False, 0.0
+
     def end(self) -> Finding | None:
         """End the process, its group and all orphans of it; what is to be said of them."""
         with contextlib.suppress(ProcessLookupError, PermissionError):

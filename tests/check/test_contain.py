@@ -65,6 +65,15 @@ def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert "no answer within 4 s" in report.bugs[0].message
 
 
+# on a busy machine a right layer was said to hang, and its mathematics to be wrong
+def test_a_process_that_does_not_come_to_the_processor_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(contain, "_now", lambda: 0.1 * next(ticks))  # seconds that it is kept waiting
+    monkeypatch.setattr(contain, "PATIENCE", 10_000)
+    monkeypatch.setattr(contain.Family, "use_of_processor", lambda self: (True, 0.0))
+    assert not check_contained("torch.nn:LayerNorm", "layer", quick=True, limit=1).bugs
+
+
 # a traceback of ours; and 300 MB of it were 632 MB of memory
 def test_standard_error_may_be_of_any_size_and_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOISY_MEGABYTES", "20")
