@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from inspect import signature
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeGuard, cast
 
@@ -558,16 +559,31 @@ def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:
     options = {**given, **options}
     starts = {name: f"initial_{name}" for name in norms.AFFINE if f"initial_{name}" not in entry.options}
     initial = {name: options.pop(option) for name, option in starts.items() if option in options}
+    make: Callable[..., Any] = _class_of(entry) if entry.module is None else factory(entry.module)
     try:
+        _check_options(make, entry, options)
         made: nn.Module = (
             _class_of(entry).for_channels(entry.name, channels, **options)
             if entry.module is None
-            else factory(entry.module)(channels, **options)
+            else make(channels, **options)
         )
         _start_at(made, initial)
         return made
     except (TypeError, ValueError) as error:
         raise UsageError(f"norm {spec!r}: {error}") from None
+
+
+def _check_options(make: Callable[..., Any], entry: norms.NormEntry, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that the layer does not take, or for words where it takes a number."""
+    taken = signature(make).parameters
+    named = {name: p.default for name, p in taken.items() if p.default is not p.empty} | dict(entry.options)
+    named |= {f"initial_{name}": 1.0 for name in norms.AFFINE}
+    for name, value in options.items():
+        if name not in named and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            raise ValueError(f"it has no option {name!r}; its options: {', '.join(sorted(named))}")
+        usual = named.get(name)
+        if isinstance(value, str) and (isinstance(usual, bool | int | float) or name == "groups"):
+            raise ValueError(f"{name}={value!r}; expected {'true or false' if isinstance(usual, bool) else 'a number'}")
 
 
 def _start_at(layer: nn.Module, initial: Mapping[str, float]) -> None:

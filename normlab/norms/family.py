@@ -202,7 +202,7 @@ def parse(spec: str) -> tuple[NormEntry, dict[str, Any]]:
         key, equals, text = item.partition("=")
         if not equals:
             raise UsageError(f"norm {spec!r}: {item!r} is not of the form name=value, as in 'gn:groups=8'")
-        options[key] = _number(text)
+        options[key] = _value(text)
     return entry, options
 
 
@@ -415,10 +415,16 @@ def filter_response(m: Moments, p: SimpleNamespace) -> Affine:
     return Affine(p.weight * rsqrt(m.var + m.mean * m.mean + p.eps), 0.0, p.bias)
 
 
-def _number(text: str) -> int | float | str:
+def _value(text: str) -> float | bool | str | None:
+    """What an option's text says: a number, true, false or none, or a word."""
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             continue
     return text
+
+
+_WORDS = {"true": True, "false": False, "none": None}

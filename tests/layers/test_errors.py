@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 
 import pytest
@@ -150,3 +151,26 @@ def test_empty(ours: nn.Module, stock: nn.Module, shape: tuple[int, ...], backen
             answers.append((y, *torch.autograd.grad(y.sum(), [x, *layer.parameters()]), *layer.state_dict().values()))
     for got, want in zip(*answers, strict=True):
         torch.testing.assert_close(got, want)
+
+
+# Bug: "in:affine=False" had an affine part, as words are true; "bn:foo=1" was refused in a constructor's words.
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("bn:foo=1", "it has no option 'foo'; its options: act, affine"),
+        ("none:foo=1", "it has no option 'foo'"),
+        ("torch-bn:foo=1", "it has no option 'foo'"),
+        ("bn:momentum=2=3", "momentum='2=3'; expected a number"),
+        ("gn:groups=x", "groups='x'; expected a number"),
+        ("bn:affine=yes", "affine='yes'; expected true or false"),
+    ],
+)
+def test_options_in_a_name(spec: str, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        normlab.make_norm(spec, 8)
+
+
+def test_words_in_a_name() -> None:
+    assert list(normlab.make_norm("in:affine=False", 8).parameters()) == []
+    assert len(list(normlab.make_norm("bn:bias=false", 8).parameters())) == 1
+    assert normlab.make_norm("bn:momentum=None", 8).momentum is None
