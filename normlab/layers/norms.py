@@ -579,7 +579,7 @@ def _check_options(make: Callable[..., Any], entry: norms.NormEntry, options: Ma
     named = {name: p.default for name, p in taken.items() if p.default is not p.empty} | dict(entry.options)
     named |= {f"initial_{name}": 1.0 for name in norms.AFFINE}
     for name, value in options.items():
-        if name not in named and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        if name not in named and name not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
             raise ValueError(f"it has no option {name!r}; its options: {', '.join(sorted(named))}")
         usual = named.get(name)
         if isinstance(value, str) and (isinstance(usual, bool | int | float) or name == "groups"):

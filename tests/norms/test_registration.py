@@ -212,3 +212,17 @@ def test_default_groups(channels: int, groups: int) -> None:
     """channels / 4 in small networks, at most 32, and always a divisor."""
     assert norms.default_groups(channels) == groups
     assert normlab.make_norm("gn", channels).num_groups == groups
+
+
+# Bug: an option without a default was refused as one that the layer does not have.
+def test_an_option_that_must_be_given() -> None:
+    @register_norm("scaled")
+    class Scaled(nn.LayerNorm):
+        def __init__(self, channels: int, width: int) -> None:
+            super().__init__(channels * width)
+
+    assert normlab.make_norm("scaled:width=2", 8).normalized_shape == (16,)
+    with pytest.raises(UsageError, match="width"):
+        normlab.make_norm("scaled", 8)
+    with pytest.raises(UsageError, match="no option 'height'"):
+        normlab.make_norm("scaled:width=2:height=3", 8)
