@@ -83,8 +83,14 @@ def wait(processes: list[subprocess.Popen[bytes]], seconds: float) -> None:
         try:
             processes[-1].wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            processes[-1].kill()
+            end(processes[-1])
         processes.pop()
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that began a session of its own, and what it started: that would go on beside what is timed."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def missing(dry: bool) -> list[str]:
@@ -116,8 +122,7 @@ def run_part(name: str, needs: tuple[str, ...], seconds: float, dry: bool) -> di
             code = process.wait(seconds)
             found: dict[str, Any] = {"state": "done"} if code == 0 else {"state": "failed", "why": f"exit code {code}"}
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # it and what it started
-            process.wait()
+            end(process)
             found = {"state": "out of time", "why": f"stopped after {seconds:.0f} s"}
         lines = rows.read_text().splitlines() if rows.exists() else []
         found |= {"seconds": round(time.monotonic() - start, 1), "rows": [json.loads(line) for line in lines]}

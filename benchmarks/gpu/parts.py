@@ -313,15 +313,17 @@ def start_warming(names: list[str]) -> list[subprocess.Popen[bytes]]:
 
     The tests run beside them, as nobody looks at their times. Compiling would be most of every part's time otherwise.
     """
-    count = max(1, (os.cpu_count() or 2) - 4)
+    names = [name for name in names if name in WARMED]
+    count = max(1, (os.cpu_count() or 2) - 4) if names else 0
     command = [sys.executable, "-m", "benchmarks.gpu", "--warm", ",".join(names)]
-    return [subprocess.Popen([*command, f"{i}/{count}"], cwd=ROOT, stderr=subprocess.DEVNULL) for i in range(count)]
+    quietly = {"cwd": ROOT, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    return [subprocess.Popen([*command, f"{i}/{count}"], **quietly) for i in range(count)]  # type: ignore[call-overload]
 
 
 def warm(names: list[str], share: str) -> None:
     """Call a share of what the parts will call, once each; what fails is met again by the part, which says so."""
     start, count = map(int, share.split("/"))
-    jobs = [job for name in names if name in WARMED for job in WARMED[name]()]
+    jobs = [job for name in names for job in WARMED[name]()]
     for job in jobs[start::count]:
         try:
             job()
