@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from normlab.report.notebook import OneBar, console
 from normlab.study.running.console import PlainLines
 from normlab.study.running.jobs import Job
 from normlab.study.spec import DataChoice
+from tests.notebooks import run_notebook
 from tests.study.conftest import make_cell
 
 PAGE = Path(__file__).parents[2] / "docs" / "notebooks" / "which_norm.ipynb"
@@ -77,17 +77,7 @@ def test_it_is_known_where_there_is_a_notebook(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.slow
 def test_the_notebook_runs() -> None:
-    pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
-    program = (
-        "import nbclient, nbformat, sys\n"
-        "notebook = nbformat.read(sys.argv[1], 4)\n"
-        "nbformat.validate(notebook)\n"
-        "nbclient.NotebookClient(notebook, timeout=600, kernel_name='python3').execute()\n"
-        "print([o for c in notebook.cells for o in c.get('outputs', ())])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(PAGE)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "is called" in done.stdout
-    assert done.stdout.count("<progress") == 1
-    assert "4 of 4 trainings" in done.stdout
+    shown = run_notebook(PAGE)
+    assert "is called" in shown
+    assert shown.count("<progress") == 1
+    assert "4 of 4 trainings" in shown

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -18,6 +17,7 @@ from normlab.check.engine import examine
 from normlab.check.subjects import subject_of
 from normlab.scratch import _batch, _standardize, layers
 from normlab.scratch.gradient_check import eval_numerical_gradient_array, rel_error
+from tests.notebooks import run_notebook
 
 DOCS = Path(__file__).parents[2] / "docs"
 CHAPTERS = sorted((DOCS / "by_hand").glob("*.md"))
@@ -142,14 +142,4 @@ def test_an_exercise_is_printed_and_what_is_none_is_refused(capsys: pytest.Captu
 
 @pytest.mark.slow
 def test_the_notebook_runs() -> None:
-    pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
-    program = (
-        "import nbclient, nbformat, sys\n"
-        "notebook = nbformat.read(sys.argv[1], 4)\n"
-        "nbformat.validate(notebook)\n"
-        "nbclient.NotebookClient(notebook, timeout=600, kernel_name='python3').execute()\n"
-    )
-    page = DOCS / "notebooks" / "by_hand.ipynb"
-    done = subprocess.run([sys.executable, "-c", program, str(page)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_notebook(DOCS / "notebooks" / "by_hand.ipynb")

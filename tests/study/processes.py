@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from textwrap import dedent, indent
 from typing import Any
 
 from safetensors.torch import load_file
@@ -38,13 +39,13 @@ def run(*arguments: str, directory: Path) -> tuple[int, str]:
     return code, (directory.parent / f"{directory.name}.log").read_text()
 
 
-HELD = """
-import time
+NETWORK = """
+import os, signal, time
 from pathlib import Path
+from textwrap import dedent, indent
 from torch import nn
 
-class Held(nn.Module):
-    # trains an epoch of 8 steps, and goes on when there is a file
+class {name}(nn.Module):
     def __init__(self, norm, num_classes, in_channels):
         super().__init__()
         self.steps = 0
@@ -54,10 +55,24 @@ class Held(nn.Module):
 
     def forward(self, x):
         self.steps += self.training
-        while self.steps > 8 and not (Path(__file__).parent / "go-on").exists():
-            time.sleep(0.02)
+{does}
         return self.layers(x)
 """
+
+
+def network(name: str, does: str) -> str:
+    """The file of a small network; what it `does` besides may depend on the training steps that it has begun."""
+    return NETWORK.format(name=name, does=indent(dedent(does).strip(), 8 * " "))
+
+
+# an epoch of 8 steps, and it goes on when there is a file
+HELD = network(
+    "Held",
+    """
+    while self.steps > 8 and not (Path(__file__).parent / "go-on").exists():
+        time.sleep(0.02)
+    """,
+)
 
 
 def held(directory: Path) -> tuple[str, str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -26,6 +29,7 @@ __all__ = [
     "cut",
     "interpret",
     "kernels",
+    "mistaken",
     "position_kernels",
     "programs",
     "triton",
@@ -60,3 +64,18 @@ def replace_language_once_in_a_launch(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(interpreter.GridExecutor, "__call__", launch)
     patch.setattr(interpreter, "_patch_lang", replace)
+
+
+def mistaken(module: ModuleType, right: str, wrong: str, folder: Path) -> ModuleType:
+    """The module of kernels with a mistake written into its text."""
+    assert module.__file__ is not None
+    text = Path(module.__file__).read_text()
+    assert right in text
+    path = folder / "mistaken.py"
+    path.write_text(text.replace(right, wrong))
+    spec = spec_from_file_location("mistaken", path)
+    assert spec is not None
+    assert spec.loader is not None
+    made = module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made

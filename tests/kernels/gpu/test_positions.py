@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from normlab.kernels import positions
 from normlab.kernels.contract import POSITIONS
 from normlab.layers import ChannelNorm, LayerNorm, RMSNorm
 from tests.kernels import test_exponents as exponents
-from tests.kernels.gpu.interpreting import DEVICE, interpret, position_kernels, triton_positions
+from tests.kernels.gpu.interpreting import DEVICE, interpret, mistaken, position_kernels, triton_positions
 from tests.kernels.test_positions import KINDS, check
 
 # the interpreter computes the lanes that are masked out, and in NumPy, which warns of what overflows
@@ -144,15 +143,6 @@ SABOTAGE = {
 def test_sabotage(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison fails with a mistake written into the kernels' text."""
     right, wrong, (kind, shape, mean) = SABOTAGE[name]
-    text = Path(position_kernels.__file__).read_text()
-    assert right in text
-    path = tmp_path / "mistaken.py"
-    path.write_text(text.replace(right, wrong))
-    spec = spec_from_file_location("mistaken", path)
-    assert spec is not None
-    assert spec.loader is not None
-    mistaken = module_from_spec(spec)
-    spec.loader.exec_module(mistaken)
-    monkeypatch.setattr(triton_positions, "kernels", mistaken)
+    monkeypatch.setattr(triton_positions, "kernels", mistaken(position_kernels, right, wrong, tmp_path))
     with pytest.raises(AssertionError, match="error"):
         check(kind, shape, mean=mean)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from normlab.kernels import stages
 from normlab.norms import family as norms
 from normlab.norms.grid import Affine, exp
 from normlab.norms.program import trace
-from tests.kernels.gpu.interpreting import DEVICE, cut, interpret, kernels, programs, triton_gpu
+from tests.kernels.gpu.interpreting import DEVICE, cut, interpret, kernels, mistaken, programs, triton_gpu
 from tests.layers.parity import ACTS, MORE_ACTS, Case, acted, arrange, channels_of, mixed, normalized, unit
 from tests.norms.test_program import INVENTED, by_autograd, recipe_of
 
@@ -339,16 +338,7 @@ def test_sabotage(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(cut, constant, value)
     act = "leaky_relu:slope=0.2" if "leaky" in name else "relu"
     check(case, act)
-    text = Path(kernels.__file__).read_text()
-    assert right in text
-    path = tmp_path / "mistaken.py"
-    path.write_text(text.replace(right, wrong))
-    spec = spec_from_file_location("mistaken", path)
-    assert spec is not None
-    assert spec.loader is not None
-    mistaken = module_from_spec(spec)
-    spec.loader.exec_module(mistaken)
-    monkeypatch.setattr(triton_gpu, "kernels", mistaken)
+    monkeypatch.setattr(triton_gpu, "kernels", mistaken(kernels, right, wrong, tmp_path))
     stages.recipe.cache_clear()
     with pytest.raises(AssertionError, match="is off by"):
         check(case, act)

@@ -19,7 +19,7 @@ from normlab.study.running.worker import work
 from normlab.study.source import open_data
 from normlab.study.spec import DataChoice
 from tests.study.conftest import make_cell
-from tests.study.processes import alive, run
+from tests.study.processes import alive, network, run
 
 
 def test_a_worker_has_its_threads_and_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,33 +134,21 @@ def test_a_worker_that_dies_or_hangs_is_noticed(
         executor.close()
 
 
-FORKER = """
-import os, signal, time
-from pathlib import Path
-from torch import nn
-
-class Forker(nn.Module):
-    # trains a step; the first worker then forks and is killed, the next one hangs
-    def __init__(self, norm, num_classes, in_channels):
-        super().__init__()
-        self.steps = 0
-        self.layers = nn.Sequential(
-            nn.AdaptiveAvgPool2d(4), nn.Conv2d(in_channels, 4, 3), norm(4), nn.Flatten(), nn.Linear(16, num_classes)
-        )
-
-    def forward(self, x):
-        self.steps += self.training
-        if self.steps > 2:
-            here = Path(__file__).with_name("forked")
-            if not here.exists():
-                child = os.fork()
-                if child == 0:
-                    time.sleep(600)
-                here.write_text(str(child))
-                os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(600)
-        return self.layers(x)
-"""
+# trains two steps; the first worker then forks and is killed, the next one hangs
+FORKER = network(
+    "Forker",
+    """
+    if self.steps > 2:
+        here = Path(__file__).with_name("forked")
+        if not here.exists():
+            child = os.fork()
+            if child == 0:
+                time.sleep(600)
+            here.write_text(str(child))
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+    """,
+)
 
 
 @pytest.mark.slow
