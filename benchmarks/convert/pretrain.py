@@ -1,10 +1,11 @@
 """The network that is converted: a residual network with batch norm, trained for a given time on one thread.
 
-python -m benchmarks.convert.pretrain IMAGES OUT.safetensors [--minutes N] [--model NAME]
+python -m benchmarks.convert.pretrain IMAGES OUT.safetensors [--minutes N] [--model NAME] [--start FILE [--peak RATE]]
 
 The rate rises and falls once over the time there is (Smith & Topin 2018, arXiv:1708.07120), so the network is finished
 when the time is, however fast the machine. Half the time goes by on crops of three quarters of the width, which are
-faster (Howard, DAWNBench 2018). After every epoch the weights are written, with the accuracy in their metadata.
+faster (Howard, DAWNBench 2018). After every epoch the weights are written, with the accuracy in their metadata. With
+`--start` an earlier file's network goes on (warm restarts: Loshchilov & Hutter 2017, arXiv:1608.03983).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,27 +28,38 @@ RISING = 0.2  # of the time
 SMALL = 0.5  # of the time, on small crops
 
 
-def pretrain(dataset: Dataset, model: str, minutes: float, out: Path, seed: int = 0) -> nn.Module:
-    """Train for `minutes`, and write the weights after every epoch and at the end."""
+def pretrain(
+    dataset: Dataset,
+    model: str,
+    minutes: float,
+    out: Path,
+    *,
+    start: Path | None = None,
+    peak: float = PEAK,
+    seed: int = 0,
+) -> nn.Module:
+    """Train for `minutes` from the weights in `start`, and write them after every epoch and at the end."""
     torch.manual_seed(seed)
     net = build_model(
         model, "bn", num_classes=dataset.num_classes, in_channels=dataset.channels, image_size=dataset.size, seed=seed
     )
+    if start:
+        net.load_state_dict(load_file(start))  # half precision is widened
     net = net.to(memory_format=torch.channels_last)
     images, labels = (torch.from_numpy(np.array(of)) for of in (dataset.train.images, dataset.train.labels))
     held_out, expected = (torch.from_numpy(np.array(of)) for of in (dataset.test.images, dataset.test.labels))
     standardize = Standardizer(dataset.channel_mean, dataset.channel_std)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=DECAY, nesterov=True)
     generator = torch.Generator().manual_seed(seed)
-    start, epoch, spent = time.monotonic(), 0, 0.0
+    began, epoch, spent = time.monotonic(), 0, 0.0
     while spent < 1:
         net.train()
         for rows in torch.randperm(len(images), generator=generator)[: len(images) // BATCH * BATCH].split(BATCH):
-            spent = (time.monotonic() - start) / (60 * minutes)
+            spent = (time.monotonic() - began) / (60 * minutes)
             if spent >= 1:
                 break
             for group in optimizer.param_groups:
-                group["lr"] = PEAK * (spent / RISING if spent < RISING else (1 - spent) / (1 - RISING))
+                group["lr"] = peak * (spent / RISING if spent < RISING else (1 - spent) / (1 - RISING))
             batch = augment(images[rows], generator)
             if spent < SMALL:
                 batch = _smaller(batch, generator)
@@ -92,9 +104,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="benchmarks/convert/network.py:network")
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--start", type=Path, help="weights of an earlier run")
+    parser.add_argument("--peak", type=float, default=PEAK, help="highest learning rate")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    pretrain(load(arguments.images), arguments.model, arguments.minutes, arguments.out)
+    dataset = load(arguments.images)
+    pretrain(dataset, arguments.model, arguments.minutes, arguments.out, start=arguments.start, peak=arguments.peak)
 
 
 if __name__ == "__main__":
