@@ -1,4 +1,4 @@
-"""The network that is converted: a residual network with batch norm, trained for a given time on one thread.
+"""The network that is converted: a residual network with batch norm, trained for a given processor time on one thread.
 
 python -m benchmarks.convert.pretrain IMAGES OUT.safetensors [--minutes N] [--model NAME] [--start FILE [--peak RATE]]
 
@@ -51,11 +51,11 @@ def pretrain(
     standardize = Standardizer(dataset.channel_mean, dataset.channel_std)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=DECAY, nesterov=True)
     generator = torch.Generator().manual_seed(seed)
-    began, epoch, spent = time.monotonic(), 0, 0.0
+    began, epoch, spent = time.process_time(), 0, 0.0
     while spent < 1:
         net.train()
         for rows in torch.randperm(len(images), generator=generator)[: len(images) // BATCH * BATCH].split(BATCH):
-            spent = (time.monotonic() - began) / (60 * minutes)
+            spent = (time.process_time() - began) / (60 * minutes)
             if spent >= 1:
                 break
             for group in optimizer.param_groups:
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("images")
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="benchmarks/convert/network.py:network")
-    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--minutes", type=float, default=60, help="of processor time")
     parser.add_argument("--start", type=Path, help="weights of an earlier run")
     parser.add_argument("--peak", type=float, default=PEAK, help="highest learning rate")
     arguments = parser.parse_args()
