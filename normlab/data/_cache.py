@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from normlab.data._dataset import Copies, Dataset, Labels, Pixels, Split, digest
+from normlab.data._dataset import SIXTEEN_BITS, Copies, Dataset, Labels, Pixels, Split, digest
 from normlab.data._split import SPLITS
 from normlab.errors import DataError
 from normlab.errors.files import write_text
@@ -43,9 +43,12 @@ def cache_root(cache_dir: str | os.PathLike[str] | None) -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "normlab"
 
 
-def entry_name(name: str, fingerprint: str, image_size: int | None, seed: int | None, drop_rare: bool) -> str:
+def entry_name(
+    name: str, fingerprint: str, image_size: int | None, seed: int | None, drop_rare: bool, full_range: bool
+) -> str:
     """The folder of a source; `seed` is None when the source brings its own split."""
-    key = hashlib.sha256(f"{_FORMAT} {fingerprint} {image_size} {seed} {drop_rare}".encode()).hexdigest()[:32]
+    facts = f"{_FORMAT} {fingerprint} {image_size} {seed} {drop_rare}" + " full range" * full_range
+    key = hashlib.sha256(facts.encode()).hexdigest()[:32]
     return f"{re.sub('[^A-Za-z0-9.-]+', '_', name)[:40]}-{key}"
 
 
@@ -72,6 +75,7 @@ def find(folder: Path, skip_bad: bool) -> Dataset | None:
                 Copies(of, among, tuple((int(a), int(b), bool(exact)) for a, b, exact in rows))
                 for of, among, rows in entry["copies"]
             ),
+            tuple(entry.get("levels") or SIXTEEN_BITS),
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
@@ -183,6 +187,7 @@ def save_entry(scratch: Path, dataset: Dataset, skipped: int) -> None:
         "notes": dataset.notes,
         "copies": [(one.of, one.among, one.rows) for one in dataset.copies],
         "skipped": skipped,
+        "levels": dataset.levels,
     }
     entry = json.loads(json.dumps(entry))  # as it is read: lists for tuples
     (scratch / "entry.json").write_text(json.dumps({**entry, "digest": _digest(entry)}, indent=1), "utf-8")

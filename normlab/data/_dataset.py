@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
+Levels = tuple[int, int]
+SIXTEEN_BITS: Levels = (0, 65535)
+
 _BLOCK_BYTES = 8 << 20
 
 
@@ -49,7 +52,7 @@ class Dataset:
 
     `channel_mean` and `channel_std` are float32 (C,), of the training pixels divided by 255. `hash` is a
     SHA-256 in hexadecimal over pixels, labels and split. `notes` are sentences on what was resized or
-    left out; `copies` are images that two splits have.
+    left out; `copies` are images that two splits have; `levels` are the pixels of 16-bit images that became 0 and 255.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Dataset:
     hash: str
     notes: tuple[str, ...] = ()
     copies: tuple[Copies, ...] = ()
+    levels: Levels = SIXTEEN_BITS
 
     @property
     def channels(self) -> int:

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normlab.data import _cache
-from normlab.data._dataset import Dataset, Pixels, measured
+from normlab.data._dataset import SIXTEEN_BITS, Dataset, Levels, Pixels, measured
 from normlab.data._leaks import find_copies, leak_sentences
-from normlab.data._pixels import Header, decode, fit_array, read_header
+from normlab.data._pixels import Header, decode, extremes, fit_array, read_header
 from normlab.data._source import Encoded, Part, Progress, Source, listing
 from normlab.data._split import SPLITS, assign, missing_splits, without_rare
 from normlab.errors import DataError
@@ -46,11 +46,14 @@ class Request:
     image_size: int | None
     skip_bad: bool
     drop_rare: bool
+    full_range: bool
     progress: Progress
 
     def entry(self, split_given: bool) -> Path:
         seed = None if split_given else self.seed
-        return self.root / _cache.entry_name(self.name, self.fingerprint, self.image_size, seed, self.drop_rare)
+        return self.root / _cache.entry_name(
+            self.name, self.fingerprint, self.image_size, seed, self.drop_rare, self.full_range
+        )
 
 
 def decoded(source: Source, request: Request) -> Dataset:
@@ -61,9 +64,10 @@ def decoded(source: Source, request: Request) -> Dataset:
         shape, deep, notes = _shape(source, request, bad)
         if _count(source, bad) and not request.skip_bad:
             for part in source.parts:  # the rest of the list: images whose header is good and whose body is not
-                for _ in _pixels(source, part, shape, bad, pool, _Count(source, request)):
+                for _ in _pixels(source, part, shape, bad, pool, _Count(source, request), SIXTEEN_BITS):
                     pass
             raise _unusable_error(source, bad)
+        levels = _extremes(source, bad, pool, deep) if request.full_range else SIXTEEN_BITS
         while True:
             found = _count(source, bad)
             keep = {part: _mask_of_good(own, bad[part]) for part, own in source.parts.items()}
@@ -71,7 +75,7 @@ def decoded(source: Source, request: Request) -> Dataset:
             labels = {part: own.labels for part, own in chosen.parts.items()}
             rows = assign(labels, keep, chosen.class_names, request.seed)
             try:
-                return _write_dataset(chosen, request, rows, shape, (*notes, *left_out), bad, pool, deep)
+                return _write_dataset(chosen, request, rows, shape, (*notes, *left_out), bad, pool, deep, levels)
             except _DecodedBadly:
                 if not request.skip_bad:
                     raise _unusable_error(source, bad) from None
@@ -164,9 +168,29 @@ def _narrow(highest: int) -> tuple[str, ...]:
         return ()
     return (
         f"its 16-bit images use no more than the first {highest + 1} of 256 parts of their range (pixels up to "
-        f"{(highest + 1) * 256 - 1} of 65535): of 256 shades they keep {highest + 1}; spread them over the whole "
-        "range for more",
+        f"{(highest + 1) * 256 - 1} of 65535): of 256 shades they keep {highest + 1}; full_range=True (--full-range) "
+        "keeps all",
     )
+
+
+def _extremes(source: Source, bad: Bad, pool: ThreadPoolExecutor, deep: bool) -> Levels:
+    """The lowest and the highest pixel of all images that can be used. Raises DataError unless they have 16 bits."""
+    if not deep:
+        raise DataError(
+            "full_range (--full-range) is for images that all have 16 bits, and these have not; leave it out"
+        )
+    low, high = SIXTEEN_BITS[::-1]
+    for part, own in source.parts.items():
+        row = 0
+        for block in own.blocks():
+            good = [at for at in range(len(block)) if row + at not in bad[part]]
+            for at, found in zip(good, pool.map(_attempt(extremes), [block[at] for at in good]), strict=True):
+                if isinstance(found, str):
+                    bad[part][row + at] = found
+                else:
+                    low, high = min(low, found[0]), max(high, found[1])
+            row += len(block)
+    return low, high
 
 
 def _attempt(use: Callable[[Encoded], T]) -> Callable[[Encoded], T | str]:
@@ -183,11 +207,11 @@ def _attempt(use: Callable[[Encoded], T]) -> Callable[[Encoded], T | str]:
 
 
 def _pixels(
-    source: Source, part: str, shape: Shape, bad: Bad, pool: ThreadPoolExecutor, count: _Count
+    source: Source, part: str, shape: Shape, bad: Bad, pool: ThreadPoolExecutor, count: _Count, levels: Levels
 ) -> Iterator[tuple[NDArray[np.intp], Pixels]]:
     """Row numbers and pixels of the part's good images, in order; what fails to decode is added to `bad`."""
     group = max(1, _GROUP_BYTES // math.prod(shape))
-    attempt = _attempt(lambda data: decode(data, shape))
+    attempt = _attempt(lambda data: decode(data, shape, levels))
     row = 0
     for block in source.parts[part].blocks():
         for start in range(0, len(block), group):
@@ -227,6 +251,7 @@ def _write_dataset(
     bad: Bad,
     pool: ThreadPoolExecutor,
     deep: bool,
+    levels: Levels,
 ) -> Dataset:
     folder = request.entry(split_given=not missing_splits(source.parts))
     before = _count(source, bad)
@@ -247,7 +272,7 @@ def _write_dataset(
                 progress = _Count(source, request)
                 highest = 0
                 for part in source.parts:
-                    for numbers, pixels in _pixels(source, part, shape, bad, pool, progress):
+                    for numbers, pixels in _pixels(source, part, shape, bad, pool, progress, levels):
                         highest = max(highest, int(pixels.max())) if deep else _HALF
                         for split, sink in sinks.items():
                             mine = np.isin(numbers, rows[split].get(part, ()), assume_unique=True)
@@ -262,7 +287,7 @@ def _write_dataset(
             narrow = _narrow(highest)
             leaks = leak_sentences(copies, lambda split, row: _name_of_row(source, rows[split], row))
             dataset = measured(request.name, source.class_names, splits, (*source.notes, *notes, *narrow, *leaks))
-            dataset = replace(dataset, copies=copies)
+            dataset = replace(dataset, copies=copies, levels=levels)
             _cache.save_entry(scratch, dataset, skipped=before)
             del dataset, splits  # its memory maps would keep the folder from being renamed on some systems
         found = _cache.find(folder, request.skip_bad)

@@ -54,6 +54,7 @@ def load(
     skip_bad: bool = False,
     drop_leaks: bool = False,
     drop_rare: bool = False,
+    full_range: bool = False,
     no_limits: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -69,8 +70,9 @@ def load(
     Raises UsageError for a source that does not exist or a wrong argument, DataError for data that cannot be used,
     naming every file or field at fault; with `skip_bad`, unreadable images are left out instead, with `drop_rare`
     classes of too few images to be split, and `notes` says so. Copies of images among the splits are in `notes` too;
-    with `drop_leaks` training and validation lose those that a later split has. A source that unpacks like a bomb is
-    refused, unless `no_limits`.
+    with `drop_leaks` training and validation lose those that a later split has. With `full_range` 16-bit images are
+    brought to 8 bits from the lowest to the highest pixel of them all, else from 0 to 65535. A source that unpacks like
+    a bomb is refused, unless `no_limits`.
     """
     if not (_is_integer(seed) and seed >= 0):
         raise UsageError(f"seed is {seed!r}; expected an integer that is not negative")
@@ -80,6 +82,8 @@ def load(
     if not isinstance(source, (str, os.PathLike)):
         raise UsageError(f"data source {source!r} is neither a path nor a name. {UNDERSTOOD}")
     if source == "digits":
+        if full_range:
+            raise UsageError("full_range is for images of 16 bits, and those of 'digits' have 8; leave it out")
         return _digits(int(seed), size)
 
     root = _cache.cache_root(cache_dir)
@@ -88,7 +92,7 @@ def load(
     with _name_in_errors(path), lifted(no_limits):
         mark = _cache_key(path)
         heard = _say_nothing if progress is None else progress
-        request = Request(name, root, mark, int(seed), size, skip_bad, drop_rare, heard)
+        request = Request(name, root, mark, int(seed), size, skip_bad, drop_rare, full_range, heard)
         for entry in (request.entry(split_given=True), request.entry(split_given=False)):
             if found := _cache.find(entry, skip_bad):
                 break

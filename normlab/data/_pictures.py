@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from normlab.data._dataset import Pixels
+from normlab.data._dataset import SIXTEEN_BITS, Levels, Pixels
 from normlab.data._pixels import SUFFIXES, decode, fit_array
 from normlab.data._source import listing
 from normlab.errors import DataError, UsageError
@@ -17,18 +17,19 @@ from normlab.errors import DataError, UsageError
 Shape = tuple[int, int, int]
 
 
-def as_pixels(images: Any, shape: Shape) -> list[tuple[str, Pixels]]:
+def as_pixels(images: Any, shape: Shape, levels: Levels = SIXTEEN_BITS) -> list[tuple[str, Pixels]]:
     """(source, uint8 (C, H, W)) of each image: of files by their path, of arrays by their place.
 
     `images` is a path, a folder of images, an array of one or several, or a list of these; `shape` is (C, H, W) of the
-    result. Raises UsageError for what is no image, DataError with every file that cannot be read.
+    result, and `levels` are the pixels of 16-bit files that become 0 and 255. Raises UsageError for what is no image,
+    DataError with every file that cannot be read.
     """
     found: list[tuple[str, Pixels]] = []
     bad: list[str] = []
     for item in _iterate(images):
         if isinstance(item, Path):
             try:
-                found.append((str(item), decode(item.read_bytes(), shape)))
+                found.append((str(item), decode(item.read_bytes(), shape, levels)))
             except OSError as error:
                 bad.append(f"{str(item)!r}: {error.strerror or error}")
             except Exception as error:  # a decoder may raise almost anything on a damaged file

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from normlab.data._dataset import Pixels
+from normlab.data._dataset import SIXTEEN_BITS, Levels, Pixels
 from normlab.data._source import Encoded
 from normlab.errors import DataError, require
 
@@ -49,14 +50,24 @@ def read_header(data: Encoded) -> Header:
         return Header(height, width, image.mode in _GRAY or deep, deep)
 
 
-def decode(data: Encoded, shape: tuple[int, int, int]) -> Pixels:
-    """Pixels, uint8 (C, H, W): oriented, gray or RGB, cropped about the centre to the aspect of H x W, resized."""
+def extremes(data: Encoded) -> tuple[int, int]:
+    """The lowest and the highest pixel of a 16-bit image. Raises the decoder's exception if it cannot be used."""
+    with _open(data) as image:
+        pixels = np.asarray(image)
+        return int(pixels.min()), int(pixels.max())
+
+
+def decode(data: Encoded, shape: tuple[int, int, int], levels: Levels = SIXTEEN_BITS) -> Pixels:
+    """Pixels, uint8 (C, H, W): oriented, gray or RGB, cropped about the centre to the aspect of H x W, resized.
+
+    Of 16-bit images, `levels` are the pixels that become 0 and 255.
+    """
     channels, height, width = shape
     with _open(data) as image, _ALONE if image.width * image.height > _LARGE else contextlib.nullcontext():
         if image.size != ((height, width) if _is_turned(image) else (width, height)):
             # a JPEG decoder can halve the image on the way, leaving at least twice the pixels asked for
             image.draft(None, (2 * max(height, width),) * 2)
-        return fit(_oriented(_gray_or_rgb(image, channels), image), height, width)
+        return fit(_oriented(_gray_or_rgb(image, channels, levels), image), height, width)
 
 
 def fit(image: Image.Image, height: int, width: int) -> Pixels:
@@ -120,15 +131,20 @@ def _oriented(image: Image.Image, original: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+def _eight_bit(pixels: NDArray[np.int64], low: int, high: int) -> Pixels:
+    """Pixels from `low` to `high` in 256 steps of one size."""
+    return ((pixels.clip(low, high) - low) * 256 // (high - low + 1)).astype(np.uint8)
+
+
 def _sixteen_bit(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
-def _gray_or_rgb(image: Image.Image, channels: int) -> Image.Image:
+def _gray_or_rgb(image: Image.Image, channels: int, levels: Levels) -> Image.Image:
     from PIL import Image
 
     if _sixteen_bit(image):
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        image = Image.fromarray(_eight_bit(np.asarray(image).astype(np.int64), *levels))
     elif image.mode in ("I", "F"):
         raise DataError("32-bit pixels; save it with 8 or 16 bits per channel")
     elif image.mode == "P" and "transparency" in image.info:

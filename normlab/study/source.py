@@ -31,12 +31,13 @@ def open_data(choice: DataChoice, progress: Callable[..., Any] | None = None) ->
         skip_bad=choice.skip_bad,
         drop_leaks=choice.drop_leaks,
         drop_rare=choice.drop_rare,
+        full_range=choice.full_range,
         no_limits=choice.no_limits,
         progress=progress,
     )
     facts = {**asdict(choice), "source": dataset.hash}
     del facts["no_limits"]  # which changes no image
-    for later in ("drop_leaks", "drop_rare"):  # earlier studies keep their hashes
+    for later in ("drop_leaks", "drop_rare", "full_range"):  # earlier studies keep their hashes
         if not facts[later]:
             del facts[later]
     changes: dict[str, Any] = {"hash": hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:32]}

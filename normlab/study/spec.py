@@ -40,6 +40,7 @@ class DataChoice:
     limit_eval: int | None = None
     drop_leaks: bool = False
     drop_rare: bool = False
+    full_range: bool = False
     no_limits: bool = False
 
 
@@ -54,6 +55,7 @@ class _Images(BaseModel):
     skip_bad: bool = Field(False, description="Go on without images that cannot be read.")
     drop_leaks: bool = Field(False, description="Leave out training images that are copies of test images.")
     drop_rare: bool = Field(False, description="Leave out classes of too few images to be split.")
+    full_range: bool = Field(False, description="Scale 16-bit images from their own range of pixels to 8 bits.")
     no_limits: bool = Field(
         False, description="Read data that unpack like a bomb, or have too many rows.", exclude=True
     )

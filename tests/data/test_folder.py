@@ -137,6 +137,39 @@ def test_sixteen_bit_images_of_a_narrow_range_are_told(root, load, highest, said
     assert ("16-bit" in notes) == said
 
 
+def write_deep(root, low, high):
+    for at, name in enumerate(("cat", "dog")):
+        (root / name).mkdir(parents=True)
+        for i in range(6):
+            picture = np.full((4, 4), low + at * (high - low) // 3, np.uint16)
+            picture[0, i % 4], picture[1, i % 4] = low, high
+            Image.fromarray(picture).save(root / name / f"{i}.png")
+
+
+def test_sixteen_bit_images_are_scaled_from_their_own_range_on_request(root, load):
+    write_deep(root, 1000, 4000)
+    data = load(root, full_range=True)
+    assert data.levels == (1000, 4000)
+    assert "16-bit" not in " ".join(data.notes)
+    assert set(np.unique(data.train.images)) == {0, 85, 255}  # and 1000, 2000, 4000 were 3, 7, 15
+    assert load(root, full_range=True).levels == (1000, 4000)  # as cached
+    assert load(root).levels == (0, 65535)
+    assert set(np.unique(load(root).train.images)) == {3, 7, 15}
+
+
+def test_a_single_shade_of_sixteen_bits_is_black(root, load):
+    write_deep(root, 700, 700)
+    assert not load(root, full_range=True).train.images.any()
+
+
+def test_full_range_is_refused_where_images_have_eight_bits(root, load):
+    write_folder(root)
+    with pytest.raises(DataError, match=r"--full-range"):
+        load(root, full_range=True)
+    with pytest.raises(UsageError, match=r"full_range"):
+        load("digits", full_range=True)
+
+
 @pytest.mark.parametrize("kind", ["png", "tiff", "webp", "jpg"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_cameras_orientation_is_honoured(root, load, orientation, kind):

@@ -202,6 +202,7 @@ def study_facts(dataset: Dataset, options: Options) -> dict[str, Any]:
         "image_shape": [dataset.channels, *dataset.size],
         "channel_mean": dataset.channel_mean.tolist(),
         "channel_std": dataset.channel_std.tolist(),
+        "levels": list(dataset.levels),
         "train_images": len(dataset.train),
         "val_images": len(dataset.val),
         "test_images": len(dataset.test),

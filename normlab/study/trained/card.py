@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from normlab.data import SIXTEEN_BITS
+
 if TYPE_CHECKING:
     from normlab.study.trained.facts import Facts
 
@@ -33,6 +35,7 @@ def card(facts: Facts) -> str:
         "",
         f"Images are {channels} x {height} x {width}, uint8; other sizes are cropped about their centre and resized. "
         f"Pixels / 255 are standardized with mean {_numbers(facts.mean)} and deviation {_numbers(facts.std)}.",
+        *_deep(facts.levels),
         "",
         *_table("measured", figures),
         *_table("trained with", {k: str(v) for k, v in settings.items()}),
@@ -42,6 +45,12 @@ def card(facts: Facts) -> str:
         lines += [f"The images have the hash `{facts.data['hash']}`.", ""]
     lines.append("Its settings were chosen by validation accuracy; the test split was looked at once, at the end.")
     return "\n".join(lines) + "\n"
+
+
+def _deep(levels: tuple[int, int]) -> list[str]:
+    if levels == SIXTEEN_BITS:
+        return []
+    return [f"Images of 16 bits are brought to 8 bits first: {levels[0]} becomes 0, and {levels[1]} becomes 255."]
 
 
 def loading(path: str) -> str:

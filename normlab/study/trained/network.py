@@ -67,6 +67,7 @@ class Trained:
             image_shape=facts.image_shape,
             mean=facts.mean,
             std=facts.std,
+            levels=facts.levels,
             memory_format=memory_format(net, torch.device("cpu"), "float32"),
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from normlab.data import Standardizer, as_pixels
+from normlab.data import SIXTEEN_BITS, Standardizer, as_pixels
 from normlab.errors import UsageError
 
 BATCH = 500  # images at once; the study's own evaluation takes as many
@@ -48,11 +48,12 @@ class Predictor(nn.Module):
         image_shape: tuple[int, int, int],
         mean: Sequence[float],
         std: Sequence[float],
+        levels: tuple[int, int] = SIXTEEN_BITS,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         super().__init__()
         self.net = net
-        self.class_names, self.image_shape = tuple(class_names), image_shape
+        self.class_names, self.image_shape, self.levels = tuple(class_names), image_shape, levels
         self.memory_format = memory_format
         self._statistics = list(mean), list(std)
         self._standardizers = {torch.device("cpu"): Standardizer(mean, std)}
@@ -82,7 +83,7 @@ class Predictor(nn.Module):
         another size are cropped about their centre and resized, as those of the training were. Raises UsageError
         for what is no image, DataError naming the files that cannot be read.
         """
-        named = as_pixels(images, self.image_shape)
+        named = as_pixels(images, self.image_shape, self.levels)
         if not named:
             raise UsageError("predict: there is no image; expected at least one path or array")
         pixels = torch.from_numpy(np.stack([image for _, image in named]))

@@ -117,6 +117,7 @@ def _read_trained(records: Mapping[str, Any], stored: StoredCell, path: Path, fi
         image_shape=(channels, height, width),
         mean=tuple(facts["channel_mean"]),
         std=tuple(facts["channel_std"]),
+        levels=tuple(facts.get("levels", Facts.levels)),
         settings=stored.cell.columns(),
         metrics={
             **{name: value for name, value in last.items() if name.startswith("val_")},

@@ -187,3 +187,26 @@ def test_onnx_computes_the_same(compared: Study, photographs: Path, tmp_path: Pa
         expected = trained.model()(torch.from_numpy(images))
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(CLASSES)
+
+
+# 12-bit pictures in 16-bit files were nearly black, to the network and to what it predicted
+def test_the_range_of_sixteen_bit_images_goes_with_the_network(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("light", 2000)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = random.integers(low, low + 2000, (8, 8), dtype=np.uint16)
+            pixels[0, 0], pixels[1, 1] = 0, 4095
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    study = normlab.compare(
+        tmp_path / "images", norms=["bn"], model="resnet8:width=4", seeds=1, epochs=1, full_range=True, jobs=1,
+        out=tmp_path / "out",
+    )  # fmt: skip
+    net = normlab.load(study.best.save(tmp_path / "net.safetensors")).model()
+    assert net.levels == (0, 4095)
+    (of_file,) = net.predict(tmp_path / "images" / "light" / "0.png")
+    pixels = np.array(Image.open(tmp_path / "images" / "light" / "0.png")).astype(int)
+    (of_array,) = net.predict((pixels * 256 // 4096).astype(np.uint8))
+    assert of_file.probabilities == of_array.probabilities
+    assert "4095" in study.best.card()
+    assert normlab.open_study(study.path).best.facts == study.best.facts
