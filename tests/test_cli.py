@@ -20,7 +20,8 @@ from normlab.study.keeping.store import FILE, Store
 
 TINY = [
     "compare", "digits", "--model", "resnet8:width=4", "--limit-train", "60", "--limit-eval", "20",
-    "--batch-size", "16", "--epochs", "2", "--lr", "0.01", "--jobs", "1", "--threads", "1", "--no-report",
+    "--batch-size", "16", "--epochs", "2", "--lr", "0.01", "--seeds", "1",
+    "--jobs", "1", "--threads", "1", "--no-report",
 ]  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (home / name).parent.mkdir(exist_ok=True)
         (home / name).write_text(source)
     for run in ("runs/photos", "runs/photos-2"):
-        execute(home, ["normlab", "compare", "photos", "--norms", "bn,gn", "--out", run])
+        execute(home, ["normlab", "compare", "photos", "--norms", "bn,gn", "--seeds", "1", "--out", run])
     return home
 
 

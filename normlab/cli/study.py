@@ -107,8 +107,13 @@ def _options(
         str | None, typer.Option(help="Time to spend where it tells most: 90s, 10m, 1.5h.", show_default=False)
     ] = None,
     until_sure: Annotated[
-        bool, typer.Option("--until-sure", help="Add seeds where the question is open; stop when it is settled.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--until-sure",
+            help="Add seeds where the question is open; stop when it is settled.",
+            show_default="on without --seeds, for two norms or more",
+        ),
+    ] = None,
     log: Annotated[
         str, typer.Option(help="Trackers that get the curves: tensorboard, wandb, mlflow, trackio.", show_default=False)
     ] = "",
@@ -166,7 +171,7 @@ def compare(
     if second is not None:
         _side_by_side(spec, options, second)
         return
-    from normlab.study.running.run import check_names, find_devices, run_study
+    from normlab.study.running.run import check_names, find_devices, or_until_sure, run_study
     from normlab.study.running.torchrun import follow, follows
 
     if follows():
@@ -176,7 +181,7 @@ def compare(
     if not no_report:
         require("normlab compare", "report")
     try:
-        results = run_study(spec, directory, options)
+        results = run_study(spec, directory, or_until_sure(spec, options))
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
@@ -199,8 +204,9 @@ def plan(
     It takes what `normlab compare` takes.
     """
     from normlab.study.running.overview import plan_lines
+    from normlab.study.running.run import or_until_sure
 
-    for line in plan_lines(spec, directory, options):
+    for line in plan_lines(spec, directory, or_until_sure(spec, options)):
         typer.echo(escaped(line))
 
 

@@ -21,7 +21,7 @@ from normlab.models.given import give
 from normlab.report import notebook
 from normlab.study.keeping.records import rows
 from normlab.study.running.console import Console
-from normlab.study.running.run import Options, run_study
+from normlab.study.running.run import Options, or_until_sure, run_study
 from normlab.study.spec import make_spec, plural
 
 if TYPE_CHECKING:
@@ -150,8 +150,9 @@ def compare(
     into `out`. `model` is a name ("resnet14", "package.module:factory"), or a function `model(norm, num_classes,
     in_channels)`; such a function trains in this process. So does an `augment` that is an object, such as a transform
     of torchvision (`normlab.study.training.augmenting`). `settings` are the axes and options of the command line under
-    their names there: `epochs=20, batch_sizes=[8, 32], lr=0.1, jobs=2, device="cpu", budget=600`. `out` is the study's
-    directory, by default runs/<name of the data>.
+    their names there: `epochs=20, batch_sizes=[8, 32], lr=0.1, jobs=2, device="cpu", budget=600`. Without `seeds` two
+    norms or more are trained until it is sure which to use (`until_sure`), two to twelve times each; `seeds=1` is one
+    look. `out` is the study's directory, by default runs/<name of the data>.
 
     Raises UsageError for a setting that is wrong, DataError for images that cannot be used. An interrupt stops it with
     everything kept that was trained.
@@ -176,7 +177,8 @@ def compare(
         if any(not isinstance(one, str) for one in listed):
             values[setting] = [one if isinstance(one, str) else give(one, setting.removesuffix("s")) for one in listed]
             options["inline"] = True
-    results = run_study(make_spec(values), out, Options(**options), console=console or notebook.console())
+    spec = make_spec(values)
+    results = run_study(spec, out, or_until_sure(spec, Options(**options)), console=console or notebook.console())
     return Study(out, results["study"])
 
 

@@ -215,7 +215,7 @@ class Cell:
     )  # fmt: skip
     seed: int = _axis(
         "--seeds", help="How many seeds, or which (0,1,5).", parse=number(int, least=0), split=counted, default=(0,),
-        shown="1", setting="seeds",
+        shown="until sure; 1 for one norm", setting="seeds",
     )  # fmt: skip
     epochs: int = _axis(
         "--epochs", help="Epochs.", parse=number(int, above=0), default=(10,), column="planned_epochs", groups=True

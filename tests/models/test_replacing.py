@@ -119,7 +119,7 @@ def test_keep_is_for_networks_with_norms_of_their_own() -> None:
 def test_a_comparison_of_ones_own_network(photographs: Path, tmp_path: Path) -> None:
     net = Net(2, 3)
     study = normlab.compare(
-        photographs, ["keep", "frozen", "gn"], net, epochs=1, batch_size=16, lr=0.01, out=tmp_path / "own"
+        photographs, ["keep", "frozen", "gn"], net, seeds=1, epochs=1, batch_size=16, lr=0.01, out=tmp_path / "own"
     )
     assert {cell["norm"]: cell["status"] for cell in study.results["cells"]} == dict.fromkeys(
         ("keep", "frozen", "gn"), "done"

@@ -32,6 +32,14 @@ def parse_time(text: str, flag: str = "--budget") -> float:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
+def duration(seconds: float) -> str:
+    """About how long that is, in words."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(1, round(seconds))} seconds"
+
+
 def run_within_budget(study: Study, ids: Sequence[int]) -> None:
     """Run the cells most informative first, until all are done or the driver's deadline has passed."""
     store, driver = study.driver.store, study.driver

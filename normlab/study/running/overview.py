@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from normlab.study.axes import Cell
 from normlab.study.keeping.locks import CellLocks
 from normlab.study.keeping.store import FILE, FINISHED, LOCKS, NothingSelected, Store, StoredCell, StoredStudy
+from normlab.study.running.budget import duration
 from normlab.study.running.driver import MOST_FAILURES
 from normlab.study.running.local import plan_layout
 from normlab.study.running.tuning import SEEDS, foreseen
+from normlab.study.running.until_sure import FEWEST
 from normlab.study.spec import StudySpec
 
 if TYPE_CHECKING:
@@ -60,13 +62,17 @@ def plan_lines(spec: StudySpec, directory: Path, options: Options) -> Iterator[s
         layout = plan_layout(
             len(left), jobs=options.jobs, threads=options.threads, devices=devices, per_gpu=options.per_gpu
         )
-        seconds = sum(estimate_seconds(left, dataset, layout.threads, devices[0])) / layout.jobs
+        of_each = estimate_seconds(left, dataset, layout.threads, devices[0])
+        seconds = sum(of_each) / layout.jobs
         yield (
-            f"about {_duration(seconds)} with {layout.jobs} jobs of {layout.threads} threads on {', '.join(devices)}, "
+            f"about {duration(seconds)} with {layout.jobs} jobs of {layout.threads} threads on {', '.join(devices)}, "
             f"judging by {TIMED_STEPS} steps of each kind"
         )
+        if options.until_sure and len(spec.seeds) > FEWEST:
+            least = sum(t for cell, t in zip(left, of_each, strict=True) if cell.seed in spec.seeds[:FEWEST])
+            yield f"at least {duration(least / layout.jobs)}, for {FEWEST} seeds of each"
         if options.budget is not None and seconds > options.budget:
-            yield f"of which --budget allows {_duration(options.budget)}: what tells least is left out"
+            yield f"of which --budget allows {duration(options.budget)}: what tells least is left out"
 
 
 def _foresee_cells(
@@ -182,10 +188,3 @@ def estimate_seconds(cells: list[Cell], dataset: Dataset, threads: int, device: 
     # evaluation is a forward pass, a third of a training step
     evaluation = 1 + len(dataset.val) / len(dataset.train) / 3
     return [known[cell.norm, cell.model, cell.batch_size] * cell.epochs * evaluation for cell in cells]
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(1, round(seconds))} seconds"

@@ -49,8 +49,9 @@ class Options:
     URL that all its machines can reach, by default a folder of the study's directory. A difference of accuracies below
     `matters` counts as none; `metric` is what is compared in their place (`normlab.study.metric`). `budget` is a
     number of seconds, spent where it helps most (`normlab.study.running.budget`). `until_sure` trains seeds only where
-    the question is open, and stops when it is settled (`normlab.study.running.until_sure`). A training without a step
-    for `stall` seconds has failed; None waits for ever. (Nobody watches a training in this process, or under torchrun.)
+    the question is open, and stops when it is settled (`normlab.study.running.until_sure`); None leaves that to
+    `or_until_sure`, and is no for a study that is run without it. A training without a step for `stall`
+    seconds has failed; None waits for ever. (Nobody watches a training in this process, or under torchrun.)
     `log` names trackers that get every cell's curves (`normlab.study.running.exporting`).
     """
 
@@ -66,7 +67,7 @@ class Options:
     fail_fast: bool = False
     force: bool = False
     budget: float | None = None
-    until_sure: bool = False
+    until_sure: bool | None = None
     stall: float | None = STALL
     backend: str = "local"
     cluster: ClusterOptions | None = None
@@ -142,6 +143,16 @@ def run_study(
         else:
             run_within_budget(study, study.enter(cells))
         return write_results(store, directory)
+
+
+def or_until_sure(spec: StudySpec, options: Options) -> Options:
+    """The options of a study that trains until it is sure unless told otherwise.
+
+    It is told by its seeds, if they are named; and where there is one norm there is nothing to be sure of.
+    """
+    if options.until_sure is not None:
+        return options
+    return replace(options, until_sure="seeds" not in spec.model_fields_set and len(spec.norms) > 1)
 
 
 def with_seeds(spec: StudySpec, options: Options) -> StudySpec:

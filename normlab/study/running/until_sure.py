@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from normlab.study.axes import Cell
 from normlab.study.keeping.records import gathered
 from normlab.study.keeping.store import FINISHED
+from normlab.study.running.budget import duration
 from normlab.study.running.driver import Study
 from normlab.study.verdict import Verdict, judge_results
 
@@ -63,32 +64,41 @@ def run_until_sure(study: Study, cells: Sequence[Cell]) -> None:
 
     `cells` are those of all seeds that may be trained; of each norm they are taken in the order of their seeds.
     """
-    driver = study.driver
+    driver, notice = study.driver, study.driver.listener.notice
     rounds = _rounds(cells)
-    entered = [cell for cells_of_seed in rounds[:FEWEST] for cell in cells_of_seed]
+    least = sum(map(len, rounds[:FEWEST]))
+    if least < len(cells):
+        notice(
+            f"until it is sure: at least {least} trainings, {FEWEST} seeds of each, and at most {len(cells)}; "
+            "--seeds 1 would be one look, --budget 10m a limit"
+        )
+    entered: list[Cell] = []
+    more = rounds[0]
     began, trained = time.monotonic(), 0
-    for turn in range(min(FEWEST, len(rounds)), len(rounds) + 1):
+    for turn in range(1, len(rounds) + 1):
+        entered += more
         ids = study.enter(entered)
         trained += sum(stored.status not in FINISHED for stored in driver.store.cells(ids))
         driver.run(ids)
         if driver.late():
-            driver.listener.notice("the time is up")
+            notice("the time is up")
             return
-        verdict = judge_results(gathered(driver.store))
-        progress = look(verdict, len(rounds))
-        driver.listener.notice(progress.words(turn, verdict))
-        if progress.settled or turn == len(rounds):
-            return
-        more = [cell for cell in rounds[turn] if not progress.open or cell.norm in progress.open]
-        entered += more
-        if trained:
+        more = rounds[turn] if turn < len(rounds) else []
+        if turn >= min(FEWEST, len(rounds)):
+            verdict = judge_results(gathered(driver.store))
+            progress = look(verdict, len(rounds))
+            notice(progress.words(turn, verdict))
+            if progress.settled:
+                return
+            more = [cell for cell in more if not progress.open or cell.norm in progress.open]
+        if trained and more:
             each = (time.monotonic() - began) / trained
-            driver.listener.notice(_time_left(each * len(more), driver.deadline))
+            most = "" if turn >= FEWEST else f", all seeds {duration(each * (len(cells) - len(entered)))} at most"
+            notice(f"another seed of these takes about {duration(each * len(more))}{most}{_time_left(driver.deadline)}")
 
 
-def _time_left(seconds: float, deadline: float | None) -> str:
-    text = f"another seed of these takes about {seconds:.0f} s"
-    return text if deadline is None else f"{text}; {max(0.0, deadline - time.monotonic()):.0f} s are left"
+def _time_left(deadline: float | None) -> str:
+    return "" if deadline is None else f"; {duration(deadline - time.monotonic())} are left"
 
 
 def _rounds(cells: Sequence[Cell]) -> list[list[Cell]]:

@@ -91,6 +91,7 @@ def test_seeds_that_stop_when_sure_and_a_budget_are_said(tmp_path: Path) -> None
     assert "24 cells, 0 done, 24 to do" in lines
     assert "at most: with --until-sure seeds stop when the question is settled" in lines
     assert "of which --budget allows 30 seconds: what tells least is left out" in lines
+    assert any(line.startswith("at least ") and line.endswith(", for 2 seeds of each") for line in lines)
 
 
 @pytest.mark.parametrize(

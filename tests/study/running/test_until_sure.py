@@ -7,12 +7,18 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
+import normlab
+from normlab import cli
+from normlab.errors import UsageError
 from normlab.study.keeping.records import collect
 from normlab.study.running.driver import Study
 from normlab.study.running.jobs import Event, Job
+from normlab.study.running.run import Options, or_until_sure
 from normlab.study.running.until_sure import run_until_sure
 from normlab.study.spec import make_spec
 from tests.study.running.test_tuning import study, trained
@@ -123,3 +129,49 @@ def test_what_is_forced_is_forgotten_once_whatever_its_seed(tmp_path: Path) -> N
         few = make_spec({"norms": "bn,gn", "epochs": 8, "seeds": 4, "batch_sizes": 32})
         run_until_sure(under_way, few.cells(100))
         assert sorted(forgotten) == sorted(stored.id for stored in under_way.driver.store.cells())
+
+
+def test_how_much_is_trained_is_said_before_and_how_long_it_takes_after_the_first_seed(tmp_path: Path) -> None:
+    with study(tmp_path, noisy({"bn": 0.95, "gn": 0.9, "ln": 0.7, "none": 0.5})) as (under_way, _):
+        run_until_sure(under_way, SPEC.cells(100))
+        said, soon, *_ = under_way.driver.listener.notices
+    assert said.startswith("until it is sure: at least 8 trainings, 2 seeds of each, and at most 48;")
+    assert soon.startswith("another seed of these takes about ")
+    assert soon.endswith(" at most")
+
+
+@pytest.mark.parametrize(
+    ("values", "until_sure", "sure"),
+    [
+        ({}, None, True),
+        ({"norms": "bn,gn"}, None, True),
+        ({"norms": "bn"}, None, False),
+        ({"seeds": 1}, None, False),
+        ({"seeds": [0, 1, 2]}, None, False),
+        ({"seeds": 3}, True, True),
+        ({}, False, False),
+    ],
+)
+def test_a_study_without_seeds_trains_until_it_is_sure(
+    values: dict[str, Any], until_sure: bool | None, sure: bool
+) -> None:
+    assert or_until_sure(make_spec(values), Options(until_sure=until_sure)).until_sure is sure
+
+
+# `compare` without seeds trained one, which has no verdict
+def test_compare_without_seeds_trains_until_it_is_sure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool | None] = []
+
+    def stop(spec: Any, directory: Path, options: Options, **_: Any) -> None:
+        seen.append(options.until_sure)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("normlab.study.running.run.run_study", stop)
+    monkeypatch.setattr("normlab.report.lab.run_study", stop)
+    for arguments in ([], ["--seeds", "1"]):
+        with pytest.raises(SystemExit):
+            cli.main(["compare", "digits", "--out", str(tmp_path), *arguments])
+    for seeds in (None, 1):
+        with pytest.raises(UsageError):
+            normlab.compare("digits", seeds=seeds, out=tmp_path)
+    assert seen == [True, False, True, False]
