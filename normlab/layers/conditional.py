@@ -1,13 +1,15 @@
 """Norms whose scale and shift depend on a condition given with the call: a class, a vector, another image, a map.
 
 Each normalizes without a weight and bias of its own, by a norm of the family or of positions, and applies
-y = scale * norm(x) + shift; scale and shift are numbers per sample and channel, and under `SPADE` per position.
+y = scale * norm(x) + shift; scale and shift are numbers per sample and channel, and under `SPADE` per position. The
+output has the dtype of x. Raises InputError where the condition does not fit x or the layer.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,11 +23,12 @@ __all__ = ["SPADE", "AdaIN", "AdaLN", "AdaLNZero", "ConditionalBatchNorm", "FiLM
 
 def modulate(y: Tensor, scale: Tensor, shift: Tensor, dim: int = 1) -> Tensor:
     """scale * y + shift, with scale and shift (N, C) for y whose channels are in dimension `dim`, or of y's rank."""
-    return _broadcast_parameter(scale, y, dim, "scale") * y + _broadcast_parameter(shift, y, dim, "shift")
+    scale, shift = (_broadcast_parameter(v, y, dim, name) for name, v in (("scale", scale), ("shift", shift)))
+    return (y * scale + shift).to(y.dtype)  # y comes first: its memory format is kept
 
 
 def _broadcast_parameter(v: Tensor, y: Tensor, dim: int, name: str) -> Tensor:
-    if v.dim() == y.dim():
+    if v.dim() == y.dim() and all(own in (1, size) for own, size in zip(v.shape, y.shape, strict=True)):
         return v
     if v.shape != (y.shape[0], y.shape[dim]):
         raise InputError(
@@ -35,6 +38,44 @@ def _broadcast_parameter(v: Tensor, y: Tensor, dim: int, name: str) -> Tensor:
     shape = [1] * y.dim()
     shape[0], shape[dim] = v.shape
     return v.reshape(shape)
+
+
+def _pair(title: str, given: Any, names: str, otherwise: str) -> tuple[Tensor, Tensor]:
+    """What was given as two tensors of floating-point numbers."""
+    if not (
+        isinstance(given, tuple | list)
+        and len(given) == 2
+        and all(isinstance(v, Tensor) and v.is_floating_point() for v in given)
+    ):
+        raise InputError(f"{title}: expected a pair {names} of floating-point tensors{otherwise}, got {_say(given)}")
+    return given[0], given[1]
+
+
+def _features(title: str, name: str, given: Any, expected: tuple[int | None, ...]) -> Tensor:
+    """What was given as a tensor of floating-point numbers of this shape, None standing for any size."""
+    if not (
+        isinstance(given, Tensor)
+        and given.is_floating_point()
+        and given.dim() == len(expected)
+        and all(size in (None, own) for size, own in zip(expected, given.shape, strict=True))
+    ):
+        sizes = ", ".join("*" if size is None else str(size) for size in expected)
+        raise InputError(f"{title}: expected {name} of shape ({sizes}), floating-point, got {_say(given)}")
+    return given
+
+
+def _say(given: Any) -> str:
+    if isinstance(given, Tensor):
+        return f"{given.dtype} of shape {tuple(given.shape)}"
+    if isinstance(given, tuple | list):
+        return f"a {type(given).__name__} of {', '.join(map(_say, given)) or 'nothing'}"
+    return f"{given!r}"
+
+
+def _whole(title: str, **sizes: Any) -> None:
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            raise UsageError(f"{title}: {name}={size!r}; expected a whole number of at least 1")
 
 
 class ConditionalBatchNorm(nn.Module):
@@ -49,6 +90,7 @@ class ConditionalBatchNorm(nn.Module):
         self, channels: int, *, classes: int = 10, norm: str = "bn", eps: float = 1e-5, momentum: float = 0.1
     ) -> None:
         super().__init__()
+        _whole("ConditionalBatchNorm", classes=classes)
         self.num_features = channels
         self.bn = make_norm(norm, channels, affine=False, eps=eps, momentum=momentum)
         self.embed = nn.Embedding(classes, 2 * channels)
@@ -58,8 +100,23 @@ class ConditionalBatchNorm(nn.Module):
     def forward(self, input: Tensor, labels: Tensor) -> Tensor:
         if traces(input) and not is_root(self, input):
             return as_leaf(self, input, labels)
-        weight, bias = self.embed(labels).chunk(2, 1)
+        self._check(input, labels)
+        weight, bias = self.embed(labels.long()).chunk(2, 1)
         return modulate(self.bn(input), weight, bias)
+
+    def _check(self, x: Tensor, labels: Any) -> None:
+        n, classes = x.shape[0], self.embed.num_embeddings
+        whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.dtype == torch.bool)
+        if not whole or labels.shape != (n,):
+            raise InputError(
+                f"ConditionalBatchNorm: expected labels of shape ({n},), whole numbers, got {_say(labels)}"
+            )
+        seen = labels.device.type == "cpu" and n > 0 and not torch.compiler.is_compiling()  # elsewhere it would wait
+        if seen and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            found = f"{int(labels.min())} to {int(labels.max())}"
+            raise InputError(
+                f"ConditionalBatchNorm: expected labels from 0 to {classes - 1}, got {found}; build it with classes=..."
+            )
 
 
 class AdaIN(nn.Module):
@@ -78,14 +135,16 @@ class AdaIN(nn.Module):
         if traces(input) and not is_root(self, input):
             return as_leaf(self, input, style)
         if isinstance(style, Tensor):
-            if style.dim() < 3 or style.shape[:2] != input.shape[:2]:
+            if style.dim() < 3 or style.shape[:2] != input.shape[:2] or not style.is_floating_point():
                 raise InputError(
                     f"AdaIN: expected style features of shape ({input.shape[0]}, {input.shape[1]}, *) or a pair "
-                    f"(scale, shift), got shape {tuple(style.shape)}"
+                    f"(scale, shift), got {_say(style)}"
                 )
             planes = style.flatten(2)
-            style = (planes.var(2, unbiased=False) + self.eps).sqrt(), planes.mean(2)
-        return modulate(self.instance_norm(input), *style)
+            planes = planes.float() if planes.element_size() < 4 else planes
+            mean = planes.mean(2, keepdim=True)
+            style = ((planes - mean).square().mean(2) + self.eps).sqrt(), mean[:, :, 0]
+        return modulate(self.instance_norm(input), *_pair("AdaIN", style, "(scale, shift)", " or style features"))
 
 
 class FiLM(nn.Module):
@@ -97,20 +156,23 @@ class FiLM(nn.Module):
 
     def __init__(self, channels: int, *, condition: int | None = None, dim: int = 1) -> None:
         super().__init__()
+        if condition is not None:
+            _whole("FiLM", condition=condition)
         self.num_features, self.dim = channels, dim
         self.linear = None if condition is None else nn.Linear(condition, 2 * channels)
 
     def forward(self, input: Tensor, condition: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         if traces(input) and not is_root(self, input):
             return as_leaf(self, input, condition)
-        if isinstance(condition, Tensor):
-            if self.linear is None:
-                raise InputError(
-                    "FiLM: expected a pair (gamma, beta); build it with condition=D to give vectors (N, D)"
-                )
-            gamma, beta = self.linear(condition).chunk(2, 1)
-            condition = 1 + gamma, beta
-        return modulate(input, *condition, self.dim)
+        if self.linear is None:
+            more = " (build it with condition=D to give vectors (N, D))"
+        else:
+            more = f" or a tensor (N, {self.linear.in_features})"
+            if isinstance(condition, Tensor):
+                width = self.linear.in_features
+                gamma, beta = self.linear(_features("FiLM", "condition", condition, (len(input), width))).chunk(2, 1)
+                condition = 1 + gamma, beta
+        return modulate(input, *_pair("FiLM", condition, "(gamma, beta)", more), self.dim)
 
 
 class AdaLN(nn.Module):
@@ -124,6 +186,8 @@ class AdaLN(nn.Module):
 
     def __init__(self, channels: int, *, condition: int | None = None, eps: float = 1e-6, dim: int = -1) -> None:
         super().__init__()
+        if condition is not None:
+            _whole(type(self).__name__, condition=condition)
         self.num_features, self.dim = channels, dim
         self.norm = LayerNorm(channels, eps, elementwise_affine=False)
         self.linear = nn.Linear(condition or channels, self.parts * channels)
@@ -141,6 +205,7 @@ class AdaLN(nn.Module):
         return self._modulated(input, condition)[0]
 
     def _modulated(self, x: Tensor, condition: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        condition = _features(type(self).__name__, "condition", condition, (len(x), self.linear.in_features))
         shift, scale, *others = self.linear(functional.silu(condition)).chunk(self.parts, 1)
         y = self.norm(x.movedim(self.dim, -1)).movedim(-1, self.dim)
         return modulate(y, 1 + scale, shift, self.dim), tuple(others)
@@ -161,8 +226,11 @@ class AdaLNZero(AdaLN):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, input: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        if traces(input) and not is_root(self, input):
+            node = as_leaf(self, input, condition)
+            return node[0], node[1]
         y, (gate,) = self._modulated(input, condition)
-        return y, _broadcast_parameter(gate, y, self.dim, "gate")
+        return y, _broadcast_parameter(gate.to(y.dtype), y, self.dim, "gate")
 
 
 class SPADE(nn.Module):
@@ -174,6 +242,7 @@ class SPADE(nn.Module):
 
     def __init__(self, channels: int, *, labels: int = 1, hidden: int = 128, norm: str = "bn", kernel: int = 3) -> None:
         super().__init__()
+        _whole("SPADE", labels=labels, hidden=hidden, kernel=kernel)
         if kernel % 2 == 0:
             raise UsageError(f"SPADE: kernel={kernel}; expected an odd size")
         self.num_features = channels
@@ -185,5 +254,6 @@ class SPADE(nn.Module):
     def forward(self, input: Tensor, map: Tensor) -> Tensor:
         if traces(input) and not is_root(self, input):
             return as_leaf(self, input, map)
+        map = _features("SPADE", "map", map, (len(input), self.mlp_shared[0].in_channels, None, None))
         hidden = self.mlp_shared(functional.interpolate(map, size=input.shape[2:], mode="nearest"))
         return modulate(self.param_free_norm(input), 1 + self.mlp_gamma(hidden), self.mlp_beta(hidden))

@@ -1,7 +1,8 @@
 """Norms that are no map of each plane: element-wise ones, mixed ones, and those of positions or windows.
 
 Each is a module of torch's operations, registered by `normlab.norms.modules`, built for a number of channels; input and
-output are (N, C, *). What is marked `dim` also takes tokens (N, T, C) by `dim=-1`.
+output are (N, C, *), of the same dtype; half precision is computed with in float32. What is marked `dim` also takes
+tokens (N, T, C) by `dim=-1`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from normlab.errors import InputError, UsageError
+from normlab.layers import checks
 from normlab.layers.checkpoints import flatten
 from normlab.layers.functional import normalize
 from normlab.layers.leaves import as_leaf, is_root, traces
@@ -49,6 +51,7 @@ class _Leaf(nn.Module):
 
     num_features: int
     dim = 1  # of the channels
+    takes_half = False  # what computes with half precision itself is given it; any other has float32 in its place
 
     def _lengths(self) -> dict[str, int]:
         """How many numbers each parameter and buffer has."""
@@ -67,9 +70,12 @@ class _Leaf(nn.Module):
                     f"{type(self).__name__}: expected {name} to have shape ({length},), got {tuple(held.shape)}"
                 )
         self._check(input)
-        return self._compute(input)
+        if self.takes_half or input.element_size() >= 4:
+            return self._compute(input)
+        return self._compute(input.float()).to(input.dtype)
 
     def _check(self, x: Tensor) -> None:
+        checks.floats(type(self).__name__, x)
         if x.dim() < 2 or x.shape[self.dim] != self.num_features:
             raise InputError(
                 f"{type(self).__name__}: expected {self.num_features} channels in dimension {self.dim}, got an input "
@@ -183,20 +189,24 @@ class EvoNormB0(_Channels):
     def _lengths(self) -> dict[str, int]:
         return super()._lengths() | {"v": self.num_features, "running_var": self.num_features}
 
+    def _check(self, x: Tensor) -> None:
+        super()._check(x)
+        if self.training:
+            checks.more_than_one_value(type(self).__name__, x, True)
+
     def _compute(self, input: Tensor) -> Tensor:
         positions = tuple(range(2, input.dim()))
-        x = input.float() if input.element_size() < 4 else input
-        if self.training:
-            var = x.var((0, *positions), unbiased=False)
+        if self.training and input.numel():
+            var = _variance(input, (0, *positions)).flatten()
             with torch.no_grad():
                 unused = torch.zeros_like(self.running_var)
-                batch = unused, var.detach(), x.numel() // x.shape[1]
+                batch = unused, var.detach(), input.numel() // input.shape[1]
                 update_running((unused, self.running_var), batch, self.momentum)
         else:
             var = self.running_var
-        own = _variance(x, positions) if positions else torch.zeros_like(x)
-        divisor = torch.maximum(along(var + self.eps, x, 1).sqrt(), along(self.v, x, 1) * x + (own + self.eps).sqrt())
-        return self._affine(x / divisor).to(input.dtype)
+        own = _variance(input, positions) if positions else torch.zeros_like(input)
+        gated = along(self.v, input, 1) * input + (own + self.eps).sqrt()
+        return self._affine(input / torch.maximum(along(var + self.eps, input, 1).sqrt(), gated))
 
 
 class EvoNormS0(_Channels):
@@ -218,14 +228,13 @@ class EvoNormS0(_Channels):
         return super()._lengths() | {"v": self.num_features}
 
     def _compute(self, input: Tensor) -> Tensor:
-        x = input.float() if input.element_size() < 4 else input
-        grouped = x.unflatten(1, (self.groups, -1)).flatten(2)
-        std = (_variance(grouped, (2,)) + self.eps).sqrt()
-        y = (x * torch.sigmoid(along(self.v, x, 1) * x)).reshape(grouped.shape) / std
-        return self._affine(y.reshape(x.shape)).to(input.dtype)
+        var = _variance(input.unflatten(1, (self.groups, -1)).flatten(2), (2,))
+        each = var.repeat_interleave(self.num_features // self.groups, 1)  # (N, C, 1)
+        std = (each + self.eps).sqrt().reshape(*input.shape[:2], *(1 for _ in input.shape[2:]))
+        return self._affine(input * torch.sigmoid(along(self.v, input, 1) * input) / std)
 
 
-class LocalResponseNorm(nn.LocalResponseNorm):
+class LocalResponseNorm(_Leaf, nn.LocalResponseNorm):
     """y = x / (k + alpha * the sum of x^2 over `size` neighbouring channels) ** beta: AlexNet's, with its constants.
 
     torch's layer of this name divides its alpha by the size, and has k = 1.
@@ -235,7 +244,13 @@ class LocalResponseNorm(nn.LocalResponseNorm):
     def __init__(
         self, channels: int, *, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
     ) -> None:
-        super().__init__(size, alpha * size, beta, k)
+        nn.LocalResponseNorm.__init__(self, size, alpha * size, beta, k)
+        self.num_features = channels
+
+    def _compute(self, input: Tensor) -> Tensor:
+        x = input if input.dim() > 2 else input[:, :, None]  # torch's function wants a position
+        y = functional.local_response_norm(x, self.size, self.alpha, self.beta, self.k)
+        return y.reshape(input.shape) if input.dim() == 2 else y
 
 
 class DivisiveNorm(_Channels):
@@ -262,8 +277,11 @@ class DivisiveNorm(_Channels):
         mean, rank = x.mean(1, keepdim=True), x.dim() - 2
         if not 1 <= rank <= 3:
             return mean
-        pooled: Any = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[rank - 1]
-        averaged: Tensor = pooled(mean, self.window, 1, self.window // 2, count_include_pad=False)
+        pool: Any = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[rank - 1]
+        # torch's own padding refuses a volume that is smaller than the window
+        around = [self.window // 2] * (2 * rank)
+        inside = functional.pad(torch.ones_like(mean[:1]), around)
+        averaged: Tensor = pool(functional.pad(mean, around), self.window, 1) / pool(inside, self.window, 1)
         return averaged
 
 
@@ -329,7 +347,8 @@ class QKNorm(_Leaf):
     def _compute(self, input: Tensor) -> Tensor:
         x = input.movedim(self.dim, -1)
         each = x.unflatten(-1, (self.heads, -1))
-        y = functional.rms_norm(each, each.shape[-1:], self.weight, self.eps)
+        weight = None if self.weight is None else self.weight.to(each.dtype)
+        y = functional.rms_norm(each, each.shape[-1:], weight, self.eps)
         return y.flatten(-2).movedim(-1, self.dim)
 
 
@@ -338,6 +357,8 @@ class GroupWeightNorm(_Leaf):
 
     Wu & He 2018, arXiv:1803.08494, but for the affine map.
     """
+
+    takes_half = True
 
     def __init__(self, channels: int, *, groups: int | None = None, eps: float = 1e-5) -> None:
         super().__init__()

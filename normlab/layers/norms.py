@@ -560,6 +560,8 @@ def make_norm(spec: str, channels: int, **options: Any) -> nn.Module:
     starts = {name: f"initial_{name}" for name in norms.AFFINE if f"initial_{name}" not in entry.options}
     initial = {name: options.pop(option) for name, option in starts.items() if option in options}
     make: Callable[..., Any] = _class_of(entry) if entry.module is None else factory(entry.module)
+    if type(channels) is bool or not hasattr(channels, "__index__") or channels < 0:
+        raise UsageError(f"norm {spec!r}: channels={channels!r}; expected a whole number")
     try:
         _check_options(make, entry, options)
         made: nn.Module = (

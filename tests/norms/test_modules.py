@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -156,6 +157,47 @@ def test_they_are_layers_as_torchs(spec: str) -> None:
             setattr(layer, name, p)
 
 
+# Bug: y was float32, or torch had no operation for it, or warned.
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("spec", PAPERS)
+def test_half_precision_is_rounded_once(spec: str, dtype: torch.dtype) -> None:
+    layer, x = made(spec).float(), planes().to(dtype)
+    want = deepcopy(layer)(x.float()).to(dtype)
+    assert torch.equal(deepcopy(layer)(x), want)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x), want)
+    assert layer.to(dtype)(x).dtype == dtype
+
+
+# Bug: y was channels-first, which costs the next convolution a copy.
+@pytest.mark.parametrize("spec", PAPERS)
+def test_channels_last_stays(spec: str) -> None:
+    x = planes().contiguous(memory_format=torch.channels_last)
+    y = made(spec)(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, made(spec)(planes()))
+
+
+# Bug: whole numbers came out as such, a volume smaller than the window was an error, and so were two dimensions.
+@pytest.mark.parametrize("spec", PAPERS)
+def test_inputs_of_any_rank_and_of_floats(spec: str) -> None:
+    for shape in ((6, CHANNELS), (6, CHANNELS, 7), (6, CHANNELS, 3, 1, 2)):
+        x = torch.randn(shape, dtype=torch.float64)
+        assert made(spec)(x).shape == shape
+    with pytest.raises((TypeError, ValueError), match="float"):
+        made(spec)(torch.ones(6, CHANNELS, 3, dtype=torch.long))
+
+
+# Bug: an empty batch made the running variance NaN, and one value was normalized by a variance of none.
+def test_evonorm_of_batches_without_a_variance() -> None:
+    layer = made("evonorm-b0")
+    before = layer.running_var.clone()
+    assert layer(planes()[:0]).shape == (0, CHANNELS, 3, 4)
+    assert torch.equal(layer.running_var, before)
+    with pytest.raises(InputError, match="more than 1 value per channel"):
+        layer(planes()[:1, :, :1, :1])
+
+
 # one channel was broadcast to all of layer scale's, and layers without weights took any number of channels
 @pytest.mark.parametrize("name", ["dyt", "scalenorm", "adanorm", "qk", "layerscale"])
 @pytest.mark.parametrize("channels", [1, 2 * CHANNELS])
@@ -231,6 +273,18 @@ def test_adaptive_layer_norm(name: str) -> None:
         torch.testing.assert_close(found[1].expand(2, 7, -1), gates[0][:, None].expand(2, 7, -1))
 
 
+class First(nn.Module):
+    """The first of what a layer returns."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        y: Tensor = self.layer(x, condition)[0]
+        return y
+
+
 class Conditioned(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -249,12 +303,92 @@ class Conditioned(nn.Module):
         (layers.AdaIN(4), torch.randn(2, 4, 3, 5)),
         (layers.FiLM(4, condition=2), torch.randn(2, 2)),
         (layers.AdaLN(4, condition=2, dim=1), torch.randn(2, 2)),
+        (First(layers.AdaLNZero(4, condition=2, dim=1)), torch.randn(2, 2)),
         (layers.SPADE(4, labels=2), torch.randn(2, 2, 3, 3)),
     ],
 )
 def test_layers_with_a_condition_are_leaves(layer: nn.Module, condition: Tensor) -> None:
     model, x = Conditioned(layer).eval(), torch.randn(2, 4, 6, 5)
     assert torch.equal(torch.fx.symbolic_trace(model)(x, condition), model(x, condition))
+
+
+PAIR = (torch.ones(2, 4), torch.zeros(2, 4))
+WITH_CONDITION: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
+    "cbn": (
+        lambda: layers.ConditionalBatchNorm(4, classes=3),
+        torch.tensor([0, 2]),
+        {"floats": torch.ones(2), "columns": torch.ones(2, 1).long(), "others": torch.tensor([0, 3]), "less": [-1, 0]},
+    ),
+    "adain": (
+        lambda: layers.AdaIN(4),
+        torch.randn(2, 4, 3, 5),
+        {"channels": torch.randn(2, 3, 5, 5), "one": (PAIR[0],), "whole": torch.ones(2, 4, 3, 5).long()},
+    ),
+    "film": (
+        lambda: layers.FiLM(4, condition=3),
+        torch.randn(2, 3),
+        {"width": torch.randn(2, 4), "batch": torch.randn(3, 3), "whole": torch.ones(2, 3).long()},
+    ),
+    "film pair": (
+        lambda: layers.FiLM(4),
+        PAIR,
+        {"vectors": torch.randn(2, 3), "samples": (torch.ones(3, 4), torch.zeros(3, 4)), "words": ("a", "b")},
+    ),
+    "adaln": (
+        lambda: layers.AdaLN(4, condition=3, dim=1),
+        torch.randn(2, 3),
+        {"width": torch.randn(2, 4), "tokens": torch.randn(2, 5, 3)},
+    ),
+    "adaln-zero": (
+        lambda: First(layers.AdaLNZero(4, condition=3, dim=1)),
+        torch.randn(2, 3),
+        {"width": torch.randn(2, 4), "batch": torch.randn(3, 3)},
+    ),
+    "spade": (
+        lambda: layers.SPADE(4, labels=2, hidden=3),
+        torch.randn(2, 2, 3, 3),
+        {"labels": torch.randn(2, 3, 6, 5), "batch": torch.randn(1, 2, 6, 5), "whole": torch.ones(2, 2, 6, 5).long()},
+    ),
+}
+
+
+# Bug: torch's errors of embeddings and products of matrices came through, or Python's, which name no argument.
+@pytest.mark.parametrize("name", WITH_CONDITION)
+def test_a_wrong_condition_is_named(name: str) -> None:
+    make, _, wrong = WITH_CONDITION[name]
+    for given in (None, "words", *wrong.values()):
+        with pytest.raises(InputError, match="expected"):
+            make()(torch.randn(2, 4, 6, 5), given)
+
+
+# Bug: y was float32 of any input in half precision; the maps' convolutions gave y their own memory format.
+@pytest.mark.parametrize("name", WITH_CONDITION)
+def test_what_comes_out_is_as_what_went_in(name: str) -> None:
+    make, condition, _ = WITH_CONDITION[name]
+    x = torch.randn(2, 4, 6, 5).contiguous(memory_format=torch.channels_last)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert make()(x.to(dtype), condition).dtype == dtype
+    y = make()(x, condition)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    none = tuple(v[:0] for v in condition) if isinstance(condition, tuple) else condition[:0]
+    for layer in (make(), make().eval()):
+        assert layer(x[:0], none).shape == (0, 4, 6, 5)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["cbn:classes=0", "film:condition=0", "adaln:condition=1.5", "spade:labels=0", "spade:hidden=0"]
+)
+def test_sizes_of_conditions_are_whole_numbers(wrong: str) -> None:
+    name, value = wrong.partition(":")[2].split("=")
+    with pytest.raises(UsageError, match=f"{name}={value}; expected a whole number of at least 1"):
+        normlab.make_norm(wrong, 4)
+
+
+@pytest.mark.parametrize("channels", [-1, 2.5, "8", None, True])
+def test_channels_are_a_whole_number(channels: Any) -> None:
+    for name in ("bn", "adain"):
+        with pytest.raises(UsageError, match=r"channels=.*expected a whole number"):
+            normlab.make_norm(name, channels)
 
 
 def test_spade() -> None:
@@ -270,8 +404,6 @@ def test_spade() -> None:
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(6, 4, 3, groups=2), nn.Linear(5, 4), nn.Conv1d(2, 4, 3)], ids=str)
 def test_weights(layer: Any) -> None:
-    from copy import deepcopy
-
     torch.manual_seed(0)  # the power method takes longer the nearer the two largest singular values are
     layer.reset_parameters()
     w = layer.weight.detach().clone().flatten(1)
