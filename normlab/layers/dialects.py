@@ -17,6 +17,7 @@ ONNX: objects are known by their attributes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,7 @@ def _keras_weights(kind: str, config: Mapping[str, Any], layer: Any, weights: An
 
 
 def from_flax(
-    variables: Mapping[str, Any],
+    variables: Any,
     kind: str | None = None,
     *,
     groups: int = 32,
@@ -153,30 +154,27 @@ def from_flax(
 ) -> Any:
     """Our layer of a Flax norm's variables, or {"path.of.the.norm": layer} of a whole model's.
 
-    `variables` are {"params": ..., "batch_stats": ...}, as `module.init` returns. A norm is known by its batch
-    statistics, or by a name that begins as its class does (LayerNorm_0, GroupNorm_1, RMSNorm, InstanceNorm);
-    `kind` ("BatchNorm", "LayerNorm", ...) says it of a layer's own variables. Flax keeps neither `groups`, `eps` (1e-5
-    of batch norm, 1e-6 of the others) nor `momentum` in the variables: give them where they are not its defaults.
+    `variables` are {"params": ..., "batch_stats": ...}, as `module.init` of Linen returns, or a layer or model of NNX.
+    A norm is known by its batch statistics, or by a name that begins as its class does (LayerNorm_0, GroupNorm_1,
+    RMSNorm, InstanceNorm); `kind` ("BatchNorm", "LayerNorm", ...) says it of a layer's own variables. Linen keeps
+    neither `groups`, `eps` (1e-5 of batch norm, 1e-6 of the others) nor `momentum` in the variables: give them where
+    they are not its defaults. NNX does, and what it says counts.
     """
+    if not isinstance(variables, Mapping):
+        return _from_nnx(variables, count)
     params, stats = variables.get("params", {}), variables.get("batch_stats", {})
 
     def made(p: Mapping[str, Any], s: Mapping[str, Any], kind: str) -> Any:
-        weight, bias = (_array(p.get(name)) for name in ("scale", "bias"))
         near = eps if eps is not None else 1e-5 if kind == "BatchNorm" else 1e-6
-        if kind == "BatchNorm":
-            return _batch(weight, bias, _array(s["mean"]), _array(s["var"]), near, 1 - momentum, count)
-        if kind == "GroupNorm":
-            return _group(_length(weight, bias), groups, weight, bias, near)
-        if kind == "InstanceNorm":
-            return _instance(weight, bias, near)
-        return _position(RMSNorm if kind == "RMSNorm" else LayerNorm, weight, bias, near)
+        return _flax_layer(kind, {**p, **s}, near, momentum, groups, count)
 
-    def is_norm(p: Mapping[str, Any], s: Mapping[str, Any]) -> bool:
-        return "mean" in s or ("scale" in p and "kernel" not in p and not isinstance(p["scale"], Mapping))
+    def is_norm(p: Mapping[str, Any], s: Mapping[str, Any], named: str | None) -> bool:
+        learned = "scale" in p or (named is not None and "bias" in p)  # a norm may have been made without a scale
+        return "mean" in s or (learned and "kernel" not in p and not isinstance(p.get("scale"), Mapping))
 
     def walk(p: Mapping[str, Any], s: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-        if is_norm(p, s) and path:
-            named = next((k for k in _FLAX if path[-1].startswith(k)), None)
+        named = next((k for k in _FLAX if path and path[-1].startswith(k)), None)
+        if is_norm(p, s, named) and path:
             found = "BatchNorm" if "mean" in s else named
             if found is None:
                 raise UsageError(f"from_flax: {'.'.join(path)!r} does not say which norm it is; name it in kind=...")
@@ -190,12 +188,44 @@ def from_flax(
 
     if kind is not None and kind not in _FLAX:
         raise UsageError(f"from_flax: kind={kind!r}; expected one of: {', '.join(_FLAX)}")
-    if is_norm(params, stats) or kind is not None:
+    if is_norm(params, stats, kind) or kind is not None:
         guess = kind or ("BatchNorm" if "mean" in stats else None)
         if guess is None:
             guess = "LayerNorm" if "bias" in params else "RMSNorm"
         return made(params, stats, guess)
     return walk(params, stats, ())
+
+
+def _from_nnx(module: Any, count: int | None) -> Any:
+    """Our layer of a norm of NNX, or {"path.of.the.norm": layer} of a module's."""
+    kind = next((k.__name__ for k in type(module).__mro__ if k.__name__ in _FLAX), None)
+    if kind is None:
+        if not type(module).__mro__[-2].__module__.startswith("flax."):
+            raise UsageError(
+                f"from_flax: expected variables of Linen, or a layer or model of NNX, got {type(module).__name__}"
+            )
+        inside = import_module("flax.nnx").iter_modules(module)
+        norms = ((path, part) for path, part in inside if any(k.__name__ in _FLAX for k in type(part).__mro__))
+        return {".".join(map(str, path)): _from_nnx(part, count) for path, part in norms}
+    held = {name: getattr(module, name, None) for name in ("scale", "bias", "mean", "var")}
+    momentum, groups = getattr(module, "momentum", 0.99), getattr(module, "num_groups", 1)
+    return _flax_layer(kind, held, module.epsilon, momentum, groups, count)
+
+
+def _flax_layer(
+    kind: str, held: Mapping[str, Any], eps: float, momentum: float, groups: int, count: int | None
+) -> nn.Module:
+    weight, bias, mean, var = (_array(held.get(name)) for name in ("scale", "bias", "mean", "var"))
+    made: nn.Module
+    if kind == "BatchNorm":
+        made = _batch(weight, bias, mean, var, eps, 1 - momentum, count)
+    elif kind == "GroupNorm":
+        made = _group(_length(weight, bias), groups, weight, bias, eps)
+    elif kind == "InstanceNorm":
+        made = _instance(weight, bias, eps)
+    else:
+        made = _position(RMSNorm if kind == "RMSNorm" else LayerNorm, weight, bias, eps)
+    return made
 
 
 _FLAX = ("BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm", "InstanceNorm")
@@ -325,13 +355,16 @@ def _array(v: Any) -> np.ndarray | None:
             raise UsageError(f"from_onnx: tensor {v.name!r} has no floating-point numbers")
         numbers = np.frombuffer(v.raw_data, dtype) if v.raw_data else np.array(v.float_data or v.double_data, dtype)
         return numbers.reshape(tuple(v.dims)).copy()
+    if hasattr(v, "get_value"):  # a variable of NNX
+        v = v.get_value()
     if isinstance(getattr(v, "value", None), Tensor):  # a variable of Keras on torch
         v = v.value
     if isinstance(v, Tensor):
         return v.detach().cpu().numpy()
     if hasattr(v, "numpy"):
         v = v.numpy()
-    return np.array(v)
+    found = np.array(v)
+    return found.astype(np.float32) if found.dtype.kind == "V" else found  # JAX's bfloat16
 
 
 def _length(*arrays: np.ndarray | None) -> int:

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 import normlab
+from tests.layers.channels_last import ours
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 keras = pytest.importorskip("keras", reason="the dialect is held to Keras itself where Keras is installed")
@@ -40,15 +39,6 @@ def filled(layer: Any) -> Any:
 
 def theirs(layer: Any, x: np.ndarray, **options: Any) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(layer(x, **options)))
-
-
-def ours(layer: nn.Module, x: np.ndarray) -> np.ndarray:
-    """Our layer's output; norms of positions take the channels last, as Keras does."""
-    given = torch.from_numpy(x)
-    with torch.no_grad():
-        if isinstance(layer, normlab.layers.LayerNorm | normlab.layers.RMSNorm):
-            return layer(given).numpy()
-        return layer(given.movedim(-1, 1)).movedim(1, -1).numpy()
 
 
 LAYERS = {
