@@ -245,7 +245,7 @@ class SPADE(nn.Module):
         _whole("SPADE", labels=labels, hidden=hidden, kernel=kernel)
         if kernel % 2 == 0:
             raise UsageError(f"SPADE: kernel={kernel}; expected an odd size")
-        self.num_features = channels
+        self.num_features, self.labels = channels, labels
         self.param_free_norm = make_norm(norm, channels, affine=False)
         self.mlp_shared = nn.Sequential(nn.Conv2d(labels, hidden, kernel, padding=kernel // 2), nn.ReLU())
         self.mlp_gamma = nn.Conv2d(hidden, channels, kernel, padding=kernel // 2)
@@ -254,6 +254,6 @@ class SPADE(nn.Module):
     def forward(self, input: Tensor, map: Tensor) -> Tensor:
         if traces(input) and not is_root(self, input):
             return as_leaf(self, input, map)
-        map = _features("SPADE", "map", map, (len(input), self.mlp_shared[0].in_channels, None, None))
+        map = _features("SPADE", "map", map, (len(input), self.labels, None, None))
         hidden = self.mlp_shared(functional.interpolate(map, size=input.shape[2:], mode="nearest"))
         return modulate(self.param_free_norm(input), 1 + self.mlp_gamma(hidden), self.mlp_beta(hidden))
