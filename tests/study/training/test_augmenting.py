@@ -80,6 +80,19 @@ def test_a_transform_of_single_images(dataset: Dataset) -> None:
     assert len(set(shifts)) > 1  # each image by itself
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_transforms_of_torchvision_itself(dataset: Dataset, version: str) -> None:
+    transforms = pytest.importorskip("torchvision.transforms" + (".v2" if version == "v2" else ""))
+    size = dataset.size[0]
+    images = torch.tensor(dataset.train.images[:8])
+    transform = transforms.Compose([transforms.RandomCrop(size, padding=2), transforms.RandomHorizontalFlip()])
+    setting = augmentation(give(transform, "augment"))
+    assert torch.equal(changed(setting, images, 0), changed(setting, images, 0))
+    assert not torch.equal(changed(setting, images, 0), changed(setting, images, 1))
+    with pytest.raises(UsageError, match="images keep their size"):
+        changed(augmentation(give(transforms.Resize(size // 2), "augment")), images)
+
+
 def test_training_uses_it_and_the_rest_stays(own: Path, dataset: Dataset) -> None:
     plain, none, dark = (
         Training(make_cell(augment=setting, dropout=0.5), dataset) for setting in ("none", "none", f"{own}:darker")
