@@ -25,7 +25,7 @@ from normlab.models.given import title
 from normlab.models.names import AS_IT_IS, SHORTCUTS, own_factory, parse_resnet
 from normlab.models.replacing import build_and_replace, calibrated, check_as_it_is, takes_norm
 from normlab.models.weights import load_weights, read_weights
-from normlab.norms.family import uncalibrated, weights_of
+from normlab.norms.family import parse, uncalibrated, weights_of
 
 NormConstructor = Callable[[int], nn.Module]
 _AVX2_FLOATS = 8  # in one register
@@ -55,12 +55,23 @@ class Stem(nn.Sequential):
 class Block(nn.Module):
     """Two 3x3 convolutions around a shortcut: y = relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)).
 
-    (N, C_in, H, W) -> (N, C_out, H / stride, W / stride).
+    (N, C_in, H, W) -> (N, C_out, H / stride, W / stride). With `behind` the sum is normalized before its ReLU.
     """
 
-    def __init__(self, norm: NormConstructor, in_channels: int, channels: int, stride: int, shortcut: str) -> None:
+    def __init__(
+        self,
+        norm: NormConstructor,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        shortcut: str,
+        behind: NormConstructor | None = None,
+    ) -> None:
         super().__init__()
-        self.norm1, self.norm2 = _before_relu(norm(channels)), _before_relu(norm(channels))
+        self.norm1, self.norm2 = _before_relu(norm(channels)), norm(channels)
+        if behind is None:
+            _before_relu(self.norm2)
+        self.behind = None if behind is None else _before_relu(behind(channels))
         self.conv1 = _conv(in_channels, channels, 3, stride, self.norm1)
         self.conv2 = _conv(channels, channels, 3, 1, self.norm2)
         self.shortcut: nn.Module = nn.Identity()
@@ -72,8 +83,10 @@ class Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _rectified(self.norm1, self.conv1(x))
-        return _rectified(self.norm2, self.conv2(y), self.shortcut(x))
+        y = self.conv2(_rectified(self.norm1, self.conv1(x)))
+        if self.behind is None:
+            return _rectified(self.norm2, y, self.shortcut(x))
+        return _rectified(self.behind, self.norm2(y) + self.shortcut(x))
 
 
 class Projection(nn.Module):
@@ -113,7 +126,8 @@ class ResNet(nn.Module):
     `norm` makes a normalization for a number of channels. `image_size` (H, W) decides on the stem only; any
     size may be fed. `shortcut` is "projection" or "zero-padding"; `width` the channels of the first stage;
     `dropout` the probability of dropping a feature before the classifier. Convolutions in front of a norm
-    have no bias, since the norm would remove it; where there is no norm they have one, starting at zero.
+    have no bias, since the norm would remove it; where there is no norm they have one, starting at zero. With `behind`
+    the last block of the first and of the second stage normalizes its sum by it.
     Raises UsageError if the depth is not 6n + 2 or the shortcut is unknown.
     """
 
@@ -128,6 +142,7 @@ class ResNet(nn.Module):
         shortcut: str = "projection",
         width: int = 16,
         dropout: float = 0.0,
+        behind: NormConstructor | None = None,
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
@@ -137,10 +152,12 @@ class ResNet(nn.Module):
         self.stem = Stem(norm, in_channels, width, large=max(image_size) > _LARGE)
         blocks: list[nn.Module] = []
         channels = width
+        in_stage = (depth - 2) // 6
         for stage in range(3):
-            for index in range((depth - 2) // 6):
+            for index in range(in_stage):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(Block(norm, channels, width * 2**stage, stride, shortcut))
+                last = stage < 2 and index == in_stage - 1
+                blocks.append(Block(norm, channels, width * 2**stage, stride, shortcut, behind if last else None))
                 channels = width * 2**stage
         self.blocks = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(dropout)
@@ -207,7 +224,10 @@ def build_model(
         aside = _keeping_random_state(constructor)
         if factory is None:
             depth, options = parse_resnet(spec)
-            model: Any = ResNet(depth, aside, num_classes, in_channels, **common, **options)
+            behind = None
+            if isinstance(norm, str) and (branches := parse(norm)[0].behind_addition_of):
+                aside, behind = _keeping_random_state(_constructor(branches)), aside
+            model: Any = ResNet(depth, aside, num_classes, in_channels, **common, **options, behind=behind)
         elif replaces:
             model = build_and_replace(
                 factory, spec, str(norm), num_classes=num_classes, in_channels=in_channels, common=common,

@@ -74,6 +74,8 @@ class NormEntry:
       "package.module:name", that has a layer do so; it is put after another norm's name, as in "gn+ws";
     - `given`: what its layer needs to be called with beside x ("condition"), or to be built with beside the
       number of channels ("size"), or None: a network whose blocks call norms with x alone can take it;
+    - `behind_addition_of`: of a norm that stands behind the additions that end the first stages of a residual network:
+      the norm that is everywhere else in it;
     - `usual`: of norms that do equally well, which to prefer: the smaller, the more frameworks and trained networks
       have it; `cost`: the time of a training step with it, relative to batch norm, where that was not measured;
       `batchwise`: what it does to an image in training depends on the others of the batch, as grid functions with
@@ -104,6 +106,7 @@ class NormEntry:
     aliases: tuple[str, ...] = ()
     of_weights: str | None = None
     given: str | None = None
+    behind_addition_of: str | None = None
     usual: int = 9
     cost: float = 1.2
     batchwise: bool = False

@@ -155,7 +155,10 @@ register_norm(
     formula="y = weight * (x - mean_s) / sqrt(var_s + eps) + bias, after the addition of a residual block",
     paper="Pan, Luo, Shi & Tang 2018, arXiv:1807.09441",
     when="The b form of IBN-Net leaves bn in the residual branch and puts this instance norm after the addition, in "
-    "the blocks that end the first stages. As a layer it is in.",
+    "the blocks that end the first stages: so does a comparison in a network of normlab's own (`resnet14`). As a "
+    "layer, and where it replaces the norms of another network, it is in. Its paper claims the better transfer of the "
+    "two forms, at some loss where nothing changes.",
+    behind_addition_of="bn",
     layer="normlab.layers.norms:InstanceNorm",
     instances=True,
     in_evaluation="bn",

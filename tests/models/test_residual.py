@@ -42,6 +42,20 @@ def test_every_norm_runs_at_every_size(norm: str, size: int, channels: int) -> N
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+# Bug: a comparison of ibn-b trained instance norm everywhere, to the last digit.
+def test_a_norm_behind_the_additions_leaves_the_branches_their_own() -> None:
+    model = build_model("resnet14:width=4", "ibn-b", num_classes=5, in_channels=3, seed=1)
+    found = {name: type(m).__name__ for name, m in model.named_modules() if hasattr(m, "running_mean")}
+    instances = {name for name, kind in found.items() if kind == "InstanceNorm"}
+    assert instances == {"blocks.1.behind", "blocks.3.behind"}  # which end the first two of three stages
+    assert set(found.values()) == {"BatchNorm", "InstanceNorm"}
+    block, x = model.blocks[1].eval(), torch.randn(2, 4, 8, 8)
+    branch = block.norm2(block.conv2(functional.relu(nn.functional.batch_norm(
+        block.conv1(x), block.norm1.running_mean, block.norm1.running_var, block.norm1.weight, block.norm1.bias
+    ))))  # fmt: skip
+    torch.testing.assert_close(block(x), functional.relu(functional.instance_norm(branch + x)), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("norm", SEVERAL)
 @pytest.mark.parametrize("spec", ["resnet14", "resnet8:shortcut=zero-padding:width=8"])
 def test_same_seed_gives_every_norm_the_same_convolutions(norm: str, spec: str) -> None:
