@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from normlab.errors import UsageError
+from normlab.errors import DataError, UsageError
 from normlab.norms.family import NormEntry, parse
 from normlab.study.axes import GROUPING
 from normlab.study.ending import kept_of
@@ -35,6 +35,7 @@ Record = Mapping[str, Any]  # a cell as in results.json
 
 MATTERS = 0.005  # a smaller difference of accuracies is none
 _NEAR = 0.02  # how far behind the leader a norm may seem to be and still be preferred to it
+_ROUNDING = 1e-6  # by which a recorded share may be beyond 0 or 1
 _COLLAPSED = 0.25  # of the best accuracy of all, where nothing is known of chance
 _SMALL_BATCH = 8
 _UNLEARNED = "no better than a linear classifier on the pixels"
@@ -116,6 +117,7 @@ def judge(
     `floors` the accuracies by name of what needs no network (chance, the largest class, a linear classifier), and
     `tuning` what was tried for each norm first, as in results.json. `metric` (`normlab.study.metric`) takes the place
     of accuracy in what is compared and chosen; whether a training learned is judged by its accuracy in any case.
+    Raises DataError for an accuracy outside [0, 1].
     """
     by = metric_named(metric)
     floors = {name: float(value) for name, value in (floors or {}).items()}
@@ -335,12 +337,11 @@ class _Case:
         if len(self.learned) == 1 and not avoid:
             return [f"{best}: {score}; there is nothing to compare it with."]
         parts = []
-        if not any(c.error is not None for c in seen.values()):
+        rivals = [c for c in seen.values() if c.b in self.best_set]
+        if seen and (seeds == 1 or (rivals and all(c.error is None for c in rivals))):
             parts.append(
                 f"{best} comes first with {score}, but one seed has no interval: this may be luck. "
                 "Run three seeds or more."
-                if seen
-                else f"Use {best}: {score}."
             )
             open_ = []
         elif alike:
@@ -360,9 +361,14 @@ class _Case:
             have = "has" if len(unlearned) == 1 else "have"
             parts.append(f"{listed(unlearned)} {have} not learned ({avoid[unlearned[0]]}).")
         if open_:
-            more = "" if needed is None or needed[0] not in undecided else _format_needed(needed, seeds)
+            more = "" if needed is None or needed[0] not in undecided else self._format_needed(best, *needed)
             parts.append(f"Not yet distinguished from {best}: {listed(open_)}{more}.")
         return parts
+
+    def _format_needed(self, best: str, norm: str, seeds: int) -> str:
+        """How many more seeds would settle a norm; of two that have not equally many, for the one that has fewer."""
+        more = max(1, seeds - min(self.intervals[best].n, self.intervals[norm].n))
+        return f"; about {more} more seed{'' if more == 1 else 's'} would settle {norm}"
 
     def beats_floors(self, norm: str) -> bool:
         """Whether a norm does better than all that needs no network."""
@@ -431,7 +437,7 @@ def _ended_cells(cells: Sequence[Record]) -> list[Record]:
 
 
 def _at_setting(cells: Sequence[Record], bar: float, metric: Metric) -> _Trained:
-    ended = sorted(cells, key=lambda cell: (cell.get("seed") or 0, _accuracy(cell)))
+    ended = sorted(cells, key=lambda cell: (_order_of_seed(cell.get("seed")), _accuracy(cell)))
     values = [_accuracy(cell) for cell in ended]
     learned = [cell for cell, v in zip(ended, values, strict=True) if v > bar or v == bar == 0.0]
     validation = [v for cell in learned if math.isfinite(v := _validation(cell, metric))]
@@ -445,6 +451,14 @@ def _at_setting(cells: Sequence[Record], bar: float, metric: Metric) -> _Trained
         float(np.median(seconds)) if seconds else math.nan,
         (len(ended) - len(learned), len(ended)),
     )
+
+
+def _order_of_seed(seed: Any) -> tuple[float, str]:
+    """Where a seed stands among others: numbers by size, also those written as text, then other text."""
+    try:
+        return float(seed or 0), ""
+    except (TypeError, ValueError):
+        return math.inf, str(seed)
 
 
 def _bar(values: Sequence[float], trivial: float | None, test_images: int | None) -> float:
@@ -508,11 +522,12 @@ def _learning_rate(
     best: str, learned: Mapping[str, _Trained], cells: Sequence[Record], tuning: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """That all this holds at one learning rate, if none was sought or the best is at the edge of what was tried."""
-    rate = learned[best].setting.get("lr")
-    if not isinstance(rate, int | float) or isinstance(rate, bool):
+    rate = _number_of(learned[best].setting, "lr")
+    if not math.isfinite(rate):
         return []
     tuned = [found for found in tuning if "lr" in found.get("best", {})]
-    tried = sorted({c["lr"] for c in _ended_cells(cells) if c.get("lr") is not None and str(c["norm"]) in learned})
+    rates = {_number_of(cell, "lr") for cell in _ended_cells(cells) if str(cell["norm"]) in learned}
+    tried = sorted(filter(math.isfinite, rates))
     if tuned:
         edge = any(found.get("norm") == best and "lr" in found.get("at_edge", ()) for found in tuned)
     else:
@@ -550,9 +565,16 @@ def edge_warnings(tuning: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _accuracy(cell: Record) -> float:
+    """The test accuracy of a training; NaN where there is none. Raises DataError for one outside [0, 1]."""
     if cell.get("status", "done") != "done":
         return math.nan
-    return _number_of(cell.get("test") or {}, "accuracy")
+    found = _number_of(cell.get("test") or {}, "accuracy")
+    if math.isfinite(found) and not -_ROUNDING <= found <= 1 + _ROUNDING:
+        raise DataError(
+            f"{cell['norm']}, seed {cell.get('seed')}: the test accuracy is {found:g}; expected a share from 0 to 1, "
+            "not percent"
+        )
+    return found if math.isfinite(found) else math.nan
 
 
 def _test_figure(cell: Record, metric: Metric) -> float:
@@ -586,12 +608,6 @@ def _entry(norm: str) -> NormEntry:
         return parse(norm)[0]
     except UsageError:
         return NormEntry(norm, norm, "", "")
-
-
-def _format_needed(needed: tuple[str, int], seeds: int) -> str:
-    norm, total = needed
-    more = max(1, total - seeds)
-    return f"; about {more} more seed{'' if more == 1 else 's'} would settle {norm}"
 
 
 def _seeds(count: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from html import unescape
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normlab import report
+from normlab.errors import DataError
 from normlab.report.lab import Study
 from normlab.report.live import LiveStudy
 from normlab.study.keeping.records import write_results
@@ -386,3 +388,48 @@ def test_a_document_brings_what_its_environment_says() -> None:
     assert verdict.floors == {"chance": 0.5}
     assert "failed to learn in 3 of 3 seeds" in verdict.sentence
     assert isinstance(judge_results({"cells": []}), Verdict)
+
+
+# seeds of which some were text, and learning rates likewise, ended in a TypeError; as text, seed 10 came before seed 9
+def test_numbers_that_are_written_as_text_are_taken_in_their_order() -> None:
+    rows = cells({"bn": 0.9, "gn": 0.8}, seeds=11)
+    as_text = [{**row, "seed": str(row["seed"]), "lr": "0.1"} for row in rows]
+    assert judge(as_text).comparisons == judge(rows).comparisons
+    mixed = [row if number % 3 else {**row, "seed": str(row["seed"])} for number, row in enumerate(rows)]
+    assert judge(mixed) == judge(rows)
+    assert judge([{**row, "seed": f"run {row['seed']}"} for row in rows]).best == "bn"
+    rates = [{**row, "lr": rate} for rate in (0.1, "0.1", None) for row in rows]
+    assert judge(rates).best == "bn"
+
+
+# accuracies in percent were judged, and the norm to use had "9600.0 %"
+@pytest.mark.parametrize("value", [96.0, 1.01, -0.1])
+def test_an_accuracy_that_is_no_share_is_refused(value: float) -> None:
+    with pytest.raises(DataError, match=f"gn, seed 2: the test accuracy is {value:g}"):
+        judge(bare({"bn": [0.9, 0.91, 0.92], "gn": [0.9, 0.91, value]}))
+
+
+# NaN was a failure, and infinity a training without a record
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "0.9", True])
+def test_what_is_no_accuracy_is_a_failure(value: Any) -> None:
+    rows = [{**record("bn", seed, 0.9), "test": {"accuracy": value}} for seed in range(3)]
+    verdict = judge([*rows, *cells({"gn": 0.8}, seeds=3)])
+    assert (verdict.best, verdict.failures["bn"]) == ("gn", (3, 3))
+
+
+# "gn comes first with 60.0 % [58.1, 61.9] over 3 seeds, but one seed has no interval", which was another norm's
+def test_the_one_seed_of_a_norm_to_avoid_leaves_no_doubt_about_the_one_to_use() -> None:
+    rows = bare({"bn": [0.1, 0.1, 0.96], "gn": [0.6, 0.61, 0.62]})
+    verdict = judge(rows, floors={"chance": 0.1}, test_images=300)
+    assert verdict.sentence.startswith("Use gn: 61.0 %")
+    assert "luck" not in verdict.sentence
+    assert "Avoid bn (failed to learn in 2 of 3 seeds)" in verdict.sentence
+
+
+# "about 2 more seeds" was counted from the five of the other norm
+def test_more_seeds_are_counted_from_the_norm_that_has_fewer() -> None:
+    rows = bare({"bn": [0.95, 0.94, 0.955, 0.945, 0.95], "gn": [0.9, 0.91]})
+    verdict = judge(rows, test_images=1000)
+    needed = next(c.seeds_needed for c in verdict.comparisons if {c.a, c.b} == {"bn", "gn"})
+    assert needed is not None
+    assert f"about {needed - 2} more seeds would settle gn" in verdict.sentence
