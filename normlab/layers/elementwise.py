@@ -31,6 +31,7 @@ __all__ = [
     "ElementwiseLayerNorm",
     "EvoNormB0",
     "EvoNormS0",
+    "FilterResponseTLU",
     "GroupWeightNorm",
     "LayerScale",
     "LocalResponseNorm",
@@ -350,6 +351,35 @@ class QKNorm(_Leaf):
         weight = None if self.weight is None else self.weight.to(each.dtype)
         y = functional.rms_norm(each, each.shape[-1:], weight, self.eps)
         return y.flatten(-2).movedim(-1, self.dim)
+
+
+class FilterResponseTLU(_Channels):
+    """Filter response normalization with its activation, whose threshold is learned for each channel.
+
+        y = max(weight * x / sqrt(mean_s(x^2) + eps) + bias, tau)
+
+    tau starts at 0. The authors' checkpoints, with `gamma` and `beta`, load, and timm's do. It normalizes and activates
+    at once. Singh & Krishnan 2020, arXiv:1911.09737.
+    """
+
+    takes_half = True
+
+    def __init__(self, channels: int, *, eps: float = 1e-6, affine: bool = True) -> None:
+        super().__init__(channels, affine=affine)
+        self.eps = eps
+        self.tau = nn.Parameter(torch.zeros(channels))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        flatten(self, state_dict, prefix, {"gamma": "weight", "beta": "bias"})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _lengths(self) -> dict[str, int]:
+        return super()._lengths() | {"tau": self.num_features}
+
+    def _compute(self, input: Tensor) -> Tensor:
+        rows = {k: v for k, v in (("weight", self.weight), ("bias", self.bias)) if v is not None}
+        y = normalize("frn", input, rows, eps=self.eps)
+        return torch.maximum(y, along(self.tau, y, 1).to(y.dtype))
 
 
 class GroupWeightNorm(_Leaf):

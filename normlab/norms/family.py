@@ -408,7 +408,7 @@ def root_mean_square(m: Moments, p: SimpleNamespace) -> Affine:
     "frn",
     title="filter response normalization",
     formula="y = weight * x / sqrt(mean_s(x^2) + eps) + bias",
-    paper="Singh & Krishnan 2020, arXiv:1911.09737; without its thresholded activation",
+    paper="Singh & Krishnan 2020, arXiv:1911.09737; without its thresholded activation, see frn-tlu",
     eps=1e-6,
     hue=8,
     dash=2,

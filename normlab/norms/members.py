@@ -206,8 +206,9 @@ def variance_only(m: Moments, p: SimpleNamespace) -> Affine:
     paper="Shen, Yao, Gholami, Mahoney & Keutzer 2020, arXiv:2003.07845; PN-V, without running statistics in training",
     when="In place of layer norm in networks whose batch means vary too much for bn: the quadratic mean varies "
     "less. It "
-    "costs what bn costs. Its paper claims better translation and language modelling than layer norm, for PN, which "
-    "also trains on running statistics with an approximate gradient; this is PN-V, its exact part.",
+    "costs what bn costs. Its paper claims better translation and language modelling than layer norm, for PN. This is "
+    "PN-V: the batch's quadratic mean and its exact gradient. PN divides by the running quadratic mean of the batches "
+    "before, and subtracts from dy a running mean of dy * y times y where the exact gradient has the batch's.",
     running=True,
     per_channel=True,
     aliases=("pn", "powernorm", "power-norm"),

@@ -126,6 +126,17 @@ _member(
     aliases=("evonorms0", "evonorm-s"),
 )
 _member(
+    "frn-tlu",
+    "elementwise:FilterResponseTLU",
+    "filter response normalization, thresholded",
+    "y = max(weight * x / sqrt(mean_s(x^2) + eps) + bias, tau)",
+    "Singh & Krishnan 2020, arXiv:1911.09737",
+    "In the place of a norm and its activation, at any batch size: `frn` with the threshold that its paper learns for "
+    "each channel. It costs frn and a pass. Its paper claims better ImageNet accuracy than bn and gn with ReLU, at all "
+    "batch sizes.",
+    aliases=("tlu",),
+)
+_member(
     "dyt",
     "elementwise:DyT",
     "dynamic tanh",

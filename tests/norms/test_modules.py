@@ -74,7 +74,13 @@ def ada(x: Tensor, layer: Any) -> Tensor:
     return (1 - 0.1 * z).detach() * z
 
 
+def thresholded(x: Tensor, layer: Any) -> Tensor:
+    y = affine(x / (x.square().mean((2, 3), keepdim=True) + 1e-6).sqrt(), layer)
+    return torch.where(y >= row(layer.tau), y, row(layer.tau))
+
+
 PAPERS: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "frn-tlu": thresholded,
     "channel-ln": lambda x, layer: affine(standard(x, (1,), 1e-6), layer),
     "qk:heads=2": heads,
     "scalenorm": lambda x, layer: layer.g * x / x.norm(dim=1, keepdim=True).clamp(min=1e-5),
@@ -108,6 +114,7 @@ def test_gradients(spec: str) -> None:
 
 
 INITIAL = {
+    "frn-tlu": {"tau": 0.0},
     "scalenorm": {"g": CHANNELS**0.5},
     "evonorm-b0": {"v": 1.0},
     "evonorm-s0": {"v": 1.0},
