@@ -377,7 +377,7 @@ class FilterResponseTLU(_Channels):
         return super()._lengths() | {"tau": self.num_features}
 
     def _compute(self, input: Tensor) -> Tensor:
-        rows = {k: v for k, v in (("weight", self.weight), ("bias", self.bias)) if v is not None}
+        rows: dict[str, Tensor] = {k: v for k in ("weight", "bias") if (v := getattr(self, k)) is not None}
         y = normalize("frn", input, rows, eps=self.eps)
         return torch.maximum(y, along(self.tau, y, 1).to(y.dtype))
 
