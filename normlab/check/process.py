@@ -29,6 +29,8 @@ class SideEffects:
         try:
             yield
         finally:
+            if "torch" in sys.modules:  # where the target's import is the first, torch was as it always begins
+                before = _pristine() | before
             now = _settings() | (_generators() if seeds else {})
             for name, value in before.items():
                 if name in now and not _are_equal(now[name], value):
@@ -73,6 +75,20 @@ def _settings() -> dict[str, Any]:
             "torch.set_flush_denormal": _flushes(torch),
         }
     return found
+
+
+def _pristine() -> dict[str, Any]:
+    """torch's settings as they are when it is imported, but for the threads, which the machine decides."""
+    import torch
+
+    return {
+        "torch.set_grad_enabled": True,
+        "torch.set_default_dtype": torch.float32,
+        "torch.use_deterministic_algorithms": False,
+        "torch.autograd.set_detect_anomaly": False,
+        "torch.set_float32_matmul_precision": "highest",
+        "torch.set_flush_denormal": False,
+    }
 
 
 def _flushes(torch: Any) -> bool:

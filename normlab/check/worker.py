@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import warnings
 from dataclasses import asdict
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from normlab.check import wire
+from normlab.errors import targets
 
 
 class Server:
@@ -101,7 +105,8 @@ def main(job: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> None:
     """Serve requests until they end."""
     if job["target"].startswith("keras") or ":" in job["target"]:
         os.environ.setdefault("KERAS_BACKEND", "torch")
-    import torch  # noqa: F401  (its import takes seconds that are not the target's)
+    if needs_torch(job["target"]):
+        import torch  # noqa: F401  (its import takes seconds that are not the target's)
 
     server = Server(job)
     replies.write(wire.pack("ready"))
@@ -117,6 +122,31 @@ def main(job: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> None:
                 packed = wire.pack({"raised": "TargetFailure", "said": said, "original": None})
             replies.write(packed)
             replies.flush()
+
+
+def needs_torch(target: str) -> bool:
+    """Whether a target's file imports torch, or Keras, which computes with it; True where the file is not found."""
+    place, _ = targets.split(target)
+    if place == "onnx":
+        return False
+    path = Path(place) if targets.is_file(place) else _file_of(place)
+    try:
+        text = "import torch" if path is None else path.read_text(errors="replace")
+    except OSError:
+        return False  # what is not there is not loaded either
+    return re.search(r"^\s*(import|from)\b.*\b(torch|keras)", text, re.MULTILINE) is not None
+
+
+def _file_of(module: str) -> Path | None:
+    """The file that a dotted name would be imported from; imports nothing."""
+    folders: Any = [str(Path.cwd()), *sys.path]
+    origin = None
+    for part in module.split("."):
+        spec = PathFinder.find_spec(part, folders)
+        if spec is None or spec.origin is None:
+            return None
+        folders, origin = spec.submodule_search_locations or [], spec.origin
+    return None if origin is None else Path(origin)
 
 
 def _duplicate(descriptor: int, mode: str) -> Any:

@@ -25,7 +25,7 @@ def check(
     dialect: Annotated[str, typer.Option(help="torch, keras, onnx, flax, teaching or auto")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Leave out what takes seconds: compile, export, speed.")
+        bool, typer.Option("--quick", help="Leave out what takes seconds: compile, export, checkpointing, speed.")
     ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Demand the engineering and the numerics too, not the mathematics alone.")

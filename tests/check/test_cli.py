@@ -56,6 +56,64 @@ def test_a_bug_exits_with_1_and_is_named(normlab: Callable[..., Done], tmp_path:
     assert "does not conform" in done.out
 
 
+NOTED = """
+import os, sys
+def note():
+    with open(os.environ["IMPORTED"], "a") as file:
+        large = "torch", "sympy", "torch._dynamo", "numba", "triton"
+        file.write(" ".join(m for m in large if m in sys.modules) + ";")
+"""
+PAIR = (
+    NOTED
+    + """
+import numpy as np
+def batchnorm_forward(x, gamma, beta, bn_param):
+    note()
+    n, d = x.shape
+    old = [bn_param.get(name, np.zeros(d)) for name in ("running_mean", "running_var")]
+    mean, var = (x.mean(0), x.var(0)) if bn_param["mode"] == "train" else old
+    if bn_param["mode"] == "train":
+        p = bn_param.get("momentum", 0.9)
+        bn_param["running_mean"], bn_param["running_var"] = p * old[0] + (1 - p) * mean, p * old[1] + (1 - p) * var
+    std = np.sqrt(var + bn_param.get("eps", 1e-5))
+    xhat = (x - mean) / std
+    return gamma * xhat + beta, (xhat, gamma, std)
+def batchnorm_backward(dy, cache):
+    note()
+    xhat, gamma, std = cache
+    dxhat = dy * gamma
+    dx = (dxhat - dxhat.mean(0) - xhat * (dxhat * xhat).mean(0)) / std
+    return dx, (dy * xhat).sum(0), dy.sum(0)
+"""
+)
+LAYER = (
+    NOTED
+    + """
+import torch
+class BatchNorm(torch.nn.BatchNorm2d):
+    def forward(self, x):
+        note()
+        return super().forward(x)
+"""
+)
+
+
+# `--quick` took 5 to 7 s of processor time, most of it for what torch imports
+@pytest.mark.parametrize(("text", "name", "imported"), [(PAIR, "batchnorm_forward", ""), (LAYER, "BatchNorm", "torch")])
+def test_quick_imports_no_more_than_its_target_needs(
+    text: str, name: str, imported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "noted.py").write_text(text)
+    monkeypatch.setenv("IMPORTED", str(tmp_path / "imported"))
+    check = (
+        "import sys; from normlab.check.contain import check_contained; "
+        f"assert check_contained('noted.py:{name}', quick=True).ok; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set((tmp_path / "imported").read_text().strip(";").split(";")) == {imported}
+
+
 @pytest.mark.slow  # a limit of processor time depends on the machine
 def test_quick_is_quick_and_the_process_answers_by_itself() -> None:
     command = [sys.executable, "-m", "normlab", "check", "torch.nn:LayerNorm", "--quick", "--json"]

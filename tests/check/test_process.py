@@ -27,6 +27,17 @@ def layernorm_forward(x, gamma, beta, ln_param):
 """
 
 
+# of a NumPy pair, torch is imported by what the target imports: its settings were then nobody's
+def test_settings_are_those_of_torch_at_its_first_import(tmp_path: Path) -> None:
+    (tmp_path / "helps.py").write_text("import torch\ntorch.set_grad_enabled(False)\n")
+    path = tmp_path / "target.py"
+    path.write_text("from helps import *\n" + TARGET.replace("import torch\n{line}\n", ""))
+    report = check_contained(f"{path}:layernorm_forward", "layer", quick=True)
+    assert report.ok, report.text()
+    (said,) = (f for f in report.findings if f.check == "target.side-effects")
+    assert "torch.set_grad_enabled" in said.message
+
+
 # gradients switched off at import made six bugs of a right layer
 def test_gradients_switched_off_at_import_are_no_fault_of_the_layer(tmp_path: Path) -> None:
     path = tmp_path / "target.py"

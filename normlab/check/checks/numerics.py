@@ -329,9 +329,9 @@ def half(setup: Setup) -> Finding:
 @check("numerics.half-dtype")
 def half_dtype(setup: Setup) -> Finding:
     """Half precision in, half precision out (torch Modules)."""
+    layer = torch_layer(setup, dtype="bfloat16")
     import torch
 
-    layer = torch_layer(setup, dtype="bfloat16")
     x = torch.randn(setup.shape, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     try:
         y = layer.run(x, True)

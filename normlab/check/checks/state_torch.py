@@ -64,8 +64,7 @@ def freeze(setup: Setup) -> Finding:
             p.requires_grad_(not frozen)
         given = torch.from_numpy(x).requires_grad_(True)
         y = layer.run(given, False)
-        dx = guarded(torch.autograd.grad, y, given, dy, allow_unused=True)[0] if y.requires_grad else None
-        results.append(np.zeros(x.shape) if dx is None else dx.numpy())
+        results.append(layer.dx(y, given, dy).numpy())
     if relative_error(results[1], results[0]) > setup.tolerance:
         return bug("freezing the parameters changes dx", "freeze-changes-dx", "dx does not depend on requires_grad")
     if setup.recipe.tracks and setup.recipe.kind != "instance":
@@ -239,7 +238,7 @@ def moves_with_dtype(setup: Setup) -> Finding:
     return passed("every tensor moves with the layer")
 
 
-@check("state.checkpointing")
+@check("state.checkpointing", slow=True)
 def checkpointing(setup: Setup) -> Finding:
     """Activation checkpointing: the same gradient; most layers' statistics move twice."""
     layer = torch_layer(setup)
@@ -253,8 +252,7 @@ def checkpointing(setup: Setup) -> Finding:
         layer.module.train()
         given = torch.from_numpy(x).requires_grad_(True)
         y = guarded(checkpoint, layer.module, given, use_reentrant=False) if checkpointed else layer.run(given, True)
-        dx = guarded(torch.autograd.grad, y, given, dy, allow_unused=True)[0] if y.requires_grad else None
-        results.append(np.zeros(x.shape) if dx is None else dx.numpy())
+        results.append(layer.dx(y, given, dy).numpy())
         states.append([v.clone() for v in layer.module.buffers() if v.is_floating_point()])  # not the count
     if relative_error(results[1], results[0]) > setup.tolerance:
         return bug(
@@ -364,20 +362,17 @@ def double_backward(setup: Setup) -> Finding:
     given = torch.from_numpy(x).requires_grad_(True)
     try:
         y = layer.run(given, True)
-        (dx,) = torch.autograd.grad(y, given, torch.from_numpy(sample(shape, 1.0, seed=50)), create_graph=True)
+        dx = layer.dx(y, given, torch.from_numpy(sample(shape, 1.0, seed=50)), create_graph=True)
         if not dx.requires_grad:
             return note("second derivatives are not available: dx carries no graph", "no-double-backward")
         v = torch.from_numpy(sample(shape, 1.0, seed=51))
-        (second,) = torch.autograd.grad(dx, given, v, allow_unused=True)
-        if second is None:
-            second = torch.zeros_like(given)
+        second = layer.dx(dx, given, v)
     except (TargetFailure, RuntimeError) as e:
         return note(f"second derivatives raise: {str(e).splitlines()[0]}", "no-double-backward")
 
     def slope(h: float) -> np.ndarray:
         moved = torch.from_numpy(x + h * direction).requires_grad_(True)
-        (out,) = torch.autograd.grad(layer.run(moved, True), moved, torch.from_numpy(sample(shape, 1.0, seed=50)))
-        return out.numpy()
+        return layer.dx(layer.run(moved, True), moved, torch.from_numpy(sample(shape, 1.0, seed=50))).numpy()
 
     direction = setup.rng().normal(size=shape)
     expected = float((((slope(1e-5) - slope(-1e-5)) / 2e-5) * v.numpy()).sum())

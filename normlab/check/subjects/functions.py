@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -176,8 +177,10 @@ class FunctionSubject(Subject):
         return self.habits.framework == "torch" and "running_mean" in self.roles and not told
 
     def _find_library(self, x: NDArray[Any], training: bool) -> NDArray[Any]:
-        failures = []
+        failures: list[TargetFailure] = []
         for library in ("numpy", "torch"):
+            if failures and not _may_want_tensors(failures[0]):
+                break
             self.habits.framework = library
             try:
                 y = self.forward(x, training)
@@ -221,13 +224,15 @@ class FunctionSubject(Subject):
             raise Unsupported("the function has no backward pass")
         import torch
 
+        from normlab.check.subjects.gradients import gradients
+
         y = self._last["y"]
         if not self._last["training"] and self.evaluates_without_grad:
             raise Unsupported("the function evaluates where torch records no gradients")
         if not y.requires_grad:
             raise TargetFailure("its output has no gradient: the graph is cut (detach or no_grad inside)")
         of = [self._last["x"], *(self._last["args"][self.roles[r]] for r in learned)]
-        found = guarded(torch.autograd.grad, y, of, torch.from_numpy(dy), allow_unused=True, retain_graph=True)
+        found = guarded(gradients, y, of, torch.from_numpy(dy), keep_graph=True)
         return [None if g is None else g.numpy() for g in found]
 
     def _call_backward(self, dy: NDArray[Any], learned: list[str]) -> list[NDArray[Any] | None]:
@@ -308,6 +313,11 @@ class FunctionSubject(Subject):
     @property
     def free_momentum(self) -> bool:  # type: ignore[override]
         return "momentum" in self.roles and _is_required(self.function, self.roles["momentum"])
+
+
+def _may_want_tensors(failure: TargetFailure) -> bool:
+    """Whether a function that fails on arrays may be one of tensors: torch is imported, or methods are missing."""
+    return "torch" in sys.modules or isinstance(failure.original, (TypeError, AttributeError))
 
 
 def _argument_roles(function: Callable[..., Any]) -> dict[str, str]:

@@ -64,14 +64,11 @@ class KerasSubject(Subject):
             raise Unsupported("gradients of Keras layers need KERAS_BACKEND=torch")
         import torch
 
+        from normlab.check.subjects.gradients import gradients
+
         x, y = self._last
         learned = {r: v.value for r, v in self._variables().items() if r in ("weight", "bias")}
-        grads = guarded(
-            torch.autograd.grad,
-            *(y, [x, *learned.values()], torch.from_numpy(np.array(dy)).to(y.dtype)),
-            retain_graph=True,
-            allow_unused=True,
-        )
+        grads = guarded(gradients, y, [x, *learned.values()], torch.from_numpy(np.array(dy)), keep_graph=True)
         if grads[0] is None:
             raise TargetFailure("has an output without gradient")
         out = {"x": grads[0].numpy()}

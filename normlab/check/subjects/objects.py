@@ -142,14 +142,14 @@ class ObjectSubject(Subject):
     def _differentiate(self, dy: NDArray[Any], learned: list[str]) -> dict[str, NDArray[Any]]:
         import torch
 
+        from normlab.check.subjects.gradients import gradients
+
         assert self._last is not None
         x, y = self._last
         if not y.requires_grad:
             raise TargetFailure("its output has no gradient: the graph is cut (detach, .data or no_grad inside)")
         wanted = [x, *(_get(self.layer, self._names[r]) for r in learned)]
-        found = guarded(
-            torch.autograd.grad, y, wanted, torch.from_numpy(dy).to(y.dtype), retain_graph=True, allow_unused=True
-        )
+        found = guarded(gradients, y, wanted, torch.from_numpy(dy), keep_graph=True)
         grads = [np.zeros(tuple(w.shape)) if g is None else g.numpy() for w, g in zip(wanted, found, strict=True)]
         return {"x": grads[0], **{r: g.reshape(-1) for r, g in zip(learned, grads[1:], strict=True)}}
 

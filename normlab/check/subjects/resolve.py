@@ -106,11 +106,12 @@ def _static_pair(cls: type) -> tuple[Any, Any] | None:
 def _built(name: str, factory: Any, options: Options) -> Subject:
     """The subject of what a factory builds: a Module, or any other kind of layer."""
     from normlab.check.subjects.base import call_by_roles
-    from normlab.check.subjects.torch_module import TorchSubject
 
     made, _ = call_by_roles(factory, options)
     family = {base.__module__.split(".")[0] for base in _bases(made)}
     if "torch" in family:
+        from normlab.check.subjects.torch_module import TorchSubject
+
         return TorchSubject.from_callable(name, factory, options)
     if family & {"keras", "flax"} or isinstance(made, tuple):
         return subject_of(made, name, None, None, options)

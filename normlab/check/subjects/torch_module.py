@@ -24,6 +24,7 @@ from normlab.check.subjects.base import (
     guarded,
     role_of,
 )
+from normlab.check.subjects.gradients import gradients
 
 LEARNED = ("weight", "bias", "gate")
 DTYPES = {
@@ -138,18 +139,16 @@ class TorchSubject(Subject):
             raise Unsupported("the layer evaluates where torch records no gradients: there is no backward pass")
         if not y.requires_grad:
             raise TargetFailure("its output has no gradient: the graph is cut (detach, .data or no_grad inside)")
-        grads = guarded(
-            torch.autograd.grad,
-            y,
-            [x, *wanted.values()],
-            to_torch(dy).to(y.dtype),
-            retain_graph=True,
-            allow_unused=True,
-        )
+        grads = guarded(gradients, y, [x, *wanted.values()], to_torch(dy), keep_graph=True)
         out = {"x": np.zeros(dy.shape) if grads[0] is None else from_torch(grads[0])}
         for (role, p), g in zip(wanted.items(), grads[1:], strict=True):
             out[role] = np.zeros(p.numel()) if g is None else from_torch(g).reshape(-1)
         return out
+
+    def dx(self, y: torch.Tensor, x: torch.Tensor, dy: torch.Tensor, create_graph: bool = False) -> torch.Tensor:
+        """The gradient in `x` of an output `y`; zeros where `y` does not depend on it, or has no graph."""
+        found = guarded(gradients, y, [x], dy, create_graph)[0] if y.requires_grad else None
+        return torch.zeros_like(x) if found is None else found
 
     @property
     def given(self) -> NDArray[Any] | None:
