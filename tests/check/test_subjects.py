@@ -34,6 +34,7 @@ from normlab.errors import UsageError
         ("LlamaRMSNorm", "rms"),
         ("BatchInstanceNorm", "batch-instance"),
         ("BIN", "batch-instance"),
+        ("LayerNormViaGroupNorm", "layer"),
         ("Whatever", None),
         ("Linear", None),
         ("Binary", None),

@@ -67,7 +67,8 @@ def role_of(name: str) -> str | None:
 def kind_from_name(name: str) -> str | None:
     """The kind of normalization that a class's or function's name implies, or None."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-    return next((kind for kind, pattern in KIND_PATTERNS if re.search(pattern, spaced)), None)
+    itself, *_ = re.split(r"_(?:via|by|using|through|from)_", spaced)  # one norm by means of another
+    return next((kind for kind, pattern in KIND_PATTERNS if re.search(pattern, itself)), None)
 
 
 class TargetFailure(Exception):
@@ -271,6 +272,19 @@ def guarded(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     except BaseException as e:
         text = str(e).strip().splitlines()
         raise TargetFailure(f"raised {type(e).__name__}: {text[0] if text else '(no message)'}", e) from e
+
+
+def in_order(gradients: dict[str, Any], learned: list[str]) -> tuple[Any, ...]:
+    """Gradients by name, such as dx and dgamma, or x and gamma, as the tuple (dx, dweight, dbias)."""
+    found: dict[str, Any] = {}
+    for name, value in gradients.items():
+        short = re.sub(r"^(d_?|grad_)|(_?grad)$", "", name)
+        role = role_of(name) or role_of(short)
+        found.setdefault(role if role in ("weight", "bias", "gate") else short, value)
+    missing = [f"d{name}" for name in ("x", *learned) if name not in found]
+    if missing:
+        raise TargetFailure(f"backward returned {', '.join(gradients)}; expected {', '.join(missing)} too")
+    return tuple(found[name] for name in ("x", *learned))
 
 
 _PASSED_ON = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}

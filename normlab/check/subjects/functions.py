@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,6 +24,7 @@ from normlab.check.subjects.base import (
     Unsupported,
     checked_output,
     guarded,
+    in_order,
     role_of,
     size_of,
 )
@@ -251,7 +251,7 @@ class FunctionSubject(Subject):
             answer = guarded(self.backward_function, given, self._last["cache"])
         self.overwrote_gradient = not np.array_equal(given, dy)
         if isinstance(answer, dict):
-            answer = _in_order(answer, learned)
+            answer = in_order(answer, learned)
         if isinstance(answer, list):
             answer = tuple(answer)
         if not learned and not isinstance(answer, tuple):
@@ -336,25 +336,28 @@ def _argument_roles(function: Callable[..., Any]) -> dict[str, str]:
             roles.setdefault("groups", name)
         elif role := role_of(name):
             roles.setdefault(role, name)
+    unknown = [n for n in names[1:] if n not in roles.values() and _is_required(function, n)]
+    if unknown:
+        raise TargetFailure(_advise_call(function, names[0], unknown[0]))
     return roles
 
 
-def _in_order(gradients: dict[str, Any], learned: list[str]) -> tuple[Any, ...]:
-    """Gradients by name, such as dx and dgamma, or x and gamma, as the tuple (dx, dweight, dbias)."""
-    found: dict[str, Any] = {}
-    for name, value in gradients.items():
-        short = re.sub(r"^(d_?|grad_)|(_?grad)$", "", name)
-        role = role_of(name) or role_of(short)
-        found.setdefault(role if role in LEARNED else short, value)
-    missing = [f"d{name}" for name in ("x", *learned) if name not in found]
-    if missing:
-        raise TargetFailure(f"backward returned {', '.join(gradients)}; expected {', '.join(missing)} too")
-    return tuple(found[name] for name in ("x", *learned))
+def _advise_call(function: Callable[..., Any], first: str, unknown: str) -> str:
+    """What to do about a function that wants more than an input, parameters and settings."""
+    name = getattr(function, "__name__", "function")
+    return (
+        f"cannot be called: it requires the argument {unknown!r}, whose meaning its name does not say (no fault of its "
+        f"mathematics); give a function of known arguments, such as `def norm({first}, gamma, beta, eps=1e-5): return "
+        f"{name}({first}, {unknown}=...)`, and check that"
+    )
 
 
 def _is_required(function: Callable[..., Any], name: str) -> bool:
     parameter = inspect.signature(function).parameters[name]
-    return parameter.default is parameter.empty
+    return parameter.default is parameter.empty and parameter.kind not in (
+        parameter.VAR_POSITIONAL,
+        parameter.VAR_KEYWORD,
+    )
 
 
 def _unpack(answer: Any, channels: int, tracks: bool) -> tuple[Any, Any, tuple[Any, Any] | None]:

@@ -29,7 +29,7 @@ def gradients(
     y: torch.Tensor, of: Sequence[torch.Tensor], dy: torch.Tensor, create_graph: bool = False, keep_graph: bool = False
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients in `of` of an output `y` whose own gradient is `dy`; None for what `y` does not depend on."""
-    scalar = _Handed.apply(y, dy.to(y.dtype))
+    scalar = _Handed.apply(y, dy.to(y.dtype))  # type: ignore[no-untyped-call]
     return torch.autograd.grad(
         scalar, of, create_graph=create_graph, retain_graph=keep_graph or create_graph, allow_unused=True
     )

@@ -1,6 +1,7 @@
 """Layer objects that are no torch Modules: a class with forward(x[, training]) and backward(dy), or one that is called.
 
-Parameters are attributes (gamma, beta, or other names), arrays or tensors, or entries of a dictionary of parameters.
+Parameters are attributes (gamma, beta, or other names), arrays or tensors, entries of a dictionary or a list of
+parameters, or boxes that hold a value and its gradient.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from normlab.check.subjects.base import (
     call_by_roles,
     checked_output,
     guarded,
+    in_order,
     role_of,
     size_of,
 )
+from normlab.check.subjects.places import gradient, is_tensor, place, places, spelled
 
 LEARNED = ("weight", "bias", "gate")
 RUNNING = ("running_mean", "running_var")
@@ -49,7 +52,7 @@ class ObjectSubject(Subject):
             raise TargetFailure("has neither forward nor __call__")
         self._backward = method(self.layer, BACKWARDS)
         self._make_parameters()
-        self._torch = any(_is_tensor(v) for _, v in self._slots())
+        self._torch = any(is_tensor(v) for _, v in self._slots())
         if "channels" not in self.settable:
             sizes = [size_of(v) for n, v in self._slots() if role_of(n) in (*LEARNED, *RUNNING) and v is not None]
             self.options = replace(options, channels=int(sizes[0])) if sizes else options
@@ -108,7 +111,7 @@ class ObjectSubject(Subject):
             given = torch.from_numpy(given).requires_grad_(True)
             for role in LEARNED:
                 if role in self._names:
-                    _get(self.layer, self._names[role]).requires_grad_(True)
+                    place(self.layer, self._names[role]).value.requires_grad_(True)
         y = guarded(self._call, given, **self._set_mode(training))
         y = y[0] if isinstance(y, tuple) else y
         self._last = (given, y)
@@ -125,6 +128,10 @@ class ObjectSubject(Subject):
                 raise Unsupported("the layer has no backward pass")
             return self._differentiate(dy, learned)
         answer = guarded(self._backward, np.array(dy))
+        if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict):
+            answer = {"x": answer[0], **answer[1]}
+        if isinstance(answer, dict):
+            answer = in_order(answer, learned)
         parts = answer if isinstance(answer, tuple) else (answer,)
         out = {"x": checked_output(parts[0], dy.shape).copy()}
         for role, given in zip(learned, parts[1:], strict=False):
@@ -148,24 +155,17 @@ class ObjectSubject(Subject):
         x, y = self._last
         if not y.requires_grad:
             raise TargetFailure("its output has no gradient: the graph is cut (detach, .data or no_grad inside)")
-        wanted = [x, *(_get(self.layer, self._names[r]) for r in learned)]
+        wanted = [x, *(place(self.layer, self._names[r]).value for r in learned)]
         found = guarded(gradients, y, wanted, torch.from_numpy(dy), keep_graph=True)
         grads = [np.zeros(tuple(w.shape)) if g is None else g.numpy() for w, g in zip(wanted, found, strict=True)]
         return {"x": grads[0], **{r: g.reshape(-1) for r, g in zip(learned, grads[1:], strict=True)}}
 
     def _gradient(self, path: str) -> NDArray[Any]:
-        holder, _, key = path.rpartition(".")
-        spellings = [f"d{key}", f"d_{key}", f"{key}_grad", f"grad_{key}", f"{key}_gradient"]
-        for name in spellings:
-            if getattr(self.layer, name, None) is not None:
-                return np.array(getattr(self.layer, name), dtype=np.float64).reshape(-1)
-        for container in vars(self.layer).values():
-            if isinstance(container, dict) and container is not getattr(self.layer, holder or "_", None):
-                for name in (*spellings, key):
-                    held = container.get(name)
-                    if held is not None and held is not _get(self.layer, path):
-                        return np.array(held, dtype=np.float64).reshape(-1)
-        raise TargetFailure(f"backward left no gradient of {key}: expected it returned after dx or as {spellings[0]}")
+        found = gradient(self.layer, path)
+        if found is None:
+            name, expected = path.rpartition(".")[2], spelled(path)[0]
+            raise TargetFailure(f"backward left no gradient of {name}: expected it returned after dx or as {expected}")
+        return np.array(found, dtype=np.float64).reshape(-1)
 
     # --- state ---
 
@@ -181,24 +181,21 @@ class ObjectSubject(Subject):
         """
         held = [v for v in vars(self.layer).values() if isinstance(v, dict)]
         empty = any(v is None for d in (vars(self.layer), *held) for v in d.values())
+        empty |= any("param" in name and value == {} for name, value in vars(self.layer).items())
         if empty and not any(role_of(n) in LEARNED and v is not None for n, v in self._slots()):
             with contextlib.suppress(TargetFailure):
                 guarded(self._call, np.outer([1.0, -1.0], np.ones(self.options.channels)))
 
     def _slots(self) -> Iterator[tuple[str, Any]]:
-        """Attributes, and entries of dictionaries, that hold an array, a tensor or nothing yet."""
-        for name, value in vars(self.layer).items():
-            if value is None or _is_array(value):
-                yield name, value
-            elif isinstance(value, dict) and "grad" not in name:
-                yield from ((f"{name}.{k}", v) for k, v in value.items() if _is_array(v))
+        """Paths, and the arrays, tensors or None that they lead to."""
+        return ((p.path, p.value) for p in places(self.layer))
 
     def _as_float(self, dtype: str) -> None:
         import torch
 
         for path, value in list(self._slots()):
-            if _is_tensor(value) and value.is_floating_point():
-                _set_path(self.layer, path, value.detach().to(getattr(torch, dtype)))
+            if is_tensor(value) and value.is_floating_point():
+                place(self.layer, path).put(value.detach().to(getattr(torch, dtype)))
 
     def learnable(self) -> dict[str, NDArray[Any]]:
         return {n: _numpy(v) for n, v in self._slots() if v is not None and size_of(v) == self.options.channels}
@@ -207,16 +204,16 @@ class ObjectSubject(Subject):
         return self.learnable()
 
     def set_tensor(self, name: str, value: NDArray[Any]) -> None:
-        _fill(self.layer, name, value)
+        place(self.layer, name).fill(value)
 
     @property
     def parameters(self) -> dict[str, NDArray[Any]]:
-        return {r: _numpy(_get(self.layer, a)) for r, a in self._names.items() if r in LEARNED}
+        return {r: _numpy(place(self.layer, a).value) for r, a in self._names.items() if r in LEARNED}
 
     def set_parameters(self, values: dict[str, NDArray[Any]]) -> None:
         for role, value in values.items():
             if role in self._names:
-                _fill(self.layer, self._names[role], value)
+                place(self.layer, self._names[role]).fill(value)
 
     @property
     def tracks(self) -> bool:
@@ -226,7 +223,7 @@ class ObjectSubject(Subject):
     def running(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
         if not self.tracks:
             return None
-        found = [_get(self.layer, self._names[r]) for r in RUNNING]
+        found = [place(self.layer, self._names[r]).value for r in RUNNING]
         if any(v is None for v in found):
             return None
         mean, var = (np.array(_numpy(v), dtype=np.float64).reshape(-1) for v in found)
@@ -235,7 +232,7 @@ class ObjectSubject(Subject):
     def set_running(self, mean: NDArray[Any], var: NDArray[Any]) -> None:
         for role, value in zip(RUNNING, (mean, var), strict=True):
             if role in self._names:
-                _fill(self.layer, self._names[role], value)
+                place(self.layer, self._names[role]).fill(value)
 
     @property
     def declared(self) -> dict[str, float]:
@@ -256,39 +253,5 @@ def _bare(path: str) -> bool:
     return path.rpartition(".")[2].strip("_") in ("mean", "var")
 
 
-def _is_tensor(value: Any) -> bool:
-    return hasattr(value, "detach") and hasattr(value, "requires_grad_")
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray) or _is_tensor(value)
-
-
 def _numpy(value: Any) -> NDArray[Any]:
-    return np.array(value.detach().numpy() if _is_tensor(value) else value)
-
-
-def _get(layer: Any, path: str) -> Any:
-    holder, _, key = path.rpartition(".")
-    return getattr(layer, holder)[key] if holder else getattr(layer, key)
-
-
-def _set_path(layer: Any, path: str, value: Any) -> None:
-    holder, _, key = path.rpartition(".")
-    if holder:
-        getattr(layer, holder)[key] = value
-    else:
-        setattr(layer, key, value)
-
-
-def _fill(layer: Any, path: str, value: NDArray[Any]) -> None:
-    """Set an array or a tensor to these values, in its own shape and precision."""
-    old = _get(layer, path)
-    if _is_tensor(old):
-        import torch
-
-        _set_path(layer, path, torch.from_numpy(np.array(value)).to(old.dtype).reshape(old.shape))
-    elif old is None:
-        _set_path(layer, path, np.array(value, dtype=np.float64).reshape(-1))
-    else:
-        _set_path(layer, path, np.array(value, dtype=np.asarray(old).dtype).reshape(np.shape(old)))
+    return np.array(value.detach().numpy() if is_tensor(value) else value)

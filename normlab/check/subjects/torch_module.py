@@ -64,6 +64,7 @@ class TorchSubject(Subject):
         module, self.settable = build(options)
         if not isinstance(module, torch.nn.Module):
             raise TargetFailure(f"built a {type(module).__name__}; expected a torch.nn.Module")
+        _settle(module, options.channels)
         self.module = module.to(DTYPES[options.dtype])
         found = self.parameters.get("weight", self.parameters.get("bias"))
         if "channels" not in self.settable:  # an instance or a factory without arguments has its own sizes
@@ -81,6 +82,7 @@ class TorchSubject(Subject):
 
     @classmethod
     def from_instance(cls, name: str, module: torch.nn.Module, options: Options) -> TorchSubject:
+        _settle(module, options.channels)
         pristine = copy.deepcopy(module)
 
         def build(o: Options) -> tuple[Any, frozenset[str]]:
@@ -303,6 +305,18 @@ def _plain_tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
         for name, value in holder.items()
         if isinstance(value, torch.Tensor)
     ]
+
+
+def _settle(module: torch.nn.Module, channels: int) -> None:
+    """Have a lazy module take its sizes, as a first input in evaluation does."""
+    lazy = torch.nn.parameter.is_lazy
+    training = module.training
+    for rank in (4, 2, 3, 5):
+        if not any(lazy(t) for t in (*module.parameters(), *module.buffers())):
+            break
+        with contextlib.suppress(TargetFailure), torch.no_grad():
+            guarded(module.eval(), torch.zeros(2, channels, *[3] * (rank - 2)))
+    module.train(training)
 
 
 def _groups(module: torch.nn.Module) -> int | None:
