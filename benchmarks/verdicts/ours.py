@@ -23,7 +23,8 @@ _COLLAPSED = 0.25  # of a study's best accuracy; no world has norms so far apart
 def behind_at(test: np.ndarray, val: np.ndarray, images: int, seeds: Sequence[int]) -> dict[int, np.ndarray]:
     """(studies, norms) which norms are said to be behind with so many seeds, with all looks before."""
     if _any_collapsed(test):
-        return {n: _one_by_one(test[:, :, :n], val[:, :, :n], images).behind for n in seeds}
+        test, val = test[:ONE_BY_ONE], val[:ONE_BY_ONE]
+        return {n: one_by_one(test[:, :, :n], val[:, :, :n], images).behind for n in seeds}
     parts = np.array_split(test, -(-len(test) // TOGETHER))
     found = [_behind_at(part[:, :, : max(seeds)], images, seeds) for part in parts]
     return {n: np.concatenate([of[n] for of in found]) for n in seeds}
@@ -51,7 +52,7 @@ def judge(test: np.ndarray, val: np.ndarray, images: int) -> Judgement:
     """The whole judgement, with intervals, of the first studies."""
     test, val = test[:INTERVALS_OF], val[:INTERVALS_OF]
     if _any_collapsed(test):
-        return _one_by_one(test, val, images)
+        return one_by_one(test[:ONE_BY_ONE], val[:ONE_BY_ONE], images)
     studies, norms, _ = test.shape
     low, high = np.full((studies, norms, norms), -1.0), np.full((studies, norms, norms), 1.0)
     for alpha, difference, a, b, spreads in _iterate_looks(test, images):
@@ -96,9 +97,8 @@ def _any_collapsed(test: np.ndarray) -> bool:
     return bool((test < _COLLAPSED * test.max((1, 2), keepdims=True)).any())
 
 
-def _one_by_one(test: np.ndarray, val: np.ndarray, images: int) -> Judgement:
-    """The first studies, with trainings at chance left out of the means, as failures that are counted apart."""
-    test, val = test[:ONE_BY_ONE], val[:ONE_BY_ONE]
+def one_by_one(test: np.ndarray, val: np.ndarray, images: int) -> Judgement:
+    """The whole judgement, with trainings at chance left out of the means, as failures that are counted apart."""
     shape = test.shape[:2]
     found, low, high = np.zeros(shape, bool), np.full(shape, -1.0), np.full(shape, 1.0)
     chosen = np.zeros(shape[0], int)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,10 @@ import numpy as np
 from benchmarks.verdicts.cells import Table
 from benchmarks.verdicts.procedures import Procedure
 from normlab.study.running.until_sure import FEWEST, look
-from normlab.study.verdict import CHANCE, judge
+from normlab.study.verdict import CHANCE, Verdict, judge
 
 LIKE = 0.01  # norms whose means over all seeds are this near to the best's are called as good
+FAR = 0.05  # norms that are further behind are to be out
 
 
 def draws(table: Table, count: int, seeds: int) -> np.ndarray:
@@ -49,26 +52,59 @@ def far_behind(table: Table) -> np.ndarray:
     return means <= np.sort(means)[1]
 
 
-def until_sure(table: Table, order: np.ndarray, most: int) -> tuple[int, bool]:
-    """Trainings that `--until-sure` takes where seeds come in this order, and whether all that are as good stay in."""
-    trained, images = dict.fromkeys(table.norms, FEWEST), table.about["images"]["test"]
+@dataclass(frozen=True)
+class Spent:
+    """What `--until-sure` took: trainings in all, and those until the right best set stood for good.
+
+    The right one has every norm that is as good as the best, and none that is `FAR` behind; `until_right` is infinite
+    where it ended with another.
+    """
+
+    trainings: int
+    until_right: float
+    kept: bool
+
+
+def until_sure(table: Table, order: np.ndarray, most: int) -> Spent:
+    """What `--until-sure` takes where seeds come in this order."""
+    trained, until_right = dict.fromkeys(table.norms, FEWEST), math.inf
     means = {norm: float(table.test[norm].mean()) for norm in table.norms}
+    good = {norm for norm in table.norms if means[norm] >= max(means.values()) - LIKE}
+    far = {norm for norm in table.norms if means[norm] < max(means.values()) - FAR}
     for turn in range(FEWEST, most + 1):
-        cells = [_cell(table, norm, seed) for norm, seeds in trained.items() for seed in order[:seeds]]
-        verdict = judge(cells, test_images=images, floors={CHANCE: 1 / table.about["classes"]})
+        cells = [_cell(table, norm, order[at], at) for norm, seeds in trained.items() for at in range(seeds)]
+        verdict = _judge(table, cells)
+        right = good <= set(verdict.best_set) and not far & set(verdict.best_set)
+        until_right = min(until_right, sum(trained.values())) if right else math.inf
         progress = look(verdict, most)
         if progress.settled or turn == most:
             break
         trained |= dict.fromkeys(progress.open or table.norms, turn + 1)
-    good = [norm for norm in table.norms if means[norm] >= max(means.values()) - LIKE]
-    return sum(trained.values()), set(good) <= set(verdict.best_set)
+    return Spent(sum(trained.values()), until_right, good <= set(verdict.best_set))
 
 
-def _cell(table: Table, norm: str, seed: int) -> dict[str, Any]:
-    """As in results.json, with what a verdict needs."""
+def steadiness(table: Table, orders: np.ndarray) -> dict[str, float]:
+    """Shares of draws that recommend the same norm without one of the two last ones, and say the same reordered."""
+    last = np.array(table.norms)[far_behind(table)]
+    same: dict[str, list[bool]] = {"dropping": [], "reordering": []}
+    for order in orders:
+        cells = [_cell(table, norm, seed, at) for norm in table.norms for at, seed in enumerate(order)]
+        verdict = _judge(table, cells)
+        without = [_judge(table, [cell for cell in cells if cell["norm"] != norm]) for norm in last]
+        same["dropping"] += [other.best == verdict.best for other in without]
+        same["reordering"].append(_judge(table, cells[::-1]) == verdict)
+    return {name: float(np.mean(found)) for name, found in same.items()}
+
+
+def _judge(table: Table, cells: Sequence[Mapping[str, Any]]) -> Verdict:
+    return judge(cells, test_images=table.about["images"]["test"], floors={CHANCE: 1 / table.about["classes"]})
+
+
+def _cell(table: Table, norm: str, seed: int, at: int) -> dict[str, Any]:
+    """As in results.json, with what a verdict needs: the training of a seed as the one that came `at` that place."""
     return {
         "norm": norm,
-        "seed": int(seed),
+        "seed": at,
         "status": "done",
         "test": {"accuracy": float(table.test[norm][seed])},
         "epochs": [{"val_accuracy": float(value)} for value in table.val[norm][seed]],

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.verdicts import demo, ours, procedures
+from benchmarks.verdicts import demo, early, ours, procedures
 from benchmarks.verdicts.__main__ import main
 from benchmarks.verdicts.cells import tables
 from benchmarks.verdicts.measures import changes, covered, wrong
+from benchmarks.verdicts.replay import steadiness, until_sure
 from benchmarks.verdicts.worlds import WORLDS
 from normlab.study.statistics import compare_all
 from normlab.study.verdict import Verdict
@@ -127,3 +128,20 @@ def test_the_demo_runs(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| 0–2 | " in printed
     assert "The recommendation is " in printed
+
+
+def test_what_is_far_behind_half_way_is_set_aside_and_equals_hardly_ever():
+    noise = np.random.default_rng(6).normal(0, 0.01, (200, 5, 3))
+    means = np.array([0.8, 0.8, 0.5, 0.5, 0.5])
+    out = early.set_aside(means[:, None] + noise, 1000)
+    assert out[:, 2:].all()
+    assert out[:, :2].mean() < 0.1
+
+
+def test_a_replay_counts_trainings_and_those_until_the_right_set():
+    (flowers,) = (table for table in tables() if table.name == "flowers")
+    spent = until_sure(flowers, np.arange(flowers.seeds), flowers.seeds)
+    assert 12 <= spent.trainings <= 30
+    assert spent.until_right == np.inf or 12 <= spent.until_right <= spent.trainings
+    assert spent.kept
+    assert steadiness(flowers, np.arange(3)[None]) == {"dropping": 1.0, "reordering": 1.0}
