@@ -127,6 +127,23 @@ def more_than_one_value(title: str, x: Tensor, training: bool) -> None:
         )
 
 
+def mask(x: Tensor, given: Any) -> None:
+    """Raise InputError unless a mask says of each position of x (N, C, *) whether it is there."""
+    n, sizes = x.shape[0], tuple(x.shape[2:])
+    if not isinstance(given, Tensor) or tuple(given.shape) not in ((n, *sizes), (n, 1, *sizes)):
+        found = tuple(given.shape) if isinstance(given, Tensor) else repr(given)
+        raise InputError(
+            f"mask: expected shape {(n, *sizes)} or {(n, 1, *sizes)} for an input of shape {tuple(x.shape)}, "
+            f"got {found}"
+        )
+    if not given.is_floating_point() or torch.compiler.is_compiling():
+        return
+    if not bool(((given == 0) | (given == 1)).all()):  # such as that of attention, 0 and -inf, which says the opposite
+        raise InputError(
+            f"mask: expected true and false, or 1 and 0, got other numbers of {given.dtype}; compare first"
+        )
+
+
 def more_than_one_kept(title: str, mask: Tensor, training: bool) -> None:
     """Raise InputError if a mask leaves one value of each channel."""
     if int(torch.count_nonzero(mask)) == 1:

@@ -62,7 +62,12 @@ def from_keras(layer: Any, weights: Any = None, *, count: int | None = None) -> 
     weight, bias = held.get("gamma"), held.get("beta")
     if kind == "GroupNormalization":
         return _group(_length(weight, bias), int(config.get("groups", 32)), weight, bias, eps)
-    if kind == "RMSNormalization" or config.get("rms_scaling"):
+    if config.get("rms_scaling"):
+        raise UsageError(
+            "from_keras: LayerNormalization(rms_scaling=True) divides by the standard deviation and subtracts nothing, "
+            "which no layer here does, nor is it RMS normalization; RMSNormalization is"
+        )
+    if kind == "RMSNormalization":
         return _position(RMSNorm, held.get("scale", weight), None, eps)
     return _position(LayerNorm, weight, bias, eps)
 

@@ -7,10 +7,11 @@ padding. Computed in torch's operations, which are differentiated as any.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from normlab.errors import InputError
 from normlab.kernels import activations
 from normlab.kernels.reference.planes import wide
 from normlab.layers.call import Call
@@ -22,7 +23,7 @@ def normalize(x: Tensor, residual: Tensor | None, mask: Tensor, call: Call) -> T
     """y = act(norm(x) + residual) where the mask is true, and 0 elsewhere; x (N, C, *), mask (N, *) or (N, 1, *)."""
     n, channels = x.shape[:2]
     kept = _as_planes(x, mask)
-    planes = x.reshape(n, channels, -1)
+    planes = x.reshape(n, channels, kept.shape[2])
     planes = torch.where(kept, planes.float() if planes.element_size() < 4 else planes, 0.0)
     count = wide(kept.sum(2)).expand(n, channels)
 
@@ -54,13 +55,7 @@ def normalize(x: Tensor, residual: Tensor | None, mask: Tensor, call: Call) -> T
 
 def _as_planes(x: Tensor, mask: Tensor) -> Tensor:
     """The mask as booleans (N, 1, S)."""
-    n, sizes = x.shape[0], tuple(x.shape[2:])
-    if tuple(mask.shape) not in ((n, *sizes), (n, 1, *sizes)):
-        raise InputError(
-            f"mask: expected shape {(n, *sizes)} or {(n, 1, *sizes)} for an input of shape {tuple(x.shape)}, "
-            f"got {tuple(mask.shape)}"
-        )
-    return mask.to(device=x.device, dtype=torch.bool).reshape(n, 1, -1)
+    return mask.to(device=x.device, dtype=torch.bool).reshape(len(x), 1, math.prod(x.shape[2:]))
 
 
 def _broadcast_value(value: object, like: Tensor) -> Tensor:

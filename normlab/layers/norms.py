@@ -178,6 +178,8 @@ class Norm(nn.Module):
         if traces(input):
             return self._trace(input, residual, act, mask)
         self._check_input(input)
+        if mask is not None:
+            checks.mask(input, mask)
         mean, var, eps = self.running_mean, self.running_var, self._eps()
         use_batch = self.training or (mean is None and var is None)
         if self.entry.running:
@@ -442,6 +444,8 @@ class InstanceNorm(Norm, InstanceNormBase):
         if traces(input):
             return self._trace(input, residual, act, mask)
         self._check_input(input)
+        if mask is not None:
+            checks.mask(input, mask)
         mean, var, eps = self.running_mean, self.running_var, self._eps()
         use_instances = self.training or not self.track_running_stats
         if not use_instances and (mean is None or var is None):

@@ -206,6 +206,14 @@ def test_mistakes() -> None:
         normlab.to_keras(nn.Linear(2, 2))
 
 
+# Bug: it became an RMS norm, which divides by another number.
+def test_rms_scaling_of_keras_is_no_rms_norm() -> None:
+    with pytest.raises(UsageError, match=r"rms_scaling=True\) divides by the standard deviation"):
+        normlab.from_keras(
+            {"class_name": "LayerNormalization", "config": {"rms_scaling": True, "center": False}, "weights": [GAMMA]}
+        )
+
+
 # the activation was left out without a word
 @pytest.mark.parametrize("layer", ["bn", "swapped back", "theirs"])
 def test_an_activation_has_no_place(layer: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import normlab
-from normlab.errors import UsageError
+from normlab.errors import InputError, UsageError
 from normlab.norms import describe
 from tests.layers.parity import BACKENDS
 
@@ -315,6 +315,22 @@ def test_one_value_that_a_mask_keeps_has_no_variance(spec: str) -> None:
     layer.eval()(planes(), mask=mask)
 
 
-def test_wrong_mask() -> None:
-    with pytest.raises(ValueError, match=r"mask: expected shape \(6, 3, 4\) or \(6, 1, 3, 4\)"):
-        normlab.make_norm("bn", CHANNELS)(planes().float(), mask=torch.ones(6, 4))
+# Bug: what is no tensor gave Python's errors, and a mask of 0 and -inf was taken for its opposite.
+@pytest.mark.parametrize("spec", ["bn", "in", "ghost:size=2"])
+def test_wrong_mask(spec: str) -> None:
+    layer, x = normlab.make_norm(spec, CHANNELS), planes().float()
+    for wrong in (torch.ones(6, 4), torch.ones(6, CHANNELS, 3, 4), "mask", [1, 2]):
+        with pytest.raises(InputError, match=r"mask: expected shape \(6, 3, 4\) or \(6, 1, 3, 4\)"):
+            layer(x, mask=wrong)
+    for number in (float("nan"), float("-inf"), 0.5):
+        with pytest.raises(InputError, match="mask: expected true and false, or 1 and 0"):
+            layer(x, mask=torch.full((6, 3, 4), number))
+
+
+# Bug: no samples could not be reshaped.
+@pytest.mark.parametrize("spec", MASKED)
+def test_a_mask_of_no_samples(spec: str) -> None:
+    layer, x = made(spec), planes()[:0]
+    for training in (True, False):
+        assert layer.train(training)(x, mask=torch.ones(0, 3, 4)).shape == x.shape
+    assert all(torch.isfinite(v).all() for v in layer.state_dict().values())
