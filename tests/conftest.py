@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
+from normlab.kernels.runtime.system import COMPILE_ALONE
 from tests.compiled import compile_kernels
 
 if TYPE_CHECKING:
     from normlab.report.lab import Study
+
+os.environ.update(COMPILE_ALONE)  # two processes share the tests as it is
 
 # compiling a kernel takes seconds: no deadline for the example that does
 settings.register_profile("normlab", deadline=None, print_blob=True, max_examples=30)

@@ -102,9 +102,10 @@ def numbers(x: Array) -> tuple[int, Any, Any]:
 def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
     """Compile the CPU kernels now (some seconds a dtype, once: they are kept on disk), not at the first call."""
     for dtype in dtypes:
-        x, row = ones(2, 2, dtype), ones(2, 1, dtype)
-        _, kept = forward(x, row, row)
-        backward(x, x, row, kept)
+        row = ones(2, 1, dtype)
+        for x in (ones(2, 2, dtype), ones(2, 3, dtype)):  # rows, and tiles of columns
+            _, kept = forward(x, row, row)
+            backward(x, x, row, kept)
 
 
 def _check_lengths(x: Array, weight: Array | None, bias: Array | None) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from array import array
 from pathlib import Path
 
 import numba
 import pytest
 
 from normlab.kernels.cpu import planes
+from normlab.kernels.layout import ones
 from normlab.kernels.runtime.compiling import cache_folder, discard_stale
-from normlab.kernels.runtime.job import COMBINE, DOT, TABLE
+from normlab.kernels.runtime.job import COMBINE, DOT
+from normlab.kernels.stages import forward
 
 
 # Bug: with NUMBA_CACHE_DIR, or an installation that cannot be written, code of one folder alone was ever discarded.
@@ -39,8 +40,9 @@ def test_stale_code_is_discarded_where_it_lies(
 # Bug: what sums and combines was compiled twice for float32 and float64, once for layers with an activation.
 def test_an_activation_has_no_kernels_of_its_own_where_numbers_are_elements() -> None:
     found = []
-    for acts in (False, True):
-        job = array("q", bytes(8 * TABLE))
-        planes._choose_backward(job, "float32", False, False, acts, True, False)
-        found.append((job[DOT], job[COMBINE]))
+    for act in (None, "relu"):
+        x = ones(planes.MANY, 3, "float32")
+        _, cache = forward("bn", x, {}, act=act)
+        needs = planes._needs(cache.saved.plan, True, False)
+        found.append((needs[DOT], needs[COMBINE]))
     assert found[0] == found[1]

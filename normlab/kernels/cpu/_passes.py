@@ -17,7 +17,7 @@ from numba import types
 
 from normlab.kernels.cpu._machine import READY, REGISTERS_AT, SAMPLES_HERE
 from normlab.kernels.cpu._work import FIRST_PASS, SECOND_PASS, copy
-from normlab.kernels.runtime.compiling import address_of, compiled
+from normlab.kernels.runtime.compiling import address_of, joining
 from normlab.kernels.runtime.counters import call_on
 from normlab.kernels.runtime.job import (
     CHANNELS,
@@ -80,7 +80,8 @@ def _forward_passes(address: int) -> None:
     if job[MEASURE] != 0:
         pieces, length = _pieces(job)
         parts = np.empty(2 * samples * pieces * channels if pieces > 1 else 0)
-        _share(address, FIRST_PASS, parts.ctypes.data if pieces > 1 else job[MEMORY], samples * pieces)
+        job[KIND] = FIRST_PASS
+        _share(address, np.int64(parts.ctypes.data) if pieces > 1 else job[MEMORY], samples * pieces)
         if pieces > 1:
             _merge_moments(parts, length, pieces, samples, channels, job[SIZE], elements_at(job[MEMORY], np.float64))
     grids, plane = job[MEMORY], 8 * samples * channels
@@ -96,7 +97,8 @@ def _forward_passes(address: int) -> None:
             _fill(source, outputs[2 * i + 1] != 0, samples, channels, grids + (2 + i) * plane)
         else:  # the batch's mean and variance
             copy(source, grids + 5 * plane + 8 * (job[ROWS] + i - 3) * channels, channels)
-    _share(address, SECOND_PASS, grids, samples)
+    job[KIND] = SECOND_PASS
+    _share(address, grids, samples)
     if job[RUNNING_MEAN] != 0:
         _update(address)
 
@@ -115,10 +117,11 @@ def _backward_passes(address: int) -> None:
     samples, channels = job[SAMPLES], job[CHANNELS]
     count, plane = samples * channels, 8 * samples * channels
     sums = np.empty((2 + job[OUTPUT_COUNT]) * count)
-    start = sums.ctypes.data
+    start = np.int64(sums.ctypes.data)
     pieces, _ = _pieces(job)
     parts = np.empty(2 * pieces * count if pieces > 1 else 0)
-    _share(address, FIRST_PASS, parts.ctypes.data if pieces > 1 else start, samples * pieces)
+    job[KIND] = FIRST_PASS
+    _share(address, np.int64(parts.ctypes.data) if pieces > 1 else start, samples * pieces)
     if pieces > 1:
         _add_parts(parts, pieces, samples, channels, sums)
     grids = job[MEMORY]
@@ -133,34 +136,35 @@ def _backward_passes(address: int) -> None:
     for i in range(job[OUTPUT_COUNT]):
         source = registers.ctypes.data + plane * outputs[2 * i]
         _fill(source, outputs[2 * i + 1] != 0, samples, channels, start + (2 + i) * plane)
-    _share(address, SECOND_PASS, start, samples)
+    job[KIND] = SECOND_PASS
+    _share(address, start, samples)
     _write_gradients(address, sums)
 
 
-@compiled
-def _share(address: int, kind: int, sums: int, rows: int) -> None:
-    """Do a pass with other threads; its sums are rows of a number for each channel, and outlive it."""
+@joining
+def _share(address: int, sums: int, rows: int) -> None:
+    """Do the pass that the job names with other threads; its sums are rows of a number per channel, and outlive it."""
     job = elements_at(address, np.int64)
     in_memory = job[SAMPLES] * job[FOLDED] if job[LAST] == 0 else job[SAMPLES]
-    job[KIND], job[UNITS] = kind, -(-in_memory // job[GROUP]) * job[CHUNKS]
+    job[UNITS] = -(-in_memory // job[GROUP]) * job[CHUNKS]
     job[SUMS], job[SUMS_1], job[SUMS_2] = sums, rows, job[CHANNELS]
     do_part(address)
 
 
-@compiled
+@joining
 def _pieces(job: Any) -> Any:
     """In how many pieces the sums of a sample come, and the positions of each (of the last one the rest)."""
     return (job[CHUNKS], job[EXTENT]) if job[LAST] != 0 else (job[FOLDED], job[STRETCH])
 
 
-@compiled
+@joining
 def _fill(source: int, varies: bool, samples: int, channels: int, to: int) -> None:
     """Copy an output to a grid (N, C); one row for all samples is repeated."""
     for n in range(samples):
         copy(source + (8 * n * channels if varies else 0), to + 8 * n * channels, channels)
 
 
-@compiled
+@joining
 def _read_rows(address: int) -> None:
     """Running statistics and parameters in float64, one number repeated for all channels."""
     job = elements_at(address, np.int64)
@@ -175,7 +179,7 @@ def _read_rows(address: int) -> None:
                 rows[i * channels + c] = narrow[k] if itemsize == 4 else wide[k]
 
 
-@compiled
+@joining
 def _write_gradients(address: int, sums: Any) -> None:
     """Gradients summed over the samples, in the parameters' dtypes; that of one number is there in all channels."""
     job = elements_at(address, np.int64)
@@ -194,7 +198,7 @@ def _write_gradients(address: int, sums: Any) -> None:
                 wide[c] = sums[total + c]
 
 
-@compiled
+@joining
 def _update(address: int) -> None:
     """running = (1 - momentum) * running + momentum * batch, with the unbiased variance."""
     job = elements_at(address, np.int64)
@@ -213,7 +217,7 @@ def _update(address: int) -> None:
                 wide[c] = (1 - momentum) * wide[c] + new
 
 
-@compiled
+@joining
 def _add_parts(parts: Any, chunks: int, samples: int, channels: int, sums: Any) -> None:
     """Add up the partial dots of each sample."""
     for row in range(2 * samples):
@@ -225,7 +229,7 @@ def _add_parts(parts: Any, chunks: int, samples: int, channels: int, sums: Any) 
                 sums[to + c] += parts[k * channels + c]
 
 
-@compiled
+@joining
 def _merge_moments(
     parts: Any, extent: int, chunks: int, samples: int, channels: int, size: int, grids: Any
 ) -> None:  # fmt: skip

@@ -32,7 +32,6 @@ from normlab.kernels.runtime.sharing import do_part, joined
 from normlab.kernels.runtime.unaliased import elements_at, load, store
 
 (
-    BACKWARD,  # 0: forward
     X, G, Y, KEPT, WEIGHT, BIAS,  # addresses: x, its output's gradient, y or dx, (3, rows or N * S), (D,), (D,)
     SUMS, D_WEIGHT, D_BIAS,  # (2, units, D) partial sums of the gradients of weight and bias, and where they go, or 0
     OUTER, SIZE, INNER,  # rows, D and 0; or N, C and S
@@ -43,16 +42,16 @@ from normlab.kernels.runtime.unaliased import elements_at, load, store
     CENTRED, LEARNS,
     EPS,
     NUMBERS,
-) = range(TABLE, TABLE + 25)  # fmt: skip
+) = range(TABLE, TABLE + 24)  # fmt: skip
 
 
 @cache
-def work(dtype: str) -> int:
-    """Address of the work for elements of this dtype, compiled when it is first needed."""
+def work(dtype: str, rows: bool, backward: bool) -> int:
+    """Address of the work on rows or tiles of this dtype in one direction, compiled when it is first needed."""
     like, real = KINDS[dtype], REALS[dtype]
 
     def kernel(address: int) -> None:
-        _take_units(address, like, real)
+        _take_units(address, like, real, rows, backward)
 
     return address_of(kernel, types.void(types.intp))
 
@@ -105,11 +104,11 @@ def _add_units(sums: Any, units: int, total: Any, gradient: Any) -> None:
 
 
 @compiled
-def _take_units(address: int, like: Any, real: Any) -> None:
+def _take_units(address: int, like: Any, real: Any, rows: bool, backward: bool) -> None:
     """Take units of the job until there are none; `like` is the type of their elements, `real` of numbers."""
     job, eps = elements_at(address, np.int64), elements_at(address, np.float64)[EPS]
     control, shares, own = joined(job)
-    learns, rows = job[LEARNS] != 0, job[INNER] == 0
+    learns = job[LEARNS] != 0
     items, extent, size = job[OUTER] * job[TILES], job[EXTENT], job[SIZE]
     # a unit's sums grow in memory of the thread's own: beside another's, fetching ahead would keep taking it from there
     sums = np.empty((2, size if learns else 0), real)
@@ -121,9 +120,9 @@ def _take_units(address: int, like: Any, real: Any) -> None:
         first, stop = u * extent, min((u + 1) * extent, items)
         sums[:] = 0
         if rows:
-            _rows(job, like, real, eps, first, stop, d_weight, d_bias)
+            _rows(job, like, real, backward, eps, first, stop, d_weight, d_bias)
         else:
-            _tiles(job, like, real, eps, first, stop, d_weight, d_bias, scratch)
+            _tiles(job, like, real, backward, eps, first, stop, d_weight, d_bias, scratch)
         if learns:
             _store_sums(sums, _sums(job, real), u)
         unit_done(control)
@@ -157,11 +156,13 @@ def _tensors(job: Any, like: Any, real: Any) -> Any:
 
 
 @compiled
-def _rows(job: Any, like: Any, real: Any, eps: float, first: int, stop: int, d_weight: Any, d_bias: Any) -> None:
+def _rows(
+    job: Any, like: Any, real: Any, backward: bool, eps: float, first: int, stop: int, d_weight: Any, d_bias: Any
+) -> None:
     x, g, y, kept, weight, bias = _tensors(job, like, real)
     size, centred, learns = job[SIZE], job[CENTRED] != 0, job[LEARNS] != 0
     x_outer, g_outer = job[X_OUTER], job[G_OUTER]
-    if job[BACKWARD] != 0:
+    if backward:
         for i in range(first, stop):
             pull_row(
                 real, g, i * g_outer, x, i * x_outer, size, weight, centred, kept, i, learns, d_weight, d_bias, y,
@@ -174,7 +175,16 @@ def _rows(job: Any, like: Any, real: Any, eps: float, first: int, stop: int, d_w
 
 @compiled
 def _tiles(
-    job: Any, like: Any, real: Any, eps: float, first: int, stop: int, d_weight: Any, d_bias: Any, scratch: Any
+    job: Any,
+    like: Any,
+    real: Any,
+    backward: bool,
+    eps: float,
+    first: int,
+    stop: int,
+    d_weight: Any,
+    d_bias: Any,
+    scratch: Any,
 ) -> None:
     x, g, y, kept, weight, bias = _tensors(job, like, real)
     size, inner, centred, learns = job[SIZE], job[INNER], job[CENTRED] != 0, job[LEARNS] != 0
@@ -184,7 +194,7 @@ def _tiles(
         n, start = item // job[TILES], item % job[TILES] * job[WIDTH]
         width = min(job[WIDTH], inner - start)
         at, to, i = n * job[X_OUTER] + start, n * size * inner + start, n * inner + start
-        if job[BACKWARD] != 0:
+        if backward:
             pull_columns(
                 real, g, n * job[G_OUTER] + start, g_step, x, at, x_step, size, width, weight, centred, kept, i, learns,
                 d_weight, d_bias, y, to, inner, first_sums, second_sums, totals,

@@ -35,7 +35,7 @@ from normlab.kernels.cpu._kernels import (
     UP,
 )
 from normlab.kernels.cpu._machine import REGISTERS_AT, SAMPLES_HERE
-from normlab.kernels.runtime.compiling import address_of, compiled
+from normlab.kernels.runtime.compiling import address_of, joining
 from normlab.kernels.runtime.counters import call_on, next_of_shares, unit_done
 from normlab.kernels.runtime.job import (
     APPLY,
@@ -90,19 +90,19 @@ def work(backward: bool, across: bool) -> int:
     return address_of(functions[backward, across], types.void(types.intp))
 
 
-@compiled
+@joining
 def _allocate_own(job: Any, elements: int) -> Any:
     """Memory of a thread's own for this many numbers, if the job needs it."""
     return np.empty((elements * job[REAL] + 7) // 8 if job[SPARE] != 0 else 0)
 
 
-@compiled
+@joining
 def _say_map(part: Any, grids: int, bytes_each: int) -> None:
     """Where scale, center and shift lie, behind the mean and the variance."""
     part[ROW_0], part[ROW_1], part[ROW_2] = grids + 2 * bytes_each, grids + 3 * bytes_each, grids + 4 * bytes_each
 
 
-@compiled
+@joining
 def copy(source: int, to: int, count: int) -> None:
     """Copy this many float64 from one address to another."""
     a, b = elements_at(source, np.float64), elements_at(to, np.float64)
@@ -201,7 +201,7 @@ def _backward_blocks(address: int) -> None:
         u = next_of_shares(shares, own_share, units, False)
 
 
-@compiled
+@joining
 def _address_of_dz(job: Any, own: int, n: int, sample: int, width: int) -> int:
     """Where the gradient of z is kept, for sample n of a block."""
     if job[SPARE] != 0:
@@ -276,7 +276,7 @@ def _backward_pass(address: int) -> None:
         u = next_of_shares(shares, own_share, units, second)
 
 
-@compiled
+@joining
 def _part(job: Any, u: int) -> Any:
     """Where a unit of a pass begins and ends in the elements and in the grids' rows, and begins in its sums."""
     channels, stretch, chunks, extent = job[CHANNELS], job[STRETCH], job[CHUNKS], job[EXTENT]

@@ -37,6 +37,7 @@ from normlab.kernels.cpu._machine import perform
 from normlab.kernels.cpu._passes import direction
 from normlab.kernels.cpu._work import work
 from normlab.kernels.layout import Layout, empty_like, is_real
+from normlab.kernels.runtime.beside import Need, compiling
 from normlab.kernels.runtime.job import (
     ACT,
     APPLY,
@@ -276,16 +277,21 @@ def _prepare(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], No
     (n, channels, size), folded, last, dtype, act = plan.sizes, plan.folded, plan.last, plan.dtype, plan.act
     half = _kernels.is_half(dtype)
     itemsize, real = (2 if half else int(dtype[-2:]) // 8), (8 if dtype == "float64" else 4)
-    across = program.across_samples or n < MANY
+    across = _is_across(plan, backward)
     job = array("q", bytes(8 * TABLE))
-    job[WORK], job[PERFORM], job[ITEMSIZE], job[REAL] = work(backward, across), perform(), itemsize, real
+    if act is not None:
+        job[ACT], job[SLOPE] = _INSIDE.get(act.name, 0), bits(act.constant)
+    needs = _needs(plan, backward, adds)
+    later = [] if backward else list(_needs(plan, True, adds).values())
+    with compiling.expecting([(direction, (backward, across)), *reversed(list(needs.values())), *reversed(later)]):
+        for place, (compiled, arguments) in needs.items():
+            job[place] = compiled(*arguments)
+        run_direction = direction(backward, across)
+    job[ITEMSIZE], job[REAL] = itemsize, real
     job[SAMPLES], job[CHANNELS], job[SIZE], job[LAST] = n, channels, size, last
     job[LANES] = lanes = max(1, _LANES // channels) * channels if last else 0
     job[FOLDED], job[STRETCH] = folded, size // folded
     job[ROWS] = plan.rows
-    if act is not None:
-        job[ACT] = _INSIDE.get(act.name) or _called.address(act.name, dtype, backward)
-        job[SLOPE] = bits(act.constant)
     if across:
         unit = (_FUSED_BYTES if backward and act is not None else _UNIT_BYTES) // real
         stretch = size // folded
@@ -294,31 +300,42 @@ def _prepare(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], No
         cut = _block(plan.sizes, real), 0, 1
     job[EXTENT], job[CHUNKS], job[GROUP] = cut
     _describe(program, program.code if across else program.by_sample, job)
+    if backward:  # where the gradient of z is kept on the way
+        job[SPARE] = act is not None and (half or (across and not adds))
+    else:
+        job[SPARE] = half and act is not None and act.name != "relu"
+    return run_direction, job
+
+
+def _is_across(plan: Plan, backward: bool) -> bool:
+    """Whether a direction goes over the batch in passes."""
+    return (plan.programs.backward if backward else plan.programs.forward).across_samples or plan.sizes[0] < MANY
+
+
+def _needs(plan: Plan, backward: bool, adds: bool) -> dict[int, Need]:
+    """The compiled code of a direction, by the place of its address in the job; what takes longest first."""
+    dtype, last, act, across = plan.dtype, plan.last, plan.act, _is_across(plan, backward)
+    half = _kernels.is_half(dtype)
+    needs: dict[int, Need] = {}
     if backward:
-        _choose_backward(job, dtype, last, adds, act is not None, across, plan.programs.linear)
+        numbers = act is not None and half  # else they are elements as x is: the same code
+        if act is not None:
+            needs[PULL] = _kernels.pull, (dtype, last, adds)
+        in_place = act is not None and not (half or adds or across)
+        needs[COMBINE] = _kernels.combine, (dtype, last, numbers, in_place, plan.programs.linear)
+        needs[DOT] = _kernels.dot, (dtype, last, numbers)
+        if act is not None and half and adds:
+            needs[ROUND] = _kernels.rounded, (dtype,)
     else:
         form = _kernels.NO_ACT if act is None else _kernels.RELU if act.name == "relu" else _kernels.OTHER_ACT
-        job[APPLY] = _kernels.apply(dtype, last, adds, form)
-        job[SPARE] = half and form == _kernels.OTHER_ACT
-        if plan.programs.measures:
-            job[MEASURE] = _kernels.measure(dtype, last)
-    return direction(backward, across), job
-
-
-def _choose_backward(
-    job: array[int], dtype: str, last: bool, adds: bool, acts: bool, across: bool, linear: bool
-) -> None:  # fmt: skip
-    """The kernels of a backward pass, and where the gradient of z is kept on the way."""
-    half = _kernels.is_half(dtype)
-    numbers = acts and half  # else they are elements as x is: the same code
-    job[DOT] = _kernels.dot(dtype, last, numbers)
-    in_place = acts and not (half or adds or across)
-    job[COMBINE] = _kernels.combine(dtype, last, numbers, in_place, linear)
-    if acts:
-        job[PULL] = _kernels.pull(dtype, last, adds)
-        job[SPARE] = half or (across and not adds)
-        if half and adds:
-            job[ROUND] = _kernels.rounded(dtype)
+        needs[APPLY] = _kernels.apply, (dtype, last, adds, form)
+    needs[PERFORM] = perform, ()
+    if not backward and plan.programs.measures:
+        needs[MEASURE] = _kernels.measure, (dtype, last)
+    needs[WORK] = work, (backward, across)
+    if act is not None and act.name not in _INSIDE:
+        needs[ACT] = _called.address, (act.name, dtype, backward)
+    return needs
 
 
 def _describe(program: Program, code: np.ndarray, job: array[int]) -> None:

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from normlab.kernels.cpu._position_work import (
-    BACKWARD,
     BIAS,
     CENTRED,
     D_BIAS,
@@ -47,6 +46,7 @@ from normlab.kernels.cpu._position_work import (
     direction,
     work,
 )
+from normlab.kernels.runtime.beside import Need, compiling
 from normlab.kernels.runtime.job import UNITS as TO_DO
 from normlab.kernels.runtime.job import WORK, bits
 from normlab.kernels.runtime.sharing import run
@@ -121,8 +121,11 @@ def _job(sizes: tuple[int, ...], dtype: Any, itemsize: int, centred: bool, backw
     """The numbers that are the same in every call with these sizes; `itemsize` is that of numbers."""
     outer, size, inner = sizes if len(sizes) == 3 else (*sizes, 0)
     job = array("q", bytes(8 * NUMBERS))
-    job[WORK] = work(str(dtype).removeprefix("torch."))
-    job[BACKWARD], job[CENTRED], job[LEARNS] = backward, centred, learns
+    name, rows = str(dtype).removeprefix("torch."), inner == 0
+    later: list[Need] = [] if backward else [(work, (name, rows, True)), (direction, (True, itemsize))]
+    with compiling.expecting([(direction, (backward, itemsize)), *later]):
+        job[WORK] = work(name, rows, backward)
+    job[CENTRED], job[LEARNS] = centred, learns
     job[ITEMSIZE] = itemsize
     job[OUTER], job[SIZE], job[INNER] = outer, size, inner
     position_bytes = size * itemsize * (2 if backward else 1)

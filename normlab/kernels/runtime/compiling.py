@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from numba import cfunc, njit
+from numba.core.compiler import Compiler
+
+from normlab.kernels.runtime.beside import compiling
+from normlab.kernels.runtime.parts import Joint, Part
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -23,19 +27,29 @@ class _Decorator(Protocol):
     def __call__(self, function: Function, /) -> Function: ...
 
 
+class _Whole(Compiler):
+    """All of Numba's steps: for what has an address, or is called by Python."""
+
+    def compile_extra(self, func: Any) -> Any:
+        with compiling.one():
+            return super().compile_extra(func)
+
+
 # sums may be reordered, so that they vectorize; NaN and infinity keep their meaning
 _OPTIONS: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 _INNER: Any = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 # for functions that only compiled code calls, and that are compiled into what is called: nothing of them is on disk
-compiled: _Decorator = njit(**_OPTIONS, **_INNER)
+compiled: _Decorator = njit(pipeline_class=Part, **_OPTIONS, **_INNER)
+# those of them that have no loops over elements, so that nothing is lost where they are optimized in their caller alone
+joining: _Decorator = njit(pipeline_class=Joint, **_OPTIONS, **_INNER)
 # for functions that Python calls
-called: _Decorator = njit(nogil=True, cache=True, **_OPTIONS)
+called: _Decorator = njit(nogil=True, cache=True, pipeline_class=_Whole, **_OPTIONS)
 
 
 def address_of(function: Any, signature: Any) -> int:
     """Compile a function as a C function, or load what is on disk, and return its address."""
-    made: Any = cfunc(signature, cache=True, **_OPTIONS)(function)
+    made: Any = cfunc(signature, cache=True, pipeline_class=_Whole, **_OPTIONS)(function)
     _alive.append(made)
     return int(made.address)
 

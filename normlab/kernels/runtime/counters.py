@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from normlab.kernels.runtime.compiling import compiled
+from normlab.kernels.runtime.compiling import joining
 
 LINE = 8  # numbers in a cache line
 UNITS, NEXT, DONE, ACTIVE, PART, ARRIVED = range(0, 6 * LINE, LINE)
@@ -102,13 +102,13 @@ parallel_at: Any = _parallel_at
 number_at: Any = _number_at
 
 
-@compiled
+@joining
 def next_unit(control: Any) -> int:
     """The next unit of a job that nobody has taken; not below the number of units when all are taken."""
     return fetch_add(control, NEXT, 1)
 
 
-@compiled
+@joining
 def next_of_shares(shares: Any, own: int, units: int, backwards: bool) -> int:
     """A unit of a thread's own share that nobody has taken, or of another's if there is none; else `units`.
 
@@ -125,7 +125,7 @@ def next_of_shares(shares: Any, own: int, units: int, backwards: bool) -> int:
     return units
 
 
-@compiled
+@joining
 def unit_done(control: Any) -> None:
     """Say that a unit is finished."""
     fetch_add(control, DONE, 1)

@@ -18,12 +18,13 @@ from numba.extending import intrinsic, overload
 
 from normlab.kernels.runtime.ahead import write_ahead
 from normlab.kernels.runtime.compiling import compiled
+from normlab.kernels.runtime.parts import Joint
 
 BFLOAT16, FLOAT16 = np.uint16, np.int16
 # how compiled code sees elements of a dtype, and the numbers that it computes with
 KINDS: dict[str, Any] = {"float32": np.float32, "float64": np.float64, "bfloat16": BFLOAT16, "float16": FLOAT16}
 REALS: dict[str, Any] = {name: np.float64 if name == "float64" else np.float32 for name in KINDS}
-_JIT: Any = {"nogil": True}
+_JIT: Any = {"nogil": True, "pipeline_class": Joint}
 _BLOCK = 1024  # elements between one asking for memory and the next
 
 

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from normlab.kernels.runtime.compiling import called, compiled
+from normlab.kernels.runtime.compiling import called, joining
 from normlab.kernels.runtime.counters import (
     ACTIVE,
     ARRIVED,
@@ -146,14 +146,14 @@ def _wait(counters: Any, units: int, pause: int) -> None:
         _yield_core(pause)  # some helper is in its last unit
 
 
-@compiled
+@joining
 def _yield_core(pause: int) -> None:
     """Leave the core to another thread for a moment."""
     if pause != 0:
         number_at(pause)
 
 
-@compiled
+@joining
 def do_part(address: int) -> None:
     """Do the part of a job that its numbers describe (`normlab.kernels.runtime.job`)."""
     job = elements_at(address, np.int64)
@@ -196,7 +196,7 @@ def _join(numbers: Any, control: Any) -> None:
         part = fetch_add(control, PART, 0)
 
 
-@compiled
+@joining
 def joined(job: Any) -> Any:
     """For a thread that joins a part of a job: its control, the counters of its shares, and which share is its own."""
     control = carray(pointer(job[CONTROL]), (SIZE,), np.int64)

@@ -9,6 +9,9 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
+# in the environment of a process: it compiles without a word and without a second process
+COMPILE_ALONE = {"NORMLAB_COMPILING": "alone"}
+
 
 def available_cores() -> int:
     """Cores that this process may use."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from normlab.errors import DataError, UsageError
+from normlab.kernels.runtime.system import COMPILE_ALONE
 from normlab.study.keeping.environment import available_cores, memory_bytes
 from normlab.study.running.jobs import SIGNS, STALL, START, Emit, Job, stalled
 
@@ -249,9 +250,12 @@ def _open_log(log: Path) -> BinaryIO:
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """The environment of a worker: as many threads as it may use, and huge pages unless the user has tuned malloc."""
+    """The environment of a worker: as many threads as it may use, and huge pages unless the user has tuned malloc.
+
+    It compiles without a word, and without a process of its own that helps: the other workers compile as well.
+    """
     named = dict.fromkeys(_THREAD_VARIABLES, str(threads))
-    return {"GLIBC_TUNABLES": _HUGE_PAGES} | os.environ | named
+    return {"GLIBC_TUNABLES": _HUGE_PAGES} | os.environ | named | COMPILE_ALONE
 
 
 def _cause_of_death(code: int, log: Path) -> str:

@@ -29,6 +29,7 @@ def test_a_worker_has_its_threads_and_what_the_user_set(monkeypatch: pytest.Monk
     found = worker_environment(3)
     assert found["OMP_NUM_THREADS"] == found["NUMBA_NUM_THREADS"] == "3"
     assert found["OWN"] == "1"
+    assert found["NORMLAB_COMPILING"] == "alone"
     assert found["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
     assert worker_environment(3)["GLIBC_TUNABLES"] == "glibc.malloc.check=1"
