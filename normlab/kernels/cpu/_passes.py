@@ -81,7 +81,8 @@ def _forward_passes(address: int) -> None:
         pieces, length = _pieces(job)
         parts = np.empty(2 * samples * pieces * channels if pieces > 1 else 0)
         job[KIND] = FIRST_PASS
-        _share(address, np.int64(parts.ctypes.data) if pieces > 1 else job[MEMORY], samples * pieces)
+        to: Any = np.int64(parts.ctypes.data) if pieces > 1 else job[MEMORY]
+        _share(address, to, samples * pieces)
         if pieces > 1:
             _merge_moments(parts, length, pieces, samples, channels, job[SIZE], elements_at(job[MEMORY], np.float64))
     grids, plane = job[MEMORY], 8 * samples * channels
@@ -117,11 +118,12 @@ def _backward_passes(address: int) -> None:
     samples, channels = job[SAMPLES], job[CHANNELS]
     count, plane = samples * channels, 8 * samples * channels
     sums = np.empty((2 + job[OUTPUT_COUNT]) * count)
-    start = np.int64(sums.ctypes.data)
+    start: Any = np.int64(sums.ctypes.data)
     pieces, _ = _pieces(job)
     parts = np.empty(2 * pieces * count if pieces > 1 else 0)
     job[KIND] = FIRST_PASS
-    _share(address, np.int64(parts.ctypes.data) if pieces > 1 else start, samples * pieces)
+    to: Any = np.int64(parts.ctypes.data) if pieces > 1 else start
+    _share(address, to, samples * pieces)
     if pieces > 1:
         _add_parts(parts, pieces, samples, channels, sums)
     grids = job[MEMORY]

@@ -80,8 +80,8 @@ class Compiling:
             return
         names = [(make.__module__, make.__qualname__, arguments) for make, arguments in needed]
         environment = {**os.environ, **COMPILE_ALONE}
-        if config.CACHE_DIR:
-            environment["NUMBA_CACHE_DIR"] = str(Path(config.CACHE_DIR).absolute())
+        if folder := getattr(config, "CACHE_DIR", ""):
+            environment["NUMBA_CACHE_DIR"] = str(Path(folder).absolute())
         with suppress(OSError):  # then this process compiles all of it
             self._helper = subprocess.Popen(
                 [sys.executable, "-m", __name__, json.dumps(names)],

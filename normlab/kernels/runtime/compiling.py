@@ -31,8 +31,9 @@ class _Whole(Compiler):
     """All of Numba's steps: for what has an address, or is called by Python."""
 
     def compile_extra(self, func: Any) -> Any:
+        parent: Any = super()
         with compiling.one():
-            return super().compile_extra(func)
+            return parent.compile_extra(func)
 
 
 # sums may be reordered, so that they vectorize; NaN and infinity keep their meaning

@@ -40,7 +40,8 @@ class Part(Compiler):
         self.state.flags.no_compile = True
         self.state.library = self.library(context.codegen(), func.__qualname__)
         # Numba knows a compiled function by the builtin that Python would call: one for each, which raises KeyError
-        result = super().compile_extra(func)._replace(entry_point={}.__getitem__)
+        parent: Any = super()
+        result = parent.compile_extra(func)._replace(entry_point={}.__getitem__)
         context.insert_user_function(result.entry_point, result.fndesc, [result.library])
         return result
 
