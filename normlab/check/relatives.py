@@ -50,6 +50,7 @@ def _length_only(p: Pass, dy: Array, weight: Array) -> Array:
 
 RELATIVES = {
     "bn": Relative("batch"),
+    "torch-bn": Relative("batch"),
     "ln": Relative("layer"),
     "in": Relative("instance"),
     "gn": Relative("group"),
@@ -90,11 +91,38 @@ RELATIVES = {
 }
 NAMES = (*KINDS, *RELATIVES)
 
+_OF_WEIGHTS = "it normalizes the weights of another layer, and takes no input of its own"
+_OF_TWO = "it takes a second input"
+_OF_POINTS = "it pools nothing: there are no statistics to check"
+# the other members of the family, and why none of the six kinds has their formula
+NOT_CHECKED = {
+    "none": _OF_POINTS,
+    "dyt": _OF_POINTS,
+    "derf": _OF_POINTS,
+    "layerscale": _OF_POINTS,
+    "brn": "its clips follow a schedule",
+    "ghost": "how it divides a batch into parts is its own choice",
+    "sn": "it has parameters besides weight, bias and gate",
+    "evonorm-b0": "it has parameters besides weight, bias and gate",
+    "evonorm-s0": "it has parameters besides weight, bias and gate",
+    "frn-tlu": "its threshold is a parameter besides weight, bias and gate",
+    "grn": "it divides one statistic by the mean of others, and adds its input",
+    "adanorm": "its scale is made of its output, by two constants of its own",
+    "divisive": "it pools over windows",
+    "lrn": "it pools over windows",
+    "qk": "it pools over heads, a number that it is not asked for",
+    "frozen": "its statistics are constants, none of its input's",
+    **dict.fromkeys(("cbn", "adain", "film", "adaln", "adaln-zero", "spade"), _OF_TWO),
+    **dict.fromkeys(("ws", "sws", "wn", "spectral"), _OF_WEIGHTS),
+}
+
 
 def base_of(kind: str | None) -> str | None:
     """The kind that a norm is checked as; raises UsageError for names that are no norm's."""
     if kind is None or kind in KINDS:
         return kind
+    if kind in NOT_CHECKED:
+        raise UsageError(f"--as {kind}: not checked as itself: {NOT_CHECKED[kind]}; expected one of {', '.join(NAMES)}")
     if kind not in RELATIVES:
         raise UsageError(f"--as {kind!r}: expected one of {', '.join(NAMES)}")
     return RELATIVES[kind].base

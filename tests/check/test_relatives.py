@@ -10,9 +10,10 @@ from torch import nn
 
 from normlab.check import Report
 from normlab.check.engine import examine
-from normlab.check.relatives import RELATIVES
+from normlab.check.relatives import NAMES, NOT_CHECKED, RELATIVES
 from normlab.check.subjects import subject_of
 from normlab.errors import UsageError
+from normlab.norms.family import norm_names
 
 ONLY = ("target", "values", "gradients", "layouts.one-sample", "layouts.other-sizes")
 
@@ -176,6 +177,21 @@ def test_a_slip_in_a_relative_is_found(kind: str, layer: Any, cause: str | None)
     assert cause is None or set(report.causes) == {cause}, report.text()
 
 
-def test_a_norm_without_a_formula_here_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"--as 'dyt': expected one of batch, .*scalenorm"):
+def test_a_norm_without_a_formula_here_is_refused_and_says_why() -> None:
+    with pytest.raises(
+        UsageError, match=r"--as dyt: not checked as itself: it pools nothing.*; expected one of batch,"
+    ):
         looked_at(nn.LayerNorm, "dyt")
+    with pytest.raises(UsageError, match=r"--as 'dit': expected one of batch, .*scalenorm"):
+        looked_at(nn.LayerNorm, "dit")
+
+
+def test_of_every_member_of_the_family_there_is_a_check_or_a_reason() -> None:
+    others = {
+        "batch",
+        "layer",
+        "instance",
+        "group",
+        "batch-instance",
+    }  # the kinds' longer names, which the family lacks
+    assert set(norm_names()) == {*NAMES, *NOT_CHECKED} - others
