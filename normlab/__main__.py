@@ -16,7 +16,9 @@ def main() -> NoReturn:
         print(e, file=sys.stderr)
         sys.exit(e.exit_code)
     from normlab import cli
+    from normlab.errors.targets import notice_exits
 
+    notice_exits()  # to the end of the process: also of code that runs when Python ends
     cli.main()
 
 

@@ -169,6 +169,53 @@ def test_data_that_cannot_be_used_is_exit_code_6(capsys: pytest.CaptureFixture[s
     assert "empty" in err
 
 
+# File names that no system takes were called a bug in normlab, with a traceback.
+@pytest.mark.parametrize("command", ["compare", "plan", "status", "export", "report", "predict", "explain", "best"])
+def test_a_name_that_is_too_long_is_wrong_usage(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(command, "x" * 5000, *(["x.png"] if command == "predict" else []), capsys=capsys)
+    assert code == 2, err
+    assert "Traceback" not in err
+    assert "File name too long" in err
+    assert len(err) < 1500
+
+
+def test_what_the_system_refuses_is_no_bug(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "closed"))
+
+    monkeypatch.setattr("normlab.study.running.overview.status_lines", refuse)
+    code, _, err = call("status", str(tmp_path), capsys=capsys)
+    assert (code, err) == (6, f"error: '{tmp_path}/closed': Permission denied\n")
+
+
+# Settings of /dev/zero filled the memory; JSON nested deep was a bug in normlab.
+def test_a_file_of_settings_without_an_end_is_wrong_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    deep, listed = tmp_path / "deep.json", tmp_path / "list.json"
+    deep.write_text("[" * 100_000)
+    listed.write_text("[1]")
+    for option, path in (
+        ("--config", "/dev/zero"), ("--runtime-env", "/dev/zero"), ("--runtime-env", deep), ("--runtime-env", listed),
+    ):  # fmt: skip
+        code, _, err = call("plan", "digits", "--backend", "ray", option, str(path), capsys=capsys)
+        assert (code, option in err, "Traceback" in err) == (2, True, False), err
+
+
+def test_a_message_neither_controls_the_terminal_nor_fills_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    table = tmp_path / "columns.csv"
+    table.write_text("a\x1b[31m," * 100_000 + "\n")
+    code, _, err = call("compare", str(table), "--out", str(tmp_path / "out"), capsys=capsys)
+    assert code == 6
+    assert "\x1b" not in err
+    assert len(err) < 30_000
+
+
 def test_a_bug_is_exit_code_3(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("normlab.study.running.run.run_study", lambda *a, **k: 1 / 0)
     code, _, err = call("compare", capsys=capsys)

@@ -6,8 +6,10 @@ A sub-command has a module here, or beside the code it runs, which is imported w
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from normlab.errors import EXTRAS, NormlabError, require
+from normlab.errors import EXTRAS, NormlabError, require, targets
 
 # sub-command -> (where it lives, what it does, extras that it cannot do without ...)
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -50,6 +52,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 EXIT_CODES = """Exit codes: 0 all done; 1 some cells failed; 2 wrong usage; 3 internal error; 4 the study is busy,
 or was written by a newer version; 5 nothing selected; 6 data or disk; 130 interrupted."""
+
+
+_WRONG_NAME = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # what nothing can be called or is
+_LONGEST_MESSAGE, _LONGEST_NAME = 10_000, 300  # characters
 
 
 class LazyGroup(TyperGroup):
@@ -120,22 +126,47 @@ def main(args: list[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):  # whatever the locale, and whatever bytes a file's name has
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    owner, restore = os.getpid(), targets.notice_exits()
     try:
         app(args, prog_name="normlab")
     except NormlabError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(e.exit_code)
+        _fail(str(e), e.exit_code)
+    except SystemExit as e:
+        if os.getpid() == owner and (where := targets.who_exited(e)) is not None:
+            _fail(f"code of your own or of a library ended the process (exit status {e.code}): {where}", 3)
+        raise
+    except OSError as e:
+        if e.filename is None:
+            _bug()
+        _fail(f"{_spelled(e.filename)}: {e.strerror or e}", 2 if e.errno in _WRONG_NAME else 6)
     except ModuleNotFoundError as e:
         extra = next((extra for extra, modules in EXTRAS.items() if str(e.name).partition(".")[0] in modules), None)
         if extra is None:
             _bug()
-        print(f"error: this needs {e.name}: pip install 'normlab[{extra}]'", file=sys.stderr)
-        sys.exit(2)
+        _fail(f"this needs {e.name}: pip install 'normlab[{extra}]'", 2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:
+    except BaseException:  # of a network or norm of the user's own, anything
         _bug()
+    finally:
+        restore()
     sys.exit(0)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    """Print a message, one that quotes a very long input cut short, and exit."""
+    from normlab.study.plain import escaped
+
+    if (over := len(text) - _LONGEST_MESSAGE) > 0:
+        text = f"{text[:_LONGEST_MESSAGE]} ... and {over:,} more characters"
+    print(f"error: {escaped(text)}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _spelled(name: object) -> str:
+    """The name of a file as a message has it: a very long one cut short."""
+    text = repr(os.fsdecode(name) if isinstance(name, bytes) else str(name))
+    return text if len(text) <= _LONGEST_NAME else f"{text[:40]}...{text[-40:]}"
 
 
 def _bug() -> NoReturn:

@@ -12,8 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from normlab.errors import UsageError, require
+from normlab.errors.files import read_text
 from normlab.study.axes import AXES, alternatives, switch
 from normlab.study.metric import DEFAULT, METRICS
+from normlab.study.parsing import MOST_BYTES
 from normlab.study.plain import escaped
 from normlab.study.spec import StudySpec, make_spec, merge, plural, read_config
 from normlab.study.verdict import MATTERS
@@ -263,9 +265,11 @@ def _read_runtime_env(path: Path | None) -> dict[str, Any]:
     import json
 
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+        found = json.loads(read_text(path, MOST_BYTES))
+    except (OSError, ValueError, RecursionError) as e:
         raise UsageError(f"--runtime-env {path} is no JSON file: {e}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f'--runtime-env {path}: expected an object of JSON, as in {{"pip": ["einops"]}}')
     return found
 
 

@@ -124,6 +124,8 @@ def _check_exists(source: str | os.PathLike[str]) -> Path:
     try:
         path = Path(text).expanduser()
         if text and "\0" not in text and path.exists():
+            if not (path.is_dir() or path.is_file()):  # opening a pipe would wait for ever, a device never end
+                raise DataError(f"data source {text!r} is a pipe, a socket or a device; expected a file or a folder")
             return path
     except (OSError, RuntimeError) as error:  # a name too long, a folder that may not be entered, ~nobody
         raise UsageError(f"data source {text!r}: {getattr(error, 'strerror', None) or error}. {UNDERSTOOD}") from error

@@ -52,7 +52,7 @@ def table_mark(path: Path) -> str:
 
 def ordered(labels: set[str]) -> list[str]:
     """Labels in the order of their numbers, if all are whole numbers, else (or of one number) of their letters."""
-    numbers = all(re.fullmatch(r"-?[0-9]+", label) for label in labels)
+    numbers = all(re.fullmatch(r"-?[0-9]{1,300}", label) for label in labels)
     return sorted(labels, key=lambda label: (int(label), label)) if numbers else sorted(labels)
 
 

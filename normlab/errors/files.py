@@ -64,6 +64,15 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
+def read_text(path: Path, most: int) -> str:
+    """The UTF-8 text of a file or a pipe. Raises OSError, and ValueError where it has more than `most` bytes."""
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return data.decode()
+
+
 def to_json(value: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
     """Strict JSON: numbers that are not finite become null, arrays and their numbers are lists and numbers.
 

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -126,19 +126,47 @@ def _import(name: str, place: str, label: str) -> ModuleType:
         return importlib.import_module(name)
 
 
-@contextmanager
-def _catch_errors(place: str, label: str) -> Iterator[None]:
-    """Turn whatever the user's code raises into one line that says where; an exit of the process is no success."""
+def notice_exits() -> Callable[[], None]:
+    """Make `os._exit` raise SystemExit in this process, not in those that it starts; returns what takes that back."""
     owner, leave = os.getpid(), os._exit
 
-    def exit_at_once(status: int) -> NoReturn:
-        if os.getpid() != owner:  # a process that the code started
+    def exit_noticed(status: int) -> NoReturn:
+        if os.getpid() != owner:
             leave(status)
         raise SystemExit(status)
 
-    os._exit = exit_at_once
+    def restore() -> None:
+        os._exit = leave
+
+    os._exit = exit_noticed
+    return restore
+
+
+def who_exited(error: SystemExit) -> str | None:
+    """The file and line of the code that ended the process, of the user's or of a library; None where we did."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_of(f.filename, (_OURS, *_PARSERS))]
+    outside = [f for f in frames if Path(f.filename).is_file() and not _is_of(f.filename, _PYTHON)]
+    return f"{outside[-1].filename}, line {outside[-1].lineno}" if outside else None
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """A process that the code within forks, and that comes back to do all that follows once more, ends here."""
+    owner, leave = os.getpid(), os._exit
     try:
         yield
+    finally:
+        if os.getpid() != owner:
+            leave(0)
+
+
+@contextmanager
+def _catch_errors(place: str, label: str) -> Iterator[None]:
+    """Turn whatever the user's code raises into one line that says where; an exit of the process is no success."""
+    restore = notice_exits()
+    try:
+        with one_process():
+            yield
     except (KeyboardInterrupt, NormlabError):
         raise
     except SystemExit as e:
@@ -155,7 +183,7 @@ def _catch_errors(place: str, label: str) -> Iterator[None]:
     except BaseException as e:
         raise UsageError(_format_error(place, label, e)) from e
     finally:
-        os._exit = leave
+        restore()
 
 
 def _format_error(place: str, label: str, error: BaseException) -> str:
@@ -171,12 +199,17 @@ def _format_error(place: str, label: str, error: BaseException) -> str:
 def _is_own(file: str) -> bool:
     """Whether a file is the user's, not one of Python's, an installed package's, or of ours."""
     path = Path(file)
-    return (
-        path.is_file()
-        and "site-packages" not in path.parts
-        and not path.is_relative_to(_OURS)
-        and (not path.is_relative_to(Path(os.__file__).parent))
-    )
+    return path.is_file() and "site-packages" not in path.parts and not _is_of(file, (_OURS, *_PYTHON))
+
+
+def _is_of(file: str, folders: Iterable[Path]) -> bool:
+    """Whether a file lies in one of these folders; of Python's, those of packages are no part."""
+    return any(Path(file).is_relative_to(f) and "site-packages" not in Path(file).relative_to(f).parts for f in folders)
 
 
 _OURS = Path(__file__).resolve().parents[1]
+_PYTHON = (Path(os.__file__).parent,)
+# what reads the command line, and ends the process when it has
+_PARSERS = tuple(
+    Path(s.origin).parent for name in ("typer", "click") if (s := importlib.util.find_spec(name)) and s.origin
+)

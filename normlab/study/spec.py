@@ -19,8 +19,9 @@ from pydantic import (
 )
 
 from normlab.errors import UsageError
+from normlab.errors.files import read_text
 from normlab.study.axes import AXES, TUNABLE, Axis, Cell, listed, one_of
-from normlab.study.parsing import parse
+from normlab.study.parsing import MOST_BYTES, parse
 
 # what --recipe finetune changes of the defaults, besides training the classifier alone first
 FINETUNE = {"lrs": (0.01,), "warmup": 1.0, "schedule": "cosine"}
@@ -140,11 +141,9 @@ class StudySpec(_OnAxes):  # type: ignore[misc]  # which was made of the table o
 def read_config(path: Path) -> dict[str, Any]:
     """The settings in a TOML or YAML file. Raises UsageError if it is neither."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        values = parse(read_text(path, MOST_BYTES), path.suffix)
+    except OSError as e:
         raise UsageError(f"--config {path} cannot be read: {e}") from None
-    try:
-        values = parse(text, path.suffix)
     except ValueError as e:
         raise UsageError(f"--config {path} is not what its name says: {e}") from None
     if not isinstance(values, dict):

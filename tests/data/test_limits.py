@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
 import tarfile
 import zipfile
 from pathlib import Path
@@ -96,3 +98,25 @@ def test_a_large_image_is_decoded_alone(root, load, monkeypatch):
     assert load(root, image_size=9).train.images.shape[2:] == (9, 9)
     assert not _pixels._ALONE.locked()
     assert load(root).hash == before
+
+
+# A pipe as data was waited for for ever; /dev/zero filled the memory.
+@pytest.mark.parametrize("name", ["pipe", "pipe.csv", "pipe.npz", "pipe.parquet", "/dev/zero", "socket.zip"])
+def test_only_files_and_folders_are_opened(name, tmp_path, load):
+    path = tmp_path / name
+    if name.startswith("pipe"):
+        os.mkfifo(path)
+    elif name.startswith("socket"):
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+    with pytest.raises(DataError, match="a pipe, a socket or a device"):
+        load(path)
+
+
+# Labels of more digits than Python turns into a number ended in a traceback.
+def test_a_label_of_thousands_of_digits_is_a_name(tmp_path, load):
+    rows = [f"{k}.png,{'9' * 5000 if k % 2 else '7'}" for k in range(16)]
+    for k, image in enumerate(images(16)):
+        (tmp_path / f"{k}.png").write_bytes(encoded(image))
+    (tmp_path / "table.csv").write_text("path,label\n" + "\n".join(rows))
+    assert load(tmp_path / "table.csv").class_names == ("7", "9" * 5000)

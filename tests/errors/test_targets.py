@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from normlab.cli import main
 from normlab.errors import NormlabError, UsageError, targets
 
+ROOT = str(Path(__file__).resolve().parents[2])
 NET = """
 from torch import nn
 from own_parts import width
@@ -205,6 +207,72 @@ def test_what_is_wrong_is_said_alike_by_every_command(
     assert target in message
     assert "Traceback" not in message
     assert "bug in normlab" not in message
+
+
+LEAVING = """
+import os
+import sys
+from torch import nn
+
+class Odd(BaseException):
+    pass
+
+class Leaves(nn.Sequential):
+    def forward(self, x):
+        {forward}
+        return super().forward(x)
+
+def net(norm=nn.BatchNorm2d, num_classes=10, in_channels=1):
+    {factory}
+    return Leaves(nn.Conv2d(in_channels, 4, 3), norm(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+"""
+
+
+# a network that left with status 0 when it was made or called ended the command with exit code 0, nothing done
+@pytest.mark.parametrize("command", ["compare", "lint", "bench"])
+@pytest.mark.parametrize("where", ["factory", "forward"])
+@pytest.mark.parametrize("leave", ["sys.exit(0)", "os._exit(0)", "exit()"])
+def test_a_network_that_ends_the_process_is_a_failure_that_names_it(
+    leave: str, where: str, command: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "leaving.py").write_text(LEAVING.format(**{"factory": "pass", "forward": "pass", where: leave}))
+    given = {
+        "compare": ("digits", "--model", "leaving.py:net", "--out", "study"),
+        "lint": ("leaving.py:net", "--input", "1,8,8"),
+        "bench": ("--model", "leaving.py:net", "--input", "2,1,8,8"),
+    }
+    before = os._exit
+    code, said = run(capsys, command, *given[command])
+    assert code == (2 if command == "lint" and where == "factory" else 3), said  # where it is one error among others
+    assert "leaving.py" in said
+    assert "Traceback" not in said
+    assert os._exit is before
+
+
+@pytest.mark.parametrize("where", ["factory", "forward"])
+def test_a_network_may_raise_anything(where: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (workplace / "odd.py").write_text(LEAVING.format(**{"factory": "pass", "forward": "pass", where: "raise Odd('!')"}))
+    code, said = run(capsys, "compare", "digits", "--model", "odd.py:net", "--out", "study")
+    assert (code, "raised Odd" in said, "Traceback" in said) == (2, True, False), said
+
+
+# a handler that runs when Python ends made a success of any failure
+def test_code_that_runs_at_the_end_does_not_change_the_exit_code(workplace: Path) -> None:
+    (workplace / "late.py").write_text("import atexit, os\natexit.register(os._exit, 0)\n")
+    command = [sys.executable, "-m", "normlab", "norms", "--plugin", "late.py:nothing"]
+    ended = subprocess.run(
+        command, cwd=workplace, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ROOT}
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "late has no 'nothing'" in ended.stderr
+
+
+# a process that a plug-in forked, and that did not leave, ran the command a second time
+def test_a_process_that_code_forks_does_not_go_on_with_the_command(workplace: Path) -> None:
+    (workplace / "copies.py").write_text("import os\npid = os.fork()\n")
+    pid = targets.load("copies.py:pid", "TARGET")
+    assert pid > 0, "this is the copy"
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("command", ["--model", "lint", "bench", "check"])

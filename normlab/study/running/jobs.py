@@ -93,7 +93,9 @@ def run_job(
             kind=kind,
             on_step=on_step,
         )
-    except Exception as e:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # a network of the user's own may raise anything, SystemExit included
         emit(failure(job.cell, e))
         return
     emit(
@@ -144,7 +146,7 @@ def check_data(job: Job, dataset: Dataset) -> None:
         )
 
 
-def failure(cell: Cell, error: Exception) -> Event:
+def failure(cell: Cell, error: BaseException) -> Event:
     """The event that says why a cell failed, in words a user can act on, with the traceback kept."""
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

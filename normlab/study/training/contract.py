@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from normlab.data import Dataset, standardize
 from normlab.errors import NormlabError, UsageError
+from normlab.errors.targets import one_process
 from normlab.layers.norms import make_norm
 from normlab.layers.swap import norms_in
 from normlab.models import build_model
@@ -42,7 +43,7 @@ def check_contract(spec: str, norms: Sequence[str], dataset: Dataset, weights: s
         asked.append(channels)
         return make_norm(norm, channels)
 
-    with torch.random.fork_rng(devices=[]):
+    with one_process(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         built = factory is None or takes_norm(factory)
         try:
@@ -51,9 +52,9 @@ def check_contract(spec: str, norms: Sequence[str], dataset: Dataset, weights: s
                 num_classes=dataset.num_classes, in_channels=dataset.channels, image_size=dataset.size,
                 weights=weights or None, say=notes.append,
             )  # fmt: skip
-        except NormlabError:
+        except (NormlabError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise UsageError(f"model {spec!r}: making it raised {type(error).__name__}: {error}") from error
         # where norms were replaced there were some, though none may be left: "none" takes them out
         if not asked and (built or norm == AS_IT_IS) and not any(True for _ in norms_in(model)):
@@ -97,7 +98,9 @@ def _logits(label: str, model: nn.Module, images: Tensor, classes: int) -> Tenso
     came = f"images {tuple(images.shape)}, float32"
     try:
         y = model(images)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
         raise UsageError(f"{label}: its forward pass raised {type(error).__name__} for {came}: {error}") from error
     expected = f"expected logits ({len(images)}, {classes})"
     if not isinstance(y, Tensor):
