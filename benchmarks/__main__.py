@@ -1,11 +1,12 @@
 """Everything that is measured, losses included: `python -m benchmarks`, or `make bench`.
 
-First `normlab bench --all`, with torch.compile as a third side, then the NumPy engine and the study engine.
+First `normlab bench --all`, with torch.compile as a third side, then the NumPy engine, the study engine, what a fresh
+installation waits for, the backward pass beside the forward pass, and a comparison beside the plain torch loop.
 """
 
 from __future__ import annotations
 
-from benchmarks import engine, scratch
+from benchmarks import cold, comparing, directions, engine, scratch
 from normlab.bench.machine import choose_device
 from normlab.bench.run import Plan, run
 from normlab.errors import UsageError
@@ -26,6 +27,9 @@ def main() -> None:
     scratch.main([])
     print()
     engine.main([])
+    for part in (cold, directions, comparing):
+        print()
+        part.main([])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,184 @@
+"""What a fresh installation waits for: seconds to the first outputs, with nothing compiled and with all of it.
+
+python -m benchmarks.cold [--demo]
+
+Each part is a process of its own with an empty folder for compiled code (NUMBA_CACHE_DIR), and then another one with
+what the first has left there. The kernels that the process itself compiled are listed below; a second process compiles
+others at the same time (`normlab.kernels.runtime.beside`), and those are only loaded. `--demo` adds what the cells of
+`make demo` compile: the difference between a cold and a warm comparison of one epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+WANTED = {
+    "first output of a layer": 5.0,
+    "first training step of resnet14 with bn, gn and ln": 15.0,
+    "compiling of a demo": 15.0,
+}
+_DEMO = ["compare", "digits", "--epochs", "1", "--seeds", "1"]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Measure, and print the tables; or, as a process of its own, one part as JSON."""
+    args = sys.argv[1:] if args is None else args
+    if args[:1] == ["--part"]:
+        print(json.dumps(_PARTS[args[1]]()))
+        return
+    from normlab.bench.machine import describe, line
+
+    print(line(describe("cpu")))
+    print(f"{'seconds':60s} {'cold':>8s} {'warm':>8s} {'wanted':>8s}")
+    kernels: list[dict[str, Any]] = []
+    for part in _PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            cold, warm = _measure(part, folder), _measure(part, folder)
+        for name, seconds in cold["seconds"].items():
+            _print(name, seconds, warm["seconds"][name])
+        kernels += cold["kernels"]
+    if "--demo" in args:
+        with tempfile.TemporaryDirectory() as folder:
+            first, second = _demo(folder), _demo(folder)
+        _print("compiling of a demo", first - second, 0.0)
+    print("compiled in the process that waits (functions of all its parts):")
+    for kernel in kernels:
+        print(
+            f"  {kernel['seconds']:6.2f} s  {kernel['functions']:3d} functions, "
+            f"LLVM {kernel['llvm']:5.2f} s  {kernel['name']}"
+        )
+
+
+def _print(name: str, cold: float, warm: float) -> None:
+    wanted = f"{WANTED[name]:.0f}" if name in WANTED else ""
+    print(f"{name:60s} {cold:8.2f} {warm:8.2f} {wanted:>8s}", flush=True)
+
+
+def _environment(folder: str) -> dict[str, str]:
+    return {**os.environ, "NUMBA_CACHE_DIR": folder}
+
+
+def _measure(part: str, folder: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.cold", "--part", part]
+    done = subprocess.run(command, env=_environment(folder), check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _demo(folder: str) -> float:
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "normlab", *_DEMO, "--out", str(Path(out) / "study")]
+        subprocess.run(command, env=_environment(folder), check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def _layers() -> dict[str, Any]:
+    """Seconds to the first outputs and gradients of single layers."""
+    watch = _Watch()
+    import torch
+
+    watch.lap("import torch")
+    import normlab
+
+    x = torch.randn(32, 16, 8, 8, requires_grad=True)
+    rows = torch.randn(64, 16, requires_grad=True)
+    layers = [
+        ("a layer", normlab.make_norm("bn", 16, act="relu"), x),
+        ("GroupNorm after it", normlab.make_norm("gn", 16), x),
+        ("LayerNorm after it", normlab.layers.LayerNorm(16), rows),
+    ]
+    watch.lap("import normlab and its layers")
+    kernels = _record_kernels()
+    for name, layer, source in layers:
+        y = layer(source)
+        watch.lap(f"first output of {name}")
+        y.sum().backward()
+        watch.lap(f"first gradient of {name}")
+    return {"seconds": watch.laps, "kernels": kernels}
+
+
+def _steps() -> dict[str, Any]:
+    """Seconds of the first training step of a network, with one norm after the other."""
+    from normlab.bench.step import make_step
+
+    kernels = _record_kernels()
+    watch = _Watch()
+    for norm in ("bn", "gn", "ln"):
+        make_step("ours", norm, "channels_last", "cpu", "resnet14", 8, 32, "float32")()
+        watch.lap(f"first training step of resnet14 with {norm}")
+    total = sum(watch.laps.values())
+    return {"seconds": {**watch.laps, "first training step of resnet14 with bn, gn and ln": total}, "kernels": kernels}
+
+
+_PARTS = {"layers": _layers, "steps": _steps}
+
+
+class _Watch:
+    """Seconds from lap to lap."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._started = now - self._started, now
+
+
+def _record_kernels() -> list[dict[str, Any]]:
+    """A list that fills with the kernels that this process compiles from now on."""
+    from numba.core import event
+    from numba.core.ccallback import CFunc
+    from numba.core.codegen import CPUCodeLibrary
+
+    kernels: list[dict[str, Any]] = []
+    spent = {"llvm": 0.0, "functions": 0.0}
+
+    class Functions(event.Listener):
+        def on_start(self, found: Any) -> None:
+            spent["functions"] += 1
+
+        def on_end(self, found: Any) -> None: ...
+
+    def timed(method: Any) -> Any:
+        def call(*args: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return method(*args)
+            finally:
+                spent["llvm"] += time.perf_counter() - started
+
+        return call
+
+    whole = CFunc.compile
+
+    def compile_kernel(kernel: Any) -> None:
+        before, started = dict(spent), time.perf_counter()
+        whole(kernel)
+        if not kernel.cache_hits:
+            kernels.append(
+                {
+                    "name": kernel.__qualname__.split(".")[0],
+                    "seconds": time.perf_counter() - started,
+                    "functions": int(spent["functions"] - before["functions"]) + 1,
+                    "llvm": spent["llvm"] - before["llvm"],
+                }
+            )
+
+    event.register("numba:compile", Functions())
+    for name in ("_optimize_functions", "_optimize_final_module", "_finalize_final_module"):
+        setattr(CPUCodeLibrary, name, timed(getattr(CPUCodeLibrary, name)))
+    CFunc.compile = compile_kernel
+    return kernels
+
+
+if __name__ == "__main__":
+    main()
