@@ -24,7 +24,7 @@ from normlab.kernels.cpu._position_rows import (
     pull_columns,
     pull_row,
 )
-from normlab.kernels.runtime.compiling import address_of, compiled
+from normlab.kernels.runtime.compiling import address_of, joining
 from normlab.kernels.runtime.counters import next_of_shares, unit_done
 from normlab.kernels.runtime.job import TABLE, UNITS
 from normlab.kernels.runtime.narrow import KINDS, REALS
@@ -47,11 +47,38 @@ from normlab.kernels.runtime.unaliased import elements_at, load, store
 
 @cache
 def work(dtype: str, rows: bool, backward: bool) -> int:
-    """Address of the work on rows or tiles of this dtype in one direction, compiled when it is first needed."""
+    """Address of the work on rows or tiles of this dtype in one direction: it takes units of a job until none is left.
+
+    It is compiled when it is first needed.
+    """
     like, real = KINDS[dtype], REALS[dtype]
 
     def kernel(address: int) -> None:
-        _take_units(address, like, real, rows, backward)
+        job, eps = elements_at(address, np.int64), elements_at(address, np.float64)[EPS]
+        control, shares, own = joined(job)
+        learns = job[LEARNS] != 0
+        items, extent, size = job[OUTER] * job[TILES], job[EXTENT], job[SIZE]
+        # a unit's sums grow in memory of the thread's own: beside another's, fetching ahead would keep taking it away
+        sums = np.empty((2, size if learns else 0), real)
+        d_weight, d_bias = elements_at(sums[0].ctypes.data, real), elements_at(sums[1].ctypes.data, real)
+        units = job[UNITS]
+        u = next_of_shares(shares, own, units, False)
+        while u < units:
+            first, stop = u * extent, min((u + 1) * extent, items)
+            sums[:] = 0
+            if rows:  # (decided when it is compiled, and a kernel of its own each)
+                if backward:
+                    _pull_rows(job, like, real, first, stop, d_weight, d_bias)
+                else:
+                    _normalize_rows(job, like, real, eps, first, stop)
+            elif backward:
+                _pull_tiles(job, like, real, first, stop, d_weight, d_bias)
+            else:
+                _normalize_tiles(job, like, real, eps, first, stop)
+            if learns:
+                _store_sums(sums, _sums(job, real), u)
+            unit_done(control)
+            u = next_of_shares(shares, own, units, False)
 
     return address_of(kernel, types.void(types.intp))
 
@@ -71,7 +98,7 @@ def _forward(address: int) -> None:
     do_part(address)
 
 
-@compiled
+@joining
 def _pull(address: int, real: Any) -> None:
     do_part(address)
     job = elements_at(address, np.int64)
@@ -85,13 +112,13 @@ def _pull(address: int, real: Any) -> None:
                 _add_units(sums[i], units, total, elements_at(gradient, real))
 
 
-@compiled
+@joining
 def _sums(job: Any, real: Any) -> Any:
     """Sums of the units for the gradients of weight and bias, D numbers for each unit."""
     return elements_at(job[SUMS], real), elements_at(job[SUMS] + job[UNITS] * job[SIZE] * job[ITEMSIZE], real)
 
 
-@compiled
+@joining
 def _add_units(sums: Any, units: int, total: Any, gradient: Any) -> None:
     size = total.size
     for k in range(size):
@@ -103,33 +130,7 @@ def _add_units(sums: Any, units: int, total: Any, gradient: Any) -> None:
         store(gradient, k, total[k], OUT)
 
 
-@compiled
-def _take_units(address: int, like: Any, real: Any, rows: bool, backward: bool) -> None:
-    """Take units of the job until there are none; `like` is the type of their elements, `real` of numbers."""
-    job, eps = elements_at(address, np.int64), elements_at(address, np.float64)[EPS]
-    control, shares, own = joined(job)
-    learns = job[LEARNS] != 0
-    items, extent, size = job[OUTER] * job[TILES], job[EXTENT], job[SIZE]
-    # a unit's sums grow in memory of the thread's own: beside another's, fetching ahead would keep taking it from there
-    sums = np.empty((2, size if learns else 0), real)
-    d_weight, d_bias = elements_at(sums[0].ctypes.data, real), elements_at(sums[1].ctypes.data, real)
-    scratch = np.empty(job[WIDTH], real), np.empty(job[WIDTH], real), np.empty((2, job[WIDTH]))
-    units = job[UNITS]
-    u = next_of_shares(shares, own, units, False)
-    while u < units:
-        first, stop = u * extent, min((u + 1) * extent, items)
-        sums[:] = 0
-        if rows:
-            _rows(job, like, real, backward, eps, first, stop, d_weight, d_bias)
-        else:
-            _tiles(job, like, real, backward, eps, first, stop, d_weight, d_bias, scratch)
-        if learns:
-            _store_sums(sums, _sums(job, real), u)
-        unit_done(control)
-        u = next_of_shares(shares, own, units, False)
-
-
-@compiled
+@joining
 def _store_sums(own: Any, sums: Any, u: int) -> None:
     size = own.shape[1]
     for k in range(size):
@@ -137,7 +138,7 @@ def _store_sums(own: Any, sums: Any, u: int) -> None:
         store(sums[1], u * size + k, own[1, k], SECOND)
 
 
-@compiled
+@joining
 def _tensors(job: Any, like: Any, real: Any) -> Any:
     """x, g, y and dx, what is kept, weight and bias; in a forward job there is no g, nor a bias in a backward one."""
     bytes_each = job[OUTER] * max(job[INNER], 1) * job[ITEMSIZE]
@@ -155,52 +156,61 @@ def _tensors(job: Any, like: Any, real: Any) -> Any:
     )
 
 
-@compiled
-def _rows(
-    job: Any, like: Any, real: Any, backward: bool, eps: float, first: int, stop: int, d_weight: Any, d_bias: Any
-) -> None:
-    x, g, y, kept, weight, bias = _tensors(job, like, real)
+@joining
+def _normalize_rows(job: Any, like: Any, real: Any, eps: float, first: int, stop: int) -> None:
+    x, _, y, kept, weight, bias = _tensors(job, like, real)
+    size, centred, x_outer = job[SIZE], job[CENTRED] != 0, job[X_OUTER]
+    for i in range(first, stop):
+        normalize_row(real, x, i * x_outer, size, weight, bias, centred, eps, y, i * size, kept, i)
+
+
+@joining
+def _pull_rows(job: Any, like: Any, real: Any, first: int, stop: int, d_weight: Any, d_bias: Any) -> None:
+    x, g, y, kept, weight, _ = _tensors(job, like, real)
     size, centred, learns = job[SIZE], job[CENTRED] != 0, job[LEARNS] != 0
     x_outer, g_outer = job[X_OUTER], job[G_OUTER]
-    if backward:
-        for i in range(first, stop):
-            pull_row(
-                real, g, i * g_outer, x, i * x_outer, size, weight, centred, kept, i, learns, d_weight, d_bias, y,
-                i * size,
-            )  # fmt: skip
-    else:
-        for i in range(first, stop):
-            normalize_row(real, x, i * x_outer, size, weight, bias, centred, eps, y, i * size, kept, i)
+    for i in range(first, stop):
+        pull_row(
+            real, g, i * g_outer, x, i * x_outer, size, weight, centred, kept, i, learns, d_weight, d_bias, y, i * size
+        )
 
 
-@compiled
-def _tiles(
-    job: Any,
-    like: Any,
-    real: Any,
-    backward: bool,
-    eps: float,
-    first: int,
-    stop: int,
-    d_weight: Any,
-    d_bias: Any,
-    scratch: Any,
-) -> None:
-    x, g, y, kept, weight, bias = _tensors(job, like, real)
+@joining
+def _normalize_tiles(job: Any, like: Any, real: Any, eps: float, first: int, stop: int) -> None:
+    x, _, y, kept, weight, bias = _tensors(job, like, real)
+    size, inner, centred, x_step = job[SIZE], job[INNER], job[CENTRED] != 0, job[X_STEP]
+    first_sums, second_sums, totals = _scratch(job, real)
+    for item in range(first, stop):
+        n, start, width = _tile(job, item)
+        normalize_columns(
+            real, x, n * job[X_OUTER] + start, x_step, size, width, weight, bias, centred, eps, y,
+            n * size * inner + start, inner, kept, n * inner + start, first_sums, second_sums, totals,
+        )  # fmt: skip
+
+
+@joining
+def _pull_tiles(job: Any, like: Any, real: Any, first: int, stop: int, d_weight: Any, d_bias: Any) -> None:
+    x, g, y, kept, weight, _ = _tensors(job, like, real)
     size, inner, centred, learns = job[SIZE], job[INNER], job[CENTRED] != 0, job[LEARNS] != 0
     x_step, g_step = job[X_STEP], job[G_STEP]
-    first_sums, second_sums, totals = scratch
+    first_sums, second_sums, totals = _scratch(job, real)
     for item in range(first, stop):
-        n, start = item // job[TILES], item % job[TILES] * job[WIDTH]
-        width = min(job[WIDTH], inner - start)
-        at, to, i = n * job[X_OUTER] + start, n * size * inner + start, n * inner + start
-        if backward:
-            pull_columns(
-                real, g, n * job[G_OUTER] + start, g_step, x, at, x_step, size, width, weight, centred, kept, i, learns,
-                d_weight, d_bias, y, to, inner, first_sums, second_sums, totals,
-            )  # fmt: skip
-        else:
-            normalize_columns(
-                real, x, at, x_step, size, width, weight, bias, centred, eps, y, to, inner, kept, i,
-                first_sums, second_sums, totals,
-            )  # fmt: skip
+        n, start, width = _tile(job, item)
+        pull_columns(
+            real, g, n * job[G_OUTER] + start, g_step, x, n * job[X_OUTER] + start, x_step, size, width, weight,
+            centred, kept, n * inner + start, learns, d_weight, d_bias, y, n * size * inner + start, inner,
+            first_sums, second_sums, totals,
+        )  # fmt: skip
+
+
+@joining
+def _tile(job: Any, item: int) -> Any:
+    """The sample of a tile, its first column and how many it has."""
+    start = item % job[TILES] * job[WIDTH]
+    return item // job[TILES], start, min(job[WIDTH], job[INNER] - start)
+
+
+@joining
+def _scratch(job: Any, real: Any) -> Any:
+    """Two sums for each column of a tile, and their totals."""
+    return np.empty(job[WIDTH], real), np.empty(job[WIDTH], real), np.empty((2, job[WIDTH]))
