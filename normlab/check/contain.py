@@ -106,8 +106,7 @@ class Line:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            # tiny arrays: a second thread only waits for the first
-            env={**os.environ, "OMP_NUM_THREADS": "1"} if job["quick"] else None,
+            env={**os.environ, **_settings(job["quick"])},
         )
         self._family = Family(self._process)
         self._replies: queue.Queue[Any] = queue.Queue()
@@ -216,6 +215,15 @@ class Line:
         with contextlib.suppress(OSError), pipe:
             while part := os.read(pipe.fileno(), LAST_WORDS):
                 self._errors = (self._errors + part)[-LAST_WORDS:]
+
+
+def _settings(quick: bool) -> dict[str, str]:
+    """Variables of the target's process.
+
+    torch's compiler starts no processes of its own there, for which the layer would be blamed. Tiny arrays want one
+    thread: a second one only waits for the first.
+    """
+    return {"TORCHINDUCTOR_COMPILE_THREADS": "1"} | ({"OMP_NUM_THREADS": "1"} if quick else {})
 
 
 class _RemoteEffects(SideEffects):

@@ -47,12 +47,23 @@ class Family:
         _watched.add(process.pid)
 
     def use_of_processor(self) -> tuple[bool, float]:
-        """Whether the target's process would run at present, and the seconds that it has run; (False, 0) if unknown."""
-        try:
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-            return fields[0] == "R", (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        except (OSError, ValueError, IndexError, AttributeError):
-            return False, 0.0
+        """Whether the target would run or read at present, and the seconds that it has run; (False, 0) if unknown.
+
+        The target is its process with all threads, and what that waits for: the other processes of its session.
+        """
+        would_run, ticks = False, 0
+        for pid in self._members():
+            for thread in Path(f"/proc/{pid}/task").glob("*"):
+                would_run |= _text_fields(thread)[:1] in (["R"], ["D"])  # D: it waits for a disk
+            ticks += sum(map(int, _text_fields(Path(f"/proc/{pid}"))[11:15]))  # its own, and of those that have ended
+        return would_run, ticks / os.sysconf("SC_CLK_TCK") if ticks else 0.0
+
+    def _members(self) -> list[int]:
+        """The processes of the session that the target's process leads."""
+        if sys.platform != "linux":
+            return []
+        numbers = (int(e.name) for e in Path("/proc").iterdir() if e.name.isdigit())
+        return [n for n in numbers if _session(n) == self.process.pid]
 
     def end(self) -> Finding | None:
         """End the process, its group and all orphans of it; what is to be said of them."""
@@ -126,6 +137,14 @@ def _session(pid: int) -> int | None:
 def _field(entry: Path, index: int) -> int | None:
     """A number of /proc/PID/stat, counted from the state, which follows the name in brackets."""
     try:
-        return int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[index])
-    except (OSError, ValueError, IndexError):
+        return int(_text_fields(entry)[index])
+    except (ValueError, IndexError):
         return None
+
+
+def _text_fields(entry: Path) -> list[str]:
+    """What /proc/PID/stat says behind the name; nothing of a process that has ended."""
+    try:
+        return (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,23 @@ def test_a_process_that_does_not_come_to_the_processor_does_not_hang(monkeypatch
     monkeypatch.setattr(contain, "PATIENCE", 10_000)
     monkeypatch.setattr(contain.Family, "use_of_processor", lambda self: (True, 0.0))
     assert not check_contained("torch.nn:LayerNorm", "layer", quick=True, limit=1).bugs
+
+
+# the time of a compiler that the layer's process waits for did not count, and a right layer was said to hang
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_that_waits_for_another_of_its_session_would_run() -> None:
+    busy = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'])"
+    process = subprocess.Popen([sys.executable, "-c", busy], start_new_session=True)
+    family = descendants.Family(process)
+    try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not (len(family._members()) == 2 and family.use_of_processor()[0]):
+            time.sleep(0.05)
+        would_run, used = family.use_of_processor()
+        assert would_run
+        assert used > 0
+    finally:
+        family.end()
 
 
 # a traceback of ours; and 300 MB of it were 632 MB of memory
