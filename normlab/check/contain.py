@@ -28,6 +28,7 @@ from normlab.check.subjects.remote import RemoteSubject, result
 # until the worker has imported what it checks with, a slow disk or a busy machine is no fault of the target
 STARTUP_SECONDS = 600.0
 PATIENCE = 20  # times the limit, for a process that others keep from the processor
+_MOST_REPLIES = 4  # that wait; a target that sends more than it is asked for waits, too
 LAST_WORDS = 1 << 16  # bytes of standard error that are kept
 _now = time.monotonic
 
@@ -109,7 +110,7 @@ class Line:
             env={**os.environ, **_settings(job["quick"])},
         )
         self._family = Family(self._process)
-        self._replies: queue.Queue[Any] = queue.Queue()
+        self._replies: queue.Queue[Any] = queue.Queue(_MOST_REPLIES)
         self._requests: queue.Queue[bytes | None] = queue.Queue()
         self._errors = b""
         self._threads = [

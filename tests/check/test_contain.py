@@ -95,7 +95,7 @@ def test_a_process_that_waits_for_another_of_its_session_would_run() -> None:
 
 # a traceback of ours; and 300 MB of it were 632 MB of memory
 def test_standard_error_may_be_of_any_size_and_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NOISY_MEGABYTES", "20")
+    monkeypatch.setenv("NOISY_MEGABYTES", "300")
     kept: list[int] = []
     ended = contain.Line._describe_end
 

@@ -13,7 +13,8 @@ pytest.importorskip("starlette", reason="the live page needs the serve extra: pi
 
 from normlab.errors import UsageError
 from normlab.report import live
-from normlab.report.live import PAGE, LiveStudy
+from normlab.report.figures import curves
+from normlab.report.live import CURVES, PAGE, LiveStudy
 from normlab.report.serve import application, is_local
 from normlab.study.keeping.store import Store
 from tests.report.running import Running, server
@@ -122,6 +123,27 @@ def test_a_look_reads_only_what_has_changed(running: Running, monkeypatch: pytes
     running.start(second)
     assert study.state()["counts"] == {"running": 2, "pending": 2}
     assert read == [[], [second]]
+
+
+# Four drawings by Altair at every epoch took two thirds of a second, whatever their data.
+def test_a_new_epoch_is_drawn_into_the_drawing_there_is(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, (first, second, *_) = LiveStudy(running.directory), running.ids
+    for cell in (first, second):
+        running.start(cell)
+    for epoch in (1, 2):
+        running.epoch(first, epoch)
+    running.epoch(second, 1)
+    before = study.figures()
+    monkeypatch.setattr(curves, "finish", None)  # nothing can be drawn anew
+    running.epoch(second, 2)
+    after = study.figures()
+    assert [len(f["spec"]["datasets"]["bands"]) for f in (before[0], after[0])] == [3, 4]
+    for figure, (column, _, share) in zip(after, CURVES, strict=True):
+        (low, high), *others = {
+            tuple(layer["encoding"]["y"]["scale"]["domain"]) for layer in figure["spec"]["layer"][:-1]
+        }
+        values = [row["mean"] for row in figure["spec"]["datasets"]["bands"]]
+        assert (others, 0 <= low <= min(values), max(values) <= high) == ([], True, True), (column, share)
 
 
 def test_the_verdict_of_many_cells_comes_after_the_page(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,10 @@ from normlab.report.figures.parts import (
     thinned,
 )
 from normlab.report.records import Cell, number
-from normlab.report.theme import Styles
+from normlab.report.theme import Style, Styles
 
 Series = dict[int, dict[int, float]]  # epoch -> seed -> value
+_SPAN = [-1.25, -2.5]  # no ends of an axis of shares or losses
 
 
 def curves(
@@ -41,8 +43,6 @@ def curves(
     `cells` maps a norm to its finished cells, the best first; norms beyond the first dozen become one grey band
     from their 10th to their 90th percentile. `share` says that the metric is a share of 1, shown in percent.
     """
-    import altair as alt
-
     scale, unit, digits = (100.0, "%", 1) if share else (1.0, None, 3)
     everything = {norm: s for norm, of_norm in cells.items() if (s := _by_epoch(of_norm, column))}
     series = dict(list(everything.items())[:MOST_NORMS])
@@ -53,8 +53,41 @@ def curves(
     crowd = _middle_band(rest, epochs, scale)
 
     # Bands of few seeds can be far wider than the lines and would flatten them; they are clipped instead.
-    scale_y = alt.Scale(domain=_span(bands, seeds, share), zero=False, nice=True)
-    norms = list(series)
+    looks = tuple((norm, styles[norm].color, tuple(styles[norm].dash)) for norm in series)
+    drawing = _drawing(unit, looks, tuple(epochs), bool(crowd), bool(seeds))
+    spec = _with_span(drawing, _span(bands, seeds, share))
+
+    table = [
+        [str(epoch), *[plus_minus(estimate(list(s.get(epoch, {}).values())), scale, digits) for s in series.values()]]
+        for epoch in thinned(epochs, MOST_TABLE_ROWS)
+    ]
+    others = f"; {len(rest)} more as a grey band" if rest else ""
+    return Figure(
+        key=key,
+        title=title,
+        caption=f"{title} over {len(epochs)} epochs: {', '.join(series) or 'nothing finished'}{others}.",
+        spec=spec | {"datasets": {"crowd": crowd, "bands": bands, "seeds": seeds, "tips": tips}},
+        table=Table(["epoch", *series], table),
+    )
+
+
+@lru_cache(maxsize=64)  # Altair takes a tenth of a second; the live page wants four at every epoch
+def _drawing(
+    unit: str | None,
+    looks: tuple[tuple[str, str, tuple[int, ...]], ...],
+    epochs: tuple[int, ...],
+    crowd: bool,
+    seeds: bool,
+) -> dict[str, Any]:
+    """The specification of curves without their data, and with `_SPAN` in the place of what they span.
+
+    `looks` has a norm's name, color and dash each.
+    """
+    import altair as alt
+
+    norms = [norm for norm, _, _ in looks]
+    styles = {norm: Style(color, list(dash)) for norm, color, dash in looks}
+    scale_y = alt.Scale(domain=_SPAN, zero=False, nice=True)
     stroke = by_norm(alt.Stroke, norms, styles)
     color = by_norm(alt.Color, norms, styles)  # of a line and of the dots on it
     x = epoch_axis(epochs)
@@ -75,19 +108,16 @@ def curves(
     line = base.mark_line(strokeWidth=2, clip=True, point=_dots(epochs))
     layers.append(line.encode(x=x, y=y("mean"), color=color, strokeDash=dashes(norms, styles), opacity=faded(1)))
     layers.append(crosshair(x))
+    return finish(alt.layer(*layers), height=250)
 
-    table = [
-        [str(epoch), *[plus_minus(estimate(list(s.get(epoch, {}).values())), scale, digits) for s in series.values()]]
-        for epoch in thinned(epochs, MOST_TABLE_ROWS)
-    ]
-    others = f"; {len(rest)} more as a grey band" if rest else ""
-    return Figure(
-        key=key,
-        title=title,
-        caption=f"{title} over {len(epochs)} epochs: {', '.join(norms) or 'nothing finished'}{others}.",
-        spec=finish(alt.layer(*layers), height=250, crowd=crowd, bands=bands, seeds=seeds, tips=tips),
-        table=Table(["epoch", *norms], table),
-    )
+
+def _with_span(spec: Any, span: Sequence[float]) -> Any:
+    """A drawing with the ends of the vertical axis in their place."""
+    if spec == _SPAN:
+        return list(span)
+    if isinstance(spec, dict):
+        return {name: _with_span(part, span) for name, part in spec.items()}
+    return [_with_span(part, span) for part in spec] if isinstance(spec, list) else spec
 
 
 def _rows(series: Mapping[str, Series], epochs: Sequence[int], scale: float) -> tuple[list[Any], list[Any]]:
