@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 import normlab
 from benchmarks.census.models import built, tensors, unbuilt
+
+DRAWS = 12
 
 
 def visit(name: str) -> dict[str, Any]:
@@ -33,30 +36,60 @@ def visit(name: str) -> dict[str, Any]:
         row["fused"], row["refused"] = 0, str(error).splitlines()[0]
         fused = None
     precise = measured(built(name, torch.float64))
-    theirs = measured((stock, inputs))
-    row["torch"] = distances(theirs, precise)
+    row["torch"] = distances(measured((stock, inputs)), precise)
     row["ours"] = distances(measured((swapped, inputs)), precise)
+    exact = distances(measured(_doubled(swapped, inputs)), precise)
     if fused is not None:
         row["with_fused"] = distances(measured((fused, inputs)), precise)
-    _see_layouts(row, stock, inputs, precise)
+        exact = _larger(exact, distances(measured(_doubled(fused, inputs)), precise))
+    row["in_float64"] = exact
+    _see_rounding(row, stock, inputs, precise, list(normlab.swap_report(swapped).taken))
     row["restored"] = type(normlab.restore_norms(swapped)) is type(stock) and [type(m) for m in swapped.modules()] == [
         type(m) for m in stock.modules()
     ]
     return row
 
 
-def _see_layouts(
-    row: dict[str, Any], stock: nn.Module, inputs: dict[str, Any], precise: dict[str, list[Tensor]]
+def _see_rounding(
+    row: dict[str, Any], stock: nn.Module, inputs: dict[str, Any], precise: dict[str, list[Tensor]], norms: list[str]
 ) -> None:
-    """Where ours is further from float64 than torch, what torch's other layout gives: the larger of each distance."""
-    ours = max(max(row[who].values()) for who in ("ours", "with_fused") if who in row)
-    if ours <= max(row["torch"].values()) or any(v.dim() != 4 for v in inputs.values()):
-        return
-    last = torch.channels_last
-    images = {k: v.contiguous(memory_format=last) for k, v in inputs.items()}
-    other = distances(measured((copy.deepcopy(stock).to(memory_format=last), images)), precise)
-    row["torch"] = {kind: max(v, other[kind]) for kind, v in row["torch"].items()}
-    row["layouts"] = 2
+    """Where ours is further from float64 than torch, how far torch is where it rounds otherwise: `row["torch_moved"]`.
+
+    The largest of torch's other memory layout, if the input is of images, and of draws in which every number that a
+    norm is given is moved by one last bit, up or down: until ours is no further off, or there were `DRAWS`.
+    """
+    ours = [row[who] for who in ("ours", "with_fused") if who in row]
+    moved = row["torch"]
+    for draw in range(-1, DRAWS):
+        if all(distance <= moved[kind] for one in ours for kind, distance in one.items()):
+            break
+        tried = copy.deepcopy(stock), inputs
+        if draw >= 0:
+            chance = np.random.default_rng(draw)
+            for name in norms:
+                tried[0].get_submodule(name).register_forward_pre_hook(partial(_move_last_bits, chance))
+        elif all(v.dim() == 4 for v in inputs.values()):
+            last = torch.channels_last
+            images = {k: v.contiguous(memory_format=last) for k, v in inputs.items()}
+            tried = tried[0].to(memory_format=last), images  # type: ignore[call-overload]
+        moved = row["torch_moved"] = _larger(moved, distances(measured(tried), precise))
+
+
+def _move_last_bits(chance: np.random.Generator, module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The input of a norm, each number moved up or down by one last bit; its gradient passes through."""
+    x: Tensor = given[0]
+    up = torch.from_numpy(chance.random(tuple(x.shape), dtype=np.float32) < 0.5)
+    ends = torch.where(up, torch.tensor(float("inf")), torch.tensor(-float("inf"))).to(x)
+    return (x + (torch.nextafter(x.detach(), ends) - x.detach()), *given[1:])
+
+
+def _doubled(model: nn.Module, inputs: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """A copy of a model in float64, and its input."""
+    return copy.deepcopy(model).double(), {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
+
+
+def _larger(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    return {kind: max(v, b[kind]) for kind, v in a.items()}
 
 
 def count(name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ built.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -43,6 +43,18 @@ def channels(title: str, x: Tensor, expected: int) -> None:
             f"{title}: expected {expected} channels in dimension 1, got {x.shape[1]} "
             f"in an input of shape {tuple(x.shape)}"
         )
+
+
+def fit(x: Tensor, held: Iterable[Tensor]) -> bool:
+    """Whether each tensor is a vector with one number per channel of x, of x's dtype and on its device.
+
+    So it is nearly always, and no other check of these needs to be made.
+    """
+    channels, dtype, place = x.shape[1], x.dtype, x.device
+    for v in held:  # noqa: SIM110 - a generator takes longer, and this is a part of what every call costs
+        if v.dim() != 1 or v.numel() != channels or v.dtype != dtype or v.device != place:
+            return False
+    return True
 
 
 def lengths(title: str, x: Tensor, held: Held, expected: int, copies: int = 1) -> None:
@@ -95,6 +107,20 @@ def device(title: str, x: Tensor, name: str, v: Tensor) -> None:
         raise InputError(
             f"Expected all tensors to be on the same device, but {title} has its {name} on {v.device} and the input is "
             f"on {x.device}; move one of them"
+        )
+
+
+def dtypes(title: str, x: Tensor, held: Held) -> None:
+    """Raise InputError unless each tensor has x's dtype, or float32 where x is of half precision: torch's rule.
+
+    Its RMS norm computes any mixture, and its instance norm does with running statistics.
+    """
+    for name, v in held.items():
+        if v is None or v.dtype == x.dtype or (v.dtype == torch.float32 and x.element_size() < 4):
+            continue
+        raise InputError(
+            f"mixed dtype: {title} has a {name} of {v.dtype}, and the input is of {x.dtype}; convert the input, "
+            f"x.to({v.dtype}), or the layer, layer.to({x.dtype})"
         )
 
 

@@ -180,14 +180,17 @@ class Norm(nn.Module):
         self._check_input(input)
         if mask is not None:
             checks.mask(input, mask)
-        mean, var, eps = self.running_mean, self.running_var, self._eps()
-        use_batch = self.training or (mean is None and var is None)
-        if self.entry.running:
+        training, tracked, eps = self.training, self.track_running_stats, self.eps
+        mean, var = self.running_mean, self.running_var
+        if type(eps) is not float:
+            eps = checks.number(self._title(), eps)
+        use_batch = training or (mean is None and var is None)
+        if eps <= 0.0 and self.entry.running:
             checks.positive(eps, use_batch)
-        if self.track_running_stats or not self.training:  # otherwise the statistics are left alone
-            checks.both_running(mean, var, self.training)
+        if (mean is None) != (var is None) and (tracked or not training):  # otherwise the statistics are left alone
+            checks.both_running(mean, var, training)
         running = None if mean is None or var is None else (mean, var)
-        if use_batch and not (self.training and self.track_running_stats):
+        if use_batch and not (training and tracked):
             running = None
         count, momentum = self.num_batches_tracked, self.momentum
         if momentum is None and count is None:
@@ -211,10 +214,12 @@ class Norm(nn.Module):
         return node
 
     def _check_input(self, x: Tensor) -> None:
-        checks.rank(self._title(), x, self.most_dimensions)
+        if not 2 <= x.dim() <= 5:
+            checks.rank(self._title(), x, self.most_dimensions)
         if x.shape[1] != self.num_features and not self._is_resized(x.shape[1]):
             checks.channels(self._title(), x, self.num_features)
-        checks.floats(self._title(), x)
+        if not x.is_floating_point():
+            checks.floats(self._title(), x)
 
     def _is_resized(self, channels: int) -> bool:
         """Whether parameters and buffers have been replaced by others of this length, as torch's layers allow."""
@@ -223,13 +228,11 @@ class Norm(nn.Module):
         return lengths == {channels}
 
     def _check_parameters(self, x: Tensor, held: dict[str, Tensor]) -> None:
-        channels = x.shape[1]
         for name, v in held.items():
-            if (  # rarely
-                v.dim() != 1 or v.numel() != channels or v.device != x.device
-            ):  # rarely: the entry need not be asked otherwise
-                per_channel = self.entry.parameters[name].per_channel
-                checks.lengths(self._title(), x, {name: v}, channels if per_channel else 1)
+            learned = self.entry.parameters[name]
+            checks.lengths(self._title(), x, {name: v}, x.shape[1] if learned.per_channel else 1)
+            if learned.trained:
+                checks.dtypes(self._title(), x, {name: v})
 
     def _check_mask(self, mask: Tensor) -> None:
         """Raises InputError where the kept values of a batch are too few; the norms of a sample take any."""
@@ -237,6 +240,7 @@ class Norm(nn.Module):
     def _check_running(self, x: Tensor, running: tuple[Tensor, Tensor]) -> None:
         held = {"running_mean": running[0], "running_var": running[1]}
         checks.lengths(self._title(), x, held, x.shape[1])
+        checks.dtypes(self._title(), x, held)
 
     def _normalize(
         self,
@@ -253,10 +257,11 @@ class Norm(nn.Module):
     ) -> Tensor:
         """act(norm(x) + residual); `running` is updated with the batch's statistics, or stands in for them."""
         params: dict[str, Tensor] = {k: v for k in self.learned if (v := getattr(self, k)) is not None}
-        self._check_parameters(x, params)
+        if not checks.fit(x, params.values()):
+            self._check_parameters(x, params)
         if mask is not None and use_batch:
             self._check_mask(mask)
-        if running is not None:
+        if running is not None and not checks.fit(x, running):
             self._check_running(x, running)
         return functional.normalize(
             norm,
@@ -324,7 +329,7 @@ class BatchStatistics(RunningNorm):
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
-        if self.training or (self.running_mean is None and self.running_var is None):
+        if x.shape[0] == 1 and (self.training or (self.running_mean is None and self.running_var is None)):
             checks.more_than_one_value(self._title(), x, self.training)
 
     def _check_mask(self, mask: Tensor) -> None:
@@ -454,16 +459,19 @@ class InstanceNorm(Norm, InstanceNormBase):
         running = None if mean is None or var is None else (mean, var)
         # torch's instance norm has the counter and leaves it at zero; without a momentum it leaves the statistics too
         momentum = 0.0 if self.momentum is None else self.momentum
+        if type(momentum) is not float:
+            momentum = checks.number(self._title(), momentum, "momentum")
         norm = self.norm if use_instances else self.entry.in_evaluation or self.norm
         return self._normalize(input, residual, act, norm, use_instances, running, momentum, None, eps, mask)
 
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
-        if self.training or not self.track_running_stats:
+        if (self.training or not self.track_running_stats) and (x.dim() < 3 or x.shape[2] == 1):
             checks.more_than_one_position(self._title(), x, self.training, self.running_mean is not None)
 
     def _check_parameters(self, x: Tensor, held: dict[str, Tensor]) -> None:
         checks.lengths(self._title(), x, held, x.shape[1], x.shape[0])
+        checks.dtypes(self._title(), x, held)
 
     def _check_running(self, x: Tensor, running: tuple[Tensor, Tensor]) -> None:
         held = {"running_mean": running[0], "running_var": running[1]}
@@ -536,6 +544,7 @@ class GroupNorm(Norm, nn.GroupNorm):
 
     def _check_parameters(self, x: Tensor, held: dict[str, Tensor]) -> None:
         checks.vectors(self._title(), x, held)
+        checks.dtypes(self._title(), x, held)
 
 
 def takes_act(layer: nn.Module) -> TypeGuard[Norm]:

@@ -98,8 +98,11 @@ class Normalize(torch.autograd.Function):
         # All that the backward pass uses travels as saved tensors: a change in place is noticed, checkpointing can drop
         # it, and what is computed a second time comes back together. x goes as it was given, not as a dense copy.
         saved = [x] if residual is None or call.act is None else [x, residual]
-        ctx.memory = None if kept.saved is None else torch.as_tensor(kept.saved.memory)
-        ctx.save_for_backward(*saved, *parameters, *([] if ctx.memory is None else [ctx.memory]))
+        ctx.memory = memory = None if kept.saved is None else _as_tensor(kept.saved.memory)
+        saved += parameters
+        if memory is not None:
+            saved.append(memory)
+        ctx.save_for_backward(*saved)
         kept.x = kept.residual = None
         kept.params = {}
         ctx.cache, ctx.call, ctx.has_residual = kept, call, residual is not None
@@ -128,7 +131,8 @@ class Normalize(torch.autograd.Function):
         if ctx.has_residual:
             residual = x if residual is None else kept.layout.dense(residual)
         params, saved = dict(zip(call.recipe.names, others, strict=True)), kept.saved
-        if memory is not None and memory.data_ptr() != ctx.memory.data_ptr():  # computed again, or brought back
+        # computed again, or brought back
+        if memory is not ctx.memory and memory is not None and memory.data_ptr() != ctx.memory.data_ptr():
             saved = kept.backend.restored(call.recipe, kept.layout, x, params, call.running, call.eps, kept.act, memory)
         cache = stages.Cache(x, kept.layout, kept.backend, params, kept.act, residual, saved)
         dx, by_name = stages.backward(dy, cache)
@@ -136,6 +140,10 @@ class Normalize(torch.autograd.Function):
 
 
 _apply = _torch.apply_of(Normalize)
+
+
+def _as_tensor(numbers: Any) -> Tensor:
+    return numbers if isinstance(numbers, Tensor) else torch.from_numpy(numbers)
 
 
 def _versions(running: tuple[Tensor, Tensor] | None) -> tuple[int, ...]:
@@ -251,7 +259,7 @@ def _normalize(
         call.running = running[0], running[1]
     y, kept = _run(x, residual, call)
     is_empty = kept.saved is None  # an empty batch
-    memory = _memory(recipe, x, kept.layout) if is_empty else torch.as_tensor(kept.saved.memory)
+    memory = _memory(recipe, x, kept.layout) if is_empty else _as_tensor(kept.saved.memory)
     mean, var = fresh or (x.new_empty(0), x.new_empty(0))
     return y, memory, mean, var
 

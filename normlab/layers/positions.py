@@ -120,7 +120,9 @@ class ChannelNorm(LayerNorm):
                 f"ChannelNorm: expected an input (N, C, *) with {self.num_channels} channels in dimension 1, "
                 f"got shape {tuple(input.shape)}"
             )
-        checks.elements(type(self).__name__, input, {"weight": weight, "bias": bias}, (channels,))
+        held = {"weight": weight, "bias": bias}
+        checks.elements(type(self).__name__, input, held, (channels,))
+        checks.dtypes(type(self).__name__, input, held)
         if _is_channels_last(input):
             return normalize(input.movedim(1, -1), weight, bias, channels, _eps(self), True).movedim(-1, 1)
         return normalize(input, weight, bias, 0, _eps(self), True)
@@ -131,7 +133,10 @@ def _check(layer: LayerNorm | RMSNorm, x: Tensor, weight: Tensor | None, bias: T
     if tuple(x.shape[-len(shape) :]) != shape:
         raise InputError(f"{title}: expected an input whose last dimensions are {shape}, got shape {tuple(x.shape)}")
     checks.floats(title, x)
-    checks.elements(title, x, {"weight": weight, "bias": bias}, shape)
+    held = {"weight": weight, "bias": bias}
+    checks.elements(title, x, held, shape)
+    if isinstance(layer, LayerNorm):
+        checks.dtypes(title, x, held)
     return shape
 
 

@@ -27,8 +27,9 @@ class _RankedBatchNorm(BatchNorm):
 
     def _check_input(self, x: Tensor) -> None:
         self._check_input_dim(x)
-        checks.floats(self._title(), x)
-        if self.training or (self.running_mean is None and self.running_var is None):
+        if not x.is_floating_point():
+            checks.floats(self._title(), x)
+        if x.shape[0] == 1 and (self.training or (self.running_mean is None and self.running_var is None)):
             checks.more_than_one_value(self._title(), x, self.training)
 
 
@@ -70,8 +71,9 @@ class _RankedInstanceNorm(InstanceNorm):
     def _check_input(self, x: Tensor) -> None:
         if x.shape[1] != self.num_features:
             self._check_channels(x)
-        checks.floats(self._title(), x)
-        if self.training or not self.track_running_stats:
+        if not x.is_floating_point():
+            checks.floats(self._title(), x)
+        if (self.training or not self.track_running_stats) and x.shape[2] == 1:
             checks.more_than_one_position(self._title(), x, self.training, self.running_mean is not None)
 
     def _check_channels(self, x: Tensor) -> None:

@@ -236,7 +236,7 @@ def rounded_center_in_numba(patch: pytest.MonkeyPatch) -> None:
         saved = original(recipe, order, x, params, running, eps, out, *rest)
         planes = order.planes(out)
         n, channels, _ = saved.plan.sizes
-        scale, center = saved.numbers[: 5 * n * channels].reshape(5, n, channels)[2:4]
+        scale, center = saved.memory[: 5 * n * channels].reshape(5, n, channels)[2:4]
         planes -= (scale * (center.astype(planes.dtype) - center))[:, :, None].astype(planes.dtype)
         return saved
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import subprocess
 import sys
 import warnings
@@ -142,6 +143,28 @@ def test_inputs(name: str, shape: list[int], training: bool, dtype: torch.dtype)
     want = outcome(copy.deepcopy(stock), x)
     if dtype == torch.float32 or isinstance(want, Exception):
         same(ours, stock, x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", PAIRS)
+def test_mixed_dtypes(name: str, training: bool) -> None:
+    """Bug: a float32 batch norm computed what it was given in float64, where torch's refuses it."""
+    refused = 0
+    for held, passed in itertools.product((torch.float32, torch.float64, torch.float16, torch.bfloat16), repeat=2):
+        ours, stock, x = pair(name, training)
+        want = outcome(stock.to(held), x.to(passed))
+        if isinstance(want, Exception):
+            refused += 1
+            same(ours.to(held), stock, x.to(passed))
+    assert refused == (0 if name in ("rms", "in2-plain") else 10)
+
+
+@pytest.mark.parametrize("momentum", ["a", [1]])
+def test_momentum_of_instance_norm_is_a_number(momentum: object) -> None:
+    ours, stock, x = pair("in2-plain")
+    for layer in (ours, stock):
+        layer.momentum = momentum
+    same(ours, stock, x)
 
 
 @pytest.mark.parametrize("kind", [1, 2, 3])

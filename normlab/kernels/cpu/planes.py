@@ -123,35 +123,22 @@ class Saved:
     """What the backward pass needs beside x: the grids and parameters of the forward pass, and how it was done."""
 
     plan: Plan
-    numbers: np.ndarray
+    memory: np.ndarray  # all numbers, zeros in place of those that this norm did not need
     eps: float
-
-    @property
-    def memory(self) -> np.ndarray:
-        """All numbers, zeros in place of those that this norm did not need."""
-        n, channels, _ = self.plan.sizes
-        grids, rows = self.numbers[: 5 * n * channels], self.numbers[5 * n * channels :]
-        if not self.plan.programs.measures:
-            grids[: 2 * n * channels] = 0
-        if not self.plan.has_running:
-            rows[: 2 * channels] = 0
-        if not self.plan.programs.pools_batch:
-            rows[-2 * channels :] = 0
-        return self.numbers
 
     @property
     def batch(self) -> tuple[np.ndarray, np.ndarray, int] | None:
         n, channels, size = self.plan.sizes
         if not self.plan.programs.pools_batch:
             return None
-        return self.numbers[-2 * channels : -channels], self.numbers[-channels:], n * size
+        return self.memory[-2 * channels : -channels], self.memory[-channels:], n * size
 
     @property
     def moments(self) -> tuple[np.ndarray, np.ndarray, int] | None:
         n, channels, size = self.plan.sizes
         if not self.plan.programs.measures:
             return None
-        mean_var = self.numbers[: 2 * n * channels].reshape(2, n, channels)
+        mean_var = self.memory[: 2 * n * channels].reshape(2, n, channels)
         return mean_var[0], mean_var[1], size
 
 
@@ -168,7 +155,7 @@ def forward(
     update: tuple[Any, Any, float] | None = None,
 ) -> Saved:
     plan = _find_plan(recipe, layout, x, act)
-    memory = np.empty(plan.numbers)
+    memory = np.zeros(plan.numbers)
     run_forward, job = _prepare_call(plan, False, residual is not None)
     job[X], job[Y] = _address(x), _address(out)
     job[MEMORY], job[EPS], job[TINY] = _start(memory), bits(eps), bits(least_variance(eps))
@@ -202,7 +189,7 @@ def backward(
     plan = saved.plan
     run_backward, job = _prepare_call(plan, True, residual is not None)
     job[X], job[G], job[Y] = _address(x), _address(g), _address(out)
-    job[MEMORY], job[EPS], job[TINY] = _start(saved.numbers), bits(saved.eps), bits(least_variance(saved.eps))
+    job[MEMORY], job[EPS], job[TINY] = _start(saved.memory), bits(saved.eps), bits(least_variance(saved.eps))
     if residual is not None:
         job[RESIDUAL], job[TO_RESIDUAL] = _address(residual), _address(to_residual)
     grads = []
