@@ -23,6 +23,7 @@ from benchmarks.census.models import TRANSFORMERS, families
 from normlab.bench.machine import describe, line
 
 START, END = "<!-- census -->", "<!-- end of census -->"
+OURS, THEIRS = ("ours", "with_fused"), ("torch", "torch_moved")  # distances of a row
 STUCK = 30  # times the seconds of a model, by the clock
 
 
@@ -114,7 +115,7 @@ def _describe_end(code: int, seconds: float) -> str:
     return f"the process ended with {code}"
 
 
-def _line(row: dict[str, Any], columns: int = 3) -> str:
+def _line(row: dict[str, Any], columns: int = 4) -> str:
     if "failed" in row:
         return f"| {row['model']} | | | not visited: {row['failed']} {'| ' * columns}|"
     why = "; ".join(f"{sum(w == v for w in row['left'].values())} {v}" for v in dict.fromkeys(row["left"].values()))
@@ -125,16 +126,16 @@ def _line(row: dict[str, Any], columns: int = 3) -> str:
     shown = name if row["architecture"] == name else f"{name}: {row['architecture']}"
     cells = [shown, row["taken"] + len(row["left"]) + len(row["silent"]), row["taken"], left.replace("|", "/")]
     if "torch" in row:
-        ours = max(worst(row, "ours"), worst(row, "with_fused"))
-        cells += [row["fused"], f"{worst(row, 'torch'):.0e}", f"{ours:.0e}"]
+        exact = f"{worst(row, 'in_float64'):.0e}" if "in_float64" in row else ""
+        cells += [row["fused"], f"{worst(row, *THEIRS):.0e}", f"{worst(row, *OURS):.0e}", exact]
     else:
         cells += [""] * columns
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def worst(row: dict[str, Any], who: str) -> float:
-    """The largest of a row's distances."""
-    return max(row.get(who, {}).values(), default=0.0)
+def worst(row: dict[str, Any], *whose: str) -> float:
+    """The largest of these distances of a row."""
+    return max((v for who in whose for v in row.get(who, {}).values()), default=0.0)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -142,7 +143,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     parts = []
     for library in ("timm", "transformers"):
         own = [row for row in rows if row["model"].startswith(library)]
-        more = ["fused", "torch", "ours"] if any("torch" in row for row in own) else []
+        more = ["fused", "torch", "ours", "in float64"] if any("torch" in row for row in own) else []
         head = [f"{library} {version(library)}", "norms", "taken", "left, and why", *more]
         parts.append(
             "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(_line(row, len(more)) for row in own)])
@@ -163,11 +164,13 @@ def summary(rows: list[dict[str, Any]]) -> str:
     run = [row for row in done if "torch" in row]
     if not run:
         return said
-    ratios = sorted(max(worst(r, "ours"), worst(r, "with_fused")) / max(worst(r, "torch"), 1e-9) for r in run)
+    ratios = sorted(worst(r, *OURS) / max(worst(r, *THEIRS), 1e-9) for r in run)
+    exact = [worst(r, "in_float64") for r in run if "in_float64" in r]
     return (
         f"{said} {len(run)} models ran. Of these, `fuse_norms` fused {sum(r['fused'] for r in run)} norms with what "
         f"follows, and refused {sum('refused' in r for r in run)} models. The distance from float64 is "
         f"{ratios[len(ratios) // 2]:.2g} times torch's in the median model, at most {ratios[-1]:.2g} times."
+        + (f" {len(exact)} ran in float64 with ours, too: at most {max(exact):.0e} from torch's." if exact else "")
     )
 
 

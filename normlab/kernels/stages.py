@@ -78,6 +78,7 @@ def forward(
     act: str | Activation | None = None,
     residual: Array | None = None,
     update: tuple[Array, Array, float] | None = None,
+    lengths_fit: bool = False,
 ) -> tuple[Array, Cache]:
     """Normalize x (N, C, *), of 2 to 5 dimensions; returns (y, cache), y of x's shape, dtype and memory order.
 
@@ -90,12 +91,14 @@ def forward(
     before it. `update` = (mean (C,), var (C,), momentum) are running statistics, updated in place with the batch's:
     (1 - momentum) * running + momentum * batch, the variance unbiased.
 
-    Raises ValueError if the residual's shape or dtype is not x's, or a parameter or running statistic is not (C,).
+    Raises ValueError if the residual's shape or dtype is not x's, or a parameter or running statistic is not (C,);
+    with `lengths_fit` the caller has made sure of the latter.
     """
     if isinstance(norm, str):
         chosen = resolve_options(describe(norm), x.shape[1], options or {})
         norm = recipe(norm, tuple(chosen.items()), tuple(params), training, running is not None)
-    _check_lengths(norm, x.shape[1], params, running, update)
+    if not lengths_fit:
+        _check_lengths(norm, x.shape[1], params, running, update)
     act = activation(act)
     layout, x = Layout.dense_of(x, norm.entry.per_channel)
     if residual is not None:

@@ -181,7 +181,7 @@ class Norm(nn.Module):
         if mask is not None:
             checks.mask(input, mask)
         training, tracked, eps = self.training, self.track_running_stats, self.eps
-        mean, var = self.running_mean, self.running_var
+        mean, var, count = self._held("running_mean"), self._held("running_var"), self._held("num_batches_tracked")
         if type(eps) is not float:
             eps = checks.number(self._title(), eps)
         use_batch = training or (mean is None and var is None)
@@ -192,12 +192,17 @@ class Norm(nn.Module):
         running = None if mean is None or var is None else (mean, var)
         if use_batch and not (training and tracked):
             running = None
-        count, momentum = self.num_batches_tracked, self.momentum
+        momentum = self.momentum
         if momentum is None and count is None:
             momentum = 0.0  # an average over nothing counted: torch leaves the statistics alone
         if momentum is not None and type(momentum) is not float:
             momentum = checks.number(self._title(), momentum, "momentum")
         return self._normalize(input, residual, act, self.norm, use_batch, running, momentum, count, eps, mask)
+
+    def _held(self, name: str) -> Tensor | None:
+        """The attribute of this name, found sooner where it is a buffer."""
+        found = self._buffers.get(name)
+        return getattr(self, name) if found is None else found
 
     def _trace(self, input: Any, residual: Any, act: Any, mask: Any) -> Tensor:
         """What torch.fx writes down."""
@@ -256,7 +261,8 @@ class Norm(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         """act(norm(x) + residual); `running` is updated with the batch's statistics, or stands in for them."""
-        params: dict[str, Tensor] = {k: v for k in self.learned if (v := getattr(self, k)) is not None}
+        own = self._parameters
+        params = {k: v for k in self.learned if (v := own.get(k)) is not None or (v := getattr(self, k)) is not None}
         if not checks.fit(x, params.values()):
             self._check_parameters(x, params)
         if mask is not None and use_batch:

@@ -94,7 +94,7 @@ class Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, call: Call, *parameters: Tensor) -> Tensor:
-        y, kept = _run(x, residual, call)
+        y, kept = _run(x, residual, call, lengths_fit=True)
         # All that the backward pass uses travels as saved tensors: a change in place is noticed, checkpointing can drop
         # it, and what is computed a second time comes back together. x goes as it was given, not as a dense copy.
         saved = [x] if residual is None or call.act is None else [x, residual]
@@ -151,13 +151,15 @@ def _versions(running: tuple[Tensor, Tensor] | None) -> tuple[int, ...]:
     return () if running is None else tuple(0 if v.is_inference() else v._version for v in running)
 
 
-def _run(x: Tensor, residual: Tensor | None, call: Call) -> tuple[Tensor, stages.Cache]:
-    """The forward pass; running statistics are updated in place."""
+def _run(
+    x: Tensor, residual: Tensor | None, call: Call, *, lengths_fit: bool = False
+) -> tuple[Tensor, stages.Cache]:  # fmt: skip
+    """The forward pass; running statistics are updated in place. Of a layer's own tensors the lengths are checked."""
     recipe, update = call.recipe, _update(call)
     averaged = update is not None and recipe.entry.in_evaluation is not None
     arguments: dict[str, Any] = {
         "running": call.running, "eps": call.eps, "act": call.act, "residual": residual,
-        "update": None if averaged else update,
+        "update": None if averaged else update, "lengths_fit": lengths_fit,
     }  # fmt: skip
     try:
         y, kept = stages.forward(recipe, x, call.params, **arguments)
