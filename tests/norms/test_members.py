@@ -189,6 +189,7 @@ def test_nothing_learns_in_a_frozen_norm() -> None:
     assert not list(layer.parameters())
     assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
     layer.load_state_dict(nn.BatchNorm2d(CHANNELS).state_dict())
+    layer.load_state_dict(dict(nn.BatchNorm2d(CHANNELS).state_dict()))  # a file that keeps no versions: it was refused
 
 
 def test_a_plane_of_zeros_has_a_gradient_under_global_response() -> None:
