@@ -95,10 +95,13 @@ def sample_size(train_images: int) -> int:
 def gradient_norms(model: nn.Module) -> dict[str, float]:
     """The Euclidean norm of the gradient of every layer with a weight of two or more dimensions, by name.
 
-    Call it after a backward pass. Layers without a gradient are left out.
+    Call it after a backward pass. Layers without a gradient are left out. A layer whose weight is computed from
+    another, as by weight standardization, has the gradient of that one.
     """
     return {
-        name.removesuffix(".weight"): _short(float(torch.linalg.vector_norm(parameter.grad)))
+        name.removesuffix(".weight").partition(".parametrizations.")[0]: _short(
+            float(torch.linalg.vector_norm(parameter.grad))
+        )
         for name, parameter in model.named_parameters()
         if parameter.dim() >= 2 and parameter.grad is not None
     }

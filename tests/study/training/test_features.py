@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import normlab
 from normlab.errors import UsageError
 from normlab.models.residual import build_model
 from normlab.study.training.features import FeatureRecorder, Watch, evaluating, gradient_norms, growth, sample_size
@@ -100,6 +101,14 @@ def test_chosen_layers_and_unknown_ones(model: nn.Module, images: torch.Tensor) 
     assert list(FeatureRecorder(model, images, ["blocks.1.conv2"]).record(1)["layers"]) == ["blocks.1.conv2"]
     with pytest.raises(UsageError, match=r"no layer 'blocks\.9'"):
         FeatureRecorder(model, images, ["blocks.9"])
+
+
+# Bug: under "+ws" the layers had other names than in other networks, and stood beside them in the report's chart.
+@pytest.mark.parametrize("how", ["ws", "sws", "wn", "spectral"])
+def test_gradient_norms_of_normalized_weights_have_the_layers_names(how: str) -> None:
+    layers = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(8, 2))
+    normlab.normalize_weights(layers, how)(torch.randn(2, 1, 4, 4)).sum().backward()
+    assert set(gradient_norms(layers)) == {"0", "2"}
 
 
 def test_gradient_norms_are_those_of_the_weights(model: nn.Module, images: torch.Tensor) -> None:
