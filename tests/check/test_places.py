@@ -105,6 +105,30 @@ class InLists(Kept):
         return dx
 
 
+class InTuples(Kept):
+    def __init__(self, n_features: int) -> None:
+        self.params = np.ones(n_features), np.zeros(n_features)
+
+    def pair(self) -> tuple[Any, Any]:
+        return self.params
+
+    def leave(self, dx: Any, dgamma: Any, dbeta: Any) -> Any:
+        self.grads = dgamma, dbeta
+        return dx
+
+
+class SlottedBox:
+    __slots__ = ("grad", "value")
+
+    def __init__(self, value: np.ndarray) -> None:
+        self.value, self.grad = value, np.zeros_like(value)
+
+
+class InSlottedBoxes(InBoxes):
+    def __init__(self, n_features: int) -> None:
+        self.gamma, self.beta = SlottedBox(np.ones(n_features)), SlottedBox(np.zeros(n_features))  # type: ignore[assignment]
+
+
 class MadeWithTheFirstBatch(Kept):
     def __init__(self) -> None:
         self.params: dict[str, np.ndarray] = {}
@@ -134,7 +158,16 @@ class ReturnsADictionary(Kept):
         return dx, {"W": dgamma, "b": dbeta}
 
 
-LAYERS = [InBoxes, InBoxesOfADictionary, InNestedDictionaries, InLists, MadeWithTheFirstBatch, ReturnsADictionary]
+LAYERS = [
+    InBoxes,
+    InSlottedBoxes,
+    InBoxesOfADictionary,
+    InNestedDictionaries,
+    InLists,
+    InTuples,
+    MadeWithTheFirstBatch,
+    ReturnsADictionary,
+]
 
 
 def checked(layer: Any, backward: Any = None) -> Report:

@@ -1,4 +1,4 @@
-"""Where a layer object keeps its arrays: attributes, entries of dictionaries and lists, boxes of value and gradient.
+"""Where a layer object keeps its arrays: attributes, entries of containers, boxes of a value and its gradient.
 
 A box is what many courses call a parameter: an object or a dictionary with the value beside its gradient.
 """
@@ -30,7 +30,9 @@ class Place:
 
     def put(self, value: Any) -> None:
         """Have the place hold this value."""
-        if isinstance(self.holder, (dict, list)):
+        if isinstance(self.holder, tuple):  # in place, where it can be nowhere else
+            self.value[...] = value
+        elif isinstance(self.holder, (dict, list)):
             self.holder[self.key] = value
         else:
             setattr(self.holder, self.key, value)
@@ -55,8 +57,8 @@ def places(layer: Any) -> Iterator[Place]:
             yield Place(name, layer, name)
         elif (key := _box_key(value)) is not None:
             yield Place(name, value, key)
-        elif isinstance(value, (dict, list)) and "grad" not in name:
-            if isinstance(value, list) and "param" not in name and "weight" not in name:
+        elif isinstance(value, (dict, list, tuple)) and "grad" not in name:
+            if not isinstance(value, dict) and "param" not in name and "weight" not in name:
                 continue  # of inputs, or of what the backward pass needs
             for key, held in list(value.items() if isinstance(value, dict) else enumerate(value)):
                 if is_array(held):
@@ -89,7 +91,12 @@ def gradient(layer: Any, path: str) -> Any:
             for spelling in (*spellings, at.key):
                 if container.get(spelling) is not None:
                     return container[spelling]
-        if isinstance(container, list) and isinstance(at.key, int) and "grad" in name and at.key < len(container):
+        if (
+            isinstance(container, (list, tuple))
+            and isinstance(at.key, int)
+            and "grad" in name
+            and at.key < len(container)
+        ):
             return container[at.key]
     return None
 
@@ -102,16 +109,15 @@ def spelled(path: str) -> list[str]:
 
 def _box_key(thing: Any) -> str | None:
     """Under which name a thing holds a value beside its gradient; None for what is no box."""
-    if not isinstance(thing, dict) and not hasattr(thing, "__dict__"):
+    if isinstance(thing, (list, tuple, str, bytes, int, float)):
         return None
-    named = thing if isinstance(thing, dict) else vars(thing)
-    if not any(name in named for name in GRADIENTS):
+    if not any(name in thing if isinstance(thing, dict) else hasattr(thing, name) for name in GRADIENTS):
         return None
-    return next((name for name in VALUES if is_array(named.get(name))), None)
+    return next((name for name in VALUES if is_array(_entry(thing, name))), None)
 
 
 def _entry(holder: Any, key: Any) -> Any:
-    if isinstance(holder, list):
+    if isinstance(holder, (list, tuple)):
         return holder[key]
     return holder.get(key) if isinstance(holder, dict) else getattr(holder, key, None)
 
