@@ -35,10 +35,10 @@ Record = Mapping[str, Any]  # a cell as in results.json
 
 MATTERS = 0.005  # a smaller difference of accuracies is none
 _NEAR = 0.02  # how far behind the leader a norm may seem to be and still be preferred to it
-_ROUNDING = 1e-6  # by which a recorded share may be beyond 0 or 1
+_PERCENT = 2.0  # an accuracy that is greater is no share
 _COLLAPSED = 0.25  # of the best accuracy of all, where nothing is known of chance
 _SMALL_BATCH = 8
-_UNLEARNED = "no better than a linear classifier on the pixels"
+UNLEARNED = "no better than a linear classifier on the pixels"
 CHANCE, LARGEST, LINEAR = "chance", "largest class", "linear classifier"  # the floors by name
 _CALLED = {LARGEST: "the largest class", LINEAR: "a linear classifier on the pixels"}
 _TELLING = 0.2  # a bound on a difference that is wider than this is not worth printing
@@ -117,7 +117,7 @@ def judge(
     `floors` the accuracies by name of what needs no network (chance, the largest class, a linear classifier), and
     `tuning` what was tried for each norm first, as in results.json. `metric` (`normlab.study.metric`) takes the place
     of accuracy in what is compared and chosen; whether a training learned is judged by its accuracy in any case.
-    Raises DataError for an accuracy outside [0, 1].
+    Raises DataError for an accuracy in percent.
     """
     by = metric_named(metric)
     floors = {name: float(value) for name, value in (floors or {}).items()}
@@ -296,7 +296,7 @@ class _Case:
             if norm != best and failed and (more >= OFTEN or norm not in self.learned):
                 why.append(f"failed to learn in {failed} of {ended} seeds")
             if not why and norm in self.learned and self.intervals[norm].mean <= linear < self.intervals[best].mean:
-                why.append(f"{_UNLEARNED}, {percent(linear)}")
+                why.append(f"{UNLEARNED}, {percent(linear)}")
             if why:
                 found[norm] = "; ".join(why)
         return found
@@ -354,7 +354,7 @@ class _Case:
             parts.append(f"Prefer {best}: {self._explain_choice(best, names)}; {score}.")
         else:
             parts.append(f"Use {best}: {score}.")
-        unlearned = [norm for norm, why in avoid.items() if why.startswith(_UNLEARNED)]
+        unlearned = [norm for norm, why in avoid.items() if why.startswith(UNLEARNED)]
         if worse := [f"{norm} ({why})" for norm, why in avoid.items() if norm not in unlearned]:
             parts.append(f"Avoid {listed(worse)}.")
         if unlearned:
@@ -565,16 +565,18 @@ def edge_warnings(tuning: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _accuracy(cell: Record) -> float:
-    """The test accuracy of a training; NaN where there is none. Raises DataError for one outside [0, 1]."""
+    """The test accuracy of a training, in [0, 1]; NaN where there is none. Raises DataError for one in percent."""
     if cell.get("status", "done") != "done":
         return math.nan
     found = _number_of(cell.get("test") or {}, "accuracy")
-    if math.isfinite(found) and not -_ROUNDING <= found <= 1 + _ROUNDING:
+    if not math.isfinite(found):
+        return math.nan
+    if abs(found) > _PERCENT:
         raise DataError(
             f"{cell['norm']}, seed {cell.get('seed')}: the test accuracy is {found:g}; expected a share from 0 to 1, "
             "not percent"
         )
-    return found if math.isfinite(found) else math.nan
+    return min(max(found, 0.0), 1.0)
 
 
 def _test_figure(cell: Record, metric: Metric) -> float:

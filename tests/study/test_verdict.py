@@ -403,10 +403,18 @@ def test_numbers_that_are_written_as_text_are_taken_in_their_order() -> None:
 
 
 # accuracies in percent were judged, and the norm to use had "9600.0 %"
-@pytest.mark.parametrize("value", [96.0, 1.01, -0.1])
+@pytest.mark.parametrize("value", [96.0, 2.5, -20.0])
 def test_an_accuracy_that_is_no_share_is_refused(value: float) -> None:
     with pytest.raises(DataError, match=f"gn, seed 2: the test accuracy is {value:g}"):
         judge(bare({"bn": [0.9, 0.91, 0.92], "gn": [0.9, 0.91, value]}))
+
+
+# 100.4 % were printed
+def test_no_accuracy_leaves_what_an_accuracy_can_be() -> None:
+    verdict = judge(bare({"bn": [1.002, 1.004, 1.006], "gn": [-0.01, 0.01, 0.02]}))
+    for found in (*verdict.intervals.values(), verdict.accuracy):
+        assert found is not None
+        assert 0 <= found.mean <= 1
 
 
 # NaN was a failure, and infinity a training without a record

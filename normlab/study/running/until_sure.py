@@ -18,7 +18,7 @@ from normlab.study.keeping.records import gathered
 from normlab.study.keeping.store import FINISHED
 from normlab.study.running.budget import duration
 from normlab.study.running.driver import Study
-from normlab.study.verdict import Verdict, judge_results
+from normlab.study.verdict import LINEAR, UNLEARNED, Verdict, judge_results
 
 FEWEST = 2  # seeds of every norm, before anything can be said
 TIE = 3  # seeds of the norms that are left, before they can be called a tie
@@ -50,13 +50,20 @@ class Progress:
 
 def look(verdict: Verdict, most: int) -> Progress:
     """What is settled and what is open if `most` seeds may be trained: everything while nothing has learned."""
-    best = verdict.best_set
+    best = [*verdict.best_set, *_may_have_learned(verdict)]
     between = [c for c in verdict.comparisons if c.a in best and c.b in best]
     same = bool(best) and all(c.same for c in between)
     hope = max((chance for seeds, chance in verdict.chances.items() if seeds <= most), default=0.0)
     tie = bool(best) and not same and verdict.seeds >= TIE and hope < _HOPE
     settled = same or tie
     return Progress(tuple(verdict.behind), () if settled else tuple(best), settled, tie)
+
+
+def _may_have_learned(verdict: Verdict) -> list[str]:
+    """The norms that are no better than a linear classifier on average, but whose interval reaches above it."""
+    floor = verdict.floors.get(LINEAR, 1.0)
+    unlearned = [norm for norm, why in verdict.avoid.items() if why.startswith(UNLEARNED)]
+    return [norm for norm in unlearned if (verdict.intervals[norm].high or 0.0) > floor]
 
 
 def run_until_sure(study: Study, cells: Sequence[Cell]) -> None:

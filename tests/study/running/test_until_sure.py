@@ -19,8 +19,9 @@ from normlab.study.keeping.records import collect
 from normlab.study.running.driver import Study
 from normlab.study.running.jobs import Event, Job
 from normlab.study.running.run import Options, or_until_sure
-from normlab.study.running.until_sure import run_until_sure
+from normlab.study.running.until_sure import look, run_until_sure
 from normlab.study.spec import make_spec
+from normlab.study.verdict import judge
 from tests.study.running.test_tuning import study, trained
 
 
@@ -175,3 +176,16 @@ def test_compare_without_seeds_trains_until_it_is_sure(tmp_path: Path, monkeypat
         with pytest.raises(UsageError):
             normlab.compare("digits", seeds=seeds, out=tmp_path)
     assert seen == [True, False, True, False]
+
+
+# at two seeds every norm whose mean was below a linear classifier's was out, and the question settled
+def test_a_norm_that_may_be_better_than_a_linear_classifier_is_open() -> None:
+    values = {"bn": [0.955, 0.965], "in": [0.91, 0.945], "ln": [0.5, 0.52]}
+    rows = [
+        {"norm": norm, "seed": seed, "test": {"accuracy": value}}
+        for norm, of in values.items()
+        for seed, value in enumerate(of)
+    ]
+    verdict = judge(rows, floors={"chance": 0.1, "linear classifier": 0.937})
+    assert verdict.best_set == ["bn"]
+    assert look(verdict, 12).open == ("bn", "in")
