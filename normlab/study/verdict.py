@@ -580,7 +580,8 @@ def _accuracy(cell: Record) -> float:
 
 
 def _test_figure(cell: Record, metric: Metric) -> float:
-    return metric.of(cell.get("test") or {}) if cell.get("status", "done") == "done" else math.nan
+    found = metric.of(cell.get("test") or {}) if cell.get("status", "done") == "done" else math.nan
+    return min(max(found, 0.0), 1.0) if math.isfinite(found) else math.nan
 
 
 def _validation(cell: Record, metric: Metric) -> float:
