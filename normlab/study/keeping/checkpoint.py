@@ -10,7 +10,6 @@ position (`normlab.study.training.cell`), and the position is.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from normlab.study.axes import TRAINING_CODE, Cell
+from normlab.study.keeping.digests import digest_of
 from normlab.study.keeping.environment import describe_machine
 from normlab.study.keeping.storage import open_storage
 from normlab.study.training.cell import Progress, Training
@@ -171,7 +171,7 @@ def encode(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
     """A state as a safetensors file, its facts and a digest of everything in the header."""
     content = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     text = json.dumps(facts)
-    return save(content, {"facts": text, "digest": _digest(content, text)})
+    return save(content, {"facts": text, "digest": digest_of(content, text)})
 
 
 def decode(data: bytes) -> State:
@@ -181,7 +181,7 @@ def decode(data: bytes) -> State:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])["__metadata__"]
         text = header["facts"]
-        if header["digest"] != _digest(tensors, text):
+        if header["digest"] != digest_of(tensors, text):
             raise Damaged("its digest does not match")
         return tensors, json.loads(text)
     except (SafetensorError, KeyError, ValueError) as e:
@@ -194,12 +194,3 @@ def read_state(path: Path) -> State:
         return decode(path.read_bytes())
     except OSError as e:
         raise Damaged(str(e)) from e
-
-
-def _digest(tensors: dict[str, Tensor], text: str) -> str:
-    sha = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        t = tensors[name]
-        sha.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
-        sha.update(t.reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()

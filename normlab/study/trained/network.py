@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from normlab.errors import DataError, UsageError, files
 from normlab.models import build_model
 from normlab.models.names import is_code
+from normlab.study.keeping.digests import digest_of
 from normlab.study.trained.card import card
 from normlab.study.trained.export import export_onnx
 from normlab.study.trained.facts import Facts
@@ -24,6 +25,7 @@ from normlab.study.trained.predictor import Predictor
 from normlab.study.training.cell import memory_format
 
 KEY, FORMAT = "normlab", 1  # the entry of the header that holds the facts, and the version of what stands there
+DIGEST = "digest"  # the entry that holds the digest of the weights and of the facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +115,7 @@ class Trained:
         path = _check_ending(path, ".safetensors")
         text = json.dumps({"format": FORMAT, **asdict(self.facts)})
         content = {name: value.detach().cpu().contiguous() for name, value in self.weights.items()}
-        return _write(path, save(content, {KEY: text}))
+        return _write(path, save(content, {KEY: text, DIGEST: digest_of(content, text)}))
 
     def export_onnx(self, path: str | Path, model: Callable[..., Any] | nn.Module | str | None = None) -> Path:
         """Write an ONNX file, preprocessing included; returns its path.
@@ -147,7 +149,8 @@ def load(path: str | Path) -> Trained:
         raise UsageError(f"load: there is no file {str(path)!r}; expected one that `save` wrote, as photos.safetensors")
     try:
         with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(KEY)
+            said = file.metadata() or {}
+            text = said.get(KEY)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise DataError(f"{str(path)!r} is no safetensors file: {error}") from error
@@ -155,13 +158,15 @@ def load(path: str | Path) -> Trained:
         raise DataError(
             f"{str(path)!r} has weights and nothing else; expected a file that `Trained.save` or `normlab best` wrote"
         )
+    if DIGEST in said and said[DIGEST] != digest_of(weights, text):  # which files of older versions have not
+        raise DataError(f"{str(path)!r} is damaged: its digest does not match; write it again with `normlab best`")
     try:
         given = json.loads(text)
         found = given.pop("format")
         if found != FORMAT:
             raise DataError(f"{str(path)!r} has format {found!r}, this version reads {FORMAT}; update normlab")
         return Trained(Facts.from_dict(given), weights)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"the header of {str(path)!r} is not what `save` writes: {error!r}") from error

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from normlab.data import Dataset
-from normlab.study.keeping.checkpoint import FINAL, CheckpointDirectory, Damaged, read_state
+from normlab.study.keeping.checkpoint import FINAL, CheckpointDirectory, Damaged, decode, encode, read_state
 from normlab.study.keeping.storage import LocalDirectory, open_storage
 from normlab.study.training.cell import Training, train_cell
 from tests.study.conftest import make_cell
@@ -209,3 +212,21 @@ def test_what_the_last_bits_depend_on_is_kept_and_a_difference_said(
     CheckpointDirectory(tmp_path, heard.append).restore(Training(cell, dataset))
     (said,) = heard
     assert f"goes on with {what} 77 instead of" in said
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4), st.floats(0, 1)
+)
+def test_damaged_bytes_are_noticed_or_change_nothing(changes: list[tuple[float, int]], cut: float) -> None:
+    tensors = {"model.weight": torch.arange(6.0).reshape(2, 3), "model.count": torch.tensor(3)}
+    whole = encode(tensors, {"records": [{"epoch": 1, "loss": float("nan")}], "code": 1})
+    data = bytearray(whole)
+    for where, byte in changes:
+        data[int(where * len(data))] = byte
+    for damaged in (bytes(data), whole[: int(cut * len(whole))], whole + bytes(data)):
+        try:
+            found, facts = decode(damaged)
+        except Damaged:
+            continue
+        assert json.dumps(facts) == json.dumps(decode(whole)[1])
+        assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())

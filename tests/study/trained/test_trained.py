@@ -10,7 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import given as given_examples
+from hypothesis import strategies as st
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
@@ -112,6 +116,40 @@ def test_a_file_that_is_none_is_told(saved: Path, tmp_path: Path) -> None:
             normlab.load(tmp_path / "bad.safetensors")
     with pytest.raises(UsageError, match=r"\.safetensors"):
         normlab.load(saved).save(tmp_path / "a.pt")
+
+
+# A changed byte of the weights was predicted with.
+@given_examples(
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4),
+    st.none() | st.floats(0, 1),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_file_is_told_or_reads_as_it_was(
+    saved: Path, tmp_path: Path, changes: list[tuple[float, int]], cut: float | None
+) -> None:
+    data = bytearray(saved.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    for where, byte in changes:
+        # half of them in the header, which is small
+        place = int(where * 2 * (8 + length)) if where < 0.5 else int((2 * where - 1) * len(data))
+        data[min(place, len(data) - 1)] = byte
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(data if cut is None else data[: int(cut * len(data))])
+    try:
+        found = normlab.load(path)
+    except DataError:
+        return
+    whole = normlab.load(saved)
+    assert found.facts == whole.facts
+    assert all(torch.equal(found.weights[name], value) for name, value in whole.weights.items())
+
+
+def test_a_file_of_an_earlier_version_has_no_digest(saved: Path, tmp_path: Path) -> None:
+    weights = load_file(saved)
+    with safe_open(saved, "pt") as file:
+        text = file.metadata()["normlab"]
+    save_file(weights, tmp_path / "older.safetensors", {"normlab": text})
+    assert normlab.load(tmp_path / "older.safetensors").facts == normlab.load(saved).facts
 
 
 def mine(norm: object, num_classes: int, in_channels: int) -> nn.Module:
