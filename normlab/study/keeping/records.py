@@ -110,12 +110,16 @@ def _escape_formula(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
+def _spell_out(value: Any) -> Any:
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+
+
 def write_parquet(results: dict[str, Any], path: Path) -> None:
-    """The same rows and columns as the CSV, typed."""
+    """The same rows and columns as the CSV, typed; bytes of a name that are not UTF-8 are spelled out, as there."""
     import pyarrow
     from pyarrow import parquet
 
-    table = pyarrow.Table.from_pylist([{c: row.get(c) for c in COLUMNS} for row in rows(results)])
+    table = pyarrow.Table.from_pylist([{c: _spell_out(row.get(c)) for c in COLUMNS} for row in rows(results)])
     with files.whole(path) as part, part.open("wb") as file:
         parquet.write_table(table, file)
 

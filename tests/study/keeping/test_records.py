@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from normlab.study.keeping.records import write_csv
+from normlab.study.keeping.records import WRITERS, write_csv
 
 
 # a folder named =cmd|... was a formula in results.csv
@@ -20,3 +20,14 @@ def test_text_is_never_a_formula(name: str, tmp_path: Path) -> None:
         (row,) = csv.DictReader(file)
     assert {row[column] for column in ("norm", "reason", "data", "command")} == {f"'{name}"}
     assert (row["train_loss"], row["threads"]) == ("-1.5", "-1"), "numbers stay numbers"
+
+
+# A network in a file whose name is not UTF-8 ended the export to Parquet in a traceback.
+@pytest.mark.parametrize("form", WRITERS)
+def test_a_name_that_is_no_utf8_is_spelled_out_in_every_format(form: str, tmp_path: Path) -> None:
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    cell = {"norm": "bn", "model": "n\udcff.py:net", "reason": "\udcff", "epochs": [{"epoch": 1}], "test": None}
+    path = tmp_path / f"export.{form}"
+    WRITERS[form]({"cells": [cell], "environment": {"data": "d\udcff", "command": "normlab \udcff"}}, path)
+    assert rb"n\udcff.py:net" in path.read_bytes()
