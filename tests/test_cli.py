@@ -355,9 +355,14 @@ def test_status_counts(finished: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_force_trains_again(finished: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    flags = [*TINY, "--norms", "none", "--out", str(tmp_path / "study")]
+    kept = tmp_path / "elsewhere"  # whose checkpoints were found again: nothing was trained
+    flags = [*TINY, "--norms", "none", "--out", str(tmp_path / "study"), "--checkpoints", str(kept)]
+    written = []
     for force in ([], [], ["--force"]):
         assert call(*flags, *force, capsys=capsys)[0] == 0
+        (final,) = kept.rglob("final.safetensors")
+        written.append(final.stat().st_mtime_ns)
+    assert written[0] == written[1] < written[2]
     with Store(tmp_path / "study", readonly=True) as store:
         assert len(store.attempts(1)) == 2, "once, not again, and once by force"
 
