@@ -145,7 +145,7 @@ def test_json_is_json(normlab: Callable[..., Done], tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("check", "nowhere.py:Norm"), "there is no file nowhere.py"),
-        (("check", "torch.nn:BatchNorm2d", "--as", "spectral"), "--as 'spectral': expected one of batch"),
+        (("check", "torch.nn:BatchNorm2d", "--as", "spectral"), "--as spectral: not checked as itself"),
         (("check", "torch.nn:BatchNorm2d", "--dialect", "numpy"), "--dialect 'numpy': expected auto or one of torch"),
         (("check", "torch.nn:BatchNorm2d", "--quick", "--elements", "10"), "--elements with --quick"),
         (("lint", "torch.nn:Linear"), "the factory raised TypeError"),
