@@ -34,6 +34,7 @@ from normlab.study.statistics import (
 Record = Mapping[str, Any]  # a cell as in results.json
 
 MATTERS = 0.005  # a smaller difference of accuracies is none
+_ONE_BY_ONE = 8  # norms to avoid, at most, whose differences a sentence tells
 _NEAR = 0.02  # how far behind the leader a norm may seem to be and still be preferred to it
 _PERCENT = 2.0  # an accuracy that is greater is no share
 _COLLAPSED = 0.25  # of the best accuracy of all, where nothing is known of chance
@@ -355,8 +356,9 @@ class _Case:
         else:
             parts.append(f"Use {best}: {score}.")
         unlearned = [norm for norm, why in avoid.items() if why.startswith(UNLEARNED)]
-        if worse := [f"{norm} ({why})" for norm, why in avoid.items() if norm not in unlearned]:
-            parts.append(f"Avoid {listed(worse)}.")
+        if worse := {norm: why for norm, why in avoid.items() if norm not in unlearned}:
+            each = [f"{norm} ({why})" for norm, why in worse.items()]
+            parts.append(f"Avoid {listed(each) if len(each) <= _ONE_BY_ONE else self._summarize(worse, best, seen)}.")
         if unlearned:
             have = "has" if len(unlearned) == 1 else "have"
             parts.append(f"{listed(unlearned)} {have} not learned ({avoid[unlearned[0]]}).")
@@ -369,6 +371,18 @@ class _Case:
         """How many more seeds would settle a norm; of two that have not equally many, for the one that has fewer."""
         more = max(1, seeds - min(self.intervals[best].n, self.intervals[norm].n))
         return f"; about {more} more seed{'' if more == 1 else 's'} would settle {norm}"
+
+    def _summarize(self, worse: Mapping[str, str], best: str, seen: Mapping[str, Comparison]) -> str:
+        """Many norms to stay away from: those that are behind with the range of it, the others by what they did."""
+        groups: dict[str, list[str]] = defaultdict(list)
+        behind = [norm for norm in worse if norm in self.behind and norm in seen]
+        if behind:
+            lags = [100 * seen[norm].difference.mean for norm in behind]
+            groups[f"{min(lags):.1f} to {max(lags):.1f} points behind {best}, each surely behind some norm"] = behind
+        for norm, why in worse.items():
+            if norm not in behind:
+                groups[why].append(norm)
+        return "; ".join(f"{listed(norms)} ({why})" for why, norms in groups.items())
 
     def beats_floors(self, norm: str) -> bool:
         """Whether a norm does better than all that needs no network."""

@@ -70,6 +70,20 @@ def test_a_clear_winner_is_an_action_with_its_intervals() -> None:
     assert found.low < -0.2 < found.high < 0
 
 
+# The sentence on 36 norms took 24 lines of the report's first screen.
+@pytest.mark.parametrize("many", [8, 9])
+def test_many_norms_to_avoid_are_told_together(many: int) -> None:
+    worse = {f"n{i}": 0.8 - 0.01 * i for i in range(many - 1)}
+    verdict = judge(cells({"bn": 0.9, **worse, "none": 0.1}))
+    assert set(verdict.avoid) == {*worse, "none"}
+    if many == 8:
+        assert "Avoid n0 (−9.9 points [" in verdict.sentence
+    else:
+        _, _, last = verdict.sentence.partition("Avoid ")
+        assert last.startswith("n0, n1, n2, n3, n4, n5, n6 and n7 (9.8 to 16.8 points behind bn, each surely behind ")
+        assert "; none (failed to learn in 5 of 5 seeds)." in last
+
+
 # A layer norm that was 22.8 points [14.8, 30.8] behind over three seeds made "no norm is surely behind".
 def test_three_seeds_name_what_is_far_behind() -> None:
     verdict = judge(
