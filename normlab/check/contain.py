@@ -221,10 +221,11 @@ class Line:
 def _settings(quick: bool) -> dict[str, str]:
     """Variables of the target's process.
 
-    torch's compiler starts no processes of its own there, for which the layer would be blamed. Tiny arrays want one
-    thread: a second one only waits for the first.
+    The compilers of torch and normlab start no processes there, for which the layer would be blamed. Tiny arrays want
+    one thread: a second one only waits for the first.
     """
-    return {"TORCHINDUCTOR_COMPILE_THREADS": "1"} | ({"OMP_NUM_THREADS": "1"} if quick else {})
+    alone = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "NORMLAB_COMPILING": "alone"}
+    return alone | ({"OMP_NUM_THREADS": "1"} if quick else {})
 
 
 class _RemoteEffects(SideEffects):

@@ -14,8 +14,14 @@ from normlab.check import contain, descendants
 from normlab.check.contain import check_contained
 from normlab.check.probe import CHECKS
 from normlab.errors import UsageError
+from normlab.kernels.runtime.system import COMPILE_ALONE
 
 HERE = Path(__file__).parent / "hostile.py"
+
+
+# Bug: where normlab's kernels had to be compiled for the timing beside a layer, the layer was said to leave a process.
+def test_normlab_compiles_alone_beside_a_target() -> None:
+    assert COMPILE_ALONE.items() <= contain._settings(quick=False).items()
 
 
 @pytest.mark.parametrize(
