@@ -100,7 +100,8 @@ class Line:
     """The target's process, asked one thing at a time."""
 
     def __init__(self, job: dict[str, Any], limit: float) -> None:
-        self.limit, self.check, self._waited, self._used = limit, "target.load", 0.0, 0.0
+        self.limit, self.check, self._waited = limit, "target.load", 0.0
+        self._used: float | None = 0.0  # of the processor before this check; None until a reply is waited for
         self._process = subprocess.Popen(
             [sys.executable, "-m", "normlab.check.worker", json.dumps(job)],
             stdin=subprocess.PIPE,
@@ -130,8 +131,7 @@ class Line:
 
     def begin(self, check: str) -> None:
         """Another check begins: it has all its time."""
-        self.check, self._waited = check, 0.0
-        _, self._used = self._family.use_of_processor()
+        self.check, self._waited, self._used = check, 0.0, None
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The reply to a request; raises Gone when none comes."""
@@ -172,6 +172,8 @@ class Line:
             except queue.Empty:
                 if self._process.poll() is not None and self._replies.empty():
                     raise self._describe_end() from None
+                if self._used is None:
+                    _, self._used = self._family.use_of_processor()
                 waited = self._waited + _now() - began
                 if waited > limit and not (waited < PATIENCE * limit and self._is_starved(limit)):
                     said = f"the layer hangs: no answer within {limit:g} s; it was ended"
@@ -185,7 +187,7 @@ class Line:
     def _is_starved(self, limit: float) -> bool:
         """Whether the process would run and does not come to it: others have the processor, and it does not hang."""
         would_run, used = self._family.use_of_processor()
-        return would_run and used - self._used < limit
+        return would_run and used - (self._used or 0.0) < limit
 
     def _describe_end(self) -> Gone:
         code = self._process.returncode
