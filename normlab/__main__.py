@@ -15,9 +15,11 @@ def main() -> NoReturn:
     except UsageError as e:
         print(e, file=sys.stderr)
         sys.exit(e.exit_code)
-    from normlab import cli
-    from normlab.errors.targets import notice_exits
-
+    try:
+        from normlab import cli
+        from normlab.errors.targets import notice_exits
+    except KeyboardInterrupt:  # importing takes a moment
+        sys.exit(130)
     notice_exits()  # to the end of the process: also of code that runs when Python ends
     cli.main()
 

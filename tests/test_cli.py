@@ -33,6 +33,19 @@ def call(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str,
     return int(caught.value.code or 0), out, err
 
 
+# Bug: an interrupt while the command line was imported ended in a traceback (found by the soak test).
+def test_an_interrupt_while_importing_has_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "normlab", "norms"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     """What takes its time are imports: they are counted, for a clock would measure the machine."""
     done = subprocess.run(
