@@ -62,12 +62,12 @@ def decoded(source: Source, request: Request) -> Dataset:
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
         warnings.simplefilter("ignore")  # decoders warn of damage that they go on to raise for
         shape, deep, notes = _shape(source, request, bad)
+        levels = _extremes(source, bad, pool, deep) if request.full_range else SIXTEEN_BITS
         if _count(source, bad) and not request.skip_bad:
             for part in source.parts:  # the rest of the list: images whose header is good and whose body is not
                 for _ in _pixels(source, part, shape, bad, pool, _Count(source, request), SIXTEEN_BITS):
                     pass
             raise _unusable_error(source, bad)
-        levels = _extremes(source, bad, pool, deep) if request.full_range else SIXTEEN_BITS
         while True:
             found = _count(source, bad)
             keep = {part: _mask_of_good(own, bad[part]) for part, own in source.parts.items()}

@@ -157,6 +157,16 @@ def test_sixteen_bit_images_are_scaled_from_their_own_range_on_request(root, loa
     assert set(np.unique(load(root).train.images)) == {3, 7, 15}
 
 
+# Bug: an image whose body is damaged was left out unasked, and the cache entry then said to have vanished.
+def test_the_range_of_images_some_of_which_are_damaged(root, load):
+    write_deep(root, 1000, 4000)
+    whole = (root / "cat" / "0.png").read_bytes()
+    (root / "cat" / "cut.png").write_bytes(whole[:-30])
+    with pytest.raises(DataError, match=r"1 of 13 images cannot be used(?s:.)*cut\.png"):
+        load(root, full_range=True)
+    assert load(root, full_range=True, skip_bad=True).levels == (1000, 4000)
+
+
 def test_a_single_shade_of_sixteen_bits_is_black(root, load):
     write_deep(root, 700, 700)
     assert not load(root, full_range=True).train.images.any()

@@ -76,7 +76,7 @@ def place(layer: Any, path: str) -> Place:
 
 
 def gradient(layer: Any, path: str) -> Any:
-    """The gradient that a backward pass left for the parameter at a place, or None; and how it is usually spelled."""
+    """The gradient that a backward pass left for the parameter at a place, or None."""
     at = place(layer, path)
     if path.rpartition(".")[2] != str(at.key):  # a box
         return next((g for name in GRADIENTS if (g := _entry(at.holder, name)) is not None), None)

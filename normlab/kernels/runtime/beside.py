@@ -46,8 +46,10 @@ class Compiling:
     def expecting(self, needed: Sequence[Need]) -> Iterator[None]:
         """Around what may compile some of these kernels; a helper compiles them in this order."""
         self._needed = needed
-        yield
-        self._needed = ()
+        try:
+            yield
+        finally:
+            self._needed = ()
 
     @contextmanager
     def one(self) -> Iterator[None]:

@@ -32,21 +32,21 @@ class _AsWritten(_Unfinished):
 class Part(Compiler):
     """Numba's steps from Python to LLVM's language. Loops are optimized before they are put among others."""
 
-    library: type[_Unfinished] = _Unfinished
+    kind: type[_Unfinished] = _Unfinished
 
     def compile_extra(self, func: Any) -> Any:
         """Compile a function; Python cannot call it."""
         context = self.state.targetctx
         self.state.flags.no_compile = True
-        self.state.library = self.library(context.codegen(), func.__qualname__)
+        code = self.state["library"] = self.kind(context.codegen(), func.__qualname__)
         # Numba knows a compiled function by the builtin that Python would call: one for each, which raises KeyError
         parent: Any = super()
         result = parent.compile_extra(func)._replace(entry_point={}.__getitem__)
-        context.insert_user_function(result.entry_point, result.fndesc, [result.library])
+        context.insert_user_function(result.entry_point, result.fndesc, [code])
         return result
 
 
 class Joint(Part):
     """Likewise, for what has no loops over elements."""
 
-    library = _AsWritten
+    kind = _AsWritten
