@@ -18,6 +18,8 @@ from normlab.study.spec import make_spec
 
 # what makes a study a matter of seconds, for trying out
 QUICK = {"models": "resnet8:width=4", "limit_train": 64, "limit_eval": 64, "epochs": 2}
+# what decides most findings in minutes, on two cores
+SMALL = {"seeds": 8, "model": "resnet8:width=8", "image_size": 16, "epochs": 6, "limit_train": 3000, "limit_eval": 2000}
 Measure = Callable[[dict[str, Any]], float]  # of a cell
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -31,9 +33,8 @@ class Comparison:
 
     @property
     def is_cifar10(self) -> bool:
-        """Whether the images are CIFAR-10's, JPEG compression or not."""
-        names = tuple(name.lower() for name in self.environment["class_names"])
-        return names == _CIFAR10 and self.environment["image_shape"] == [3, 32, 32]
+        """Whether the images are CIFAR-10's, of any size, JPEG compression or not."""
+        return tuple(name.lower() for name in self.environment["class_names"]) == _CIFAR10
 
     def describe_data(self, setting: Setting) -> str:
         """The images in a few words."""
@@ -46,6 +47,11 @@ class Comparison:
         else:
             name = self.environment["data"]
         return f"{name}: {counts} images of {size}"
+
+    @property
+    def seconds(self) -> float:
+        """How long the trainings took, one after the other, earlier runs that were resumed included."""
+        return float(sum(record["seconds"] for cell in self.cells for record in cell["epochs"]))
 
     def length(self, spec: dict[str, Any]) -> str:
         """The epochs of a cell, and the spec's if those are more."""
@@ -82,25 +88,24 @@ def trained(
 ) -> Iterator[tuple[Comparison, Path]]:
     """Run a spec at the setting's scale; yields its cells, and the directory that holds their networks.
 
-    At full scale the setting's own lengths go before the spec's, and the study is kept in runs/reproduce/NAME, so that
+    The setting's own lengths go before the spec's, and the study is kept in runs/reproduce/NAME, or NAME-small, so that
     one that was interrupted goes on. A quick one leaves nothing behind and trains in this process, in one thread:
     networks this small only wait for a second one.
     """
     spec = make_spec(
         {
             "data": setting.data or "digits",
-            "seeds": setting.seeds,
-            **({**full, **setting.lengths} if setting.full else {**full, **QUICK, **(quick or {})}),
+            "seeds": len(setting.seed_range),
+            **({**full, **QUICK, **(quick or {})} if setting.quick else {**full, **setting.shorter}),
         }
     )
-    kept = nullcontext(str(Path("runs") / "reproduce" / name))
+    kept = nullcontext(str(Path("runs") / "reproduce" / (name if setting.scale == "full" else f"{name}-small")))
     with ExitStack() as stack:
-        if not setting.full:
+        if setting.quick:
             stack.enter_context(_one_thread())
-        directory = stack.enter_context(kept if setting.full else tempfile.TemporaryDirectory())
-        options = Options(inline=not setting.full)
-        results = run_study(spec, Path(directory), options, console=_Announcer(setting.say))
-        if setting.full:
+        directory = stack.enter_context(tempfile.TemporaryDirectory() if setting.quick else kept)
+        results = run_study(spec, Path(directory), Options(inline=setting.quick), console=_Announcer(setting.say))
+        if not setting.quick:
             report.write(directory)
         yield Comparison(results["cells"], results["environment"]), Path(directory)
 
@@ -121,10 +126,8 @@ def scale_of(found: Comparison, setting: Setting, spec: Mapping[str, Any], *, li
 
 
 def effort(*found: Comparison) -> str:
-    """How many trainings there were and how long they took, earlier runs that were resumed included."""
-    cells = [cell for one in found for cell in one.cells]
-    seconds = sum(record["seconds"] for cell in cells for record in cell["epochs"])
-    return f"{len(cells)}, {seconds:.0f} s one after the other"
+    """How many trainings there were and how long they took."""
+    return f"{sum(len(one.cells) for one in found)}, {sum(one.seconds for one in found):.0f} s one after the other"
 
 
 def curve_records(cells: Sequence[dict[str, Any]], series: Callable[[dict[str, Any]], str]) -> list[dict[str, Any]]:

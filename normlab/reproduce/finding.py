@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 class Finding:
     """One line of the verdict: what was reported, what was measured, and by which rule they were compared.
 
-    `exact` is one that has no chance in it. `scale` says in words at which scale the verdict was reached.
+    `exact` is one that has no chance in it. `needs` is about how many seeds would decide one that cannot be told, where
+    that is known, and at most `verdicts.MOST`. `scale` says in words at which scale the verdict was reached.
     """
 
     claim: str
@@ -19,4 +20,5 @@ class Finding:
     rule: str
     values: dict[str, list[float]] = field(default_factory=dict)
     exact: bool = False
+    needs: int | None = None
     scale: str = ""

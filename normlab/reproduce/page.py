@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import math
+from collections import Counter
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -16,7 +18,7 @@ from normlab.reproduce.finding import Finding
 
 QUICK = (
     "This was a quick run, with fewer images, epochs or repeats than published, which shows that the experiment works "
-    "and decides nothing; for its findings run it with --scale full."
+    "and decides nothing; for its findings run it with --scale small (minutes) or --scale full (as published)."
 )
 _CLASSES = {
     verdicts.HOLDS: "holds",
@@ -39,7 +41,7 @@ def write(name: str, result: Result, setting: Setting, folder: Path, command: st
     machine = describe_machine()
     details = {
         **result.setting,
-        "seeds": ", ".join(map(str, range(setting.seeds))),
+        "seeds": ", ".join(map(str, setting.seed_range)),
         "scale": setting.scale,
         "command": command,
         "time": f"{seconds:.0f} s",
@@ -68,8 +70,9 @@ def write(name: str, result: Result, setting: Setting, folder: Path, command: st
         name=name,
         question=EXPERIMENTS[name],
         findings=result.findings,
+        needs=[_describe_need(f, setting, max(seconds, result.seconds)) for f in result.findings],
         details=details,
-        notes=([] if setting.full else [QUICK]) + result.notes,
+        notes=([QUICK] if setting.quick else []) + result.notes,
         figures=figures,
         classes=_CLASSES,
     )
@@ -78,12 +81,27 @@ def write(name: str, result: Result, setting: Setting, folder: Path, command: st
     return path
 
 
+def _describe_need(finding: Finding, setting: Setting, seconds: float) -> str:
+    """What would decide a finding that could not be decided; empty where that is not known."""
+    if finding.needs is None:
+        return ""
+    if finding.needs >= verdicts.MOST:
+        return f"not with {verdicts.MOST:,} seeds: the difference is too small"
+    minutes = math.ceil(finding.needs * seconds / len(setting.seed_range) / 60)
+    return f"about {finding.needs} seeds would decide it: {minutes} min on this machine"
+
+
 def lines(findings: list[Finding]) -> list[str]:
-    """The findings as text, a line each."""
+    """The findings as text, a line each; the scale of most of them stands above."""
+    common = Counter(f.scale for f in findings).most_common(1)[0][0] if findings else ""
+    untold = ("", "any", "quick run", common)
     return [
-        f"{f.verdict}{f' ({f.scale})' if f.scale not in ('', 'any', 'quick run') else ''}: {f.claim}; "
-        f"reported: {f.reported}; measured: {f.measured}"
-        for f in findings
+        *([f"scale: {common}"] if common not in untold[:3] else []),
+        *(
+            f"{f.verdict}{'' if f.scale in untold else f' ({f.scale})'}: {f.claim}; "
+            f"reported: {f.reported}; measured: {f.measured}"
+            for f in findings
+        ),
     ]
 
 

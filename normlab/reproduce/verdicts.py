@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import stdev
 
 from normlab.reproduce.finding import Finding
 from normlab.study import statistics
@@ -23,6 +24,7 @@ OURS = "no report says; asked here"  # in place of what was reported
 IMAGES = 10_000  # that an accuracy was measured on, where nothing is said: more than in any of the reports
 # what differs between two trainings on the same test images, of the variance p (1 - p) / images of an accuracy p
 _OF_TRAINING = 0.3
+MOST = 1000  # seeds beyond which nobody trains
 Format = Callable[[float], str]
 
 
@@ -52,7 +54,7 @@ def greater(
 
     `images` is the number of images that they were measured on.
     """
-    low, high, measured = _difference(more, less, images)
+    low, high, measured, floor = _difference(more, less, images)
     bound = "0" if not margin else points(-margin)
     rule = (
         f"holds if the interval of the difference, seed by seed, lies above {bound}; does not hold if it lies below; "
@@ -63,7 +65,11 @@ def greater(
         rule += f"; but equivalent if it lies within {points(MATTERS).lstrip('+')} of 0"
         if verdict == UNKNOWN and max(-low, high) <= MATTERS:
             verdict = EQUIVALENT
-    return Finding(claim, reported, measured, verdict, rule, {names[0]: list(more), names[1]: list(less)})
+    off = abs(_mean(more) - _mean(less) + margin)
+    needs = _needed([a - b for a, b in zip(more, less, strict=True)], off if margin else max(off, MATTERS - off), floor)
+    return _undecided(
+        Finding(claim, reported, measured, verdict, rule, {names[0]: list(more), names[1]: list(less)}), needs
+    )
 
 
 def alike(
@@ -77,22 +83,29 @@ def alike(
     names: tuple[str, str] = ("first", "second"),
 ) -> Finding:
     """Do these accuracies differ by no more than `margin`, in either direction?"""
-    low, high, measured = _difference(one, other, images)
+    low, high, measured, floor = _difference(one, other, images)
     reach = points(margin).lstrip("+")
     rule = (
         f"equivalent if the interval of the difference, seed by seed, lies within {reach} of 0; does not hold if it "
         "lies beyond; else cannot tell"
     )
     verdict = FAILS if low > margin or high < -margin else EQUIVALENT if max(-low, high) <= margin else UNKNOWN
-    return Finding(claim, reported, measured, verdict, rule, {names[0]: list(one), names[1]: list(other)})
+    off = abs(abs(_mean(one) - _mean(other)) - margin)
+    needs = _needed([a - b for a, b in zip(one, other, strict=True)], off, floor)
+    return _undecided(
+        Finding(claim, reported, measured, verdict, rule, {names[0]: list(one), names[1]: list(other)}), needs
+    )
 
 
 def beyond(claim: str, reported: str, values: Sequence[float], bound: float, *, show: Format = scientific) -> Finding:
     """Are the values greater than `bound`?"""
     low, high = interval(values)
     rule = f"holds if the interval lies above {show(bound)}, does not hold if below, else cannot tell"
-    return Finding(
-        claim, reported, estimate(values, show), _judge_by_bound(low, high, bound), rule, {"values": list(values)}
+    return _undecided(
+        Finding(
+            claim, reported, estimate(values, show), _judge_by_bound(low, high, bound), rule, {"values": list(values)}
+        ),
+        _needed(values, abs(_mean(values) - bound)),
     )
 
 
@@ -111,10 +124,11 @@ def within_order(claim: str, reported: float, values: Sequence[float], allowed: 
 
 def ratio(claim: str, reported: str, values: Sequence[float], bound: float, *, below: bool = False) -> Finding:
     """Are these ratios, whose logarithms are averaged, above `bound`, or below it?"""
-    low, high = interval([math.log(value) for value in values])
+    logs = [math.log(value) for value in values]
+    low, high = interval(logs)
     verdict = _judge_by_bound(low, high, math.log(bound))
     one, other = ("below", "above") if below else ("above", "below")
-    return Finding(
+    finding = Finding(
         claim,
         reported,
         _geometric(values),
@@ -123,14 +137,16 @@ def ratio(claim: str, reported: str, values: Sequence[float], bound: float, *, b
         "cannot tell if it contains it, or with one seed",
         {"values": list(values)},
     )
+    return _undecided(finding, _needed(logs, abs(_mean(logs) - math.log(bound))))
 
 
 def about(claim: str, reported: str, values: Sequence[float], expected: float, *, factor: float = 1.5) -> Finding:
     """Is the geometric mean of these ratios about `expected`, that is at most `factor` times as large or small?"""
-    low, high = interval([math.log(value) for value in values])
+    logs = [math.log(value) for value in values]
+    low, high = interval(logs)
     least, most = math.log(expected / factor), math.log(expected * factor)
     verdict = HOLDS if least <= low and high <= most else FAILS if high < least or low > most else UNKNOWN
-    return Finding(
+    finding = Finding(
         claim,
         reported,
         _geometric(values),
@@ -139,6 +155,7 @@ def about(claim: str, reported: str, values: Sequence[float], expected: float, *
         f"{times(expected * factor)}, does not hold if it lies outside; else cannot tell",
         {"values": list(values)},
     )
+    return _undecided(finding, _needed(logs, min(abs(_mean(logs) - least), abs(_mean(logs) - most))))
 
 
 def like_one_run(
@@ -191,7 +208,7 @@ def at_scale(finding: Finding, scale: str, *, quick: bool = False) -> Finding:
 
 def withheld(finding: Finding, why: str) -> Finding:
     """The same finding with no verdict."""
-    return replace(finding, verdict=UNKNOWN, rule=f"{finding.rule}; cannot tell {why}")
+    return replace(finding, verdict=UNKNOWN, rule=f"{finding.rule}; cannot tell {why}", needs=None)
 
 
 def interval(values: Sequence[float], *, floor: float = 0.0) -> tuple[float, float]:
@@ -208,14 +225,38 @@ def estimate(values: Sequence[float], show: Format) -> str:
     return f"{show(_mean(values))} ± {show((high - low) / 2).lstrip('+')}"
 
 
-def _difference(more: Sequence[float], less: Sequence[float], images: int) -> tuple[float, float, str]:
-    """The interval of the difference, seed by seed, of accuracies; and both of them in words."""
+def _undecided(finding: Finding, needs: int | None) -> Finding:
+    """The finding with how many seeds it needs, if it is not decided."""
+    return replace(finding, needs=needs) if finding.verdict == UNKNOWN else finding
+
+
+def _needed(values: Sequence[float], distance: float, floor: float = 0.0) -> int | None:
+    """About how many values have an interval that is narrower than `distance` in four of five cases; at most `MOST`.
+
+    None where one value says nothing of the spread, or nothing is `distance` away.
+    """
+    if len(values) < 2 or not distance > 0:
+        return None
+    spread = max(stdev(values), floor)
+    for count in range(len(values) + 1, MOST):
+        if (statistics.student(count - 1) + 0.84) * spread < distance * math.sqrt(count):
+            return count
+    return MOST
+
+
+def _difference(more: Sequence[float], less: Sequence[float], images: int) -> tuple[float, float, str, float]:
+    """The interval of the difference, seed by seed, of accuracies; both in words; and the floor under its spread."""
     differences = [a - b for a, b in zip(more, less, strict=True)]
     accuracy = (_mean(more) + _mean(less)) / 2
     floor = math.sqrt(2 * _OF_TRAINING * _sampling_variance(accuracy, images))
     low, high = interval(differences, floor=floor)
     spread = "(one seed)" if math.isnan(low) else f"± {points((high - low) / 2).lstrip('+')}"
-    return low, high, f"{percent(_mean(more))} against {percent(_mean(less))}: {points(_mean(differences))} {spread}"
+    return (
+        low,
+        high,
+        f"{percent(_mean(more))} against {percent(_mean(less))}: {points(_mean(differences))} {spread}",
+        floor,
+    )
 
 
 def _sampling_variance(accuracy: float, images: int) -> float:

@@ -90,11 +90,16 @@ def interval(values: Sequence[float], *, resolution: float = 0.0) -> Interval:
     x = np.asarray([v for v in values if math.isfinite(v)], dtype=np.float64)
     if x.size < 2:
         return Interval(float(x[0]) if x.size else math.nan, None, None, x.size)
+    mean, spread = float(x.mean()), max(float(x.var(ddof=1)), rounding(resolution))
+    half = student(x.size - 1) * math.sqrt(spread / x.size)
+    return Interval(mean, mean - half, mean + half, x.size)
+
+
+def student(freedom: int) -> float:
+    """Half of Student's 95 % interval, in standard errors, with that many degrees of freedom."""
     from scipy import special
 
-    mean, spread = float(x.mean()), max(float(x.var(ddof=1)), rounding(resolution))
-    half = float(-special.stdtrit(x.size - 1, (1 - LEVEL) / 2)) * math.sqrt(spread / x.size)
-    return Interval(mean, mean - half, mean + half, x.size)
+    return float(-special.stdtrit(freedom, (1 - LEVEL) / 2))
 
 
 def mean_intervals(values: Mapping[str, Sequence[float]], *, resolution: float = RESOLUTION) -> dict[str, Interval]:

@@ -198,13 +198,11 @@ def test_a_shorter_run_on_other_images_says_so() -> None:
     flowers = Comparison([], {"data": "/images/flowers", "class_names": ["a", "b"], "image_shape": [3, 32, 32]})
     assert scale_of(cifar10, whole, spec) == ""
     short = replace(whole, epochs=3, limit_train=64)
-    assert scale_of(cifar10, short, spec) == "3 of 100 epochs, 64 training images instead of all"
+    assert scale_of(cifar10, short, spec) == "3 of 100 epochs, 64 training images"
     assert scale_of(flowers, whole, spec) == "on flowers instead of CIFAR-10"
     assert scale_of(flowers, whole, spec, like="birds") == "on flowers instead of birds"
-    assert replace(whole, image_size=64).shortened({**spec, "image_size": 128}) == (
-        "images of 64 x 64 pixels instead of 128 x 128"
-    )
-    assert replace(whole, image_size=64).shortened(spec) == "images of 64 x 64 pixels"
+    assert replace(whole, image_size=64).shortened({**spec, "image_size": 128}) == "64 x 64 pixels"
+    assert replace(whole, image_size=64).shortened(spec) == "64 x 64 pixels"
     assert replace(whole, image_size=64).shortened({**spec, "image_size": 64}) == ""
 
 

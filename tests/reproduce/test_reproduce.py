@@ -125,7 +125,7 @@ def test_the_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> 
         (["batchnorm"], "needs --out DIR"),
         ([], "takes the NAME of one experiment, or --all"),
         (["batchnorm", "--all", "--out", "x"], "takes the NAME of one experiment, or --all"),
-        (["batchnorm", "--scale", "huge", "--out", "x"], "scale is 'huge'; expected one of: quick, full"),
+        (["batchnorm", "--scale", "huge", "--out", "x"], "scale is 'huge'; expected one of: quick, small, full"),
         (["batchnorm", "--data", "no/such/place", "--out", "x"], "no/such/place"),
         (["grad-cam", "--data", "no/such/place", "--out", "x"], "no/such/place"),
         (["feature-evolution", "--data", "no/such/place", "--out", "x"], "no/such/place"),
@@ -141,6 +141,56 @@ def test_wrong_usage_is_named(arguments: list[str], message: str, capsys: pytest
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_a_small_run_takes_what_its_experiment_chooses() -> None:
+    chosen = experiment.complete("resnet-variants", Setting(scale="small", epochs=2))
+    assert (chosen.epochs, chosen.model, chosen.image_size) == (2, "resnet8:width=8", 16), "what is given goes first"
+    assert chosen.shorter["models"] == "resnet8:width=8"
+    assert list(chosen.seed_range) == list(range(8))
+    assert list(experiment.complete("batchnorm", Setting(scale="small")).seed_range) == list(range(30))
+    full = Setting(scale="full", model="resnet8")
+    assert experiment.complete("resnet-variants", full) == full
+    assert full.shortened({"models": "resnet14", "epochs": 9}) == "resnet8"
+    assert experiment.complete("feature-evolution", Setting(scale="small")) == experiment.complete(
+        "resnet-variants", Setting(scale="small")
+    ), "they share their networks"
+
+
+@pytest.mark.slow
+def test_a_small_comparison_decides_and_says_at_which_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["--scale", "small", "--epochs", "1", "--seeds", "2", "--limit-train", "64", "--model", "resnet8:width=4"]
+    assert _run(["reproduce", "initial-affine", *small, "--image-size", "8", "--out", "page"]) == 0
+    numbers = json.loads((tmp_path / "page" / "result.json").read_text())
+    assert numbers["setting"]["scale"] == "small"
+    assert {"resnet8:width=4", "1 of 100 epochs"} <= set(numbers["findings"][0]["scale"].split(", "))
+    assert (tmp_path / "runs" / "reproduce" / "initial-affine-small" / "results.json").is_file()
+
+
+def test_an_open_finding_says_how_many_seeds_would_decide_it(tmp_path: Path) -> None:
+    values = [0.52, 0.50, 0.53, 0.49]
+    near = verdicts.greater("c", "r", values, [0.50] * 4, images=10**6)
+    assert near.verdict == verdicts.UNKNOWN
+    assert near.needs is not None
+    # as many values of the same mean and spread do decide it, half as many do not
+    rng = np.random.default_rng(0)
+
+    def share(count: int) -> float:
+        draws = rng.normal(np.mean(values), np.std(values, ddof=1), (400, count))
+        return float(np.mean([verdicts.beyond("c", "r", list(x), 0.5).verdict == verdicts.HOLDS for x in draws]))
+
+    assert 0.7 < share(near.needs) < 0.9
+    assert share(near.needs // 2) < 0.65
+    assert verdicts.greater("c", "r", [0.8, 0.82, 0.81], [0.7, 0.71, 0.72]).needs is None
+    assert verdicts.greater("c", "r", [0.8], [0.7]).needs is None
+    assert verdicts.withheld(near, "of a reason").needs is None
+    tiny = verdicts.beyond("c", "r", [0.1, -0.1, 0.1, -0.0999], 0.0)
+    assert tiny.needs == verdicts.MOST
+    setting = {"data": "d"}
+    text = page.write("batchnorm", Result([near, tiny], setting), Setting(seeds=4), tmp_path, "c", 120.0).read_text()
+    assert f"about {near.needs} seeds would decide it: {near.needs // 2 + near.needs % 2} min on this machine" in text
+    assert "not with 1,000 seeds: the difference is too small" in text
 
 
 def test_what_users_name_is_escaped(tmp_path: Path) -> None:

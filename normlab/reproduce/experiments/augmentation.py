@@ -17,6 +17,7 @@ SPEC = {
     "augment": ["none", "crop,flip"],
     "weight_decays": [0.0, DECAY],
 }
+SMALL = {**resnet_variants.SMALL, "seeds": 5, "limit_train": 1000, "epochs": 20}
 QUICK = {"batch_sizes": 16, "augment": ["none", "crop"], "norms": "bn,none"}
 
 
@@ -92,6 +93,7 @@ def run(setting: Setting) -> Result:
         ],
         records=records,
         scale=scale_of(found, setting, SPEC),
+        seconds=found.seconds,
     )
 
 

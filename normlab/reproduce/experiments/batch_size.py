@@ -20,7 +20,7 @@ def run(setting: Setting) -> Result:
     cells: list[Cell] = [(None, SIZES[0]), *((norm, size) for norm in NAMES for size in SIZES)]
     runs: dict[Cell, list[Curves]] = {cell: [] for cell in cells}
     records = []
-    for seed in range(setting.seeds):
+    for seed in setting.seed_range:
         for norm, size in cells:
             name = _name(norm, size)
             setting.say(f"seed {seed}, {name}")

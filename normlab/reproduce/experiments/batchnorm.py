@@ -7,6 +7,7 @@ from normlab.reproduce.charts import training
 from normlab.reproduce.experiment import Result, Setting
 from normlab.reproduce.training import Curves, fully_connected, train
 
+SMALL = {"seeds": 30}
 NAMES = {"batchnorm": "batch norm", None: "no norm"}
 
 
@@ -15,7 +16,7 @@ def run(setting: Setting) -> Result:
     epochs = setting.pick(4, 10)
     runs: dict[str | None, list[Curves]] = {norm: [] for norm in NAMES}
     records = []
-    for seed in range(setting.seeds):
+    for seed in setting.seed_range:
         for norm, name in NAMES.items():
             setting.say(f"seed {seed}, {name}")
             result = train(
@@ -42,7 +43,7 @@ def run(setting: Setting) -> Result:
                 names=("with", "without"),
             )
         )
-        comparable = images.original and setting.full
+        comparable = images.original and not setting.quick
         findings += [
             verdicts.like_one_run(
                 f"peak {title} accuracy, {name}",

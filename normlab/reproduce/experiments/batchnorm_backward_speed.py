@@ -21,7 +21,7 @@ def run(setting: Setting) -> Result:
     repeats = setting.pick(20, 200)
     for shape in SHAPES[: setting.pick(1, None)]:
         ratios, differences = [], []
-        for seed in range(setting.seeds):
+        for seed in setting.seed_range:
             rng = np.random.RandomState(seed)
             x, dout = 5 * rng.randn(*shape) + 12, rng.randn(*shape)
             _, cache = batchnorm_forward(x, rng.randn(shape[1]), rng.randn(shape[1]), {"mode": "train"})

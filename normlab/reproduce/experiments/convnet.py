@@ -11,17 +11,18 @@ from normlab.reproduce.images import Images
 from normlab.reproduce.training import Curves, train
 from normlab.scratch.nets import ConvNet
 
+SMALL = {"seeds": 10}
 NAMES = {None: "no norm", "batchnorm": "batch norm", "groupnorm": "group norm"}
 
 
 def run(setting: Setting) -> Result:
     few = setting.images(100, setting.pick(100, 1000))
-    many = setting.images(setting.pick(200, 1000), setting.pick(100, 1000))
-    filters = setting.pick(8, 32)
+    many = setting.images(setting.pick(200, 1000, 500), setting.pick(100, 1000))
+    filters = setting.pick(8, 32, 16)
     long, short = 15, setting.pick(3, 10)
     overfit, records = [], []
     runs: dict[str | None, list[Curves]] = {norm: [] for norm in NAMES}
-    for seed in range(setting.seeds):
+    for seed in setting.seed_range:
         setting.say(f"seed {seed}, 100 images")
         result = _train(few, seed, None, filters, long)
         overfit.append(result)
@@ -76,7 +77,7 @@ def run(setting: Setting) -> Result:
             "normalization": f"{len(many.X_train)} training images, with and without normalization.",
         },
         records=records,
-        scale=many.scale,
+        scale=", ".join(filter(None, [setting.pick("", "", "16 filters instead of 32, 500 images"), many.scale])),
     )
 
 

@@ -25,7 +25,7 @@ def run(setting: Setting) -> Result:
     repeats = setting.pick(5, 50)
     ratios: dict[str, list[float]] = {}
     records = []
-    for seed in range(setting.seeds):
+    for seed in setting.seed_range:
         setting.say(f"seed {seed}")
         rng = np.random.RandomState(seed)
         x = rng.randn(samples, channels, size, size).astype(np.float32)

@@ -11,6 +11,7 @@ from normlab.reproduce.finding import Finding
 from normlab.reproduce.training import Curves, fully_connected, train
 from normlab.scratch.layers import dropout_forward
 
+SMALL = {"seeds": 20}
 KEEPS = (1.0, 0.25)
 NORMS = {None: "no norm", "batchnorm": "batch norm", "layernorm": "layer norm"}
 
@@ -20,7 +21,7 @@ def run(setting: Setting) -> Result:
     epochs = setting.pick(5, 25)
     runs: dict[tuple[str | None, float], list[Curves]] = {}
     plain, combined = [], []
-    for seed in range(setting.seeds):
+    for seed in setting.seed_range:
         for norm, name in NORMS.items():
             for keep in KEEPS:
                 setting.say(f"seed {seed}, {name}, keep {keep:g}")
@@ -72,7 +73,7 @@ def run(setting: Setting) -> Result:
             names=(pair[1], pair[0]),
         )
     )
-    findings.append(_kinds(setting.pick(500, 5000), setting.seeds))
+    findings.append(_kinds(setting.pick(500, 5000), len(setting.seed_range)))
     title = "Best validation accuracy"
     return Result(
         findings,

@@ -11,6 +11,7 @@ from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars
 from normlab.reproduce.comparisons import Comparison, effort, scale_of, trained, val_accuracy
 from normlab.reproduce.experiment import Result, Setting
+from normlab.reproduce.experiments.resnet_variants import SMALL as SMALL
 from normlab.reproduce.experiments.resnet_variants import SPEC
 
 TOGETHER = "all variants together"
@@ -77,6 +78,7 @@ def run(setting: Setting) -> Result:
         notes=found.unfinished(),
         records=records,
         scale=scale_of(found, setting, SPEC),
+        seconds=found.seconds,
     )
 
 

@@ -10,6 +10,7 @@ from normlab.reproduce.charts import evolution
 from normlab.reproduce.comparisons import Comparison, effort, scale_of, trained
 from normlab.reproduce.experiment import Result, Setting
 from normlab.reproduce.experiments.resnet_variants import NORMS, SPEC
+from normlab.reproduce.experiments.resnet_variants import SMALL as SMALL
 from normlab.reproduce.finding import Finding
 from normlab.study.training.features import CLASSIFIER_INPUT, growth
 
@@ -57,6 +58,7 @@ def run(setting: Setting) -> Result:
             for layer in layers
         ],
         scale=scale_of(found, setting, SPEC),
+        seconds=found.seconds,
     )
 
 

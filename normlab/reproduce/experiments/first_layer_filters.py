@@ -13,6 +13,7 @@ from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars
 from normlab.reproduce.comparisons import effort, scale_of, trained
 from normlab.reproduce.experiment import Result, Setting
+from normlab.reproduce.experiments.resnet_variants import SMALL as SMALL
 from normlab.reproduce.experiments.resnet_variants import SPEC
 from normlab.reproduce.galleries import as_png
 from normlab.study.training.cell import derive
@@ -63,6 +64,7 @@ def run(setting: Setting) -> Result:
         notes=found.unfinished(),
         records=records,
         scale=scale_of(found, setting, SPEC),
+        seconds=found.seconds,
     )
 
 

@@ -11,6 +11,7 @@ from normlab.reproduce.experiments import resnet_variants
 USUAL = "bn"
 STARTS = ("initial_weight=0.1", "initial_weight=2", "initial_bias=-1", "initial_bias=1")
 SPEC = {**resnet_variants.SPEC, "norms": [USUAL, *(f"{USUAL}:{start}" for start in STARTS)]}
+SMALL = resnet_variants.SMALL
 ALIKE = 0.01
 
 
@@ -47,4 +48,5 @@ def run(setting: Setting) -> Result:
         notes=found.unfinished(),
         records=records,
         scale=scale_of(found, setting, SPEC),
+        seconds=found.seconds,
     )

@@ -34,7 +34,7 @@ def run(setting: Setting) -> Result:
         ).best_val
 
     records: list[dict[str, Any]] = []
-    for seed in range(setting.seeds):
+    for seed in setting.seed_range:
         for lr in RATES:
             for scale in SCALES:
                 accuracy = best_val(seed, lr, scale)
@@ -51,7 +51,7 @@ def run(setting: Setting) -> Result:
             {"search": "automatic", "seed": seed, **trial.params, "accuracy": trial.value} for trial in study.trials
         ]
     grid, automatic = (
-        [_best(records, search, seed) for seed in range(setting.seeds)] for search in ("grid", "automatic")
+        [_best(records, search, seed) for seed in setting.seed_range] for search in ("grid", "automatic")
     )
     cells = {
         (lr, scale): [

@@ -16,7 +16,7 @@ def run(setting: Setting) -> Result:
     epochs = setting.pick(3, 5)
     speed: dict[str, list[float]] = {rule: [] for rule in RATES}
     records = []
-    for seed in range(setting.seeds):
+    for seed in setting.seed_range:
         for rule, lr in RATES.items():
             setting.say(f"seed {seed}, {TITLES[rule]}")
             result = train(

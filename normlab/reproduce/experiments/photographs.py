@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from normlab.reproduce import verdicts
+from normlab.reproduce import comparisons, verdicts
 from normlab.reproduce.charts import bars, training
 from normlab.reproduce.comparisons import compare, curve_records, effort, scale_of, train_accuracy, val_accuracy
 from normlab.reproduce.experiment import Result, Setting
@@ -20,6 +20,7 @@ SPEC = {
     "schedule": "constant",
     "augment": "crop,flip",
 }
+SMALL = {**comparisons.SMALL, "seeds": 4, "epochs": 4, "limit_train": 2000}
 QUICK = {"image_size": 8, "epochs": 1, "optimizers": "adam,sgd", "lrs": "0.001"}
 
 
@@ -88,6 +89,7 @@ def run(setting: Setting) -> Result:
         ],
         records=finals,
         scale=scale_of(found, setting, SPEC, like="the report's photographs"),
+        seconds=found.seconds,
     )
 
 

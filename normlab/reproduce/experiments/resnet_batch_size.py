@@ -9,8 +9,9 @@ from normlab.reproduce import verdicts
 from normlab.reproduce.charts import bars, training
 from normlab.reproduce.comparisons import Comparison, compare, curve_records, effort, scale_of, test_accuracy
 from normlab.reproduce.experiment import Result, Setting
-from normlab.reproduce.experiments.resnet_variants import SPEC
+from normlab.reproduce.experiments import resnet_variants
 
+SMALL = resnet_variants.SMALL
 SIZES = (8, 32, 128)
 EPOCHS = 60
 ALIKE = 0.01
@@ -18,7 +19,7 @@ LONGER = 6.0
 
 
 def run(setting: Setting) -> Result:
-    published = {**SPEC, "norms": "bn,gn", "epochs": EPOCHS}
+    published = {**resnet_variants.SPEC, "norms": "bn,gn", "epochs": EPOCHS}
     epochs = setting.pick(2, setting.epochs or EPOCHS)
     quick = {"epochs": epochs, "augment": "crop"}
     equal_epochs = compare("resnet-batch-size", setting, {**published, "batch_sizes": list(SIZES)}, quick)
@@ -79,6 +80,7 @@ def run(setting: Setting) -> Result:
         notes=[*equal_epochs.unfinished(), *merged.unfinished()],
         records=records,
         scale=scale_of(equal_epochs, setting, published),
+        seconds=sum(one.seconds for one in (equal_epochs, *equal_updates)),
     )
 
 

@@ -21,7 +21,7 @@ def run(setting: Setting) -> Result:
     epochs = setting.pick(2, 10)
     scales = np.logspace(-4, 0, setting.pick(6, 20))
     records: list[dict[str, Any]] = []
-    for seed in range(setting.seeds):
+    for seed in setting.seed_range:
         for scale in scales:
             setting.say(f"seed {seed}, weight scale {scale:.2g}")
             for norm, name in NAMES.items():
@@ -47,7 +47,7 @@ def run(setting: Setting) -> Result:
 
     def per_seed(norm: str, value: str, of: Callable[[Any], Any] = np.mean, which: np.ndarray = scales) -> list[float]:
         """One number a seed: a statistic over the scales."""
-        rows = ([r for r in records if r["norm"] == norm and r["seed"] == s] for s in range(setting.seeds))
+        rows = ([r for r in records if r["norm"] == norm and r["seed"] == s] for s in setting.seed_range)
         return [float(of([r[value] for r in row if r["weight_scale"] in which])) for row in rows]
 
     pair = ("no norm", "batch norm")
