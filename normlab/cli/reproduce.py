@@ -15,6 +15,9 @@ from normlab.reproduce import EXPERIMENTS
 def main(
     name: Annotated[str | None, typer.Argument(help="Which experiment; --list names them.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the experiments and exit.")] = False,
+    summary: Annotated[
+        Path | None, typer.Option(help="Count the findings of the pages in this folder, and name those left open.")
+    ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Run every experiment, each into OUT/NAME.")] = False,
     data: Annotated[
         str | None, typer.Option(help="Images to train on, anything that `compare` reads; digits without it.")
@@ -50,11 +53,16 @@ def main(
 ) -> None:
     """Re-run a published experiment and say whether its findings hold."""
     if list_:
-        for key, summary in EXPERIMENTS.items():
-            typer.echo(f"{key:26}{summary}")
+        for key, question in EXPERIMENTS.items():
+            typer.echo(f"{key:26}{question}")
         return
-    if all_ == (name is not None):
-        raise UsageError("reproduce takes the NAME of one experiment, or --all; --list names them")
+    if (name is not None) + all_ + (summary is not None) != 1:
+        raise UsageError("reproduce takes the NAME of one experiment, or --all, or --summary DIR; --list names them")
+    if summary is not None:
+        from normlab.reproduce.summary import summarize
+
+        typer.echo("\n".join(summarize(summary)))
+        return
     if out is None:
         raise UsageError("reproduce needs --out DIR, a folder for the page; it is made if it does not exist")
     from normlab.reproduce import page
@@ -84,3 +92,7 @@ def main(
         if setting.quick:
             typer.echo(page.QUICK)
         typer.echo(f"written to {path}")
+    if all_:
+        from normlab.reproduce.summary import summarize
+
+        typer.echo(summarize(out)[0])

@@ -123,6 +123,8 @@ def test_the_list_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> 
     [
         (["batchnrm", "--out", "x"], "experiment 'batchnrm' is not known; expected one of: gradients, "),
         (["batchnorm"], "needs --out DIR"),
+        (["batchnorm", "--summary", "x"], "takes the NAME of one experiment, or --all"),
+        (["--summary", "no/such/place"], "no pages of experiments in 'no/such/place'"),
         ([], "takes the NAME of one experiment, or --all"),
         (["batchnorm", "--all", "--out", "x"], "takes the NAME of one experiment, or --all"),
         (["batchnorm", "--scale", "huge", "--out", "x"], "scale is 'huge'; expected one of: quick, small, full"),
@@ -143,11 +145,27 @@ def test_wrong_usage_is_named(arguments: list[str], message: str, capsys: pytest
     assert "Traceback" not in error
 
 
+def test_a_summary_counts_findings_and_names_the_open_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_ = verdicts.beyond("unclear", "r", [0.1, -0.05, 0.1, 0.02], 0.0)
+    findings = [verdicts.exact("clear", "r", "m", True, "rule"), open_, verdicts.exact("no", "r", "m", False, "rule")]
+    page.write("batchnorm", Result(findings, {"data": "d"}), Setting(), tmp_path / "one", "c", 1.0)
+    page.write("dropout", Result(findings[:1], {"data": "d"}), Setting(), tmp_path / "two", "c", 1.0)
+    assert _run(["reproduce", "--summary", str(tmp_path)]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == ("4 findings of 2 experiments: 2 holds (50 %), 1 does not hold (25 %), 1 cannot tell (25 %)")
+    assert f"  one: unclear; measured: {open_.measured}; about {open_.needs} seeds would decide it" in rest
+    assert not any("clear;" in line and "unclear" not in line for line in rest)
+    for damaged in ("{", "[]", '{"findings": [{}]}', '{"findings": 3}'):
+        (tmp_path / "two" / "result.json").write_text(damaged)
+        assert _run(["reproduce", "--summary", str(tmp_path)]) == 6
+        assert "is not the result of an experiment" in capsys.readouterr().err
+
+
 def test_a_small_run_takes_what_its_experiment_chooses() -> None:
     chosen = experiment.complete("resnet-variants", Setting(scale="small", epochs=2))
     assert (chosen.epochs, chosen.model, chosen.image_size) == (2, "resnet8:width=8", 16), "what is given goes first"
     assert chosen.shorter["models"] == "resnet8:width=8"
-    assert list(chosen.seed_range) == list(range(8))
+    assert list(chosen.seed_range) == list(range(12))
     assert list(experiment.complete("batchnorm", Setting(scale="small")).seed_range) == list(range(30))
     full = Setting(scale="full", model="resnet8")
     assert experiment.complete("resnet-variants", full) == full

@@ -20,7 +20,7 @@ SPEC = {
     "schedule": "constant",
     "augment": "crop,flip",
 }
-SMALL = {**comparisons.SMALL, "seeds": 4, "epochs": 4, "limit_train": 2000}
+SMALL = {**comparisons.SMALL, "epochs": 4, "limit_train": 2000}
 QUICK = {"image_size": 8, "epochs": 1, "optimizers": "adam,sgd", "lrs": "0.001"}
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from normlab.reproduce import verdicts
+from normlab.reproduce import comparisons, verdicts
 from normlab.reproduce.charts import bars, training
 from normlab.reproduce.comparisons import Comparison, compare, curve_records, effort, scale_of, test_accuracy
 from normlab.reproduce.experiment import Result, Setting
 from normlab.reproduce.experiments import resnet_variants
 
-SMALL = resnet_variants.SMALL
+SMALL = comparisons.SMALL
 SIZES = (8, 32, 128)
 EPOCHS = 60
 ALIKE = 0.01
