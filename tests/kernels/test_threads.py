@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from normlab.kernels.runtime import sharing
+from normlab.kernels.runtime.control import OVER, PART
 from tests.layers.parity import NORMS, SHAPES, Case, make_input, our_layer, run, threads
 
 ROOT = Path(__file__).parents[2]
@@ -99,9 +100,9 @@ def test_an_interrupted_call_lets_its_helpers_go(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sharing, "parallel", lambda: (0, 0))
     with threads(2), pytest.raises(KeyboardInterrupt):
         answer("bn", SHAPES_SHARED[0], "first")
-    ((join, (job, control)),) = called
-    assert control[sharing.PART] == sharing._OVER
-    join(job, control)  # and who comes only now leaves at once
+    ((join, (job, counters, control)),) = called
+    assert counters[control + PART] == OVER
+    join(job, counters, control)  # and who comes only now leaves at once
 
 
 FORK = """

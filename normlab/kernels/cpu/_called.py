@@ -6,7 +6,6 @@ functions of a row each: act(z), or act'(z), in the place of z.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -149,7 +148,7 @@ def _slope_of_quick_gelu(numbers: int, size: int, c: Any) -> None:
         z[k] = s * (one + v * (small * s))
 
 
-_ROWS: dict[str, tuple[Any, Any]] = {
+ROWS: dict[str, tuple[Any, Any]] = {
     "relu6": (_relu6, _slope_of_relu6),
     "hardsigmoid": (_hardsigmoid, _slope_of_hardsigmoid),
     "hardswish": (_hardswish, _slope_of_hardswish),
@@ -160,8 +159,7 @@ _ROWS: dict[str, tuple[Any, Any]] = {
 }
 
 
-@cache
 def address(name: str, dtype: Any, slope: bool) -> int:
     """Address of `void f(numbers, how many, constant)`: act, or its slope, of what is computed from this dtype."""
     kind = types.float64 if str(dtype).endswith("float64") else types.float32
-    return address_of(_ROWS[name][slope], types.void(types.intp, types.intp, kind))
+    return address_of(ROWS[name][slope], types.void(types.intp, types.intp, kind))

@@ -12,19 +12,13 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
+from normlab.kernels.cpu import _forms
 from normlab.kernels.runtime.compiling import compiled
 from normlab.kernels.runtime.narrow import element, number, real
 
 _LARGEST = 2.0**120  # of sums of products: beyond, one of them may have overflowed
 _LARGE, _SMALL = 2.0**90, 2.0**-100  # of coefficients
-_EPS = 1e-20  # from which on a smaller variance counts for nothing, so that its digits do not matter
-_TINY = 1e-30
-
-
-@register_jitable
-def least_variance(eps: float) -> float:
-    """The variance, or sum of products, below which it is computed in float64."""
-    return 0.0 if eps >= _EPS else _TINY
+least_variance = register_jitable(_forms.least_variance)
 
 
 @compiled

@@ -10,7 +10,6 @@ A plane whose sums or coefficients leave float32 is gone over in float64 (`_exac
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from numba import carray, types
 
 from normlab.kernels.cpu import _exact
 from normlab.kernels.cpu._activations import activate, pull_activation
+from normlab.kernels.cpu._forms import OTHER_ACT, RELU, is_half
 from normlab.kernels.cpu._rows import (
     affine_first,
     affine_last,
@@ -45,13 +45,6 @@ from normlab.kernels.runtime.unaliased import elements_at
     PART,
 ) = range(14)  # fmt: skip
 
-NO_ACT, RELU, OTHER_ACT = range(3)
-
-
-def is_half(dtype: str) -> bool:
-    """Whether elements of this dtype are computed with as another."""
-    return dtype in ("bfloat16", "float16")
-
 
 @compiled
 def _place(job: Any, last: bool, size: int, p: int) -> Any:
@@ -61,7 +54,6 @@ def _place(job: Any, last: bool, size: int, p: int) -> Any:
     return p * job[STRETCH], 1, job[STRETCH]
 
 
-@cache
 def measure(dtype: str, last: bool) -> int:
     """Mean (SUM_0) and variance (SUM_1) of each plane."""
     kind = KINDS[dtype]
@@ -146,7 +138,6 @@ def _affine_last(
     affine_last(x, residual, add, relu, lanes, grid[0], grid[1], grid[2], y)
 
 
-@cache
 def apply(dtype: str, last: bool, add: bool, act: int) -> int:
     """OUT = act(scale * (x - center) + shift), with the residual (OTHER) added if `add`."""
     kind, real, half, relu = KINDS[dtype], REALS[dtype], is_half(dtype), act == RELU
@@ -181,7 +172,6 @@ def apply(dtype: str, last: bool, add: bool, act: int) -> int:
     return _address(acting if act == OTHER_ACT else kernel)
 
 
-@cache
 def pull(dtype: str, last: bool, add: bool) -> int:
     """OUT = UP * act'(z), numbers, with z computed as in the forward pass."""
     kind, real = KINDS[dtype], REALS[dtype]
@@ -202,7 +192,6 @@ def pull(dtype: str, last: bool, add: bool) -> int:
     return _address(kernel)
 
 
-@cache
 def dot(dtype: str, last: bool, numbers: bool) -> int:
     """The sums over each plane of the gradient (SUM_0) and of its products with x - center (SUM_1).
 
@@ -275,7 +264,6 @@ def _coefficients(x: Any, columns: int, center: Any, a: Any, b: Any, c: Any) -> 
     return grid
 
 
-@cache
 def combine(dtype: str, last: bool, numbers: bool, in_place: bool, linear: bool) -> int:
     """OUT = a * g + b * (x - center) + c; the gradient is elements as x is, or numbers, and may lie in OUT.
 
@@ -322,7 +310,6 @@ def combine(dtype: str, last: bool, numbers: bool, in_place: bool, linear: bool)
     return _address(scaled if linear and not in_place else kernel)
 
 
-@cache
 def rounded(dtype: str) -> int:
     """OUT = UP, numbers, as elements."""
     kind, real = KINDS[dtype], REALS[dtype]

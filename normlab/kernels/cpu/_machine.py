@@ -5,7 +5,6 @@ It is compiled once, for all norms, layouts and dtypes: the grid is in float64, 
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,6 @@ _FIRST_PARAMETER = len(INPUTS)
 SAMPLES_HERE, READY, REGISTERS_AT = range(3)  # of what a call says beside the job
 
 
-@cache
 def perform() -> int:
     """Address of `void perform(job, call)`, which runs the job's program on registers (R, samples, C)."""
     return address_of(_run_program, types.void(types.intp, types.intp))

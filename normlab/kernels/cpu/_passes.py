@@ -7,9 +7,6 @@ arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from ctypes import CFUNCTYPE, c_ssize_t
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -47,15 +44,15 @@ from normlab.kernels.runtime.job import (
     TABLE,
     UNITS,
 )
-from normlab.kernels.runtime.sharing import do_part
+from normlab.kernels.runtime.protocol import do_part
 from normlab.kernels.runtime.unaliased import elements_at
 
 
-@cache
-def direction(backward: bool, across: bool) -> Callable[[int], None]:
-    """From x to y, or from x and g to dx and the parameters' gradients; in blocks of samples, or `across` the batch.
+def direction(backward: bool, across: bool) -> int:
+    """Address of `void direction(job)`: from x to y, or from x and g to dx and the parameters' gradients.
 
-    The forward one fills the job's memory, and updates the running statistics that the job names.
+    It works in blocks of samples, or `across` the batch. The forward one fills the job's memory, and updates the
+    running statistics that the job names.
     """
     functions = {
         (False, False): _forward_blocks,
@@ -63,7 +60,7 @@ def direction(backward: bool, across: bool) -> Callable[[int], None]:
         (False, True): _forward_passes,
         (True, True): _backward_passes,
     }
-    return CFUNCTYPE(None, c_ssize_t)(address_of(functions[backward, across], types.void(types.intp)))
+    return address_of(functions[backward, across], types.void(types.intp))
 
 
 def _forward_blocks(address: int) -> None:

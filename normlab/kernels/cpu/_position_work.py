@@ -2,19 +2,41 @@
 
 Items are rows (D elements, one after the other), or tiles: some columns of a sample (C, S). A unit is a run of items,
 and has sums of its own for the gradients of weight and bias, so that neither who does it nor how many threads there are
-changes the result. A job's numbers are those of the protocol of threads (`normlab.kernels.runtime.sharing`), and these.
+changes the result. A job's numbers are in `_position_job`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from ctypes import CFUNCTYPE, c_ssize_t
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import types
 
+from normlab.kernels.cpu._position_job import (
+    BIAS,
+    CENTRED,
+    D_BIAS,
+    D_WEIGHT,
+    EPS,
+    EXTENT,
+    G_OUTER,
+    G_STEP,
+    INNER,
+    ITEMSIZE,
+    KEPT,
+    LEARNS,
+    OUTER,
+    SIZE,
+    SUMS,
+    TILES,
+    WEIGHT,
+    WIDTH,
+    X_OUTER,
+    X_STEP,
+    G,
+    X,
+    Y,
+)
 from normlab.kernels.cpu._position_rows import (
     FIRST,
     OUT,
@@ -26,26 +48,12 @@ from normlab.kernels.cpu._position_rows import (
 )
 from normlab.kernels.runtime.compiling import address_of, joining
 from normlab.kernels.runtime.counters import next_of_shares, unit_done
-from normlab.kernels.runtime.job import TABLE, UNITS
+from normlab.kernels.runtime.job import UNITS
 from normlab.kernels.runtime.narrow import KINDS, REALS
-from normlab.kernels.runtime.sharing import do_part, joined
+from normlab.kernels.runtime.protocol import do_part, joined
 from normlab.kernels.runtime.unaliased import elements_at, load, store
 
-(
-    X, G, Y, KEPT, WEIGHT, BIAS,  # addresses: x, its output's gradient, y or dx, (3, rows or N * S), (D,), (D,)
-    SUMS, D_WEIGHT, D_BIAS,  # (2, units, D) partial sums of the gradients of weight and bias, and where they go, or 0
-    OUTER, SIZE, INNER,  # rows, D and 0; or N, C and S
-    X_OUTER, X_STEP, G_OUTER, G_STEP,  # elements from one row or sample to the next, and from one channel to the next
-    TILES, WIDTH,  # in a sample; columns in a tile
-    EXTENT,  # items in a unit
-    ITEMSIZE,  # bytes of a number
-    CENTRED, LEARNS,
-    EPS,
-    NUMBERS,
-) = range(TABLE, TABLE + 24)  # fmt: skip
 
-
-@cache
 def work(dtype: str, rows: bool, backward: bool) -> int:
     """Address of the work on rows or tiles of this dtype in one direction: it takes units of a job until none is left.
 
@@ -83,15 +91,14 @@ def work(dtype: str, rows: bool, backward: bool) -> int:
     return address_of(kernel, types.void(types.intp))
 
 
-@cache
-def direction(backward: bool, itemsize: int) -> Callable[[int], None]:
-    """The C function of a job's address that does all of it; numbers have this many bytes (4: float32, 8: float64)."""
+def direction(backward: bool, itemsize: int) -> int:
+    """Address of `void direction(job)`, which does all of it; numbers have this many bytes (4: float32, 8: float64)."""
     real = np.float64 if itemsize == 8 else np.float32
 
     def pull(address: int) -> None:
         _pull(address, real)
 
-    return CFUNCTYPE(None, c_ssize_t)(address_of(pull if backward else _forward, types.void(types.intp)))
+    return address_of(pull if backward else _forward, types.void(types.intp))
 
 
 def _forward(address: int) -> None:

@@ -12,7 +12,6 @@ thread's own. Of halves it is kept in numbers there, so that it is not rounded o
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -72,13 +71,12 @@ from normlab.kernels.runtime.job import (
     X,
     Y,
 )
-from normlab.kernels.runtime.sharing import joined
+from normlab.kernels.runtime.protocol import joined
 from normlab.kernels.runtime.unaliased import elements_at
 
 FIRST_PASS, SECOND_PASS = range(2)
 
 
-@cache
 def work(backward: bool, across: bool) -> int:
     """Address of `void work(job)`, for blocks of samples or for passes `across` the batch."""
     functions = {

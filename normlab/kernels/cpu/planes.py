@@ -31,13 +31,10 @@ from typing import Any
 import numpy as np
 
 from normlab.kernels.activations import Activation
-from normlab.kernels.cpu import _called, _kernels
-from normlab.kernels.cpu._exact import least_variance
-from normlab.kernels.cpu._machine import perform
-from normlab.kernels.cpu._passes import direction
-from normlab.kernels.cpu._work import work
+from normlab.kernels.cpu._forms import NO_ACT, OTHER_ACT, is_half, least_variance
+from normlab.kernels.cpu._forms import RELU as RELU_ACT
 from normlab.kernels.layout import Layout, empty_like, is_real
-from normlab.kernels.runtime.beside import Need, compiling
+from normlab.kernels.runtime.beside import compiling
 from normlab.kernels.runtime.job import (
     ACT,
     APPLY,
@@ -89,6 +86,7 @@ from normlab.kernels.runtime.job import (
     Y,
     bits,
 )
+from normlab.kernels.runtime.needed import Need, address, function
 from normlab.kernels.runtime.sharing import run
 from normlab.norms.application import Recipe
 from normlab.norms.program import Program, Programs, trace
@@ -262,7 +260,7 @@ def _prepare_call(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int
 def _prepare(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], None], array[int]]:
     program = plan.programs.backward if backward else plan.programs.forward
     (n, channels, size), folded, last, dtype, act = plan.sizes, plan.folded, plan.last, plan.dtype, plan.act
-    half = _kernels.is_half(dtype)
+    half = is_half(dtype)
     itemsize, real = (2 if half else int(dtype[-2:]) // 8), (8 if dtype == "float64" else 4)
     across = _is_across(plan, backward)
     job = array("q", bytes(8 * TABLE))
@@ -270,10 +268,11 @@ def _prepare(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], No
         job[ACT], job[SLOPE] = _INSIDE.get(act.name, 0), bits(act.constant)
     needs = _needs(plan, backward, adds)
     later = [] if backward else list(_needs(plan, True, adds).values())
-    with compiling.expecting([(direction, (backward, across)), *reversed(list(needs.values())), *reversed(later)]):
-        for place, (compiled, arguments) in needs.items():
-            job[place] = compiled(*arguments)
-        run_direction = direction(backward, across)
+    direction = _need("_passes", "direction", backward, across)
+    with compiling.expecting([direction, *reversed(list(needs.values())), *reversed(later)]):
+        for place, need in needs.items():
+            job[place] = address(need)
+        run_direction = function(direction, 1)
     job[ITEMSIZE], job[REAL] = itemsize, real
     job[SAMPLES], job[CHANNELS], job[SIZE], job[LAST] = n, channels, size, last
     job[LANES] = lanes = max(1, _LANES // channels) * channels if last else 0
@@ -302,27 +301,31 @@ def _is_across(plan: Plan, backward: bool) -> bool:
 def _needs(plan: Plan, backward: bool, adds: bool) -> dict[int, Need]:
     """The compiled code of a direction, by the place of its address in the job; what takes longest first."""
     dtype, last, act, across = plan.dtype, plan.last, plan.act, _is_across(plan, backward)
-    half = _kernels.is_half(dtype)
+    half = is_half(dtype)
     needs: dict[int, Need] = {}
     if backward:
         numbers = act is not None and half  # else they are elements as x is: the same code
         if act is not None:
-            needs[PULL] = _kernels.pull, (dtype, last, adds)
+            needs[PULL] = _need("_kernels", "pull", dtype, last, adds)
         in_place = act is not None and not (half or adds or across)
-        needs[COMBINE] = _kernels.combine, (dtype, last, numbers, in_place, plan.programs.linear)
-        needs[DOT] = _kernels.dot, (dtype, last, numbers)
+        needs[COMBINE] = _need("_kernels", "combine", dtype, last, numbers, in_place, plan.programs.linear)
+        needs[DOT] = _need("_kernels", "dot", dtype, last, numbers)
         if act is not None and half and adds:
-            needs[ROUND] = _kernels.rounded, (dtype,)
+            needs[ROUND] = _need("_kernels", "rounded", dtype)
     else:
-        form = _kernels.NO_ACT if act is None else _kernels.RELU if act.name == "relu" else _kernels.OTHER_ACT
-        needs[APPLY] = _kernels.apply, (dtype, last, adds, form)
-    needs[PERFORM] = perform, ()
+        form = NO_ACT if act is None else RELU_ACT if act.name == "relu" else OTHER_ACT
+        needs[APPLY] = _need("_kernels", "apply", dtype, last, adds, form)
+    needs[PERFORM] = _need("_machine", "perform")
     if not backward and plan.programs.measures:
-        needs[MEASURE] = _kernels.measure, (dtype, last)
-    needs[WORK] = work, (backward, across)
+        needs[MEASURE] = _need("_kernels", "measure", dtype, last)
+    needs[WORK] = _need("_work", "work", backward, across)
     if act is not None and act.name not in _INSIDE:
-        needs[ACT] = _called.address, (act.name, dtype, backward)
+        needs[ACT] = _need("_called", "address", act.name, dtype, backward)
     return needs
+
+
+def _need(module: str, name: str, *arguments: Any) -> Need:
+    return Need(f"normlab.kernels.cpu.{module}", name, arguments)
 
 
 def _describe(program: Program, code: np.ndarray, job: array[int]) -> None:

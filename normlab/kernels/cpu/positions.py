@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from normlab.kernels.cpu._position_work import (
+from normlab.kernels.cpu._position_job import (
     BIAS,
     CENTRED,
     D_BIAS,
@@ -43,15 +43,15 @@ from normlab.kernels.cpu._position_work import (
     G,
     X,
     Y,
-    direction,
-    work,
 )
-from normlab.kernels.runtime.beside import Need, compiling
+from normlab.kernels.runtime.beside import compiling
 from normlab.kernels.runtime.job import UNITS as TO_DO
 from normlab.kernels.runtime.job import WORK, bits
+from normlab.kernels.runtime.needed import Need, address, function
 from normlab.kernels.runtime.sharing import run
 from normlab.norms.grid import library
 
+_WORK = "normlab.kernels.cpu._position_work"
 KEPT_NUMBERS = 3  # of every position: m, r and t (`normlab.kernels.cpu._position_rows`)
 _UNIT_BYTES = 1 << 17  # of x (and g) in a unit of work, at least
 _TILE_BYTES = 3 << 18  # of x (and g) in a tile: stays in the second-level cache while it is gone over
@@ -80,7 +80,7 @@ def forward(x: Any, weight: Any, bias: Any, eps: float, centred: bool, y: Any) -
     job[X_OUTER], job[X_STEP] = x_strides[0], x_strides[1]
     job[WEIGHT] = _address(_constant(1.0, sizes[1], itemsize) if weight is None else weight)
     job[BIAS] = _address(_constant(0.0, sizes[1], itemsize) if bias is None else bias)
-    _share(direction(False, itemsize), job, x)
+    _share(_direction(False, itemsize), job, x)
     return Saved(kept, centred)
 
 
@@ -96,7 +96,7 @@ def backward(saved: Saved, x: Any, weight: Any, g: Any, dx: Any, d_weight: Any, 
     job[SUMS] = _address(sums)
     job[D_WEIGHT] = 0 if d_weight is None else _address(d_weight)
     job[D_BIAS] = 0 if d_bias is None else _address(d_bias)
-    _share(direction(True, itemsize), job, x)
+    _share(_direction(True, itemsize), job, x)
 
 
 def restored(x: Any, kept: Any, centred: bool) -> Saved:
@@ -122,9 +122,9 @@ def _job(sizes: tuple[int, ...], dtype: Any, itemsize: int, centred: bool, backw
     outer, size, inner = sizes if len(sizes) == 3 else (*sizes, 0)
     job = array("q", bytes(8 * NUMBERS))
     name, rows = str(dtype).removeprefix("torch."), inner == 0
-    later: list[Need] = [] if backward else [(work, (name, rows, True)), (direction, (True, itemsize))]
-    with compiling.expecting([(direction, (backward, itemsize)), *later]):
-        job[WORK] = work(name, rows, backward)
+    later = [] if backward else [_work(name, rows, True), _whole(True, itemsize)]
+    with compiling.expecting([_whole(backward, itemsize), *later]):
+        job[WORK] = address(_work(name, rows, backward))
     job[CENTRED], job[LEARNS] = centred, learns
     job[ITEMSIZE] = itemsize
     job[OUTER], job[SIZE], job[INNER] = outer, size, inner
@@ -143,6 +143,18 @@ def _job(sizes: tuple[int, ...], dtype: Any, itemsize: int, centred: bool, backw
     job[WIDTH], job[TILES], job[EXTENT] = width, tiles, extent
     job[TO_DO] = -(-items // extent)
     return job
+
+
+def _work(dtype: str, rows: bool, backward: bool) -> Need:
+    return Need(_WORK, "work", (dtype, rows, backward))
+
+
+def _whole(backward: bool, itemsize: int) -> Need:
+    return Need(_WORK, "direction", (backward, itemsize))
+
+
+def _direction(backward: bool, itemsize: int) -> Callable[[int], None]:
+    return function(_whole(backward, itemsize), 1)
 
 
 def _share(direction: Callable[[int], None], job: array[int], x: Any) -> None:

@@ -16,16 +16,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from numba import config
-
+from normlab.kernels.runtime.needed import Need, address
 from normlab.kernels.runtime.system import COMPILE_ALONE, available_cores
-
-Need = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of a module that compiles a kernel, and its arguments
 
 PATIENCE = 2.0  # seconds of compiling after which a line says so
 LINE = "normlab: compiling kernels for this processor; it is done once, and they are kept on disk"
@@ -80,13 +76,14 @@ class Compiling:
         running = self._helper is not None and self._helper.poll() is None
         if running or len(needed) < 2 or available_cores() < 2 or getattr(sys, "frozen", False) or not sys.executable:
             return
-        names = [(make.__module__, make.__qualname__, arguments) for make, arguments in needed]
+        from numba import config  # it is compiling
+
         environment = {**os.environ, **COMPILE_ALONE}
         if folder := getattr(config, "CACHE_DIR", ""):
             environment["NUMBA_CACHE_DIR"] = str(Path(folder).absolute())
         with suppress(OSError):  # then this process compiles all of it
             self._helper = subprocess.Popen(
-                [sys.executable, "-m", __name__, json.dumps(names)],
+                [sys.executable, "-m", __name__, json.dumps(needed)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -107,7 +104,7 @@ compiling = Compiling()
 def main(names: str) -> None:
     """Compile the kernels of such a list, as JSON."""
     for module, name, arguments in json.loads(names):
-        getattr(import_module(module), name)(*arguments)
+        address(Need(module, name, tuple(arguments)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ file. So compiled code is thrown away whenever any source that kernels are made 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from numba.core.compiler import Compiler
 
 from normlab.kernels.runtime.beside import compiling
 from normlab.kernels.runtime.parts import Joint, Part
+from normlab.kernels.runtime.sources import KERNELS, RUNTIME, digest, sources_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -51,25 +51,25 @@ called: _Decorator = njit(nogil=True, cache=True, pipeline_class=_Whole, **_OPTI
 def address_of(function: Any, signature: Any) -> int:
     """Compile a function as a C function, or load what is on disk, and return its address."""
     made: Any = cfunc(signature, cache=True, pipeline_class=_Whole, **_OPTIONS)(function)
-    _alive.append(made)
+    alive.append(made)
     return int(made.address)
 
 
-_alive: list[Any] = []  # compiled code lives as long as its object
+alive: list[Any] = []  # compiled code lives as long as its object
 
 
 def discard_stale(place: Path, sources: Iterable[Path]) -> None:
     """Remove the compiled code of the sources in the folder `place` if it was made from other sources than these."""
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
+    made_from = digest(sources)
     folder = cache_folder(place)
     stamp = folder / "normlab.sources"
     with suppress(OSError):  # a read-only or vanished cache only costs time
-        if stamp.is_file() and stamp.read_text() == digest:
+        if stamp.is_file() and stamp.read_text() == made_from:
             return
         for index in folder.glob("*.nbi"):
             index.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(digest)
+        stamp.write_text(made_from)
 
 
 def cache_folder(place: Path) -> Path:
@@ -80,12 +80,5 @@ def cache_folder(place: Path) -> Path:
     return Path(dispatcher.stats.cache_path)
 
 
-def _sources(*folders: Path) -> list[Path]:
-    return [path for folder in folders for path in folder.glob("*.py") if path.name != "__init__.py"]
-
-
-_RUNTIME = Path(__file__).parent
-_KERNELS = _RUNTIME.parent
-_PROGRAM = _KERNELS.parent / "norms" / "program.py"
-for _place in (_RUNTIME, _KERNELS / "cpu", _KERNELS / "convolution"):
-    discard_stale(_place, {*_sources(_RUNTIME, _place), _PROGRAM})
+for _place in (RUNTIME, KERNELS / "cpu", KERNELS / "convolution"):
+    discard_stale(_place, sources_of(_place))

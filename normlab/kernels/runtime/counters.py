@@ -10,11 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from normlab.kernels.runtime.compiling import joining
-
-LINE = 8  # numbers in a cache line
-UNITS, NEXT, DONE, ACTIVE, PART, ARRIVED = range(0, 6 * LINE, LINE)
-SIZE = 6 * LINE
-
+from normlab.kernels.runtime.control import DONE, LINE, NEXT
 
 # an intrinsic is called without the typing context that it is defined with: no type checker sees that
 

@@ -11,10 +11,10 @@ all serve one thread's job, another's runs on its own thread alone.
 
 `share` hands out a compiled kernel of any arguments. `run` hands out a direction of a layer, whose parts (passes)
 follow each other in compiled code: a job is plain numbers there (`normlab.kernels.runtime.job`), and a helper that has
-joined goes from part to part without the interpreter. The protocol, on the counters of `control`: a part is open while
-UNITS is not zero. A helper counts itself in ACTIVE before it looks. The caller waits until all units are DONE, closes
-the part, and describes the next one only when no helper is ACTIVE any more. PART counts the parts; `_OVER` ends the
-job.
+joined goes from part to part without the interpreter (`normlab.kernels.runtime.protocol`). The protocol, on the
+counters of `control`: a part is open while UNITS is not zero. A helper counts itself in ACTIVE before it looks. The
+caller waits until all units are DONE, closes the part, and describes the next one only when no helper is ACTIVE any
+more. PART counts the parts; `OVER` ends the job.
 """
 
 from __future__ import annotations
@@ -28,32 +28,17 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from normlab.kernels.runtime.compiling import called, joining
-from normlab.kernels.runtime.counters import (
-    ACTIVE,
-    ARRIVED,
-    DONE,
-    LINE,
-    PART,
-    SIZE,
-    UNITS,
-    call_at,
-    fetch_add,
-    number_at,
-    parallel_at,
-    pointer,
-)
-from normlab.kernels.runtime.job import CONTROL, HELPERS, NUMBER, PARALLEL, PAUSE, SHARES, WORK
-from normlab.kernels.runtime.job import UNITS as TO_DO
+from normlab.kernels.runtime.control import LINE, OVER, PART, SIZE
+from normlab.kernels.runtime.job import CONTROL, HELPERS, NUMBER, PARALLEL, PAUSE, SHARES
+from normlab.kernels.runtime.needed import Need, function
 from normlab.kernels.runtime.openmp import parallel
 from normlab.kernels.runtime.system import available_cores, pause
-from normlab.kernels.runtime.unaliased import elements_at
 
 _GRAIN = 1 << 16  # elements below which a second thread costs more than it saves
 _GRAIN_AWAKE = 1 << 13  # likewise, where the threads wait awake
-_OVER = -1
+_PROTOCOL = "normlab.kernels.runtime.protocol"
+_WAIT, _JOIN = Need(_PROTOCOL, "wait"), Need(_PROTOCOL, "join")
 
 
 def num_threads() -> int:
@@ -73,7 +58,7 @@ def share(kernel: Callable[..., None], units: int, elements: int, *args: Any) ->
         _call_helpers(helpers, kernel, counters, units, *args)
     kernel(counters, units, *args)
     if helpers > 0:
-        _wait(counters, units, pause())
+        function(_WAIT, 3)(counters.ctypes.data, units, pause())
 
 
 def run(direction: Callable[[int], None], job: array[int], elements: int, *, with_torch: bool = True) -> None:
@@ -96,10 +81,15 @@ def run(direction: Callable[[int], None], job: array[int], elements: int, *, wit
         return
     job[PAUSE] = pause()
     try:
-        _call_helpers(helpers, _join, np.frombuffer(job, np.int64), np.frombuffer(counters, np.int64)[control:])
+        _call_helpers(helpers, _join, job, counters, control)
         direction(job.buffer_info()[0])
     finally:
-        counters[control + PART] = _OVER
+        counters[control + PART] = OVER
+
+
+def _join(job: array[int], counters: array[int], control: int) -> None:
+    """What a helper does for a job, whose memory it keeps alive."""
+    function(_JOIN, 2)(job.buffer_info()[0], counters.buffer_info()[0] + 8 * control)
 
 
 class _Helpers:
@@ -138,69 +128,3 @@ def _run_tasks(tasks: SimpleQueue[Any]) -> None:
         function, args = tasks.get()
         function(*args)
         del function, args  # do not keep the arrays of the last job alive
-
-
-@called
-def _wait(counters: Any, units: int, pause: int) -> None:
-    while fetch_add(counters, DONE, 0) < units:
-        _yield_core(pause)  # some helper is in its last unit
-
-
-@joining
-def _yield_core(pause: int) -> None:
-    """Leave the core to another thread for a moment."""
-    if pause != 0:
-        number_at(pause)
-
-
-@joining
-def do_part(address: int) -> None:
-    """Do the part of a job that its numbers describe (`normlab.kernels.runtime.job`)."""
-    job = elements_at(address, np.int64)
-    control = carray(pointer(job[CONTROL]), (SIZE,), np.int64)
-    shares = carray(pointer(job[SHARES]), ((1 + job[HELPERS]) * LINE,), np.int64)
-    units = job[TO_DO]
-    for i in range(0, shares.size, LINE):
-        fetch_add(shares, i, -fetch_add(shares, i, 0))
-    if job[PARALLEL] != 0 and units > 1:
-        parallel_at(job[PARALLEL], job[WORK], address, job[HELPERS] + 1)
-        return
-    fetch_add(control, ARRIVED, -fetch_add(control, ARRIVED, 0))
-    fetch_add(control, DONE, -fetch_add(control, DONE, 0))
-    fetch_add(control, UNITS, units)
-    fetch_add(control, PART, 1)
-    call_at(job[WORK], address)
-    while fetch_add(control, DONE, 0) < units:
-        _yield_core(job[PAUSE])  # some helper is in its last unit
-    fetch_add(control, UNITS, -units)
-    while fetch_add(control, ACTIVE, 0) != 0:
-        _yield_core(job[PAUSE])  # some helper is on its way out: the job must not be described anew before it has left
-
-
-@called
-def _join(numbers: Any, control: Any) -> None:
-    """What a helper does for a job: its share of each part that it meets, until the job is over."""
-    address = numbers.ctypes.data
-    job = elements_at(address, np.int64)
-    done = 0
-    part = fetch_add(control, PART, 0)
-    while part != _OVER:
-        if part == done:
-            _yield_core(job[PAUSE])
-        else:
-            done = part
-            fetch_add(control, ACTIVE, 1)
-            if fetch_add(control, UNITS, 0) > 0:
-                call_at(job[WORK], address)
-            fetch_add(control, ACTIVE, -1)
-        part = fetch_add(control, PART, 0)
-
-
-@joining
-def joined(job: Any) -> Any:
-    """For a thread that joins a part of a job: its control, the counters of its shares, and which share is its own."""
-    control = carray(pointer(job[CONTROL]), (SIZE,), np.int64)
-    count = 1 + job[HELPERS]
-    shares = carray(pointer(job[SHARES]), (count * LINE,), np.int64)
-    number = number_at(job[NUMBER]) if job[NUMBER] != 0 else fetch_add(control, ARRIVED, 1)
-    return control, shares, number % count

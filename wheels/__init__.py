@@ -1,0 +1,1 @@
+"""What a wheel carries beside the sources: kernels as machine code."""
