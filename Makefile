@@ -71,8 +71,9 @@ soak: $(TEST)  ## ten minutes of kills, full disks and clock jumps; ARGS='--seco
 gpu:  ## all that is to be known of a GPU, in ten minutes; ARGS=--dry-run needs none
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
 
-wheel: $(VENV)/.torch  ## build dist/normlab-*.whl
-	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+wheel: $(DEMO)  ## build dist/normlab-*.whl, with kernels that are compiled for it in some minutes
+	$(BIN)/python -m wheels.objects
+	NORMLAB_WHEEL=build/objects $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:  ## remove what these targets made
 	rm -rf $(VENV) demo-report dist site .pytest_cache .mypy_cache .ruff_cache
