@@ -39,6 +39,12 @@ def find(symbol: str) -> int | None:
     return None
 
 
+def origin() -> str:
+    """Where kernels come from: the instruction set of the library that is used, or "compiled here"."""
+    library = _library()
+    return "compiled here" if library is None else Path(library._name).stem
+
+
 @cache
 def _library() -> Any:
     folder = os.environ.get("NORMLAB_OBJECTS")
@@ -59,8 +65,8 @@ def library_in(folder: Path, has: set[str]) -> Any:
 
 def processor() -> set[str]:
     """The instructions that processor and system have, by Linux's names; none elsewhere."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+    with suppress(OSError), Path("/proc/cpuinfo").open() as file:
+        for line in file:  # as far as the first core's: there may be hundreds
             if line.startswith("flags"):
                 return set(line.partition(":")[2].split())
     return set()

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from normlab.kernels.runtime.objects import origin
 from normlab.study.axes import TRAINING_CODE, Cell
 from normlab.study.keeping.digests import digest_of
 from normlab.study.keeping.environment import describe_machine
@@ -87,11 +88,21 @@ class CheckpointDirectory:
 
 def _describe_changes(facts: dict[str, Any]) -> str:
     """What sums of floating-point numbers depend on and is not as it was when a state was kept; "" if nothing."""
-    now = {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "cpu": describe_machine()["cpu"]}
     changed = [
-        f"{name} {value} instead of {facts[name]}" for name, value in now.items() if facts.get(name, value) != value
+        f"{name} {value} instead of {facts[name]}"
+        for name, value in _surroundings().items()
+        if facts.get(name, value) != value
     ]
     return ", ".join(changed)
+
+
+def _surroundings() -> dict[str, Any]:
+    return {
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "cpu": describe_machine()["cpu"],
+        "kernels": origin(),
+    }
 
 
 def state_of(training: Training) -> State:
@@ -111,9 +122,7 @@ def state_of(training: Training) -> State:
     facts = {
         "cell": asdict(training.cell),
         "code": TRAINING_CODE[training.cell.precision],
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        "cpu": describe_machine()["cpu"],
+        **_surroundings(),
         "records": training.records,
         "progress": {k: getattr(training.progress, k) for k in ("step", "seconds", "loss_sum")},
         "optimizer": {"groups": optimizer["param_groups"], "numbers": numbers},

@@ -195,7 +195,7 @@ def test_a_training_goes_on_from_shared_storage(dataset: Dataset, tmp_path: Path
 
 
 # Going on with other threads, another torch or on another processor changed the last bits without a word.
-@pytest.mark.parametrize("what", ["threads", "torch", "cpu"])
+@pytest.mark.parametrize("what", ["threads", "torch", "cpu", "kernels"])
 def test_what_the_last_bits_depend_on_is_kept_and_a_difference_said(
     what: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +207,7 @@ def test_what_the_last_bits_depend_on_is_kept_and_a_difference_said(
         "threads": ("torch.get_num_threads", lambda: 77),
         "torch": ("torch.__version__", "77"),
         "cpu": ("normlab.study.keeping.checkpoint.describe_machine", lambda: {"cpu": "77"}),
+        "kernels": ("normlab.study.keeping.checkpoint.origin", lambda: "77"),
     }
     monkeypatch.setattr(*other[what])
     CheckpointDirectory(tmp_path, heard.append).restore(Training(cell, dataset))
