@@ -7,21 +7,25 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
 from typing import Any, ClassVar
 
 import pytest
 
 from normlab.kernels.runtime import beside
 from normlab.kernels.runtime.beside import LINE, PATIENCE, Compiling
+from normlab.kernels.runtime.needed import Need
 from normlab.kernels.runtime.parts import Part
 
 compiled: list[tuple[Any, ...]] = []
 
 
-@cache
-def kernel(*arguments: Any) -> None:
+def kernel(*arguments: Any) -> int:
     compiled.append(arguments)
+    return 1
+
+
+def need(*arguments: Any) -> Need:
+    return Need(__name__, "kernel", arguments)
 
 
 class Timer:
@@ -67,7 +71,7 @@ def test_nothing_is_said_where_a_process_compiles_alone(
     compiling: Compiling, monkeypatch: pytest.MonkeyPatch, started: list[list[str]]
 ) -> None:
     monkeypatch.setenv("NORMLAB_COMPILING", "alone")
-    with compiling.expecting([(kernel, (1,)), (kernel, (2,))]), compiling.one():
+    with compiling.expecting([need(1), need(2)]), compiling.one():
         assert not Timer.waiting
     assert not started
 
@@ -91,7 +95,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def test_a_second_process_compiles_what_is_expected(compiling: Compiling, started: list[list[str]]) -> None:
-    needed = [(kernel, ("float32", True)), (kernel, (3,))]
+    needed = [need("float32", True), need(3)]
     with compiling.expecting(needed):
         assert not started, "all of it may be on disk"
         with compiling.one():
@@ -110,7 +114,7 @@ def test_no_process_starts_where_it_cannot_help(
     cores: int, kernels: int, compiling: Compiling, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(beside, "available_cores", lambda: cores)
-    with compiling.expecting([(kernel, (i,)) for i in range(kernels)]), compiling.one():
+    with compiling.expecting([need(i) for i in range(kernels)]), compiling.one():
         assert not started
 
 
