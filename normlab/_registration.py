@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from typing import Any
 
-_OPERATORS = ("normlab.layers.operators", "normlab.layers.position_operators")
+_OPERATORS = tuple(f"normlab.layers.{name}" for name in ("operators", "position_operators", "masked_operators"))
 
 
 def register_with_torch() -> None:

@@ -162,23 +162,28 @@ def mask(x: Tensor, given: Any) -> None:
             f"mask: expected shape {(n, *sizes)} or {(n, 1, *sizes)} for an input of shape {tuple(x.shape)}, "
             f"got {found}"
         )
-    if not given.is_floating_point() or torch.compiler.is_compiling():
-        return
-    if not bool(((given == 0) | (given == 1)).all()):  # such as that of attention, 0 and -inf, which says the opposite
-        raise InputError(
-            f"mask: expected true and false, or 1 and 0, got other numbers of {given.dtype}; compare first"
-        )
 
 
-def more_than_one_kept(title: str, mask: Tensor, training: bool) -> None:
+def zeros_and_ones(mask: Tensor) -> None:
+    """Raise InputError for a mask of other numbers, such as that of attention: 0 and -inf, which says the opposite."""
+    if mask.is_floating_point() and not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(f"mask: expected true and false, or 1 and 0, got other numbers of {mask.dtype}; compare first")
+
+
+def refusal_of_one(title: str, training: bool) -> str:
+    """What `more_than_one_kept` says for this layer, but for the shape of the mask."""
+    when, fix = _name_mode(training)
+    return (
+        f"{title}: expected more than 1 value per channel when {when}, got a mask of shape {{shape}} that keeps 1: the "
+        "variance of one value is zero, so the output would be the bias whatever the input; use a larger batch (or "
+        f"drop this one){fix}"
+    )
+
+
+def more_than_one_kept(refusal: str, mask: Tensor) -> None:
     """Raise InputError if a mask leaves one value of each channel."""
     if int(torch.count_nonzero(mask)) == 1:
-        when, fix = _name_mode(training)
-        raise InputError(
-            f"{title}: expected more than 1 value per channel when {when}, got a mask of shape {tuple(mask.shape)} "
-            "that keeps 1: the variance of one value is zero, so the output would be the bias whatever the input; use "
-            f"a larger batch (or drop this one){fix}"
-        )
+        raise InputError(refusal.format(shape=tuple(mask.shape)))
 
 
 def more_than_one_position(title: str, x: Tensor, training: bool, has_running: bool = False) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from normlab.kernels import stages
 from normlab.kernels.activations import Activation
-from normlab.layers import masked, operators, plain
+from normlab.layers import masked, masked_operators, operators, plain
 from normlab.layers.call import Call
 
 
@@ -32,24 +32,32 @@ def normalize(
     act: Activation | None = None,
     residual: Tensor | None = None,
     mask: Tensor | None = None,
+    refusal: str = "",
 ) -> Tensor:
     """y = act(norm(x) + residual) for x (N, C, *) of 2 to 5 dimensions; shape, dtype and memory format as x.
 
     `params` has the norm's learned parameters that are applied, (C,) each. `running` (mean (C,), variance (C,))
     normalizes unless `use_batch`; with `update` it moves by the batch's own, and `seen` counts that batch. A `momentum`
     of None averages all batches seen. The second forward pass of activation checkpointing updates nothing. A `mask`
-    says which positions there are (`normlab.layers.masked`); one of none updates nothing.
+    says which positions there are (`normlab.layers.masked`); one of none updates nothing, and one of a single value is
+    refused with `refusal`, if there is one.
     """
     compiling = torch.compiler.is_compiling()
     update = update and (compiling or not operators.is_recomputation())
-    update = update and (mask is None or bool(mask.any()))  # nothing was seen
+    looked_at = compiling or operators.watched(x)
+    runs = not looked_at or plain.is_wanted(x)
+    count: Any = 1
+    if mask is not None and not runs:
+        count = mask.any()
+    elif mask is not None:
+        masked.check(mask, refusal)
+        update = update and bool(mask.any())  # otherwise nothing was seen
     if update and seen is not None:
-        seen.add_(1)
+        seen.add_(count)
     if residual is not None and residual.dtype != x.dtype:
         residual = residual.to(x.dtype)
     held: Any = running if update or not use_batch else None
-    looked_at = compiling or operators.watched(x)
-    if mask is not None or not looked_at or plain.is_wanted(x):
+    if runs:
         recipe = stages.recipe(norm, options, tuple(params), use_batch, not use_batch)
         counted: Any = (*held, momentum, seen) if update else None
         call = Call(recipe, params, None if use_batch else held, eps, act, counted)
@@ -57,10 +65,12 @@ def normalize(
             return masked.normalize(x, residual, mask, call)
         return plain.normalize(x, residual, call) if looked_at else operators.normalize(x, residual, call)
     y: Tensor
-    y, _, mean, var = operators.OPERATOR(
-        x, residual, [*params.values()], [] if held is None else [*held], seen if update else None,
-        norm, " ".join(params), repr(options), use_batch, eps, "" if act is None else str(act), momentum,
-    )  # fmt: skip
+    given: Any = [*params.values()], [] if held is None else [*held], seen if update else None
+    how = norm, " ".join(params), repr(options), use_batch, eps, "" if act is None else str(act), momentum
+    if mask is None:
+        y, _, mean, var = operators.OPERATOR(x, residual, *given, *how)
+    else:
+        y, mean, var = masked_operators.OPERATOR(x, residual, mask, *given, *how, refusal)
     if update:
         with torch.no_grad():
             held[0].copy_(mean)

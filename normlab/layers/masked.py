@@ -2,7 +2,8 @@
 
 The moments of a plane are those of the elements that the mask keeps, and where planes are pooled each counts by how
 many it has. What is pooled is the norm's own grid function. The output is zero where the mask is, so that padding stays
-padding. Computed in torch's operations, which are differentiated as any.
+padding. Computed in torch's operations, which are differentiated as any; `pull_back` is the same derivative by hand,
+for whoever cannot follow them (`normlab.layers.masked_operators`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from normlab.kernels import activations
-from normlab.kernels.reference.planes import wide
+from normlab.kernels.layout import Layout
+from normlab.kernels.reference.planes import affine, as_grid, combine, dots, wide
+from normlab.layers import checks
 from normlab.layers.call import Call
 from normlab.norms.application import Application
 from normlab.norms.grid import update_running
@@ -21,10 +24,62 @@ from normlab.norms.grid import update_running
 
 def normalize(x: Tensor, residual: Tensor | None, mask: Tensor, call: Call) -> Tensor:
     """y = act(norm(x) + residual) where the mask is true, and 0 elsewhere; x (N, C, *), mask (N, *) or (N, 1, *)."""
-    n, channels = x.shape[:2]
-    kept = _as_planes(x, mask)
-    planes = x.reshape(n, channels, kept.shape[2])
-    planes = torch.where(kept, planes.float() if planes.element_size() < 4 else planes, 0.0)
+    kept, planes = _masked_planes(x, mask)
+    applied = _apply(planes, kept, call)
+    z = affine(planes, *_map(applied, planes)).to(planes.dtype).reshape(x.shape)
+    if residual is not None:
+        z = z + residual
+    z = z if call.act is None else activations.apply(call.act, z)
+    y = dense_as(x, torch.where(kept.reshape(len(x), 1, *x.shape[2:]), z, 0.0).to(x.dtype))
+    if call.update is not None and applied.moments.batch is not None:
+        mean, var, momentum, seen = call.update
+        if momentum is None:
+            momentum = 0.0 if seen is None else 1 / int(seen)
+        with torch.no_grad():
+            update_running((mean, var), applied.moments.batch, momentum)
+    return y
+
+
+def pull_back(dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, call: Call) -> list[Tensor]:
+    """Gradients of sum(dy * y), of x, of the residual if there is one, and of each parameter."""
+    kept, planes = _masked_planes(x, mask)
+    applied = _apply(planes, kept, call)
+    scale, center, shift = _map(applied, planes)
+    g = wide(dy.reshape(planes.shape))
+    if call.act is not None:
+        z = affine(planes, scale, center, shift)
+        z = z if residual is None else z + wide(residual.reshape(planes.shape))
+        g = g * activations.derivative(call.act, z)
+    g = torch.where(kept, g, 0.0)
+    b, c, by_name = applied.pull(scale, center, *dots(g, planes, center))
+    dx = scale[:, :, None] * g if b is None else combine(g, planes, center, scale, b, c)
+    found = [torch.where(kept, dx, 0.0), *([] if residual is None else [g])]
+    learned = [_like_parameter(grad, v) for grad, v in zip(by_name.values(), call.params.values(), strict=True)]
+    return [*(dense_as(x, v.reshape(x.shape).to(x.dtype)) for v in found), *learned]
+
+
+def dense_as(x: Tensor, v: Tensor) -> Tensor:
+    """v in the memory order of x."""
+    dense: Tensor = Layout.of(x, False).dense(v)
+    return dense
+
+
+def check(mask: Tensor, refusal: str) -> None:
+    """Raise InputError for other numbers than 0 and 1, or with the words of `refusal`, if any, where one is kept."""
+    checks.zeros_and_ones(mask)
+    if refusal:
+        checks.more_than_one_kept(refusal, mask)
+
+
+def _masked_planes(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The mask as booleans (N, 1, S), and x as planes (N, C, S) with zeros where it is false."""
+    kept = mask.to(device=x.device, dtype=torch.bool).reshape(len(x), 1, math.prod(x.shape[2:]))
+    planes = x.reshape(*x.shape[:2], kept.shape[2])
+    return kept, torch.where(kept, planes.float() if planes.element_size() < 4 else planes, 0.0)
+
+
+def _apply(planes: Tensor, kept: Tensor, call: Call) -> Application:
+    n, channels, _ = planes.shape
     count = wide(kept.sum(2)).expand(n, channels)
 
     def measure() -> tuple[Tensor, Tensor]:
@@ -35,32 +90,14 @@ def normalize(x: Tensor, residual: Tensor | None, mask: Tensor, call: Call) -> T
 
     rows = {name: wide(v).reshape(1, -1) for name, v in call.params.items()}
     fixed = None if call.running is None else (wide(call.running[0])[None], wide(call.running[1])[None])
-    applied = Application(call.recipe, measure, (n, channels), count, rows, fixed, call.eps)
-    scale, center, shift = (
-        _broadcast_value(v, count) for v in (applied.map.scale, applied.map.center, applied.map.shift)
-    )
-    z = (scale * (wide(planes) - center) + shift).to(planes.dtype).reshape(x.shape)
-    if residual is not None:
-        z = z + residual
-    z = z if call.act is None else activations.apply(call.act, z)
-    y = torch.where(kept.reshape(n, 1, *x.shape[2:]), z, 0.0).to(x.dtype)
-    if call.update is not None and applied.moments.batch is not None:
-        mean, var, momentum, seen = call.update
-        if momentum is None:
-            momentum = 0.0 if seen is None else 1 / int(seen)
-        with torch.no_grad():
-            update_running((mean, var), applied.moments.batch, momentum)
-    return y
+    return Application(call.recipe, measure, (n, channels), count, rows, fixed, call.eps)
 
 
-def _as_planes(x: Tensor, mask: Tensor) -> Tensor:
-    """The mask as booleans (N, 1, S)."""
-    return mask.to(device=x.device, dtype=torch.bool).reshape(len(x), 1, math.prod(x.shape[2:]))
+def _like_parameter(grad: Tensor | None, v: Tensor) -> Tensor:
+    """The gradient of a parameter, in memory of its own: a cotangent may be a view, or that of two parameters."""
+    return torch.zeros_like(v) if grad is None else (torch.zeros_like(wide(v)) + grad.reshape(-1)).to(v.dtype)
 
 
-def _broadcast_value(value: object, like: Tensor) -> Tensor:
-    """A value of a map as numbers (N, C, 1)."""
-    found = getattr(value, "value", value)
-    if not isinstance(found, Tensor):
-        found = torch.tensor(found, dtype=like.dtype, device=like.device)
-    return found.expand(like.shape)[:, :, None]
+def _map(applied: Application, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    scale, center, shift = (as_grid(v, planes) for v in (applied.map.scale, applied.map.center, applied.map.shift))
+    return scale, center, shift

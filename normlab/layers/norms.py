@@ -239,8 +239,9 @@ class Norm(nn.Module):
             if learned.trained:
                 checks.dtypes(self._title(), x, {name: v})
 
-    def _check_mask(self, mask: Tensor) -> None:
-        """Raises InputError where the kept values of a batch are too few; the norms of a sample take any."""
+    def _refusal_of_one(self) -> str:
+        """What is said where a mask keeps one value of a batch; the norms of a sample take any."""
+        return ""
 
     def _check_running(self, x: Tensor, running: tuple[Tensor, Tensor]) -> None:
         held = {"running_mean": running[0], "running_var": running[1]}
@@ -265,8 +266,6 @@ class Norm(nn.Module):
         params = {k: v for k in self.learned if (v := own.get(k)) is not None or (v := getattr(self, k)) is not None}
         if not checks.fit(x, params.values()):
             self._check_parameters(x, params)
-        if mask is not None and use_batch:
-            self._check_mask(mask)
         if running is not None and not checks.fit(x, running):
             self._check_running(x, running)
         return functional.normalize(
@@ -283,6 +282,7 @@ class Norm(nn.Module):
             act=self.act if act is None else act,
             residual=residual,
             mask=mask,
+            refusal=self._refusal_of_one() if mask is not None and use_batch else "",
         )
 
     def _eps(self) -> float:
@@ -338,8 +338,8 @@ class BatchStatistics(RunningNorm):
         if x.shape[0] == 1 and (self.training or (self.running_mean is None and self.running_var is None)):
             checks.more_than_one_value(self._title(), x, self.training)
 
-    def _check_mask(self, mask: Tensor) -> None:
-        checks.more_than_one_kept(self._title(), mask, self.training)
+    def _refusal_of_one(self) -> str:
+        return checks.refusal_of_one(self._title(), self.training)
 
 
 class _Named(BatchStatistics):

@@ -251,7 +251,7 @@ def _normalize(
     act: str,
     momentum: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    recipe = _recipe(norm, names, options, training)
+    recipe = recipe_of(norm, names, options, training)
     call = Call(recipe, dict(zip(recipe.names, params, strict=True)), None, eps, activation(act or None))
     fresh: Sequence[Tensor] = ()
     if running and training:
@@ -280,7 +280,7 @@ def _shapes(
     act: str,
     momentum: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    recipe = _recipe(norm, names, options, training)
+    recipe = recipe_of(norm, names, options, training)
     layout = Layout.of(x, recipe.entry.per_channel)
     mean, var = [torch.empty_like(v) for v in running] if running and training else (x.new_empty(0), x.new_empty(0))
     return _dense_like(x, layout), _memory(recipe, x, layout), mean, var
@@ -300,7 +300,7 @@ def _normalize_backward(
     eps: float,
     act: str,
 ) -> list[Tensor]:
-    recipe = _recipe(norm, names, options, training)
+    recipe = recipe_of(norm, names, options, training)
     named = dict(zip(recipe.names, params, strict=True))
     stands_in = (running[0], running[1]) if running else None
     with _serving(recipe, x):
@@ -330,12 +330,13 @@ def _shapes_backward(
     eps: float,
     act: str,
 ) -> list[Tensor]:
-    layout = Layout.of(x, _recipe(norm, names, options, training).entry.per_channel)
+    layout = Layout.of(x, recipe_of(norm, names, options, training).entry.per_channel)
     count = 1 if residual is None else 2
     return [*(_dense_like(x, layout) for _ in range(count)), *(torch.empty_like(v) for v in params)]
 
 
-def _recipe(norm: str, names: str, options: str, training: bool) -> Recipe:
+def recipe_of(norm: str, names: str, options: str, training: bool) -> Recipe:
+    """The recipe that an operator's arguments name."""
     return stages.recipe(norm, _options(norm, options), tuple(names.split()), training, not training)
 
 
@@ -389,7 +390,7 @@ def _pull_back(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
     grads: list[Tensor | None]
     if torch.is_grad_enabled():
         norm, names, options, training, eps, act = ctx.how
-        recipe, fixed = _recipe(norm, names, options, training), (running[0], running[1]) if running else None
+        recipe, fixed = recipe_of(norm, names, options, training), (running[0], running[1]) if running else None
         dx, to_residual, *grads = _pull_back_in_torch(
             dy, x, residual, recipe, params, fixed, eps, activation(act or None)
         )

@@ -417,7 +417,12 @@ def test_meta_device_is_silent() -> None:
 
 def test_a_saved_program_loads_in_a_fresh_process(tmp_path: Path) -> None:
     """Bug: cannot resolve normlab.normalize, until a layer had been imported."""
-    model = nn.Sequential(layers.BatchNorm2d(4, act="relu"), layers.LayerNorm(5)).eval()
+
+    class Masked(layers.GroupNorm):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return super().forward(input, mask=input[:, 0] > 0)
+
+    model = nn.Sequential(layers.BatchNorm2d(4, act="relu"), layers.LayerNorm(5), Masked(2, 4)).eval()
     x = torch.randn(2, 4, 5, 5)
     torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt2")
     torch.save((x, model(x)), tmp_path / "pair")

@@ -64,6 +64,37 @@ class StockAdded(nn.Module):
         return F.relu(self.layer(x) + x)
 
 
+class Masked(nn.Module):
+    """A layer with a mask: some of the positions, by its input."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, mask=x[:, 0] > -1)
+
+
+class StockMaskedNorm(nn.BatchNorm2d):
+    """The composition that torch has for it."""
+
+    def forward(self, input: Tensor, mask: Tensor) -> Tensor:
+        kept = mask[:, None]
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            count = mask.sum()
+            mean = torch.where(kept, input, 0.0).sum((0, 2, 3)) / count
+            var = torch.where(kept, input - mean[:, None, None], 0.0).square().sum((0, 2, 3)) / count
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(var * count / (count - 1), momentum)
+        scale = self.weight * (var + self.eps).rsqrt()
+        z = (input - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
+        return torch.where(kept, z, 0.0)
+
+
 class StockChannel(nn.LayerNorm):
     def __init__(self) -> None:
         super().__init__(4, eps=1e-6)
@@ -89,6 +120,7 @@ SUBJECTS: dict[str, tuple[Make, Make]] = {
     "ChannelNorm": (lambda: layers.ChannelNorm(4), StockChannel),
     "with act": (lambda: layers.BatchNorm2d(4, act="silu"), lambda: StockActing(4)),
     "with residual": (lambda: Added(layers.BatchNorm2d(4, act="relu")), StockAdded),
+    "with mask": (lambda: Masked(layers.BatchNorm2d(4)), lambda: Masked(StockMaskedNorm(4))),
     "swapped model": (lambda: normlab.swap_norms(network()), network),
     "fused model": (lambda: normlab.fuse_norms(network(), given()), network),
 }
