@@ -107,8 +107,9 @@ def unbuilt(name: str) -> nn.Module:
     return model
 
 
-def _smallest(family: str) -> str:
-    return _INSTEAD.get(family, families()[family][0])
+def _smallest(name: str) -> str:
+    """The smallest architecture of a family, or the architecture of this name."""
+    return _INSTEAD.get(name, families().get(name, [name])[0])
 
 
 def _of_timm(family: str) -> tuple[nn.Module, dict[str, Any]]:
