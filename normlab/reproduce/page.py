@@ -20,6 +20,7 @@ QUICK = (
     "This was a quick run, with fewer images, epochs or repeats than published, which shows that the experiment works "
     "and decides nothing; for its findings run it with --scale small (minutes) or --scale full (as published)."
 )
+_PLAIN = ("", "any", "quick run")  # scales that need no word on a terminal
 _CLASSES = {
     verdicts.HOLDS: "holds",
     verdicts.HERE: "holds",
@@ -75,6 +76,7 @@ def write(name: str, result: Result, setting: Setting, folder: Path, command: st
         notes=([QUICK] if setting.quick else []) + result.notes,
         figures=figures,
         classes=_CLASSES,
+        scale=_common_scale(result.findings),
     )
     path = folder / "index.html"
     files.write_text(path, page)
@@ -93,16 +95,20 @@ def _describe_need(finding: Finding, setting: Setting, seconds: float) -> str:
 
 def lines(findings: list[Finding]) -> list[str]:
     """The findings as text, a line each; the scale of most of them stands above."""
-    common = Counter(f.scale for f in findings).most_common(1)[0][0] if findings else ""
-    untold = ("", "any", "quick run", common)
+    common = _common_scale(findings)
     return [
-        *([f"scale: {common}"] if common not in untold[:3] else []),
+        *([f"scale: {common}"] if common not in _PLAIN else []),
         *(
-            f"{f.verdict}{'' if f.scale in untold else f' ({f.scale})'}: {f.claim}; "
+            f"{f.verdict}{'' if f.scale in (*_PLAIN, common) else f' ({f.scale})'}: {f.claim}; "
             f"reported: {f.reported}; measured: {f.measured}"
             for f in findings
         ),
     ]
+
+
+def _common_scale(findings: list[Finding]) -> str:
+    """The scale of most findings."""
+    return Counter(f.scale for f in findings).most_common(1)[0][0] if findings else ""
 
 
 def _draw(folder: Path, key: str, chart: Any, caption: str) -> dict[str, str]:
