@@ -47,6 +47,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "check": ("normlab.cli.check:app", "Find the bug in a normalization layer."),
     "lint": ("normlab.cli.check:lint", "Find what goes wrong with normalization in a model."),
     "bench": ("normlab.cli.bench:bench", "Time the layers beside the stock ones."),
+    "build": ("normlab.cli.build:build", "Compile the C++ part of the layers: small tensors cost less."),
     "scratch": ("normlab.cli.scratch:app", "Run a course's notebooks on the NumPy engine."),
 }
 

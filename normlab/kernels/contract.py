@@ -23,7 +23,7 @@ work on dz = g * act'(z), which with a residual is also its gradient and is writ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from normlab.kernels.activations import Activation
@@ -36,6 +36,10 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")  # of both fast backends
 
 # stands for the norms that have statistics per position, which the family does not have
 POSITIONS = NormEntry(name="positions", title="statistics per position", formula="", paper="")
+
+
+# (call, pull_back): see `Planes`
+Differentiable = tuple[Any, Callable[..., Any]]
 
 
 class Reason(NamedTuple):
@@ -64,6 +68,14 @@ class Planes(Protocol):
     `numbers` says how long it is for N, C and S, and `restored` makes `saved` of it again. `saved.batch` and
     `saved.moments` are (mean, biased variance, count) of the batch and of the planes, or None where the norm had no
     use for them.
+
+    A backend may have one function more, which layers then call instead:
+
+        normalize(recipe, layout, x, params, running, eps, act, residual, update, (call, pull_back)) -> y or None
+
+    y is what `forward` writes, with its place in torch's graph, or None where layers have to make that themselves.
+    Where a gradient is not ordinary (of a gradient, of a batch, of tensors that came back as others), it is
+    `pull_back(call, has a residual, versions of running, memory, dy, x, residual, params)`.
     """
 
     def forward(

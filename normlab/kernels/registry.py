@@ -62,6 +62,11 @@ def register(name: str, backend: str | Backend, devices: tuple[str, ...] = ()) -
     """
     _BACKENDS.pop(name, None)
     _BACKENDS[name] = _Entry(name, backend, devices)
+    forget_choices()
+
+
+def forget_choices() -> None:
+    """Ask the backends again what they serve, at the next call."""
     _chosen.clear()
 
 
@@ -71,7 +76,7 @@ def backend_names() -> tuple[str, ...]:
 
 
 def backend_for(x: Any, entry: NormEntry | None = None) -> str:
-    """Name of the backend that serves this array or tensor: "numba_cpu", "triton_gpu" or "reference".
+    """Name of the backend that serves this array or tensor: "numba_cpu", "native_cpu", "triton_gpu" or "reference".
 
     `entry` is the norm, `normlab.kernels.contract.POSITIONS`, or None for any norm of the family.
     """
@@ -144,4 +149,5 @@ def _first_that_serves(x: Any, device: str, entry: NormEntry | None) -> tuple[_E
 
 register("reference", "normlab.kernels.reference")
 register("numba_cpu", "normlab.kernels.cpu", devices=("cpu",))
+register("native_cpu", "normlab.kernels.native", devices=("cpu",))
 register("triton_gpu", "normlab.kernels.gpu", devices=("cuda",))

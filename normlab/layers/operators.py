@@ -79,14 +79,57 @@ def is_recomputation() -> bool:
 def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
     """y = act(norm(x) + residual), differentiable."""
     if is_transformed():
-        y = _transformed(x, residual, call)
-    elif torch.is_grad_enabled():
-        y = _apply(x, residual, call, *call.params.values())
-        if is_recording():
-            remember(y, x, residual, call)
-    else:
-        y = _run(x, residual, call)[0]
+        return _transformed(x, residual, call)
+    differentiated = torch.is_grad_enabled()
+    y = _run_by_backend(x, residual, call)
+    if y is None:
+        y = _apply(x, residual, call, *call.params.values()) if differentiated else _run(x, residual, call)[0]
+    if differentiated and is_recording():
+        remember(y, x, residual, call)
     return y
+
+
+def _run_by_backend(x: Tensor, residual: Tensor | None, call: Call) -> Tensor | None:
+    """The output as a backend makes it that has its own place in autograd's graph, or None."""
+    recipe = call.recipe
+    by_backend: Any = getattr(planes_for(x, recipe.entry), "normalize", None)
+    if by_backend is None or 0 in x.shape or (call.update is not None and recipe.entry.in_evaluation is not None):
+        return None
+    layout, dense = Layout.dense_of(x, recipe.entry.per_channel)
+    if dense is not x:
+        return None
+    params, update = [*call.params.values()], _update(call)
+    try:
+        y: Tensor | None = by_backend(
+            recipe, layout, x, params, call.running, call.eps, call.act, residual, update, (call, _pull_back_from_saved)
+        )
+    except NoProgram:
+        return None
+    return y
+
+
+def _pull_back_from_saved(
+    call: Call,
+    has_residual: bool,
+    versions: Sequence[int],
+    memory: Tensor,
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    params: list[Tensor],
+) -> list[Tensor | None]:
+    """Gradients of x, residual and parameters, from what a forward pass has saved."""
+    if is_followed(dy):
+        return _pull_back_followed(dy, x, residual, has_residual, call, params, versions)
+    if has_residual and residual is None:
+        residual = x  # nothing is asked of it but that it was there
+    recipe = call.recipe
+    named = dict(zip(recipe.names, params, strict=True))
+    cache = stages.restored(
+        recipe, x, named, call.running, eps=call.eps, act=call.act, residual=residual, memory=memory
+    )  # fmt: skip
+    dx, by_name = stages.backward(dy, cache)
+    return [dx, cache.to_residual, *by_name.values()]
 
 
 class Normalize(torch.autograd.Function):
@@ -118,15 +161,10 @@ class Normalize(torch.autograd.Function):
         # without an activation nothing is asked of the residual but that it was there
         residual = None if not ctx.has_residual or kept.act is None else others.pop(0)
         if is_followed(dy):
-            if _versions(call.running) != ctx.versions:  # the kernels have kept what they need of them
-                raise RuntimeError(
-                    "running statistics that a second derivative needs were changed after the forward pass, by a "
-                    "forward pass in training; differentiate before that, or use a copy of the layer"
-                )
-            dx, to_residual, *grads = _pull_back_in_torch(
-                dy, x, residual, call.recipe, others, call.running, call.eps, call.act
-            )
-            return (dx, dy if residual is None and ctx.has_residual else to_residual, None, *grads)
+            dx, to_residual, *grads = _pull_back_followed(
+                dy, x, residual, ctx.has_residual, call, others, ctx.versions
+            )  # fmt: skip
+            return (dx, to_residual, None, *grads)
         x = kept.layout.dense(x)
         if ctx.has_residual:
             residual = x if residual is None else kept.layout.dense(residual)
@@ -144,6 +182,27 @@ _apply = _torch.apply_of(Normalize)
 
 def _as_tensor(numbers: Any) -> Tensor:
     return numbers if isinstance(numbers, Tensor) else torch.from_numpy(numbers)
+
+
+def _pull_back_followed(
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    has_residual: bool,
+    call: Call,
+    params: Sequence[Tensor],
+    versions: Sequence[int],
+) -> list[Tensor | None]:
+    """Gradients that have gradients themselves; without an activation the residual is not needed, and is None."""
+    if _versions(call.running) != tuple(versions):  # the kernels have kept what they need of them
+        raise RuntimeError(
+            "running statistics that a second derivative needs were changed after the forward pass, by a "
+            "forward pass in training; differentiate before that, or use a copy of the layer"
+        )
+    dx, to_residual, *grads = _pull_back_in_torch(
+        dy, x, residual, call.recipe, params, call.running, call.eps, call.act
+    )  # fmt: skip
+    return [dx, dy if residual is None and has_residual else to_residual, *grads]
 
 
 def _versions(running: tuple[Tensor, Tensor] | None) -> tuple[int, ...]:

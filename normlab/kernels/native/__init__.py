@@ -1,0 +1,1 @@
+"""The kernels of `normlab.kernels.cpu`, called from C++: what a layer's call costs beside its work is less."""
