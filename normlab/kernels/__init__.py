@@ -3,7 +3,7 @@
 | backend | serves |
 |---|---|
 | `numba_cpu` | NumPy arrays and CPU tensors: float32 and float64 without a copy, float16 and bfloat16 in float32 |
-| `native_cpu` | CPU tensors of the same dtypes, by the same kernels, called from C++: once `normlab build` has built it |
+| `native_cpu` | CPU tensors of the same dtypes by the same kernels, called from C++: after `normlab build` |
 | `triton_gpu` | CUDA tensors of float32, float64, bfloat16 and float16, where triton is installed, without a copy |
 | `reference` | everything else, and everything on request: the specification in array arithmetic |
 

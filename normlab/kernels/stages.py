@@ -79,6 +79,7 @@ def forward(
     residual: Array | None = None,
     update: tuple[Array, Array, float] | None = None,
     lengths_fit: bool = False,
+    backend: Planes | None = None,
 ) -> tuple[Array, Cache]:
     """Normalize x (N, C, *), of 2 to 5 dimensions; returns (y, cache), y of x's shape, dtype and memory order.
 
@@ -92,14 +93,16 @@ def forward(
     (1 - momentum) * running + momentum * batch, the variance unbiased.
 
     Raises ValueError if the residual's shape or dtype is not x's, or a parameter or running statistic is not (C,);
-    with `lengths_fit` the caller has made sure of the latter.
+    with `lengths_fit` the caller has made sure of the latter. `backend` is the one that serves x, if the caller has
+    looked for it.
     """
     if isinstance(norm, str):
         chosen = resolve_options(describe(norm), x.shape[1], options or {})
         norm = recipe(norm, tuple(chosen.items()), tuple(params), training, running is not None)
     if not lengths_fit:
         _check_lengths(norm, x.shape[1], params, running, update)
-    act = activation(act)
+    if isinstance(act, str):
+        act = activation(act)
     layout, x = Layout.dense_of(x, norm.entry.per_channel)
     if residual is not None:
         if residual.shape != x.shape or residual.dtype != x.dtype:
@@ -109,9 +112,10 @@ def forward(
             )
         residual = layout.dense(residual)
     y = empty_like(x)
-    cache = Cache(x, layout, planes_for(x, norm.entry), params, act, residual)
+    backend = planes_for(x, norm.entry) if backend is None else backend
+    cache = Cache(x, layout, backend, params, act, residual)
     if 0 not in x.shape:
-        cache.saved = cache.backend.forward(norm, layout, x, params, running, eps, y, act, residual, update)
+        cache.saved = backend.forward(norm, layout, x, params, running, eps, y, act, residual, update)
     return y, cache
 
 
@@ -155,8 +159,8 @@ def backward(dy: Array, cache: Cache) -> tuple[Array, dict[str, Array]]:
             f"dy: expected the output's shape {tuple(x.shape)} and {x.dtype}, "
             f"got shape {tuple(dy.shape)} and {dy.dtype}"
         )
-    channels = (x.shape[1],)
-    for name, v in cache.params.items():
+    params, channels = cache.params, (x.shape[1],)
+    for name, v in params.items():
         if v.shape != channels and v.shape != _ONE:
             raise _wrong_length(name, v, channels)
     dy = layout.dense(dy)
@@ -164,11 +168,14 @@ def backward(dy: Array, cache: Cache) -> tuple[Array, dict[str, Array]]:
     if cache.residual is not None:
         cache.to_residual = dy if act is None else empty_like(x)
     if cache.saved is None:  # an empty batch
-        return dx, {name: 0 * v for name, v in cache.params.items()}
+        return dx, {name: 0 * v for name, v in params.items()}
     residual, to_residual = (None, None) if act is None else (cache.residual, cache.to_residual)
-    params = cache.params
     grads = cache.backend.backward(cache.saved, layout, x, dy, dx, params.values(), residual, to_residual)
-    return dx, {name: _like_parameter(grad, v) for grad, (name, v) in zip(grads, params.items(), strict=True)}
+    found = {}
+    for grad, (name, v) in zip(grads, params.items(), strict=True):
+        alike = grad.dtype == v.dtype and grad.shape == v.shape  # and of one library: their dtypes differ
+        found[name] = grad if alike else _like_parameter(grad, v)
+    return dx, found
 
 
 def _check_lengths(
@@ -217,8 +224,6 @@ def precompile(dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
 def _like_parameter(grad: Array, param: Array) -> Array:
     """A gradient in the parameter's shape, dtype and library; that of a single number comes repeated per channel."""
     shape = param.shape
-    if grad.dtype == param.dtype and grad.shape == shape:  # of one library: their dtypes differ
-        return grad
     if grad.shape != shape:
         grad = grad.reshape(-1)[: math.prod(shape)].reshape(shape)
     if not isinstance(grad, np.ndarray):

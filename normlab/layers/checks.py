@@ -50,11 +50,18 @@ def fit(x: Tensor, held: Iterable[Tensor]) -> bool:
 
     So it is nearly always, and no other check of these needs to be made.
     """
-    channels, dtype, place = x.shape[1], x.dtype, x.device
-    for v in held:  # noqa: SIM110 - a generator takes longer, and this is a part of what every call costs
-        if v.dim() != 1 or v.numel() != channels or v.dtype != dtype or v.device != place:
+    channels, dtype, on_cpu = x.shape[1], x.dtype, x.is_cpu
+    for v in held:
+        if v.numel() != channels or v.dim() != 1 or v.dtype is not dtype:
+            return False
+        if not v.is_cpu if on_cpu else v.device != x.device:  # there is one CPU
             return False
     return True
+
+
+def match(x: Tensor, v: Tensor | None, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has this shape, x's dtype and device, or is None: then no other check of it needs to be made."""
+    return v is None or (v.shape == shape and v.dtype is x.dtype and v.device == x.device)
 
 
 def lengths(title: str, x: Tensor, held: Held, expected: int, copies: int = 1) -> None:

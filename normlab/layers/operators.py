@@ -92,7 +92,8 @@ def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
 def _run_by_backend(x: Tensor, residual: Tensor | None, call: Call) -> Tensor | None:
     """The output as a backend makes it that has its own place in autograd's graph, or None."""
     recipe = call.recipe
-    by_backend: Any = getattr(planes_for(x, recipe.entry), "normalize", None)
+    call.backend = planes_for(x, recipe.entry)
+    by_backend: Any = getattr(call.backend, "normalize", None)
     if by_backend is None or 0 in x.shape or (call.update is not None and recipe.entry.in_evaluation is not None):
         return None
     layout, dense = Layout.dense_of(x, recipe.entry.per_channel)
@@ -149,7 +150,7 @@ class Normalize(torch.autograd.Function):
         kept.x = kept.residual = None
         kept.params = {}
         ctx.cache, ctx.call, ctx.has_residual = kept, call, residual is not None
-        ctx.versions = _versions(call.running)
+        ctx.versions = () if call.running is None else _versions(call.running)
         return y
 
     @staticmethod
@@ -214,23 +215,29 @@ def _run(
     x: Tensor, residual: Tensor | None, call: Call, *, lengths_fit: bool = False
 ) -> tuple[Tensor, stages.Cache]:  # fmt: skip
     """The forward pass; running statistics are updated in place. Of a layer's own tensors the lengths are checked."""
-    recipe, update = call.recipe, _update(call)
-    averaged = update is not None and recipe.entry.in_evaluation is not None
-    arguments: dict[str, Any] = {
-        "running": call.running, "eps": call.eps, "act": call.act, "residual": residual,
-        "update": None if averaged else update, "lengths_fit": lengths_fit,
-    }  # fmt: skip
+    recipe, update, averages = call.recipe, None, None
+    if call.update is not None:
+        update = _update(call)
+        if recipe.entry.in_evaluation is not None:  # the instances' statistics, averaged
+            update, averages = None, update
     try:
-        y, kept = stages.forward(recipe, x, call.params, **arguments)
+        y, kept = stages.forward(
+            recipe, x, call.params, running=call.running, eps=call.eps, act=call.act, residual=residual, update=update,
+            lengths_fit=lengths_fit, backend=call.backend,
+        )  # fmt: skip
     except NoProgram:
         with use_backend("reference"):
-            y, kept = stages.forward(recipe, x, call.params, **arguments)
-    if update is not None:
+            y, kept = stages.forward(
+                recipe, x, call.params, running=call.running, eps=call.eps, act=call.act, residual=residual,
+                update=update, lengths_fit=lengths_fit,
+            )  # fmt: skip
+    changed = update or averages
+    if changed is not None:
         # kernels write where torch does not see it; tensors of inference mode have no count
-        _torch.count_change([v for v in update[:2] if not v.is_inference()])
-    if averaged and update is not None and kept.planes is not None:  # the instances' statistics, averaged
+        _torch.count_change([v for v in changed[:2] if not v.is_inference()])
+    if averages is not None and kept.planes is not None:
         mean, var, count = kept.planes
-        _update_averaged(update, torch.as_tensor(mean), torch.as_tensor(var), count)
+        _update_averaged(averages, torch.as_tensor(mean), torch.as_tensor(var), count)
     return y, kept
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, library
 
 from normlab.kernels import positions, use_backend
+from normlab.layers import _torch
 from normlab.layers import derivatives as differentiable
 from normlab.layers.operators import is_followed, is_transformed, seen_through
 
@@ -26,8 +27,7 @@ def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, 
     elif seen_through(x):
         y = OPERATOR(x, weight, bias, size, eps, centred)[0]
     else:
-        apply: Any = Normalize.apply
-        y = apply(x, weight, bias, size, eps, centred)
+        y = _apply(x, weight, bias, size, eps, centred)
     return y
 
 
@@ -65,6 +65,9 @@ class Normalize(torch.autograd.Function):
             None,
             None,
         )
+
+
+_apply: Any = _torch.apply_of(Normalize)
 
 
 def _pull_back_in_torch(

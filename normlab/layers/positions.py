@@ -111,7 +111,8 @@ class ChannelNorm(LayerNorm):
             return as_leaf(self, input)
         if traces(input) or (seen_through(input) and plain.is_wanted(input)):
             return super().forward(input.movedim(1, -1)).movedim(-1, 1)
-        checks.floats(type(self).__name__, input)
+        if not input.is_floating_point():
+            checks.floats(type(self).__name__, input)
         weight: Tensor | None = self.weight
         bias: Tensor | None = self.bias
         channels = input.shape[1] if input.dim() > 1 else 0
@@ -120,9 +121,10 @@ class ChannelNorm(LayerNorm):
                 f"ChannelNorm: expected an input (N, C, *) with {self.num_channels} channels in dimension 1, "
                 f"got shape {tuple(input.shape)}"
             )
-        held = {"weight": weight, "bias": bias}
-        checks.elements(type(self).__name__, input, held, (channels,))
-        checks.dtypes(type(self).__name__, input, held)
+        if not checks.match(input, weight, (channels,)) or not checks.match(input, bias, (channels,)):
+            held = {"weight": weight, "bias": bias}
+            checks.elements(type(self).__name__, input, held, (channels,))
+            checks.dtypes(type(self).__name__, input, held)
         if _is_channels_last(input):
             return normalize(input.movedim(1, -1), weight, bias, channels, _eps(self), True).movedim(-1, 1)
         return normalize(input, weight, bias, 0, _eps(self), True)
@@ -132,11 +134,13 @@ def _check(layer: LayerNorm | RMSNorm, x: Tensor, weight: Tensor | None, bias: T
     shape, title = tuple(layer.normalized_shape), type(layer).__name__
     if tuple(x.shape[-len(shape) :]) != shape:
         raise InputError(f"{title}: expected an input whose last dimensions are {shape}, got shape {tuple(x.shape)}")
-    checks.floats(title, x)
-    held = {"weight": weight, "bias": bias}
-    checks.elements(title, x, held, shape)
-    if isinstance(layer, LayerNorm):
-        checks.dtypes(title, x, held)
+    if not x.is_floating_point():
+        checks.floats(title, x)
+    if not checks.match(x, weight, shape) or not checks.match(x, bias, shape):
+        held = {"weight": weight, "bias": bias}
+        checks.elements(title, x, held, shape)
+        if isinstance(layer, LayerNorm):
+            checks.dtypes(title, x, held)
     return shape
 
 

@@ -129,7 +129,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_third_backend_takes_one_line(asked: bool, table: None) -> None:
     """It serves planes and positions alike, by `use_backend` or, with a device of its own, by itself."""
-    from normlab.kernels import reference
+    from normlab.kernels.reference import planes, positions
 
     served: list[str] = []
 
@@ -141,9 +141,7 @@ def test_a_third_backend_takes_one_line(asked: bool, table: None) -> None:
         both = {name: partial(record, name) for name in ("forward", "backward")}
         return SimpleNamespace(**{**vars(module), **both})
 
-    toy = SimpleNamespace(
-        serves=lambda x, entry: None, planes=recording(reference.planes), positions=recording(reference.positions)
-    )
+    toy = SimpleNamespace(serves=lambda x, entry: None, planes=recording(planes), positions=recording(positions))
     normlab.kernels.register("toy", toy, devices=() if asked else ("cpu",))
     x = torch.randn(2, 8, 3, requires_grad=True)
     for module in (normlab.make_norm("gn", 8), normlab.layers.ChannelNorm(8)):

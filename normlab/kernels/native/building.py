@@ -1,8 +1,8 @@
 """The C++ part of this backend: built on request, by torch's own tools, and loaded where it has been built.
 
-`normlab build` compiles it, which takes a C++ compiler, ninja and about a minute of a processor. It is kept with torch's
-other extensions (`TORCH_EXTENSIONS_DIR`, or `~/.cache/torch_extensions`) under a name that depends on the source, on
-torch and on Python: what was built for others is never loaded.
+`normlab build` compiles it, which takes a C++ compiler, ninja and some 40 s of a processor. It is kept with other
+extensions of torch (`TORCH_EXTENSIONS_DIR`, or `~/.cache/torch_extensions`) under a name that depends on the source,
+on torch and on Python: what was built for others is never loaded.
 """
 
 from __future__ import annotations

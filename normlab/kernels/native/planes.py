@@ -13,12 +13,12 @@ from typing import Any
 
 from normlab.kernels.activations import Activation
 from normlab.kernels.contract import Differentiable
-from normlab.kernels.cpu._exact import least_variance
+from normlab.kernels.cpu._forms import least_variance
 from normlab.kernels.cpu.planes import _find_plan, _prepare_call, backward, forward, numbers, restored
 from normlab.kernels.layout import Layout
 from normlab.kernels.native.building import library
 from normlab.kernels.runtime import job
-from normlab.kernels.runtime.counters import LINE, SIZE
+from normlab.kernels.runtime.control import LINE, SIZE
 from normlab.kernels.runtime.openmp import parallel
 from normlab.kernels.runtime.sharing import _GRAIN_AWAKE
 from normlab.norms.application import Recipe

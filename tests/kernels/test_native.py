@@ -1,0 +1,256 @@
+"""The kernels called from C++: the same numbers as from Python, and all that autograd does to a layer.
+
+The tests that need it built are slow: it takes a compiler most of a minute.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import normlab
+from normlab.errors import UsageError
+from normlab.kernels import registry
+from normlab.kernels.native import building
+from tests.layers.parity import NORMS, Case, check
+
+slow = pytest.mark.slow
+
+
+@pytest.fixture
+def unbuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing has been built."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    _forget()
+    yield
+    monkeypatch.undo()
+    _forget()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The C++ part is there: that of the environment, or one that is built now."""
+    with pytest.MonkeyPatch.context() as patch:
+        if building.built() is None:
+            if shutil.which("ninja") is None or shutil.which(os.environ.get("CXX", "c++")) is None:
+                pytest.skip("a C++ compiler or ninja is missing")
+            patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("extensions")))
+            building.build()
+        yield
+    _forget()
+
+
+@pytest.fixture
+def native(built: None) -> Iterator[None]:
+    """Layers are called through C++."""
+    with normlab.use_backend("native_cpu"):
+        yield
+
+
+def _forget() -> None:
+    building.built.cache_clear()
+    building.library.cache_clear()
+    registry.forget_choices()
+
+
+@pytest.mark.usefixtures("unbuilt")
+def test_before_it_is_built() -> None:
+    assert normlab.backend_for(torch.zeros(1)) == "numba_cpu"
+    with (
+        normlab.use_backend("native_cpu"),
+        pytest.raises(UsageError, match=r"'native_cpu' cannot serve anything before its C\+\+ part is built; run"),
+    ):
+        normlab.make_norm("bn", 3)(torch.ones(2, 3, 4))
+
+
+@pytest.mark.usefixtures("unbuilt")
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils import cpp_extension
+
+    def load(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("Ninja is required to load C++ extensions")
+
+    monkeypatch.setattr(cpp_extension, "load", load)
+    with pytest.raises(UsageError, match=r"Ninja is required.*\n.*everything works as before"):
+        building.build()
+    assert building.built() is None
+
+
+@pytest.mark.usefixtures("unbuilt")
+def test_what_does_not_load_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = building._place()
+    assert place is not None
+    place.parent.mkdir()
+    place.write_text("no library")
+    assert normlab.backend_for(torch.zeros(1)) == "numba_cpu"
+
+
+def _outcome(layer: nn.Module, inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
+    y = layer(*inputs)
+    grads = torch.autograd.grad(y, [*inputs, *layer.parameters()], dy)
+    return [y.detach(), *grads, *(v.clone() for v in layer.buffers())]
+
+
+@slow
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("shape", [(4, 8, 5), (3, 8, 5, 4), (9, 8, 6, 6), (2, 8, 2, 3, 4)])
+def test_same_numbers_as_from_python(norm: str, shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for act, adds, training, last in itertools.product((None, "relu"), (False, True), (True, False), (False, True)):
+        x, residual, dy = torch.randn(3, *shape, generator=generator)
+        if last:
+            x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+        inputs = [v.requires_grad_() for v in ((x, residual) if adds else (x,))]
+        layer = normlab.make_norm(norm, 8, act=act).train(training)
+        outcomes = []
+        for backend in ("native_cpu", "numba_cpu"):
+            with normlab.use_backend(backend):
+                outcomes.append(_outcome(copy.deepcopy(layer), inputs, dy))
+        for native, python in zip(*outcomes, strict=True):
+            assert torch.equal(native, python)
+            assert native.stride() == python.stride()
+
+
+@slow
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("layout", ["first", "last", "sliced"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_parity_with_torch(norm: str, layout: str, residual: bool) -> None:
+    for training in (True, False):
+        check(Case(norm, layout=layout, residual=residual, training=training, backend="native_cpu", act="relu"))
+
+
+@slow
+@pytest.mark.usefixtures("native")
+def test_autograd_sees_an_ordinary_node() -> None:
+    layer, x = normlab.make_norm("bn", 4), torch.randn(3, 4, 5, requires_grad=True)
+    seen: list[Tensor] = []
+    before = layer.running_mean._version
+    y = layer(x)
+    assert layer.running_mean._version == before + 1  # a change by a kernel counts
+    y.register_hook(seen.append)
+    y.sum().backward(retain_graph=True)
+    y.sum().backward()
+    assert len(seen) == 2
+    with pytest.raises(RuntimeError, match="second time"):
+        y.sum().backward()
+    y = layer(x)
+    y += 1  # no view
+    y.relu_().sum().backward()
+    changed = x.detach().clone().requires_grad_() * 1.0
+    y = layer(changed)
+    changed += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    with torch.no_grad():
+        assert layer(x).grad_fn is None
+
+
+@slow
+@pytest.mark.usefixtures("native")
+def test_all_that_is_kept_goes_through_hooks() -> None:
+    layer = normlab.make_norm("bn", 4, act="relu")
+    x, residual, dy = torch.randn(3, 3, 4, 5, 2)
+    inputs = [x.requires_grad_(), residual.requires_grad_()]
+    want = torch.autograd.grad(layer(*inputs), [*inputs, *layer.parameters()], dy)
+    packed: list[Tensor] = []
+
+    def pack(v: Tensor) -> Tensor:
+        packed.append(v)
+        return v.detach().clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda v: v):
+        y = layer(*inputs)
+    assert len(packed) == 5
+    for v in packed[1:2]:  # the numbers that the kernels keep: the gradient comes from the copy
+        v.fill_(float("nan"))
+    for found, expected in zip(torch.autograd.grad(y, [*inputs, *layer.parameters()], dy), want, strict=True):
+        assert torch.equal(found, expected)
+
+
+@slow
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+@pytest.mark.parametrize("training", [True, False])
+def test_further_derivatives(norm: str, training: bool) -> None:
+    layer = normlab.make_norm(norm, 4).double().train(training)
+    x = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x,))
+    assert torch.autograd.gradgradcheck(layer, (x,))
+    if norm == "bn" and not training:
+        y = layer(x)
+        layer.running_mean.add_(1)
+        with pytest.raises(RuntimeError, match="running statistics that a second derivative needs were changed"):
+            torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+@slow
+@pytest.mark.usefixtures("native")
+def test_transforms_and_batches_of_gradients() -> None:
+    layer = normlab.make_norm("gn:groups=2", 4)
+    x = torch.randn(3, 4, 2, requires_grad=True)
+    y = layer(x)
+    each = torch.stack([torch.autograd.grad(y, x, v, retain_graph=True)[0] for v in torch.eye(24).view(24, 3, 4, 2)])
+    (together,) = torch.autograd.grad(y, x, torch.eye(24).view(24, 3, 4, 2), is_grads_batched=True)
+    torch.testing.assert_close(together, each)
+    jacobian = torch.func.jacrev(layer)(x.detach())
+    torch.testing.assert_close(jacobian.reshape(each.shape), each)
+
+
+@slow
+@pytest.mark.usefixtures("native")
+def test_checkpointing_and_recomputed_outputs() -> None:
+    layer = normlab.make_norm("bn", 4, act="relu")
+    x = torch.randn(3, 4, 5, 5, requires_grad=True)
+    weight = torch.randn(4, 4, 1, 1, requires_grad=True)
+    second = copy.deepcopy(layer)
+    third = copy.deepcopy(layer)
+    want = torch.autograd.grad(nn.functional.conv2d(layer(x), weight).square().sum(), [x, weight])
+    y = checkpoint(second, x, use_reentrant=False)
+    found = torch.autograd.grad(nn.functional.conv2d(y, weight).square().sum(), [x, weight])
+    with normlab.recomputed_outputs():
+        y = third(x)
+        loss = nn.functional.conv2d(y, weight).square().sum()
+    recomputed = torch.autograd.grad(loss, [x, weight])
+    for a, b, c in zip(want, found, recomputed, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+    assert torch.equal(layer.running_mean, second.running_mean)
+
+
+@slow
+@pytest.mark.usefixtures("built")
+def test_threads_and_hooks_of_modules() -> None:
+    layer = normlab.make_norm("ln", 4)
+    x, dy = torch.randn(3, 4, 6), torch.randn(3, 4, 6)
+    seen: list[int] = []
+    layer.register_full_backward_hook(lambda *_: seen.append(1))
+    outcomes: list[Tensor] = []
+
+    def work() -> None:
+        with normlab.use_backend("native_cpu"):
+            for _ in range(20):
+                given = x.clone().requires_grad_()
+                layer(given).backward(dy)
+                assert given.grad is not None
+                outcomes.append(given.grad)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == len(seen) == 60
+    assert all(torch.equal(outcomes[0], v) for v in outcomes)
