@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from normlab.report.lab import Study
 
 os.environ.update(COMPILE_ALONE)  # two processes share the tests as it is
+# whoever runs them may have run `normlab build`: they go by what is there without it
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(tempfile.gettempdir()) / "normlab-tests-no-extensions"))
 
 # compiling a kernel takes seconds: no deadline for the example that does
 settings.register_profile("normlab", deadline=None, print_blob=True, max_examples=30)
