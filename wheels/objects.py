@@ -46,7 +46,7 @@ def kernels(dtype: str = "float32") -> Iterator[Need]:
             yield _need("_kernels", "pull", dtype, last, add)
             for act in (NO_ACT, RELU, OTHER_ACT):
                 yield _need("_kernels", "apply", dtype, last, add, act)
-        for in_place, linear in product(either, either):
+        for in_place, linear in ((False, False), (False, True), (True, False)):
             yield _need("_kernels", "combine", dtype, last, False, in_place, linear)
     for backward, other in product(either, either):
         yield _need("_work", "work", backward, other)
@@ -112,6 +112,9 @@ def _compile(needed: list[Need], set_: str, folder: Path) -> None:
         getattr(import_module(need.module), need.name)(*need.arguments)
         made = compiling.alive[-1]
         module = llvm.parse_bitcode(made._library._final_module.as_bitcode())
+        named = [function for function in module.functions if function.name == made.native_name]
+        if not named or named[0].is_declaration:  # Numba loaded it from its disk: it is another kernel's, too
+            raise RuntimeError(f"{need.symbol} has been compiled before, under another name")
         for value in (*module.functions, *module.global_variables):
             if value.name == made.native_name:
                 value.name = need.symbol

@@ -307,7 +307,7 @@ def combine(dtype: str, last: bool, numbers: bool, in_place: bool, linear: bool)
         else:
             _affine_first(job, g, g, False, False, scale, nothing, nothing, dx)
 
-    return _address(scaled if linear and not in_place else kernel)
+    return _address(scaled if linear else kernel)
 
 
 def rounded(dtype: str) -> int:

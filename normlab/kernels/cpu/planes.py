@@ -308,7 +308,8 @@ def _needs(plan: Plan, backward: bool, adds: bool) -> dict[int, Need]:
         if act is not None:
             needs[PULL] = _need("_kernels", "pull", dtype, last, adds)
         in_place = act is not None and not (half or adds or across)
-        needs[COMBINE] = _need("_kernels", "combine", dtype, last, numbers, in_place, plan.programs.linear)
+        linear = plan.programs.linear and not in_place  # else it is the same kernel
+        needs[COMBINE] = _need("_kernels", "combine", dtype, last, numbers, in_place, linear)
         needs[DOT] = _need("_kernels", "dot", dtype, last, numbers)
         if act is not None and half and adds:
             needs[ROUND] = _need("_kernels", "rounded", dtype)
