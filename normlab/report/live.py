@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from normlab.errors import UsageError
+from normlab.errors import NormlabError, UsageError
 from normlab.report import theme
-from normlab.report.figures.curves import curves
-from normlab.report.records import Cell, setting_of
+from normlab.report.figures.curves import drawn
+from normlab.report.figures.series import Series
+from normlab.report.seen import NO_EPOCHS, Epochs, Seen
 from normlab.study.keeping.store import FILE, FINISHED, Store, StoredCell
 from normlab.study.running.overview import live_states
 from normlab.study.verdict import judge_results
 
 PAGE = 50
 _ORDER = ("running", "failed", "diverged", "interrupted", "pending", "paused", "done")
-MOST_AT_ONCE = 500  # cells that are judged while the page waits
+MOST_AT_ONCE = 100  # cells that are judged while the page waits
+_TOGETHER = 200  # cells that are read at a time for a judgement, so that the page need not wait for long
+_REST = 10  # a judgement that takes a second is followed by so many without one
 MOST_TIMED = 40  # cells whose epochs the time left is estimated from
+MOST_SETTINGS = 8  # whose curves are kept, those looked at last
 STALE_SECONDS = 60.0
 CURVES = (
     ("train_loss", "Training loss", False),
@@ -34,7 +39,7 @@ CURVES = (
 
 
 class LiveStudy:
-    """The study in a directory, as of each call; what cannot change any more is read once.
+    """The study in a directory, as of each call; what has not changed is not read, summed up or judged again.
 
     Of a directory of several studies `number` says which, by default the one begun last. Raises UsageError where there
     is no store or no study of that number.
@@ -43,21 +48,21 @@ class LiveStudy:
     def __init__(self, directory: Path, number: int | None = None) -> None:
         if not (directory / FILE).is_file():
             raise UsageError(f"{directory} holds no study ({FILE} is not there); start one with `normlab compare`")
-        self.directory, self._number = directory, number
-        self._settled: dict[int, list[dict[str, Any]]] = {}
-        self._seen: dict[int, tuple[str, StoredCell]] = {}  # cells by id, as they were read last
-        self._parts: dict[int, tuple[str, ...]] = {}  # their settings
-        self._drawn: tuple[Any, list[dict[str, Any]]] = None, []  # what the last curves were drawn of, and they
-        self._judged: tuple[tuple[int, ...], str] = (), ""
+        self.directory = directory
+        self._seen = Seen(number)
+        self._curves: OrderedDict[tuple[int, ...], _Curves] = OrderedDict()  # by the cells of a setting
+        self._judged: tuple[Mapping[int, str], str] = {}, ""  # what the last verdict was made of, and it
         self._judging: threading.Thread | None = None
         self._judgements = 0
+        self._due = False  # whether there is more to judge
+        self._rested_at = 0.0
         self._lock = threading.Lock()
         if number is not None:
             self.norms()  # so that a number that is not there is refused at once
 
     def mark(self) -> tuple[Any, ...]:
         """Something that changes with every commit to the store, and with the verdict; cheap to ask for."""
-        return (*self._stamps(), self._judgements)
+        return (*self._stamps(), self._judgements, self._due and time.monotonic() >= self._rested_at)
 
     def _stamps(self) -> list[tuple[int, int]]:
         return [_stamp(self.directory / f"{FILE}{suffix}") for suffix in ("", "-wal")]
@@ -65,14 +70,14 @@ class LiveStudy:
     def state(self, page: int = 0, status: str = "") -> dict[str, Any]:
         """Counts, time left, the last sign of life, and one page of cells, with `status` only those in it."""
         with self._lock, Store(self.directory, readonly=True) as store:
-            cells = self._cells(store)
+            cells = self._look(store)
             states = live_states(self.directory, cells)
             epochs = self._epochs_done(store, cells, states)
             shown = sorted((c for c in cells if status in ("", states[c.id])), key=lambda c: _ORDER.index(states[c.id]))
             pages = max(1, -(-len(shown) // PAGE))
             page = min(max(page, 0), pages - 1)
             seconds = self._seconds_per_epoch(store, cells, states)
-            names = self._settings(cells)
+            layout = self._seen.layout
             return {
                 "name": self.directory.resolve().name,
                 "verdict": self._verdict(store, cells, states),
@@ -83,7 +88,7 @@ class LiveStudy:
                 "seconds_left": _seconds_left(cells, states, epochs, seconds),
                 "age": self._age(),
                 "stale": self._why_stale(states, seconds),
-                "settings": list(names.values()),
+                "settings": layout.names,
                 "page": page,
                 "pages": pages,
                 "rows": [
@@ -92,7 +97,7 @@ class LiveStudy:
                         c.cell.norm,
                         str(c.cell.seed),
                         f"{epochs[c.id]}/{c.cell.epochs}",
-                        names[self._name(c)],
+                        layout.names[layout.number[c.id]],
                         c.reason or "",
                     ]
                     for c in shown[page * PAGE : (page + 1) * PAGE]
@@ -102,118 +107,95 @@ class LiveStudy:
     def figures(self, setting: int = -1) -> list[dict[str, Any]]:
         """The curves of one setting so far, by the number that `state` gives it; by default the busiest one."""
         with self._lock, Store(self.directory, readonly=True) as store:
-            cells = self._cells(store)
-            names = list(self._settings(cells))
-            if not names:
+            cells, layout = self._look(store), self._seen.layout
+            if not layout.names:
                 return []
-            if not 0 <= setting < len(names):
-                setting = self._busiest(cells, names)
-            norms = list(dict.fromkeys(c.cell.norm for c in cells))
-            own = [c for c in cells if self._name(c) == names[setting]]
-            drawn_of = norms, [(c.id, c.status, c.reason, self._count(store, c)) for c in own]
-            if drawn_of == self._drawn[0]:
-                return self._drawn[1]
-            chosen: dict[str, list[Cell]] = {}
-            for stored in own:
-                chosen.setdefault(stored.cell.norm, []).append(_as_record(stored, self._epochs(store, stored)))
-            styles = theme.styles(norms)
-            drawn = [curves(chosen, column, title, column, styles, share=share) for column, title, share in CURVES]
-            said = [{"key": f.key, "title": f.title, "caption": f.caption, "spec": f.spec} for f in drawn]
-            self._drawn = drawn_of, said
-            return said
+            if not 0 <= setting < len(layout.names):
+                setting = self._busiest(cells)
+            own = layout.cells[setting]
+            kept = self._curves.pop(tuple(own), None)
+            if kept is None or kept.norms != layout.norms:
+                kept = _Curves(layout.norms, [self._seen.cells[cell] for cell in own])
+            self._curves[tuple(own)] = kept
+            if len(self._curves) > MOST_SETTINGS:
+                self._curves.popitem(last=False)
+            return kept.drawn({cell: self._seen.epochs(store, self._seen.cells[cell]) for cell in own})
 
     def norms(self) -> list[str]:
         """The norms of the study, in its order."""
         with self._lock, Store(self.directory, readonly=True) as store:
-            return list(dict.fromkeys(c.cell.norm for c in self._cells(store)))
+            self._look(store)
+            return self._seen.layout.norms
 
-    def _cells(self, store: Store) -> list[StoredCell]:
-        """The study's cells; only those are read whose rows have changed since the last time."""
-        study, marks = store.study(self._number), store.marks()
-        if study is None:
-            return []
-        if marks is None:
-            self._parts.clear()
-            return store.cells(study.cells)
-        new = [cell for cell in study.cells if cell not in self._seen or self._seen[cell][0] != marks.get(cell)]
-        for stored in store.cells(new):
-            self._seen[stored.id] = marks[stored.id], stored
-            self._parts.pop(stored.id, None)
-        return [self._seen[cell][1] for cell in study.cells]
+    def _look(self, store: Store) -> list[StoredCell]:
+        self._seen.look(store)
+        return list(self._seen.cells.values())
 
-    def _setting(self, stored: StoredCell) -> tuple[str, ...]:
-        if stored.id not in self._parts:
-            self._parts[stored.id] = setting_of(_axes(stored))
-        return self._parts[stored.id]
-
-    def _name(self, stored: StoredCell) -> str:
-        return ", ".join(self._setting(stored))
-
-    def _settings(self, cells: Sequence[StoredCell]) -> dict[str, str]:
-        """Every setting, in full and by what distinguishes it from the others."""
-        parts = list(dict.fromkeys(map(self._setting, cells)))
-        same = set.intersection(*map(set, parts)) if len(parts) > 1 else set(parts[0][3:]) if parts else set()
-        short = [", ".join(part for part in setting if part not in same) for setting in parts]
-        return {", ".join(setting): name for setting, name in zip(parts, short, strict=True)}
-
-    def _busiest(self, cells: Sequence[StoredCell], names: Sequence[str]) -> int:
+    def _busiest(self, cells: Sequence[StoredCell]) -> int:
         """The setting where cells are running; else the one where most are done."""
-        running = Counter(self._name(c) for c in cells if c.status == "running")
-        done = Counter(self._name(c) for c in cells if c.status == "done")
-        (name, _), *_ = (running or done or Counter(names)).most_common(1)
-        return list(names).index(name)
+        number = self._seen.layout.number
+        running = Counter(number[c.id] for c in cells if c.status == "running")
+        done = Counter(number[c.id] for c in cells if c.status == "done")
+        ((busiest, _), *_) = (running or done or Counter([0])).most_common(1)
+        return busiest
 
     def _verdict(self, store: Store, cells: Sequence[StoredCell], states: Mapping[int, str]) -> str:
         """The sentence of the cells that have ended, judged anew when another one has.
 
-        That of many cells takes its time: until it is there, it is the one before, and `mark` says when it changes.
+        That of many cells takes its time: until it is there, it is the one before, and `mark` says when it changes, or
+        when there is another to ask for.
         """
-        ended = tuple(c.id for c in cells if states[c.id] in FINISHED)
+        marks = self._seen.marks
+        ended = {c.id: marks.get(c.id, "") for c in cells if states[c.id] in FINISHED}
+        self._due = not ended or ended != self._judged[0]
         if self._judging is not None and not self._judging.is_alive():
             self._judging = None
-        if self._judging is None and (ended != self._judged[0] or not ended):
-            study = store.study(self._number)
-            facts = study.facts if study else {}
-            records = [
-                {**_axes(c), "status": states[c.id], "epochs": self._epochs(store, c), "test": c.outcome.get("test")}
-                for c in cells
-                if states[c.id] in FINISHED or not ended
-            ]
-            results = {"cells": records, "environment": facts, "tuning": facts.get("tuning", [])}
-
-            def judge() -> None:
-                self._judged = ended, judge_results(results).sentence
-                self._judgements += 1
-
+        if self._judging is None and self._due and time.monotonic() >= self._rested_at:
+            facts = self._seen.study.facts if self._seen.study else {}
+            judged = [c for c in cells if c.id in ended or not ended]
             if len(ended) <= MOST_AT_ONCE:
-                judge()
+                self._judge(ended, facts, [self._record(store, c, states[c.id]) for c in judged])
             else:
-                self._judging = threading.Thread(target=judge, daemon=True)
+                self._judging = threading.Thread(
+                    target=self._judge_later, args=(ended, facts, judged, states), daemon=True
+                )
                 self._judging.start()
         return self._judged[1]
 
-    def _count(self, store: Store, stored: StoredCell) -> int:
-        """How many epochs a cell has."""
-        return 0 if stored.status == "pending" else len(self._epochs(store, stored))
+    def _judge_later(
+        self,
+        ended: Mapping[int, str],
+        facts: Mapping[str, Any],
+        cells: Sequence[StoredCell],
+        states: Mapping[int, str],
+    ) -> None:
+        """Judge beside the page, reading a few cells at a time; a store that is gone is for the next look to report."""
+        started = time.monotonic()
+        records: list[dict[str, Any]] = []
+        with contextlib.suppress(NormlabError):
+            for first in range(0, len(cells), _TOGETHER):
+                with self._lock, Store(self.directory, readonly=True) as store:
+                    part = cells[first : first + _TOGETHER]
+                    records += [self._record(store, c, states[c.id]) for c in part]
+            self._judge(ended, facts, records)
+        self._rested_at = time.monotonic() + _REST * (time.monotonic() - started)
 
-    def _epochs(self, store: Store, stored: StoredCell) -> list[dict[str, Any]]:
-        if stored.status in FINISHED and stored.id in self._settled:
-            return self._settled[stored.id]
-        records = store.epochs(stored.id)
-        slim = [{k: v for k, v in record.items() if not isinstance(v, dict)} for record in records]
-        self._settled.pop(stored.id, None)
-        if stored.status in FINISHED:
-            self._settled[stored.id] = slim
-        return slim
+    def _judge(self, ended: Mapping[int, str], facts: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+        results = {"cells": records, "environment": facts, "tuning": facts.get("tuning", [])}
+        self._judged = ended, judge_results(results).sentence
+        self._judgements += 1
+
+    def _record(self, store: Store, stored: StoredCell, state: str) -> dict[str, Any]:
+        """A cell as in results.json, as far as a verdict reads it."""
+        epochs, test = self._seen.epochs(store, stored), stored.outcome.get("test")
+        return {**stored.cell.columns(), "status": state, "epochs": epochs, "test": test}
 
     def _epochs_done(self, store: Store, cells: Sequence[StoredCell], states: Mapping[int, str]) -> dict[int, int]:
-        """How many epochs each cell has; only those that neither wait nor are done need a look."""
-        known: dict[str, Callable[[StoredCell], int]] = {
-            "pending": lambda c: 0,
+        """How many epochs each cell has; those that are done have all of them, unless they may end early."""
+        early = any(c.cell.patience for c in cells)
+        return {
+            c.id: c.cell.epochs if states[c.id] == "done" and not early else self._seen.count(store, c) for c in cells
         }
-        if not any(c.cell.patience for c in cells):  # else one may have ended early
-            known["done"] = lambda c: c.cell.epochs
-        return {c.id: known[s](c) if (s := states[c.id]) in known else len(self._epochs(store, c)) for c in cells}
 
     def _seconds_per_epoch(
         self, store: Store, cells: Sequence[StoredCell], states: Mapping[int, str]
@@ -223,7 +205,8 @@ class LiveStudy:
         timed = [*at_work, *[c for c in reversed(cells) if states[c.id] == "done"]][:MOST_TIMED]
         found: dict[int, list[float]] = {}
         for stored in timed:
-            times = [record["seconds"] for record in self._epochs(store, stored) if "seconds" in record]
+            seconds = self._seen.epochs(store, stored).column("seconds")
+            times = [value for value in seconds if value == value]
             if times:
                 found.setdefault(stored.cell.batch_size, []).append(float(np.median(times)))
         return found
@@ -245,12 +228,38 @@ class LiveStudy:
         return ""
 
 
-def _axes(stored: StoredCell) -> dict[str, Any]:
-    return stored.cell.columns()
+class _Curves:
+    """The curves of one setting: what its cells have recorded so far, and what was drawn of that."""
 
+    def __init__(self, norms: Sequence[str], cells: Sequence[StoredCell]) -> None:
+        self.norms = norms
+        seeds: dict[str, list[int]] = {}
+        self._places: dict[int, tuple[str, int]] = {}  # the norm of a cell, and its place among that norm's seeds
+        for stored in cells:
+            of_norm = seeds.setdefault(stored.cell.norm, [])
+            self._places[stored.id] = stored.cell.norm, len(of_norm)
+            of_norm.append(stored.cell.seed)
+        self._series = {
+            column: {norm: Series(norm, own, share=share) for norm, own in seeds.items()} for column, _, share in CURVES
+        }
+        self._shown: dict[int, Epochs] = dict.fromkeys(self._places, NO_EPOCHS)
+        self._drawn: list[dict[str, Any]] = []
 
-def _as_record(stored: StoredCell, epochs: list[dict[str, Any]]) -> Cell:
-    return Cell(stored.cell.norm, stored.cell.seed, _axes(stored), stored.status, stored.reason or "", epochs, {})
+    def drawn(self, epochs: Mapping[int, Epochs]) -> list[dict[str, Any]]:
+        """The figures of these epochs by cell; what was drawn last if they are the same."""
+        changed = [cell for cell, found in epochs.items() if found is not self._shown[cell]]
+        for cell in changed:
+            norm, place = self._places[cell]
+            numbers = [int(number) for number in epochs[cell].column("epoch")]
+            for column, _, _ in CURVES:
+                values = dict(zip(numbers, epochs[cell].column(column), strict=True))
+                self._series[column][norm].put(place, values)
+            self._shown[cell] = epochs[cell]
+        if changed or not self._drawn:
+            styles = theme.styles(self.norms)
+            made = [drawn(self._series[column], title, column, styles, share=share) for column, title, share in CURVES]
+            self._drawn = [{"key": f.key, "title": f.title, "caption": f.caption, "spec": f.spec} for f in made]
+        return self._drawn
 
 
 def _seconds_left(
@@ -264,11 +273,12 @@ def _seconds_left(
     running = sum(state == "running" for state in states.values())
     if not everything or not running:
         return None
+    usual = float(np.mean(everything))
+    pace = {batch_size: float(np.mean(values)) for batch_size, values in seconds.items()}
     left = 0.0
     for stored in cells:
         if states[stored.id] in ("pending", "running", "interrupted"):
-            pace = seconds.get(stored.cell.batch_size) or everything
-            left += (stored.cell.epochs - epochs[stored.id]) * float(np.mean(pace))
+            left += (stored.cell.epochs - epochs[stored.id]) * pace.get(stored.cell.batch_size, usual)
     return left / running
 
 

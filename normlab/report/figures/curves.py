@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from normlab.report.evidence import estimate
 from normlab.report.figures.parts import (
     MOST_NORMS,
     MOST_POINTS,
-    MOST_SEED_LINES,
     MOST_TABLE_ROWS,
     Figure,
     Table,
@@ -21,18 +19,19 @@ from normlab.report.figures.parts import (
     chart,
     crosshair,
     dashes,
-    epoch_axis,
+    epoch_places,
     faded,
     finish,
-    plus_minus,
     row,
     thinned,
+    whole_axis,
 )
-from normlab.report.records import Cell, number
+from normlab.report.figures.series import Point, Series, series_of
+from normlab.report.records import Cell
 from normlab.report.theme import Style, Styles
 
-Series = dict[int, dict[int, float]]  # epoch -> seed -> value
-_SPAN = [-1.25, -2.5]  # no ends of an axis of shares or losses
+# what stands in a drawing for the ends of its axes and for the places of epochs: no share, loss or epoch is negative
+_SPAN, _ENDS, _PLACES = [-1.25, -2.5], [-3.25, -4.5], [-5.25]
 
 
 def curves(
@@ -43,22 +42,30 @@ def curves(
     `cells` maps a norm to its finished cells, the best first; norms beyond the first dozen become one grey band
     from their 10th to their 90th percentile. `share` says that the metric is a share of 1, shown in percent.
     """
-    scale, unit, digits = (100.0, "%", 1) if share else (1.0, None, 3)
-    everything = {norm: s for norm, of_norm in cells.items() if (s := _by_epoch(of_norm, column))}
-    series = dict(list(everything.items())[:MOST_NORMS])
-    rest = list(everything.values())[MOST_NORMS:]
-    epochs = thinned(sorted({epoch for s in everything.values() for epoch in s}), MOST_POINTS)
-    bands, seeds = _rows(series, epochs, scale)
-    tips = _tips(series, epochs, scale, digits, share)
-    crowd = _middle_band(rest, epochs, scale)
+    series = {norm: series_of(norm, of_norm, column, share=share) for norm, of_norm in cells.items()}
+    return drawn(series, title, key, styles, share=share)
+
+
+def drawn(of_norms: Mapping[str, Series], title: str, key: str, styles: Styles, *, share: bool) -> Figure:
+    """The same of series that are there already."""
+    everything = {norm: (series, found) for norm, series in of_norms.items() if (found := series.epochs)}
+    series = {norm: s for norm, (s, _) in list(everything.items())[:MOST_NORMS]}
+    rest = [s for s, _ in list(everything.values())[MOST_NORMS:]]
+    epochs = thinned(sorted({epoch for _, found in everything.values() for epoch in found}), MOST_POINTS)
+    points = {norm: {epoch: p for epoch in epochs if (p := s.point(epoch))} for norm, s in series.items()}
+    bands = [point.band for of_norm in points.values() for point in of_norm.values()]
+    seeds = [entry for of_norm in points.values() for point in of_norm.values() for entry in point.seeds]
+    crowd = _middle_band(rest, epochs, 100.0 if share else 1.0)
+    tips = [_tip(epoch, points, share) for epoch in epochs]
 
     # Bands of few seeds can be far wider than the lines and would flatten them; they are clipped instead.
     looks = tuple((norm, styles[norm].color, tuple(styles[norm].dash)) for norm in series)
-    drawing = _drawing(unit, looks, tuple(epochs), bool(crowd), bool(seeds))
-    spec = _with_span(drawing, _span(bands, seeds, share))
+    drawing = _drawing("%" if share else None, looks, len(epochs) <= 3, bool(crowd), bool(seeds))
+    ends, places = epoch_places(epochs)
+    spec = _filled(drawing, {tuple(_SPAN): _span(bands, seeds, share), tuple(_ENDS): ends, tuple(_PLACES): places})
 
     table = [
-        [str(epoch), *[plus_minus(estimate(list(s.get(epoch, {}).values())), scale, digits) for s in series.values()]]
+        [str(epoch), *[p.text if (p := of_norm.get(epoch)) else "–" for of_norm in points.values()]]
         for epoch in thinned(epochs, MOST_TABLE_ROWS)
     ]
     others = f"; {len(rest)} more as a grey band" if rest else ""
@@ -73,15 +80,12 @@ def curves(
 
 @lru_cache(maxsize=64)  # Altair takes a tenth of a second; the live page wants four at every epoch
 def _drawing(
-    unit: str | None,
-    looks: tuple[tuple[str, str, tuple[int, ...]], ...],
-    epochs: tuple[int, ...],
-    crowd: bool,
-    seeds: bool,
+    unit: str | None, looks: tuple[tuple[str, str, tuple[int, ...]], ...], few: bool, crowd: bool, seeds: bool
 ) -> dict[str, Any]:
-    """The specification of curves without their data, and with `_SPAN` in the place of what they span.
+    """The specification of curves without their data, with `_SPAN`, `_ENDS` and `_PLACES` for what depends on it.
 
-    `looks` has a norm's name, color and dash each.
+    `looks` has a norm's name, color and dash each; `few` says that there are so few epochs that a line alone would
+    hide them.
     """
     import altair as alt
 
@@ -90,7 +94,7 @@ def _drawing(
     scale_y = alt.Scale(domain=_SPAN, zero=False, nice=True)
     stroke = by_norm(alt.Stroke, norms, styles)
     color = by_norm(alt.Color, norms, styles)  # of a line and of the dots on it
-    x = epoch_axis(epochs)
+    x = whole_axis(_ENDS, _PLACES)
 
     def y(name: str) -> Any:
         return alt.Y(f"{name}:Q", title=unit, scale=scale_y, axis=alt.Axis(tickCount=5))
@@ -105,77 +109,45 @@ def _drawing(
     if seeds:
         thin = chart("seeds").mark_line(strokeWidth=0.7, clip=True)
         layers.append(thin.encode(x=x, y=y("value"), stroke=stroke, detail="seed:N", opacity=faded(0.45)))
-    line = base.mark_line(strokeWidth=2, clip=True, point=_dots(epochs))
+    line = base.mark_line(strokeWidth=2, clip=True, point=_dots() if few else False)
     layers.append(line.encode(x=x, y=y("mean"), color=color, strokeDash=dashes(norms, styles), opacity=faded(1)))
     layers.append(crosshair(x))
     return finish(alt.layer(*layers), height=250)
 
 
-def _with_span(spec: Any, span: Sequence[float]) -> Any:
-    """A drawing with the ends of the vertical axis in their place."""
-    if spec == _SPAN:
-        return list(span)
+def _filled(spec: Any, values: Mapping[tuple[float, ...], Sequence[float]]) -> Any:
+    """A drawing with values in the places of what stands for them."""
     if isinstance(spec, dict):
-        return {name: _with_span(part, span) for name, part in spec.items()}
-    return [_with_span(part, span) for part in spec] if isinstance(spec, list) else spec
-
-
-def _rows(series: Mapping[str, Series], epochs: Sequence[int], scale: float) -> tuple[list[Any], list[Any]]:
-    bands, seeds = [], []
-    for norm, values in series.items():
-        for epoch in epochs:
-            if epoch not in values:
-                continue
-            at = estimate(list(values[epoch].values()))
-            # the interval of two seeds is six times as wide as their distance and would show nothing
-            low, high = (at.low, at.high) if len(at.values) > 2 else (at.mean, at.mean)
-            bands.append(row(norm=norm, epoch=epoch, mean=scale * at.mean, low=scale * low, high=scale * high))
-            if len(at.values) > 1:
-                several = list(values[epoch].items())[:MOST_SEED_LINES]
-                seeds += [row(norm=norm, seed=seed, epoch=epoch, value=scale * v) for seed, v in several]
-    return bands, seeds
+        return {name: _filled(part, values) for name, part in spec.items()}
+    if not isinstance(spec, list):
+        return spec
+    if spec in (_SPAN, _ENDS, _PLACES):
+        return list(values[tuple(spec)])
+    return [_filled(part, values) for part in spec]
 
 
 def _middle_band(rest: Sequence[Series], epochs: Sequence[int], scale: float) -> list[dict[str, Any]]:
     """The middle 80 % of the means of the norms that are not drawn one by one."""
     rows = []
     for epoch in epochs if rest else ():
-        means = [float(np.mean(list(s[epoch].values()))) for s in rest if epoch in s]
+        means = [point.mean for series in rest if (point := series.point(epoch))]
         if means:
             low, high = np.percentile(means, [10, 90])
             rows.append(row(epoch=epoch, low=scale * float(low), high=scale * float(high)))
     return rows
 
 
-def _tips(
-    series: Mapping[str, Series], epochs: Sequence[int], scale: float, digits: int, share: bool
-) -> list[dict[str, Any]]:
-    """What the pointer shows at each epoch: every norm's value, the best first."""
-    tips = []
-    for epoch in epochs:
-        here = [(norm, estimate(list(s[epoch].values()))) for norm, s in series.items() if epoch in s]
-        here.sort(key=lambda pair: -pair[1].mean if share else pair[1].mean)
-        texts = [[norm, plus_minus(at, scale, digits)] for norm, at in here]
-        tips.append({"epoch": epoch, "tip": [["epoch", str(epoch)], *texts]})
-    return tips
+def _tip(epoch: int, points: Mapping[str, Mapping[int, Point]], share: bool) -> dict[str, Any]:
+    """What the pointer shows at an epoch: every norm's value, the best first."""
+    here = [(norm, of_norm[epoch]) for norm, of_norm in points.items() if epoch in of_norm]
+    here.sort(key=lambda pair: -pair[1].mean if share else pair[1].mean)
+    return {"epoch": epoch, "tip": [["epoch", str(epoch)], *[[norm, point.text] for norm, point in here]]}
 
 
-def _by_epoch(cells: Iterable[Cell], column: str) -> Series:
-    """Finite values only."""
-    answer: Series = {}
-    for cell in cells:
-        for record in cell.epochs:
-            value = number(record.get(column))
-            if math.isfinite(value):
-                answer.setdefault(int(number(record["epoch"])), {})[cell.seed] = value
-    return answer
-
-
-def _dots(epochs: Sequence[int]) -> Any:
-    """Points where there are so few epochs that a line alone would hide them."""
+def _dots() -> Any:
     import altair as alt
 
-    return alt.OverlayMarkDef(filled=True, size=30) if len(epochs) <= 3 else False
+    return alt.OverlayMarkDef(filled=True, size=30)
 
 
 def _span(bands: Sequence[Mapping[str, Any]], seeds: Sequence[Mapping[str, Any]], share: bool) -> list[float]:

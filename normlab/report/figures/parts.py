@@ -130,13 +130,22 @@ def plain_numbers() -> str:
 
 def epoch_axis(epochs: Sequence[int]) -> Any:
     """Epochs from left to right, with whole numbers at round places."""
+    return whole_axis(*epoch_places(epochs))
+
+
+def epoch_places(epochs: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The ends of an axis of epochs, and the round places on it."""
+    low, high = min(epochs, default=1), max(epochs, default=1)
+    step = next(size for size in (1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000, 10**9) if high - low <= 7 * size)
+    return [low, high], [epoch for epoch in range(low, high + 1) if epoch % step == 0]
+
+
+def whole_axis(ends: Sequence[float], places: Sequence[float]) -> Any:
+    """An axis of epochs between these ends, with numbers at these places."""
     import altair as alt
 
-    span = max(epochs) - min(epochs) if epochs else 0
-    step = next(size for size in (1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000, 10**9) if span <= 7 * size)
-    places = sorted({epoch for epoch in range(min(epochs, default=1), max(epochs, default=1) + 1) if epoch % step == 0})
-    scale = alt.Scale(domain=[min(epochs, default=1), max(epochs, default=1)], nice=False, zero=False)
-    return alt.X("epoch:Q", title="epoch", scale=scale, axis=alt.Axis(values=places, format="d"))
+    scale = alt.Scale(domain=list(ends), nice=False, zero=False)
+    return alt.X("epoch:Q", title="epoch", scale=scale, axis=alt.Axis(values=list(places), format="d"))
 
 
 def names_above(field: str, names: Sequence[str]) -> Any:

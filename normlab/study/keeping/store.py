@@ -299,15 +299,31 @@ class Store:
 
     def marks(self) -> dict[int, str] | None:
         """Something of every cell, by id, that changes with its row; None in a store that has nothing such."""
+        return self._digests("id", "cells")
+
+    def marks_of_studies(self) -> dict[int, str] | None:
+        """The same of every study that was entered."""
+        return self._digests("id", "studies")
+
+    def marks_of_epochs(self, cell: int) -> dict[int, str] | None:
+        """The same of every epoch of a cell, in order."""
+        return self._digests("epoch", "epochs WHERE cell = ? ORDER BY epoch", cell)
+
+    def _digests(self, key: str, of: str, *values: Any) -> dict[int, str] | None:
         if not self._sealed:
             return None
         with self._errors():
-            return dict(self._db.execute("SELECT id, digest FROM cells").fetchall())
+            return dict(self._db.execute(f"SELECT {key}, digest FROM {of}", values).fetchall())
 
-    def epochs(self, cell: int) -> list[dict[str, Any]]:
-        """The records of a cell's epochs, in order."""
-        rows = self._rows("epochs", "record", "WHERE cell = ? ORDER BY epoch", cell)
+    def epochs(self, cell: int, after: int = 0) -> list[dict[str, Any]]:
+        """The records of a cell's epochs, in order; only those after the epoch of this number."""
+        rows = self._rows("epochs", "record", "WHERE cell = ? AND epoch > ? ORDER BY epoch", cell, after)
         return [json.loads(record) for (record,) in rows]
+
+    def count_epochs(self, cell: int) -> int:
+        """How many epochs of a cell are recorded."""
+        with self._errors():
+            return self._db.execute("SELECT count(*) FROM epochs WHERE cell = ?", (cell,)).fetchone()[0]
 
     def failures(self, cell: int) -> int:
         """How often a cell failed."""
