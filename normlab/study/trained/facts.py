@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 from normlab.data import SIXTEEN_BITS
+from normlab.errors import DataError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,122 @@ class Facts:
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Facts:
-        """The facts in a file's header; TypeError, KeyError or ValueError for what is none."""
-        lists = {name: tuple(given[name]) for name in ("class_names", "image_shape", "mean", "std")}
-        low, high = map(int, given.get("levels", cls.levels))
-        channels, height, width = map(int, lists.pop("image_shape"))
-        return cls(**{**given, **lists, "image_shape": (channels, height, width), "levels": (low, high)})
+        """The facts in a file's header. Raises DataError for what is none, naming the field."""
+        if not isinstance(given, Mapping):
+            raise DataError(f"expected an object, got {_named(given)}")
+        known = {one.name for one in fields(cls)}
+        for missing in [name for name in _REQUIRED if name not in given]:
+            raise DataError(f"{missing} is missing")
+        for unknown in [name for name in given if name not in known]:
+            raise DataError(f"{unknown!r} is not known; a newer normlab may have written it")
+        found = {name: _READERS[name](name, value) for name, value in given.items()}
+        channels = found["image_shape"][0]
+        for name in ("mean", "std"):
+            if len(found[name]) != channels:
+                raise DataError(f"{name} has {len(found[name])} numbers, but image_shape has {channels} channels")
+        return cls(**found)
+
+
+_REQUIRED = ("model", "norm", "class_names", "image_shape", "mean", "std")
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{name} is {_named(value)}; expected text")
+    try:
+        value.encode(errors="surrogateescape")  # which a file's name may need
+    except UnicodeEncodeError:
+        raise DataError(f"{name} is {_named(value)}; expected text that UTF-8 can hold") from None
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    huge = isinstance(value, int) and abs(value) > sys.float_info.max
+    if isinstance(value, bool) or not isinstance(value, int | float) or huge:
+        raise DataError(f"{name} is {_named(value)}; expected a number")
+    return value
+
+
+def _finite(name: str, value: Any) -> float:
+    if not math.isfinite(_number(name, value)):
+        raise DataError(f"{name} is {value}; expected a finite number")
+    return float(value)
+
+
+def _positive(name: str, value: Any) -> float:
+    if _finite(name, value) <= 0:
+        raise DataError(f"{name} is {value}; expected more than 0")
+    return float(value)
+
+
+def _whole(low: int, high: int) -> Callable[[str, Any], int]:
+    def read(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise DataError(f"{name} is {_named(value)}; expected a whole number from {low} to {high}")
+        return value
+
+    return read
+
+
+def _several(read: Callable[[str, Any], T], count: int | None = None) -> Callable[[str, Any], tuple[T, ...]]:
+    """A list of at least one, or of so many."""
+
+    def read_all(name: str, value: Any) -> tuple[T, ...]:
+        if not isinstance(value, list | tuple) or len(value) != (count or len(value) or 1):
+            wanted = f"{count} of them" if count else "at least one"
+            raise DataError(f"{name} is {_named(value)}; expected a list, of {wanted}")
+        return tuple(read(f"{name}[{place}]", entry) for place, entry in enumerate(value))
+
+    return read_all
+
+
+def _mapping(read: Callable[[str, Any], T]) -> Callable[[str, Any], dict[str, T]]:
+    def read_all(name: str, value: Any) -> dict[str, T]:
+        if not isinstance(value, Mapping):
+            raise DataError(f"{name} is {_named(value)}; expected an object")
+        return {_text(f"a name in {name}", key): read(f"{name}.{key}", entry) for key, entry in value.items()}
+
+    return read_all
+
+
+def _distinct(name: str, value: Any) -> tuple[str, ...]:
+    found = _several(_text)(name, value)
+    if len(set(found)) < len(found):
+        raise DataError(f"{name} has a class twice; expected a name of its own for each")
+    return found
+
+
+def _rising(name: str, value: Any) -> tuple[int, ...]:
+    low, high = found = _several(_whole(0, 65535), 2)(name, value)
+    if low >= high:
+        raise DataError(f"{name} is {list(found)}; expected the lower one first")
+    return found
+
+
+def _settings(name: str, value: Any) -> dict[str, Any]:
+    """A cell by the columns of the records; of these the network is made with one number."""
+    found = _mapping(lambda _, entry: entry)(name, value)
+    if found.get("dropout") is not None and not 0 <= _finite(f"{name}.dropout", found["dropout"]) < 1:
+        raise DataError(f"{name}.dropout is {found['dropout']}; expected a share from 0, below 1")
+    return found
+
+
+def _named(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+_READERS: dict[str, Callable[[str, Any], Any]] = {
+    "model": _text,
+    "norm": _text,
+    "class_names": _distinct,
+    "image_shape": _several(_whole(1, 65535), 3),
+    "mean": _several(_finite),
+    "std": _several(_positive),
+    "levels": _rising,
+    "settings": _settings,
+    "metrics": _mapping(_number),
+    "data": _mapping(_text),
+    "versions": _mapping(_text),
+}

@@ -160,16 +160,18 @@ def load(path: str | Path) -> Trained:
         )
     if DIGEST in said and said[DIGEST] != digest_of(weights, text):  # which files of older versions have not
         raise DataError(f"{str(path)!r} is damaged: its digest does not match; write it again with `normlab best`")
+    where = f"the header of {str(path)!r} is not what `save` writes"
     try:
         given = json.loads(text)
-        found = given.pop("format")
-        if found != FORMAT:
-            raise DataError(f"{str(path)!r} has format {found!r}, this version reads {FORMAT}; update normlab")
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: it is no JSON ({error})") from error
+    found = given.pop("format", None) if isinstance(given, dict) else None
+    if isinstance(given, dict) and (type(found) is not int or found != FORMAT):
+        raise DataError(f"{str(path)!r} has format {found!r}, this version reads {FORMAT}; update normlab")
+    try:
         return Trained(Facts.from_dict(given), weights)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"the header of {str(path)!r} is not what `save` writes: {error!r}") from error
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
 
 
 def _check_ending(path: str | Path, ending: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ import normlab
 from normlab.errors import DataError, UsageError
 from normlab.models import given
 from normlab.report.lab import Study
+from normlab.study.keeping.digests import digest_of
 from normlab.study.trained import Trained
 from normlab.study.trained.stored import images_of, weights_in
 from tests.photographs import CLASSES, picture
@@ -142,6 +144,62 @@ def test_a_damaged_file_is_told_or_reads_as_it_was(
     whole = normlab.load(saved)
     assert found.facts == whole.facts
     assert all(torch.equal(found.weights[name], value) for name, value in whole.weights.items())
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=6,
+)
+_WRONG = {
+    "model": [None, 3, "", ["resnet8"]],
+    "norm": [None, 3, "", {}],
+    "class_names": ["ab", [], [1, 2], None, ["a", "a"], {"a": 1}, 2],
+    "image_shape": [[3, 12], [3, 12, 12.5], [3, "12", 12], [0, 12, 12], [3, 12, 10**9], 3, None, [True, 12, 12]],
+    "mean": [[0.5], [0.5, 0.5, "0.5"], [0.5, 0.5, math.inf], 0.5, None, [0.5, 0.5, 10**400], [[0.5] * 3] * 3],
+    "std": [[0.5, 0.5, 0], [0.5, 0.5, -1.0], [0.5, 0.5, math.nan], "0.5", [True, True, True]],
+    "levels": [[0], [255, 0], [0, 70000], [0.0, 255.0], "09", None, [0, 255, 3]],
+    "settings": [None, 3, [["dropout", 0.1]], {"dropout": "much"}, {"dropout": 1.5}, {"dropout": [0.1]}],
+    "metrics": [None, [0.5], {"test_accuracy": "0.5"}, {"test_accuracy": None}, {"test_accuracy": 10**400}],
+    "data": [None, "digits", {"name": 3}],
+    "versions": [None, "2.13", {"torch": 2.13}],
+    "more": [1],
+}
+
+
+def with_header(saved: Path, path: Path, **changed: object) -> Path:
+    """The saved network with other facts, and the digest of these."""
+    with safe_open(saved, "pt") as file:
+        header = json.loads(file.metadata()["normlab"])
+    weights, text = load_file(saved), json.dumps({**header, **changed})
+    save_file(weights, path, {"normlab": text, "digest": digest_of(weights, text)})
+    return path
+
+
+# Facts of the wrong type and a right digest were tracebacks, some of them only when the network was used.
+@pytest.mark.parametrize(("field", "value"), [(name, value) for name, values in _WRONG.items() for value in values])
+def test_a_wrong_fact_is_told_by_its_name(saved: Path, tmp_path: Path, field: str, value: object) -> None:
+    path = with_header(saved, tmp_path / "wrong.safetensors", **{field: value})
+    with pytest.raises(DataError, match=f"(?s)the header of .*wrong.safetensors.*{field}"):
+        normlab.load(path)
+
+
+@given_examples(st.sampled_from([name for name in _WRONG if name != "more"]), _VALUES)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_whatever_stands_in_a_header_is_told_or_serves(saved: Path, tmp_path: Path, field: str, value: object) -> None:
+    path = with_header(saved, tmp_path / "drawn.safetensors", **{field: value})
+    told = ""
+    try:
+        found = normlab.load(path)
+        assert found.card().startswith("---")
+        told = "model, norm, class_names, image_shape or settings: "  # what does not fit the weights is told by them
+        found.model().predict(np.zeros((12, 12, 3), np.uint8))
+    except (DataError, UsageError) as error:
+        told += str(error)
+        refused = True
+    else:
+        refused = False
+    assert not refused or field in told
 
 
 def test_a_file_of_an_earlier_version_has_no_digest(saved: Path, tmp_path: Path) -> None:
