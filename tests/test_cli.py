@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from normlab import cli
 from normlab.report import verdict
@@ -394,6 +395,25 @@ def test_a_norm_of_ones_own_by_plug_in(tmp_path: Path) -> None:
     mine, layer = json.loads((tmp_path / "study" / "results.json").read_text())["cells"]
     assert mine["norm"] == "mine"
     assert mine["test"] == layer["test"], "it pools what layer norm pools"
+
+    # its network could be neither asked nor explained: nothing took the plug-in
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    uses = (
+        ["best", "study", "--norm", "mine", "--export", "mine.safetensors"],
+        ["predict", "study", "one.png", "--norm", "mine"],
+        ["predict", "mine.safetensors", "one.png"],
+        ["explain", "study", "--correct", "0", "--incorrect", "0", "--images", "10"],
+    )
+    for use in uses:
+        command = [sys.executable, "-m", "normlab", *use]
+        done = subprocess.run(
+            [*command, "--plugin", "own_norms"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (use, done.stderr)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "norm 'mine' is not known" in done.stderr
+    assert "--plugin" in done.stderr
 
 
 def test_bars_on_a_terminal(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from normlab.cli.plugins import Plugins, load_plugins
 from normlab.errors import files
 
 
@@ -23,6 +24,7 @@ def explain(
         int | None,
         typer.Option(min=1, help="Of several, by its number in `normlab status`.", show_default="the last begun"),
     ] = None,
+    plugins: Plugins = None,
 ) -> None:
     """Show what trained networks look at and mistake: Grad-CAM, agreement, confusions, kinds of batch statistics."""
     from normlab.explain.questions import Questions
@@ -30,6 +32,7 @@ def explain(
     from normlab.report import write
     from normlab.report.records import EXPLAINED
 
+    load_plugins(plugins)
     found = ask(directory, Questions(classes or (), correct, incorrect, images), typer.echo, study)
     target = directory / EXPLAINED
     files.write_text(target, files.to_json(found))

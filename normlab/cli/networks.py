@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from normlab.cli.plugins import Plugins, load_plugins
 from normlab.errors import UsageError, require
 from normlab.study.plain import escaped
 
@@ -40,11 +41,13 @@ def predict(
     seed: Seed = None,
     study: Number = None,
     model: Model = None,
+    plugins: Plugins = None,
     format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
 ) -> None:
     """Name the class of images with a trained network of a comparison."""
     if format not in FORMATS:
         raise UsageError(f"--format {format!r} is not known; expected one of: {', '.join(FORMATS)}")
+    load_plugins(plugins)
     found = _network(run, norm, seed, study).model(model).predict(images)
     {"table": _table, "csv": _csv, "json": _json}[format](found)
 
@@ -59,6 +62,7 @@ def best(
     seed: Seed = None,
     study: Number = None,
     model: Model = None,
+    plugins: Plugins = None,
 ) -> None:
     """Show the network that a comparison recommends, and write it to a file."""
     if export is not None:
@@ -66,6 +70,7 @@ def best(
             raise UsageError(f"--export {export}: expected a name that ends in .safetensors or .onnx")
         if export.suffix.lower() == ".onnx":
             require(f"--export {export}", "onnx")
+    load_plugins(plugins)
     network = _network(run, norm, seed, study)
     about = f"{network.facts.model} with {network.norm}, seed {network.facts.settings.get('seed')}"
     typer.echo(escaped(about))

@@ -8,22 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from normlab.cli.plugins import Plugins, load_plugins
+
 if TYPE_CHECKING:
     from normlab.norms import NormEntry
 
 
 def norms(
     name: Annotated[str | None, typer.Argument(help="One norm, as in gn.", show_default="all of them")] = None,
-    plugin: Annotated[
-        list[str] | None, typer.Option(help="Norms of your own: package.module or file.py.", show_default=False)
-    ] = None,
+    plugins: Plugins = None,
 ) -> None:
     """List the norms that can be compared, with their formulas; or say everything about one."""
     from normlab.norms import describe, norm_names, parse
-    from normlab.study.plugins import load_plugin
 
-    for module in plugin or ():
-        load_plugin(module)
+    load_plugins(plugins)
     if name is not None:
         entry, _ = parse(name)
         typer.echo("\n".join(_format_entry(entry)))

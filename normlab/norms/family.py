@@ -177,7 +177,10 @@ def describe(name: str) -> NormEntry:
     """The entry of a norm, by its name or another one; raises UsageError naming the ones that exist."""
     found = _find(name)
     if found is None:
-        raise UsageError(f"norm {name!r} is not known; expected one of: {', '.join(_REGISTRY)}")
+        raise UsageError(
+            f"norm {name!r} is not known; expected one of: {', '.join(_REGISTRY)}; or one of your own, "
+            "whose module --plugin names (in Python: which is imported first)"
+        )
     return found
 
 
