@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 
 from normlab.bench.sides import arrange, arrange_model, compiled, stock
 from normlab.bench.timing import in_turns
 from normlab.bench.work import LAYOUTS
 from normlab.errors import UsageError
+from normlab.layers._torch import tree_leaves
 from normlab.layers.fuse import fuse_norms
 from normlab.layers.recomputing import recomputed_outputs
 from normlab.layers.swap import swap_norms

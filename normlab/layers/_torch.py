@@ -11,12 +11,17 @@
   base classes. Else they are found as the bases of the public classes.
 - `_C._FunctionBase.apply`: `autograd.Function.apply` without its preparations. Else those are made: slower.
 - `SymInt.node.hint`: the size that a symbolic one has in the example, which guards nothing. Else the size is guarded.
+- `utils._pytree.tree_leaves` and `tree_map`: what lies in nested arguments. Else lists, tuples, dicts are walked here.
+- `ops.mkldnn._is_mkldnn_bf16_supported`: this CPU has arithmetic for bfloat16. Else it is taken to have none.
 
-Nothing else in normlab uses a private name of torch to compute.
+Nothing else in normlab uses a private name of torch to compute, but for names that are public in effect, since whoever
+writes a layer, a hook or a checkpoint relies on them: a module's dicts (`_parameters`, `_buffers`, `_modules` and those
+of its hooks), `_load_from_state_dict`, `_apply`, and a tensor's `_version`.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -41,6 +46,24 @@ def _traces() -> bool | None:
     return True if is_tracing() else None
 
 
+def _tree_map(change: Any, tree: Any) -> Any:
+    """The nested lists, tuples and dicts with everything in them changed."""
+    if type(tree) in (dict, OrderedDict):
+        return type(tree)((key, _tree_map(change, part)) for key, part in tree.items())
+    if type(tree) in (list, tuple):
+        return type(tree)(_tree_map(change, part) for part in tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(_tree_map(change, part) for part in tree))
+    return change(tree)
+
+
+def _tree_leaves(tree: Any) -> list[Any]:
+    """What lies in nested lists, tuples and dicts."""
+    found: list[Any] = []
+    _tree_map(found.append, tree)
+    return found
+
+
 def _add_zero(tensors: Any) -> None:
     for tensor in [tensors] if isinstance(tensors, Tensor) else tensors:
         with torch.no_grad():
@@ -52,6 +75,9 @@ is_batch_of_gradients = _name("_C._functorch.is_legacy_batchedtensor", lambda te
 count_change = _name("_C._increment_version", _add_zero)
 dispatch_modes = _name("_C._len_torch_dispatch_stack", lambda: 1)
 tracing_state = _name("_C._get_tracing_state", _traces)
+tree_map = _name("utils._pytree.tree_map", _tree_map)
+tree_leaves = _name("utils._pytree.tree_leaves", _tree_leaves)
+cpu_has_bf16 = _name("ops.mkldnn._is_mkldnn_bf16_supported", lambda: False)
 graph_task = _name("_C._current_graph_task_id", lambda: -1)
 
 _bases = nn.BatchNorm1d.__mro__[1], nn.InstanceNorm1d.__mro__[1]

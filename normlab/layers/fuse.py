@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from normlab.errors import UsageError
 from normlab.kernels.activations import Activation
 from normlab.layers import adapters
+from normlab.layers._torch import tree_leaves, tree_map
 from normlab.layers.acting import activation_called, activation_of, in_torch, is_passive, is_watched
 from normlab.layers.modes import in_mode
 from normlab.layers.norms import takes_act

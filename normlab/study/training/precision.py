@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from normlab.errors import UsageError
+from normlab.layers._torch import cpu_has_bf16
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -34,4 +35,4 @@ def check(precision: str, device: torch.device) -> torch.dtype:
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(cpu_has_bf16())
