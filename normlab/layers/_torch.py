@@ -22,6 +22,7 @@ of its hooks), `_load_from_state_dict`, `_apply`, and a tensor's `_version`.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -75,8 +76,8 @@ is_batch_of_gradients = _name("_C._functorch.is_legacy_batchedtensor", lambda te
 count_change = _name("_C._increment_version", _add_zero)
 dispatch_modes = _name("_C._len_torch_dispatch_stack", lambda: 1)
 tracing_state = _name("_C._get_tracing_state", _traces)
-tree_map = _name("utils._pytree.tree_map", _tree_map)
-tree_leaves = _name("utils._pytree.tree_leaves", _tree_leaves)
+tree_map: Callable[[Callable[[Any], Any], Any], Any] = _name("utils._pytree.tree_map", _tree_map)
+tree_leaves: Callable[[Any], list[Any]] = _name("utils._pytree.tree_leaves", _tree_leaves)
 cpu_has_bf16 = _name("ops.mkldnn._is_mkldnn_bf16_supported", lambda: False)
 graph_task = _name("_C._current_graph_task_id", lambda: -1)
 

@@ -406,7 +406,8 @@ def compiled(setup: Setup) -> Finding:
 
     try:
         torch.compiler.reset()
-        torch.compile(layer.module, backend=as_it_is)(torch.from_numpy(x))
+        watched: Any = torch.compile(layer.module, backend=as_it_is)
+        watched(torch.from_numpy(x))
         broken = len(graphs) - 1
         torch.compiler.reset()
         load(setup, layer, x, True)
