@@ -142,7 +142,7 @@ class Normalize(torch.autograd.Function):
         # All that the backward pass uses travels as saved tensors: a change in place is noticed, checkpointing can drop
         # it, and what is computed a second time comes back together. x goes as it was given, not as a dense copy.
         saved = [x] if residual is None or call.act is None else [x, residual]
-        ctx.memory = memory = None if kept.saved is None else _as_tensor(kept.saved.memory)
+        ctx.memory = memory = None if kept.saved is None else as_tensor(kept.saved.memory)
         saved += parameters
         if memory is not None:
             saved.append(memory)
@@ -181,7 +181,8 @@ class Normalize(torch.autograd.Function):
 _apply = _torch.apply_of(Normalize)
 
 
-def _as_tensor(numbers: Any) -> Tensor:
+def as_tensor(numbers: Any) -> Tensor:
+    """What a backend keeps, as a tensor of the same memory."""
     return numbers if isinstance(numbers, Tensor) else torch.from_numpy(numbers)
 
 
@@ -327,7 +328,7 @@ def _normalize(
         call.running = running[0], running[1]
     y, kept = _run(x, residual, call)
     is_empty = kept.saved is None  # an empty batch
-    memory = _memory(recipe, x, kept.layout) if is_empty else _as_tensor(kept.saved.memory)
+    memory = _memory(recipe, x, kept.layout) if is_empty else as_tensor(kept.saved.memory)
     mean, var = fresh or (x.new_empty(0), x.new_empty(0))
     return y, memory, mean, var
 

@@ -17,7 +17,7 @@ from torch import Tensor, library
 from normlab.kernels import positions, use_backend
 from normlab.layers import _torch
 from normlab.layers import derivatives as differentiable
-from normlab.layers.operators import is_followed, is_transformed, seen_through
+from normlab.layers.operators import as_tensor, is_followed, is_transformed, seen_through
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, centred: bool) -> Tensor:
@@ -42,7 +42,7 @@ class Normalize(torch.autograd.Function):
         y: Tensor
         y, cache = positions.forward(arranged, weight, bias, eps=eps, centred=centred)
         # all that the backward pass uses travels as saved tensors: see `normlab.layers.operators.Normalize`
-        ctx.kept = None if cache.saved is None else torch.as_tensor(cache.saved.kept)
+        ctx.kept = None if cache.saved is None else as_tensor(cache.saved.kept)
         ctx.save_for_backward(x, weight, bias, ctx.kept)
         ctx.cache, ctx.how = cache, (size, eps, centred)
         return y.resize_(x.shape)  # not a view, which nobody could change in place
@@ -58,9 +58,9 @@ class Normalize(torch.autograd.Function):
             cache = positions.Cache(cache.backend, cache.dtype, cache.backend.restored(x, kept, centred))
         dx, d_weight, d_bias = positions.backward(g, x, weight, cache, learns)
         return (
-            dx.view(dy.shape),
-            _like_parameter(d_weight, _form(weight)),
-            _like_parameter(d_bias, _form(bias)),
+            dx if dx.shape == dy.shape else dx.view(dy.shape),
+            _like_parameter(d_weight, weight),
+            _like_parameter(d_bias, bias),
             None,
             None,
             None,
@@ -86,7 +86,7 @@ def _pull_back_in_torch(
 def _arrange(x: Tensor, size: int) -> Tensor:
     """x as (R, D), its last elements a row, or as (N, C, S); a view where its memory allows."""
     if size:
-        arranged = x.reshape(x.numel() // size, size)
+        arranged = x if x.dim() == 2 and x.shape[1] == size else x.reshape(x.numel() // size, size)
     else:
         arranged = x.flatten(2) if x.dim() > 2 else x
         if arranged.dim() == 3 and arranged.shape[2] == 1:
@@ -94,13 +94,13 @@ def _arrange(x: Tensor, size: int) -> Tensor:
     return arranged if arranged.stride(-1) == 1 or arranged.shape[-1] == 1 else arranged.contiguous()
 
 
-def _form(parameter: Tensor | None) -> tuple[Any, Any] | None:
-    return None if parameter is None else (parameter.shape, parameter.dtype)
-
-
-def _like_parameter(gradient: Tensor | None, form: tuple[Any, Any] | None) -> Tensor | None:
+def _like_parameter(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
     """A flat gradient in the parameter's shape and dtype."""
-    return gradient if gradient is None or form is None else gradient.view(form[0]).to(form[1])
+    if gradient is None or parameter is None:
+        return gradient
+    if gradient.dtype is parameter.dtype and gradient.shape == parameter.shape:
+        return gradient
+    return gradient.view(parameter.shape).to(parameter.dtype)
 
 
 # --- the operators ---------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def _pull_back(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
     size, _, centred = ctx.how
     learns = [p is not None for p in (weight, bias)]
     dx, *found = OPERATOR_BACKWARD(dy, x, weight, kept, size, centred, learns)
-    gradients = [None if p is None else _like_parameter(found.pop(0), _form(p)) for p in (weight, bias)]
+    gradients = [None if p is None else _like_parameter(found.pop(0), p) for p in (weight, bias)]
     return (dx, *gradients, None, None, None)
 
 
