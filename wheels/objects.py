@@ -88,12 +88,15 @@ def build(out: Path, sets: Iterable[str] = SETS, needed: Iterable[Need] | None =
     (out / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n")
 
 
-def _is_made(out: Path) -> bool:
+def _is_made(out: Path, sets: list[str]) -> bool:
     try:
         contents = json.loads((out / CONTENTS).read_text())
     except (OSError, ValueError):
         return False
-    return bool(contents["sources"] == sources.digest(sources.sources_of(sources.KERNELS / "cpu")))
+    there = [name for name in contents["libraries"] if (out / f"{name}.so").exists()]
+    return set(sets) <= set(there) and contents["sources"] == sources.digest(
+        sources.sources_of(sources.KERNELS / "cpu")
+    )
 
 
 def _compile(needed: list[Need], set_: str, folder: Path) -> None:
@@ -134,14 +137,17 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="a folder")
     parser.add_argument("--compile", metavar="SET", help=argparse.SUPPRESS)
     given = parser.parse_args(args)
+    sets = given.sets.split(",")
+    if unknown := set(sets) - set(SETS):
+        parser.error(f"--sets: {', '.join(sorted(unknown))} is not known; expected {', '.join(SETS)}")
     if given.compile:
         _compile([Need(m, n, tuple(a)) for m, n, a in json.load(sys.stdin)], given.compile, given.out)
     elif (sys.platform, platform.machine()) != ("linux", "x86_64"):
         print(
             "no compiled kernels for this platform: the wheel has the sources, and Numba compiles them", file=sys.stderr
         )
-    elif not _is_made(given.out):
-        build(given.out, given.sets.split(","))
+    elif not _is_made(given.out, sets):
+        build(given.out, sets)
 
 
 if __name__ == "__main__":
