@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from normlab.kernels.cpu._exact import is_beyond, is_far, least_variance, moments
-from normlab.kernels.runtime.ahead import read_ahead, read_soon, write_ahead, write_soon
+from normlab.kernels.runtime.ahead import read_soon, write_soon
 from normlab.kernels.runtime.compiling import compiled
 from normlab.kernels.runtime.narrow import element, number
 from normlab.kernels.runtime.unaliased import load, store
@@ -38,6 +38,8 @@ X, G, WEIGHT, BIAS, OUT, D_WEIGHT, D_BIAS, CENTER, RSTD, SHIFT, FIRST, SECOND = 
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
+#
+# They follow each other in memory, as the processor expects by itself: to ask for what lies ahead took longer.
 
 
 @compiled
@@ -46,8 +48,6 @@ def normalize_row(
     kept: Any, i: int,
 ) -> None:  # fmt: skip
     """y = h * weight + bias, for the row of x from `at` on; m, r and t are kept in place i."""
-    read_ahead(x, at, size)
-    write_ahead(y, to, size)
     m = real(0)
     if centred:
         first = number(load(x, at, X))
@@ -150,9 +150,6 @@ def pull_row(
     learns: bool, d_weight: Any, d_bias: Any, dx: Any, to: int,
 ) -> None:  # fmt: skip
     """dx of a row; if it `learns`, the gradients of weight and bias are added to."""
-    read_ahead(g, g_at, size)
-    read_ahead(x, at, size)
-    write_ahead(dx, to, size)
     m, r, t = load(kept[0], i, CENTER), load(kept[1], i, RSTD), load(kept[2], i, SHIFT)
     sum_g = 0.0
     sum_gx = 0.0
