@@ -18,7 +18,8 @@ from urllib.parse import parse_qs
 
 import typer
 
-from normlab.errors import UsageError
+from normlab.errors import NormlabError, UsageError
+from normlab.study.plain import escaped
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -101,7 +102,8 @@ def application(directory: Path, host: str, port: int, token: str = "", number: 
     answers = (views.page, views.bundle, views.state, views.figures, views.events)
     routes = [Route(path, answer) for path, answer in zip(PATHS, answers, strict=True)]
     guard = Middleware(_Guard, names=None if not is_local(host) else _names(host, port), token=token)
-    return Starlette(routes=routes, middleware=[guard])
+    handlers = {NormlabError: _unreadable, OSError: _unreadable}
+    return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers)
 
 
 def is_local(host: str) -> bool:
@@ -224,6 +226,13 @@ def _no_number(name: str) -> Response:
     from starlette.responses import PlainTextResponse
 
     return PlainTextResponse(f"{name} is no whole number", 400)
+
+
+async def _unreadable(request: Request, error: Exception) -> Response:
+    """What became of a store that cannot be read now: deleted, damaged, or kept busy."""
+    from starlette.responses import PlainTextResponse
+
+    return PlainTextResponse(escaped(str(error)), 503)
 
 
 def _json(value: Any) -> Response:

@@ -16,7 +16,7 @@ from normlab.report import live
 from normlab.report.figures import curves
 from normlab.report.live import CURVES, PAGE, LiveStudy
 from normlab.report.serve import application, is_local
-from normlab.study.keeping.store import Store
+from normlab.study.keeping.store import FILE, Store
 from tests.report.running import Running, server
 
 
@@ -224,6 +224,24 @@ def test_a_commit_is_the_next_event(running: Running) -> None:
         running.epoch(running.ids[0], 1)
         assert next(line for line in stream if line.startswith(b"event")) == b"event: change\n"
         connection.close()
+
+
+# A store that was damaged or deleted under the page was "Internal Server Error", and a traceback in the terminal.
+def test_a_store_that_cannot_be_read_any_more_is_told(running: Running) -> None:
+    with server(running.directory) as port:
+        assert get(port, "/state")[0] == 200
+        running.close()
+        store = running.directory / FILE
+        data = bytearray(store.read_bytes())
+        data[5000:8000] = b"x" * 3000
+        store.write_bytes(data)
+        for words in (b"is damaged", b"holds no study"):
+            for path in ("/state", "/figures", "/"):
+                status, told, _ = get(port, path)
+                assert (status, words in told) == (503, True), told
+            store.unlink(missing_ok=True)
+            for left in running.directory.glob(f"{FILE}-*"):
+                left.unlink()
 
 
 def test_directory_without_study_is_a_usage_error(tmp_path: Path) -> None:
