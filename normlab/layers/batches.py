@@ -206,6 +206,8 @@ class FrozenBatchNorm(RunningNorm):
 
     def __init__(self, norm: str, num_features: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(norm, num_features, *args, **kwargs)
+        if self.running_mean is None:
+            raise UsageError("FrozenBatchNorm: track_running_stats=False; it normalizes by running statistics")
         self.num_batches_tracked = None
         for name in self.learned:
             held = self._parameters.pop(name, None)

@@ -12,11 +12,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from normlab.errors import DtypeError, InputError
+from normlab.errors import DtypeError, InputError, UsageError
 
 Held = Mapping[str, Tensor | None]  # parameters or buffers by name
+
+
+def module(title: str, model: object) -> None:
+    """Raise UsageError unless a model is a module."""
+    if not isinstance(model, nn.Module):
+        what = (
+            f"the class {model.__name__}; build one first" if isinstance(model, type) else f"a {type(model).__name__}"
+        )
+        raise UsageError(f"{title}: expected a torch.nn.Module, got {what}")
 
 
 def floats(title: str, x: Tensor) -> None:

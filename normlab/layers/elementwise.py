@@ -183,7 +183,8 @@ class EvoNormB0(_Channels):
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
         super().__init__(channels, affine=affine)
-        self.eps, self.momentum = eps, momentum
+        # no batches are counted, so they cannot be averaged
+        self.eps, self.momentum = eps, checks.number(type(self).__name__, momentum, "momentum")
         self.v = nn.Parameter(torch.ones(channels))
         self.register_buffer("running_var", torch.ones(channels))
 

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 from normlab.errors import UsageError
 from normlab.kernels.activations import Activation
-from normlab.layers import adapters
+from normlab.layers import adapters, checks
 from normlab.layers._torch import tree_leaves, tree_map
 from normlab.layers.acting import activation_called, activation_of, in_torch, is_passive, is_watched
 from normlab.layers.modes import in_mode
@@ -46,9 +46,10 @@ def fuse_norms(model: Model, *example: Any, **keywords: Any) -> Model:
     `keywords` are inputs such as the model gets; both are run on them in evaluation mode, and must agree.
     `swap_report(fused)` lists what was taken, fused and left, and why.
 
-    Raises UsageError if the model does not take the example, cannot be copied, or if the two do not agree. Warns if no
-    norm was taken.
+    Raises UsageError if it is no module, does not take the example, cannot be copied, or if the two do not agree. Warns
+    if no norm was taken.
     """
+    checks.module("fuse_norms", model)
     expected = _evaluate(model, example, keywords)
     fused = _copied(model)
     for module in list(fused.modules()):

@@ -58,7 +58,7 @@ def seen_through(x: Tensor) -> bool:
 
 def watched(x: Tensor) -> bool:
     """`seen_through`, by others than the compiler."""
-    if type(x) not in _PLAIN or x.is_meta:
+    if type(x) not in _PLAIN or x.is_meta or x.is_nested:
         if not isinstance(x, Tensor):
             raise TypeError(f"expected a torch.Tensor, got {type(x).__name__}")
         return True

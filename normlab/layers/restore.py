@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from normlab.kernels.activations import Activation
-from normlab.layers import norms, positions
+from normlab.layers import checks, norms, positions
 from normlab.layers._torch import BatchNormBase, InstanceNormBase
 from normlab.layers.acting import in_torch
 from normlab.layers.fuse import straighten
@@ -28,8 +28,10 @@ def restore_norms(model: Model) -> Model:
 
     In place: the same modules, parameters, buffers, hooks and `state_dict` keys. An addition and an activation that a
     layer of ours was built with become calls of torch's functions behind torch's layer. Warns of layers that torch has
-    no counterpart of (batch-instance norm, filter response norm, your own): they stay.
+    no counterpart of (batch-instance norm, filter response norm, your own): they stay. Raises UsageError for
+    what is no module.
     """
+    checks.module("restore_norms", model)
     stays = []
     for name, module in model.named_modules():
         straighten(module)

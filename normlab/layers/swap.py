@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from normlab.errors import UsageError
 from normlab.kernels.activations import Activation
-from normlab.layers import adapters, faster, ranked
+from normlab.layers import adapters, checks, faster, ranked
 from normlab.layers._torch import BatchNormBase, InstanceNormBase, NormBase
 from normlab.layers.norms import BatchNorm, ChannelNorm, GroupNorm, LayerNorm, Norm, RMSNorm
 from normlab.layers.recasting import become, recast, undo
@@ -45,8 +46,10 @@ def swap_norms(model: Model, where: Literal["everywhere", "faster"] = "everywher
     what it was given beside ours: with its backward pass in training, without it in evaluation. A layer that would take
     more than 3 % longer stays, and the report says what was measured.
 
-    Warns if no layer was taken. Raises UsageError for another `where`, or one that needs an example and has none.
+    Warns if no layer was taken. Raises UsageError for what is no module, for another `where`, or one that needs an
+    example and has none.
     """
+    checks.module("swap_norms", model)
     for module in model.modules():
         vars(module).pop("_stays", None)
     if where == "faster":
@@ -113,6 +116,7 @@ class SwapReport:
 
 def swap_report(model: nn.Module) -> SwapReport:
     """Which normalization layers of a model are normlab's, which take in what follows them, which were left and why."""
+    checks.module("swap_report", model)
     taken: list[str] = []
     fused: dict[str, str] = {}
     left: dict[str, str] = {}
@@ -136,6 +140,9 @@ def is_ours(module: nn.Module) -> bool:
 
 def why_left(module: nn.Module) -> str | None:
     """Why `swap_norms` does not take a normalization layer; None for other modules, and for layers that it takes."""
+    if isinstance(module, torch.jit.ScriptModule):
+        is_norm = _sounds_like_a_norm(module.original_name.lower()) and not any(True for _ in module.children())
+        return "it is compiled by TorchScript: swap before torch.jit.script or torch.jit.trace" if is_norm else None
     return None if is_ours(module) or not _is_norm(module) else _find_plan(module)[1]
 
 
@@ -207,10 +214,14 @@ def _is_norm(module: nn.Module) -> bool:
     if kind in _ADAPTERS or isinstance(module, _NORMS):
         return True
     name = kind.__name__.lower()
-    if kind.__module__.startswith("torch.") or not ("norm" in name or name.endswith("grn")):
+    if kind.__module__.startswith("torch.") or not _sounds_like_a_norm(name):
         return name in ("localresponsenorm", "crossmaplrn2d")
     parts = (part for part in module.children() if part is not getattr(module, "parametrizations", None))
     return not any(True for part in parts for _ in (*part.parameters(), *part.buffers()))
+
+
+def _sounds_like_a_norm(name: str) -> bool:
+    return "norm" in name or name.endswith("grn")
 
 
 def _find_plan(module: nn.Module) -> tuple[adapters.Plan | nn.Module | None, str | None]:

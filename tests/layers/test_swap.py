@@ -405,3 +405,35 @@ def test_where_it_pays_is_measured() -> None:
 def test_where_is_refused(options: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         normlab.swap_norms(nn.Sequential(nn.BatchNorm2d(3)), **options)
+
+
+# --- what models of other people have in them ------------------------------------------------------------------------
+
+
+# Bug: layers that TorchScript has compiled were neither taken nor listed.
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_parts_are_listed() -> None:
+    model = nn.Sequential(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))), nn.BatchNorm2d(4))
+    report = normlab.swap_report(normlab.swap_norms(model))
+    assert report.taken == ("1",)
+    assert list(report.left) == ["0.1"]
+    assert "swap before torch.jit.script" in report.left["0.1"]
+
+
+# Bug: "'list' object has no attribute 'modules'".
+@pytest.mark.parametrize("call", [normlab.swap_norms, normlab.fuse_norms, normlab.restore_norms, normlab.swap_report])
+def test_what_is_no_module(call: Any) -> None:
+    with pytest.raises(UsageError, match=r"expected a torch\.nn\.Module, got a list"):
+        call([nn.LayerNorm(4)])
+    with pytest.raises(UsageError, match=r"got the class LayerNorm; build one first"):
+        call(nn.LayerNorm)
+
+
+# Bug: "NestedTensorImpl doesn't support sizes", of nested tensors in torch's older layout.
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors_of_the_older_layout() -> None:
+    parts = [torch.randn(2, 6), torch.randn(3, 6)]
+    layer = normlab.swap_norms(nn.LayerNorm(6))
+    y = layer(torch.nested.nested_tensor(parts, layout=torch.strided))
+    for found, x in zip(y.unbind(), parts, strict=True):
+        torch.testing.assert_close(found, F.layer_norm(x, (6,)))

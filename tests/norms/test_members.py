@@ -216,6 +216,13 @@ def test_checkpoints_of_the_authors() -> None:
     assert ibn.weight.tolist() == [5, 5, 1, 1]
 
 
+# Bugs: a frozen norm of no statistics took those of the batch, and the average of uncounted batches failed in a call.
+@pytest.mark.parametrize(("spec", "option"), [("frozen", "track_running_stats"), ("evonorm-b0", "momentum")])
+def test_statistics_that_are_needed(spec: str, option: str) -> None:
+    with pytest.raises(UsageError, match=f"{spec}.*{option}"):
+        normlab.make_norm(spec, 4, **{option: False if option == "track_running_stats" else None})
+
+
 @pytest.mark.parametrize("spec", ["brn:r_max=0.5", "brn:d_max=-1", "ghost:size=0", "ghost:parts=1.5", "sn:size=3"])
 def test_wrong_options(spec: str) -> None:
     with pytest.raises(UsageError, match=spec.partition(":")[0]):
