@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from normlab.kernels import activations
-from normlab.kernels.layout import Layout
 from normlab.kernels.reference.planes import affine, as_grid, combine, dots, wide
 from normlab.layers import checks
 from normlab.layers.call import Call
@@ -59,9 +58,10 @@ def pull_back(dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, call
 
 
 def dense_as(x: Tensor, v: Tensor) -> Tensor:
-    """v in the memory order of x."""
-    dense: Tensor = Layout.of(x, False).dense(v)
-    return dense
+    """v in the memory order of x, channels-first where x is dense in neither; `vmap` lets nothing else be asked."""
+    if x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
+        return v.contiguous()
+    return v.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def check(mask: Tensor, refusal: str) -> None:
