@@ -76,4 +76,4 @@ wheel: $(DEMO)  ## build dist/normlab-*.whl, with kernels that are compiled for 
 	NORMLAB_WHEEL=build/objects $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:  ## remove what these targets made
-	rm -rf $(VENV) demo-report dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build demo-report dist site .pytest_cache .mypy_cache .ruff_cache

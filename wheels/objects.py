@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from importlib import import_module
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -29,6 +31,7 @@ from normlab.kernels.runtime.system import COMPILE_ALONE
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build" / "objects"
+_RUNTIME_C = Path(__file__).parent / "runtime.c"
 _CPU, _RUNTIME = "normlab.kernels.cpu", "normlab.kernels.runtime"
 _FLAGS = ["-shared", "-fPIC", "-O2", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fvisibility=hidden", "-s"]
 
@@ -67,9 +70,10 @@ def _need(module: str, name: str, *arguments: Any) -> Need:
 
 def build(out: Path, sets: Iterable[str] = SETS, needed: Iterable[Need] | None = None) -> None:
     """Write a library for each of the sets, with all kernels or these, and what they were made from."""
-    made_from = sources.digest(sources.sources_of(sources.KERNELS / "cpu"))
+    if shutil.which("cc") is None:
+        raise SystemExit("wheels.objects: there is no C compiler (cc) to link the kernels with; install one")
     out.mkdir(parents=True, exist_ok=True)
-    contents: dict[str, Any] = {"sources": made_from, "libraries": {}}
+    contents: dict[str, Any] = {**_made_from(), "libraries": {}}
     for name in sets:
         library = out / f"{name}.so"
         with tempfile.TemporaryDirectory() as folder:
@@ -81,10 +85,8 @@ def build(out: Path, sets: Iterable[str] = SETS, needed: Iterable[Need] | None =
                 command, cwd=ROOT, env=environment, check=True, text=True, input=json.dumps(list(needed or kernels()))
             )
             objects = sorted(map(str, Path(folder).glob("*.o")))
-            subprocess.run(
-                ["cc", *_FLAGS, str(Path(__file__).parent / "runtime.c"), *objects, "-o", library], check=True
-            )
-        contents["libraries"][name] = hashlib.sha256(library.read_bytes()).hexdigest()
+            subprocess.run(["cc", *_FLAGS, str(_RUNTIME_C), *objects, "-o", library], check=True)
+        contents["libraries"][name] = _digest(library)
     (out / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n")
 
 
@@ -93,10 +95,20 @@ def _is_made(out: Path, sets: list[str]) -> bool:
         contents = json.loads((out / CONTENTS).read_text())
     except (OSError, ValueError):
         return False
-    there = [name for name in contents["libraries"] if (out / f"{name}.so").exists()]
-    return set(sets) <= set(there) and contents["sources"] == sources.digest(
-        sources.sources_of(sources.KERNELS / "cpu")
-    )
+    there = [name for name, digest in contents["libraries"].items() if _digest(out / f"{name}.so") == digest]
+    return set(sets) <= set(there) and _made_from().items() <= contents.items()
+
+
+def _made_from() -> dict[str, str]:
+    """What is compiled, and with what, as digests."""
+    return {
+        "sources": sources.digest(sources.sources_of(sources.KERNELS / "cpu")),
+        "tools": f"{sources.digest([_RUNTIME_C, Path(__file__)])} numba {version('numba')}",
+    }
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _compile(needed: list[Need], set_: str, folder: Path) -> None:

@@ -179,7 +179,7 @@ def describe(name: str) -> NormEntry:
     if found is None:
         raise UsageError(
             f"norm {name!r} is not known; expected one of: {', '.join(_REGISTRY)}; or one of your own, "
-            "whose module --plugin names (in Python: which is imported first)"
+            "whose module --plugin names where a command takes it (in Python: which is imported first)"
         )
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -172,13 +171,16 @@ class LiveStudy:
         """Judge beside the page, reading a few cells at a time; a store that is gone is for the next look to report."""
         started = time.monotonic()
         records: list[dict[str, Any]] = []
-        with contextlib.suppress(NormlabError):
+        try:
             for first in range(0, len(cells), _TOGETHER):
                 with self._lock, Store(self.directory, readonly=True) as store:
                     part = cells[first : first + _TOGETHER]
                     records += [self._record(store, c, states[c.id]) for c in part]
             self._judge(ended, facts, records)
-        self._rested_at = time.monotonic() + _REST * (time.monotonic() - started)
+        except (NormlabError, OSError):
+            pass
+        finally:
+            self._rested_at = time.monotonic() + _REST * (time.monotonic() - started)
 
     def _judge(self, ended: Mapping[int, str], facts: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
         results = {"cells": records, "environment": facts, "tuning": facts.get("tuning", [])}

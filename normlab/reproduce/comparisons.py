@@ -31,10 +31,11 @@ class Comparison:
     cells: list[dict[str, Any]]
     environment: dict[str, Any]
 
-    @property
-    def is_cifar10(self) -> bool:
-        """Whether the images are CIFAR-10's, of any size, JPEG compression or not."""
-        return tuple(name.lower() for name in self.environment["class_names"]) == _CIFAR10
+    def is_cifar10(self, setting: Setting) -> bool:
+        """Whether the images are CIFAR-10's, brought to the setting's size or not, JPEG compression or not."""
+        size = setting.image_size or 32
+        names = tuple(name.lower() for name in self.environment["class_names"])
+        return names == _CIFAR10 and self.environment["image_shape"] == [3, size, size]
 
     def describe_data(self, setting: Setting) -> str:
         """The images in a few words."""
@@ -42,7 +43,7 @@ class Comparison:
         counts = ", ".join(f"{self.environment[f'{split}_images']} {split}" for split in ("train", "val", "test"))
         if setting.data is None:
             name = "the digits that come with normlab (no --data was named)"
-        elif self.is_cifar10:
+        elif self.is_cifar10(setting):
             name = "CIFAR-10 (JPEG)" if any("JPEG" in note for note in self.environment["notes"]) else "CIFAR-10"
         else:
             name = self.environment["data"]
@@ -119,7 +120,7 @@ def compare(name: str, setting: Setting, full: dict[str, Any], quick: dict[str, 
 def scale_of(found: Comparison, setting: Setting, spec: Mapping[str, Any], *, like: str = "CIFAR-10") -> str:
     """How a study departs from the published one, in words; empty if it does not. `like` names the published images."""
     parts = [setting.shortened(spec)]
-    if like != "CIFAR-10" or not found.is_cifar10:
+    if like != "CIFAR-10" or not found.is_cifar10(setting):
         name = "digits" if setting.data is None else Path(found.environment["data"]).name
         parts.append(f"on {name} instead of {like}")
     return ", ".join(part for part in parts if part)

@@ -41,8 +41,16 @@ def _findings(path: Path) -> Iterator[dict[str, Any]]:
     try:
         findings = json.loads(path.read_text("utf-8"))["findings"]
         for finding in findings:
-            yield {"needs": None, **{key: finding[key] for key in ("claim", "measured", "verdict")}, **finding}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            needs = finding.get("needs")
+            if finding["verdict"] not in verdicts.VERDICTS or not (needs is None or type(needs) is int):
+                raise ValueError("a finding has no verdict")
+            yield {
+                "claim": finding["claim"],
+                "measured": finding["measured"],
+                "verdict": finding["verdict"],
+                "needs": needs,
+            }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{str(path)!r} is not the result of an experiment ({error}); expected its findings") from error
 
 

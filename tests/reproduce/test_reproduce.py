@@ -155,7 +155,11 @@ def test_a_summary_counts_findings_and_names_the_open_ones(tmp_path: Path, capsy
     assert first == ("4 findings of 2 experiments: 2 holds (50 %), 1 does not hold (25 %), 1 cannot tell (25 %)")
     assert f"  one: unclear; measured: {open_.measured}; about {open_.needs} seeds would decide it" in rest
     assert not any("clear;" in line and "unclear" not in line for line in rest)
-    for damaged in ("{", "[]", '{"findings": [{}]}', '{"findings": 3}'):
+    one = {"claim": "c", "measured": "m", "verdict": "holds"}
+    strange = [
+        json.dumps({"findings": [{**one, **odd}]}) for odd in ({"verdict": []}, {"verdict": "?"}, {"needs": "1"})
+    ]
+    for damaged in ("{", "[]", '{"findings": [{}]}', '{"findings": 3}', '{"findings": ["a"]}', *strange):
         (tmp_path / "two" / "result.json").write_text(damaged)
         assert _run(["reproduce", "--summary", str(tmp_path)]) == 6
         assert "is not the result of an experiment" in capsys.readouterr().err

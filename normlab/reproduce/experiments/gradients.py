@@ -14,8 +14,8 @@ from normlab.reproduce.finding import Finding
 from normlab.scratch import fast_layers, layers
 from normlab.scratch.gradient_check import eval_numerical_gradient, eval_numerical_gradient_array, rel_error
 
-# the reported errors
 SMALL = {"seeds": 20}
+# the reported errors
 REPORTED = {
     "spatial batch norm dx": 2.7866e-07,
     "spatial batch norm dgamma": 7.0975e-12,

@@ -57,7 +57,14 @@ _REQUIRED = ("model", "norm", "class_names", "image_shape", "mean", "std")
 
 
 def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
+    if not value:
+        raise DataError(f"{name} is {_named(value)}; expected text")
+    return _line(name, value)
+
+
+def _line(name: str, value: Any) -> str:
+    """Text that may be empty: the name of a class is its user's."""
+    if not isinstance(value, str):
         raise DataError(f"{name} is {_named(value)}; expected text")
     try:
         value.encode(errors="surrogateescape")  # which a file's name may need
@@ -115,13 +122,6 @@ def _mapping(read: Callable[[str, Any], T]) -> Callable[[str, Any], dict[str, T]
     return read_all
 
 
-def _distinct(name: str, value: Any) -> tuple[str, ...]:
-    found = _several(_text)(name, value)
-    if len(set(found)) < len(found):
-        raise DataError(f"{name} has a class twice; expected a name of its own for each")
-    return found
-
-
 def _rising(name: str, value: Any) -> tuple[int, ...]:
     low, high = found = _several(_whole(0, 65535), 2)(name, value)
     if low >= high:
@@ -146,7 +146,7 @@ def _named(value: Any) -> str:
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "model": _text,
     "norm": _text,
-    "class_names": _distinct,
+    "class_names": _several(_line),
     "image_shape": _several(_whole(1, 65535), 3),
     "mean": _several(_finite),
     "std": _several(_positive),
