@@ -184,6 +184,13 @@ def test_a_wrong_fact_is_told_by_its_name(saved: Path, tmp_path: Path, field: st
         normlab.load(path)
 
 
+# Training and saving allow such names, and the file was refused: "class_names has a class twice".
+def test_any_text_names_a_class(saved: Path, tmp_path: Path) -> None:
+    names = ["", "a", "a", *CLASSES][: len(CLASSES)]
+    path = with_header(saved, tmp_path / "names.safetensors", class_names=names)
+    assert list(normlab.load(path).facts.class_names) == names
+
+
 @given_examples(st.sampled_from([name for name in _WRONG if name != "more"]), _VALUES)
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_whatever_stands_in_a_header_is_told_or_serves(saved: Path, tmp_path: Path, field: str, value: object) -> None:
