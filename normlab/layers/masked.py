@@ -30,12 +30,7 @@ def normalize(x: Tensor, residual: Tensor | None, mask: Tensor, call: Call) -> T
         z = z + residual
     z = z if call.act is None else activations.apply(call.act, z)
     y = dense_as(x, torch.where(kept.reshape(len(x), 1, *x.shape[2:]), z, 0.0).to(x.dtype))
-    if call.update is not None and applied.moments.batch is not None:
-        mean, var, momentum, seen = call.update
-        if momentum is None:
-            momentum = 0.0 if seen is None else 1 / int(seen)
-        with torch.no_grad():
-            update_running((mean, var), applied.moments.batch, momentum)
+    _update(applied, call)
     return y
 
 
@@ -91,6 +86,32 @@ def _apply(planes: Tensor, kept: Tensor, call: Call) -> Application:
     rows = {name: wide(v).reshape(1, -1) for name, v in call.params.items()}
     fixed = None if call.running is None else (wide(call.running[0])[None], wide(call.running[1])[None])
     return Application(call.recipe, measure, (n, channels), count, rows, fixed, call.eps)
+
+
+def _update(applied: Application, call: Call) -> None:
+    """Move the running statistics, if any are to be, by the batch's or by those that its instances have on average."""
+    if call.update is None:
+        return
+    mean, var, momentum, seen = call.update
+    if momentum is None:
+        momentum = 0.0 if seen is None else 1 / int(seen)
+    averaged = call.recipe.entry.in_evaluation is not None
+    with torch.no_grad():
+        found = _average(applied) if averaged else applied.moments.batch
+        if found is not None:
+            update_running((mean, var), found, momentum, unbiased=not averaged)
+
+
+def _average(applied: Application) -> tuple[Tensor, Tensor, int]:
+    """Mean and unbiased variance of each channel, averaged over the instances that have elements, as one value.
+
+    As without a mask, an instance of one element counts with a variance of zero.
+    """
+    mean, var = (v.value for v in applied.measured)  # both are zero where there are no elements
+    count = applied.size
+    unbiased = var * (count / (count - 1).clamp(min=1))
+    instances = (count > 0).sum(0)
+    return mean.sum(0) / instances, unbiased.sum(0) / instances, 1
 
 
 def _like_parameter(grad: Tensor | None, v: Tensor) -> Tensor:

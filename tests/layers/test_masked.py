@@ -1,14 +1,17 @@
-"""Masked norms called plainly, and under the transforms of `torch.func`."""
+"""Masked norms called plainly: under the transforms of `torch.func`, and the running statistics that they move."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import normlab
 from normlab.layers import masked
 from tests.layers.test_operators import layer_of
 
@@ -68,3 +71,97 @@ def test_the_memory_order_is_found_without_a_copy() -> None:
         y = masked.dense_as(x, torch.zeros(2, 8, 3, 4))
     assert y.is_contiguous()
     assert not {"aten.clone", "aten.copy_"} & {*seen.names}
+
+
+# --- running statistics that average over instances ------------------------------------------------------------------
+
+
+def compiled(layer: nn.Module) -> Callable[..., Tensor]:
+    torch._dynamo.reset()
+    return torch.compile(layer, fullgraph=True, backend="aot_eager")
+
+
+def as_called(layer: nn.Module) -> Callable[..., Tensor]:
+    return layer
+
+
+INSTANCES: dict[str, Any] = {"track_running_stats": True}
+# samples of all positions, of some, of one, and of none
+LENGTHS = torch.tensor([12, 7, 1, 0, 2])
+RAGGED = torch.arange(12).reshape(3, 4) < LENGTHS[:, None, None]
+
+
+# Bug: with a mask the running statistics of instances stayed at 0 and 1, which evaluation then took.
+@pytest.mark.parametrize("call", [as_called, compiled])
+@pytest.mark.parametrize("momentum", [0.1, 1.0, None])
+@pytest.mark.parametrize("norm", ["in", "ibn-b"])
+def test_instances_where_a_mask_keeps_everything(
+    norm: str, momentum: float | None, call: Callable[[nn.Module], Callable[..., Tensor]]
+) -> None:
+    layer = layer_of(norm, momentum=momentum, **INSTANCES)
+    stock = nn.InstanceNorm2d(8, affine=True, **{**INSTANCES, "momentum": momentum})
+    stock.load_state_dict(layer.state_dict())
+    run = call(layer)
+    for seed in range(2):
+        x = 3 + 2 * torch.randn(5, 8, 3, 4, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(run(x, mask=torch.ones(5, 3, 4)), stock(x))
+        torch.testing.assert_close(layer.state_dict(), stock.state_dict())
+    torch.testing.assert_close(layer.eval()(x, mask=torch.ones(5, 3, 4)), stock.eval()(x))
+
+
+@pytest.mark.parametrize("call", [as_called, compiled])
+def test_instances_that_a_mask_cuts_short(call: Callable[[nn.Module], Callable[..., Tensor]]) -> None:
+    """As the mean over the samples, each cut to what it has; one value has a variance of zero."""
+    x = 3 + 2 * torch.randn(5, 8, 3, 4, generator=torch.Generator().manual_seed(0))
+    layer = normlab.make_norm("in", 8, momentum=0.25, **INSTANCES)
+    cut = [x[i].flatten(1)[:, :length] for i, length in enumerate(LENGTHS) if length]
+    mean = torch.stack([v.mean(1) for v in cut]).mean(0)
+    var = torch.stack([v.var(1) if v.shape[1] > 1 else torch.zeros(8) for v in cut]).mean(0)
+    call(layer)(torch.where(RAGGED[:, None], x, torch.nan), mask=RAGGED)
+    torch.testing.assert_close(layer.running_mean, 0.25 * mean)
+    torch.testing.assert_close(layer.running_var, 0.75 + 0.25 * var)
+
+
+def test_one_instance_moves_them_as_torchs_layer_does_without_the_padding() -> None:
+    x = torch.randn(1, 8, 7, generator=torch.Generator().manual_seed(1))
+    layer, stock = normlab.make_norm("in", 8, **INSTANCES), nn.InstanceNorm1d(8, affine=True, **INSTANCES)
+    y = layer(x, mask=torch.arange(7)[None] < 4)
+    torch.testing.assert_close(y[..., :4], stock(x[..., :4]))
+    torch.testing.assert_close(layer.state_dict(), stock.state_dict())
+
+
+def test_instances_of_which_a_mask_keeps_nothing_move_nothing() -> None:
+    layer = layer_of("in", **INSTANCES)
+    before = copy.deepcopy(layer.state_dict())
+    for run in (layer, compiled(layer)):
+        run(torch.randn(2, 8, 3, 4), mask=torch.zeros(2, 3, 4))
+        torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
+
+
+def test_instances_once_statistics_are_no_longer_tracked() -> None:
+    """As torch's layer: evaluation then normalizes by the instances, and moves what buffers there are."""
+    layer = layer_of("in", training=False, **INSTANCES)
+    stock = nn.InstanceNorm2d(8, affine=True, **INSTANCES).eval()
+    stock.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 8, 3, 4, generator=torch.Generator().manual_seed(2))
+    for each in (layer, stock):
+        each.track_running_stats = False  # type: ignore[assignment]
+    torch.testing.assert_close(layer(x, mask=torch.ones(2, 3, 4)), stock(x))
+    torch.testing.assert_close(layer.state_dict(), stock.state_dict())
+
+
+def test_instances_of_several_layers_at_once() -> None:
+    """An ensemble, each of whose layers moves its own running statistics."""
+    stack = [layer_of("in", **INSTANCES) for _ in range(2)]
+    stack[1].running_mean.add_(1)  # type: ignore[operator]
+    x = torch.randn(5, 8, 3, 4, generator=torch.Generator().manual_seed(3))
+    params, buffers = torch.func.stack_module_state(stack)
+
+    def apply(params: Any, buffers: Any) -> Tensor:
+        y: Tensor = torch.func.functional_call(stack[0], (params, buffers), (x,), {"mask": RAGGED})
+        return y
+
+    y = torch.func.vmap(apply)(params, buffers)
+    for i, layer in enumerate(stack):
+        torch.testing.assert_close(y[i], layer(x, mask=RAGGED))
+        torch.testing.assert_close({k: v[i] for k, v in buffers.items()}, dict(layer.named_buffers()))
