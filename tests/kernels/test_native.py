@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import normlab
+from normlab import cli
 from normlab.errors import UsageError
 from normlab.kernels import registry
 from normlab.kernels.native import building
@@ -93,6 +94,55 @@ def test_what_does_not_load_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None
     place.parent.mkdir()
     place.write_text("no library")
     assert normlab.backend_for(torch.zeros(1)) == "numba_cpu"
+
+
+# a container's user whose home belongs to root: every layer on the CPU raised PermissionError
+@pytest.mark.usefixtures("unbuilt")
+@pytest.mark.parametrize("method", ["is_file", "read_bytes"])
+def test_where_nothing_can_be_read(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, method, refuse)
+    assert building.built() is None
+    assert normlab.backend_for(torch.zeros(1)) == "numba_cpu"
+    with pytest.raises(UsageError, match=r"normlab build: .*Permission denied.*\n.*TORCH_EXTENSIONS_DIR"):
+        building.build()
+
+
+# it claimed that layers were called through what did not load
+@pytest.mark.usefixtures("unbuilt")
+def test_what_does_not_load_is_not_reported_as_built(capsys: pytest.CaptureFixture[str]) -> None:
+    place = building._place()
+    assert place is not None
+    place.parent.mkdir()
+    place.write_text("no library")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["build"])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{place} does not load" in err
+
+
+# torch calls the second extension of a process normlab_native_v1
+@pytest.mark.usefixtures("unbuilt")
+def test_the_library_is_found_by_whatever_number_torch_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils import cpp_extension
+
+    def load(name: str, sources: list[str], *, build_directory: str, **kwargs: object) -> None:
+        Path(build_directory, f"{name}_v1.so").write_text("no library")
+
+    monkeypatch.setattr(cpp_extension, "load", load)
+    with pytest.raises(UsageError, match="does not load"):
+        building.build()
+    assert building.built() == building._place()
+
+
+@pytest.mark.usefixtures("unbuilt")
+def test_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+    with pytest.raises(UsageError, match="for Linux and macOS; without it everything works as before"):
+        building.build()
 
 
 def _outcome(layer: nn.Module, inputs: list[Tensor], dy: Tensor) -> list[Tensor]:

@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,12 @@ _NAME = "normlab_native"
 
 @cache
 def built() -> Path | None:
-    """The built library, or None where there is none for this source, torch and Python."""
-    place = _place()
-    return place if place is not None and place.is_file() else None
+    """The built library, or None where there is none for this source, torch and Python, or none that can be read."""
+    with suppress(OSError):  # a home that this user cannot enter
+        place = _place()
+        if place is not None and place.is_file():
+            return place
+    return None
 
 
 @cache
@@ -48,35 +52,47 @@ def library() -> Any:
 def build() -> Path:
     """Compile the C++ part, where that has not been done, and return the library.
 
-    Raises UsageError where there is no compiler, no ninja, or no folder to write to.
+    Raises UsageError where there is no compiler, no ninja, or no folder to write to, on Windows, and where what was
+    built does not load.
     """
-    place = _place()
-    if place is None:
-        raise UsageError("normlab build: there is no home directory; say where in TORCH_EXTENSIONS_DIR")
-    if not place.is_file():
-        from torch.utils import cpp_extension
-
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=place.parent) as folder:  # an interrupted build leaves nothing locked
-                cpp_extension.load(_NAME, [str(_SOURCE)], extra_cflags=_FLAGS, build_directory=folder)
-                os.replace(Path(folder) / f"{_NAME}{place.suffix}", place)
-        except (RuntimeError, OSError, ImportError) as error:
-            raise UsageError(
-                f"normlab build: {str(error).strip()}\nIt needs a C++ compiler and ninja (pip install ninja); without "
-                "it everything works as before."
-            ) from None
+    if platform.system() == "Windows":
+        raise UsageError("normlab build: the C++ part is for Linux and macOS; without it everything works as before")
+    try:
+        place = _place()
+        if place is None:
+            raise UsageError("normlab build: there is no home directory; say where in TORCH_EXTENSIONS_DIR")
+        if not place.is_file():
+            _compile(place)
+    except (RuntimeError, OSError, ImportError) as error:
+        raise UsageError(
+            f"normlab build: {str(error).strip()}\nIt needs a C++ compiler, ninja (pip install ninja) and a folder to "
+            "write to (TORCH_EXTENSIONS_DIR); without it everything works as before."
+        ) from None
     built.cache_clear()
     library.cache_clear()
     registry.forget_choices()
+    try:
+        library()
+    except ImportError as error:
+        raise UsageError(
+            f"normlab build: {place} does not load ({error}); delete it and build again. Without it everything works "
+            "as before."
+        ) from None
     return place
 
 
-_FLAGS = ["/O2"] if sys.platform == "win32" else ["-O2"]
+def _compile(place: Path) -> None:
+    from torch.utils import cpp_extension
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as folder:  # an interrupted build leaves nothing locked
+        cpp_extension.load(_NAME, [str(_SOURCE)], extra_cflags=["-O2"], build_directory=folder, is_python_module=False)
+        (made,) = Path(folder).glob(f"{_NAME}*.so")  # torch numbers those of one process
+        os.replace(made, place)
 
 
 def _place() -> Path | None:
-    """Where the library is, or would be."""
+    """Where the library is, or would be. Raises OSError if its source cannot be read."""
     import torch
 
     folder = os.environ.get("TORCH_EXTENSIONS_DIR")
@@ -86,4 +102,4 @@ def _place() -> Path | None:
         return None
     facts = (torch.__version__, sys.implementation.cache_tag, platform.machine())
     digest = hashlib.sha256(_SOURCE.read_bytes() + repr(facts).encode()).hexdigest()[:16]
-    return root / "normlab" / f"{_NAME}-{digest}{'.pyd' if sys.platform == 'win32' else '.so'}"
+    return root / "normlab" / f"{_NAME}-{digest}.so"

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -41,7 +42,7 @@ Constants at_;
 
 struct Job {
   std::vector<int64_t> numbers;
-  Direction direction = nullptr;
+  std::atomic<Direction> direction = nullptr;  // stored last: whoever loads one may read the numbers
 };
 
 // What is the same in every call with one recipe, shape, layout and activation.
@@ -78,6 +79,9 @@ int64_t bits(double number) {
 
 int64_t address(const Tensor& v) { return reinterpret_cast<int64_t>(v.const_data_ptr()); }
 
+// Where a kernel writes: a tensor that shares its memory until one of the two is changed is given its own here.
+int64_t written(const Tensor& v) { return reinterpret_cast<int64_t>(v.mutable_data_ptr()); }
+
 // Memory of this process that belongs to the tensor itself.
 bool is_plain(const Tensor& v) {
   return v.defined() && v.device().is_cpu() && v.layout() == at::kStrided && !v.is_neg() &&
@@ -105,8 +109,8 @@ void count_change(const Tensor& v) {
   if (!v.is_inference()) v.unsafeGetTensorImpl()->bump_version();
 }
 
-void place(std::vector<int64_t>& job, const Tensor& v) {
-  job.insert(job.end(), {address(v), static_cast<int64_t>(v.itemsize()), v.numel()});
+void place(std::vector<int64_t>& job, const Tensor& v, int64_t at) {
+  job.insert(job.end(), {at, static_cast<int64_t>(v.itemsize()), v.numel()});
 }
 
 const pid_t process = getpid();
@@ -127,14 +131,13 @@ void run(const Plan& plan, const Job& prepared, std::vector<int64_t>& job, int64
   job[at_.helpers] = helpers;
   job[at_.shares] = reinterpret_cast<int64_t>(counters.data());
   job[at_.control] = reinterpret_cast<int64_t>(counters.data() + (1 + helpers) * at_.line);
-  prepared.direction(reinterpret_cast<int64_t>(job.data()));
+  prepared.direction.load(std::memory_order_acquire)(reinterpret_cast<int64_t>(job.data()));
 }
 
-void begin(std::vector<int64_t>& job, const Tensor& x, const Tensor& y, const Tensor& memory, double eps,
-           double tiny) {
+void begin(std::vector<int64_t>& job, const Tensor& x, const Tensor& y, int64_t memory, double eps, double tiny) {
   job[at_.x] = address(x);
-  job[at_.y] = address(y);
-  job[at_.memory] = address(memory);
+  job[at_.y] = written(y);
+  job[at_.memory] = memory;
   job[at_.eps] = bits(eps);
   job[at_.tiny] = bits(tiny);
 }
@@ -151,12 +154,14 @@ struct State : public torch::CustomClassHolder {
   bool has_residual = false;
 };
 
+// Several threads may come here at once. Python changes hands within the call, but not after it: one of them stores.
 void prepare_backward(Plan& plan) {
   py::gil_scoped_acquire lock;
-  if (plan.backward.direction != nullptr) return;
+  if (plan.backward.direction.load(std::memory_order_acquire) != nullptr) return;
   auto [numbers, direction] = plan.prepare_backward().cast<std::pair<std::vector<int64_t>, int64_t>>();
+  if (plan.backward.direction.load(std::memory_order_acquire) != nullptr) return;
   plan.backward.numbers = std::move(numbers);
-  plan.backward.direction = reinterpret_cast<Direction>(direction);
+  plan.backward.direction.store(reinterpret_cast<Direction>(direction), std::memory_order_release);
 }
 
 bool is_vector(const Tensor& v, const Plan& plan) {
@@ -176,15 +181,14 @@ struct Normalize : public torch::autograd::Function<Normalize> {
     std::vector<int64_t> job;
     job.reserve(plan.forward.numbers.size() + 3 * (2 + params.size()));
     job = plan.forward.numbers;
-    begin(job, x, y, memory, state->eps, state->tiny);
+    begin(job, x, y, written(memory), state->eps, state->tiny);
     Tensor added;
     if (residual) {
       added = dense(*residual, plan.last);
       job[at_.residual] = address(added);
     }
     if (state->running) {
-      place(job, state->running->first);
-      place(job, state->running->second);
+      for (const Tensor& v : {state->running->first, state->running->second}) place(job, v, address(v));
       state->versions = {version(state->running->first), version(state->running->second)};
     } else {
       job.insert(job.end(), 6, 0);
@@ -192,12 +196,12 @@ struct Normalize : public torch::autograd::Function<Normalize> {
     variable_list converted;
     for (const Tensor& p : params) {
       converted.push_back(readable(p));
-      place(job, converted.back());
+      place(job, converted.back(), address(converted.back()));
     }
     if (state->update) {
       const auto& [mean, var, momentum] = *state->update;
-      job[at_.running_mean] = address(mean);
-      job[at_.running_var] = address(var);
+      job[at_.running_mean] = written(mean);
+      job[at_.running_var] = written(var);
       job[at_.running_bytes] = static_cast<int64_t>(mean.itemsize());
       job[at_.momentum] = bits(momentum);
     }
@@ -231,7 +235,7 @@ struct Normalize : public torch::autograd::Function<Normalize> {
     int64_t helpers = helpers_for(plan);
     if (at::GradMode::is_enabled() || helpers < 0 || !is_ordinary(plan, dy, x, residual, memory, params))
       return in_python(*state, dy, x, residual, memory, params);
-    if (plan.backward.direction == nullptr) prepare_backward(plan);
+    if (plan.backward.direction.load(std::memory_order_acquire) == nullptr) prepare_backward(plan);
 
     x = dense(x, plan.last);
     dy = dense(dy, plan.last);
@@ -239,20 +243,20 @@ struct Normalize : public torch::autograd::Function<Normalize> {
     job.reserve(plan.backward.numbers.size() + 3 * params.size());
     job = plan.backward.numbers;
     Tensor dx = at::empty_like(x), to_residual;
-    begin(job, x, dx, memory, state->eps, state->tiny);
+    begin(job, x, dx, address(memory), state->eps, state->tiny);
     job[at_.g] = address(dy);
     if (residual.defined()) {
       residual = dense(residual, plan.last);
       to_residual = at::empty_like(x);
       job[at_.residual] = address(residual);
-      job[at_.to_residual] = address(to_residual);
+      job[at_.to_residual] = written(to_residual);
     } else if (state->has_residual) {
       to_residual = dy;
     }
     variable_list found{dx, to_residual};
     for (const Tensor& p : params) {
       found.push_back(is_readable(p) ? at::empty_like(p) : at::empty(p.sizes(), p.options().dtype(at::kDouble)));
-      place(job, found.back());
+      place(job, found.back(), written(found.back()));
     }
     run(plan, plan.backward, job, helpers);
     for (size_t i = 0; i < params.size(); ++i) found[2 + i] = found[2 + i].to(params[i].scalar_type());
@@ -286,6 +290,18 @@ struct Normalize : public torch::autograd::Function<Normalize> {
     return all;
   }
 };
+
+}  // namespace
+
+// Compiled autograd records what a node keeps, and what this one keeps cannot be recorded.
+template <>
+void torch::autograd::CppNode<Normalize>::compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const {
+  TORCH_CHECK(false,
+              "normlab: compiled autograd cannot follow layers that are called through C++; call them within "
+              "`with normlab.use_backend(\"numba_cpu\"):`");
+}
+
+namespace {
 
 // y = act(norm(x) + residual) for x dense in the plan's layout, with its place in autograd's graph; or None.
 std::optional<Tensor> normalize(const std::shared_ptr<Plan>& plan, const Tensor& x,
@@ -343,8 +359,9 @@ void set_up(const std::unordered_map<std::string, int64_t>& places) {
 
 }  // namespace
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan");
+// By its own name, not TORCH_EXTENSION_NAME, to which torch adds the number of the build in its process.
+PYBIND11_MODULE(normlab_native, m) {
+  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", py::module_local());
   m.def("set_up", &set_up);
   m.def("make_plan", &make_plan);
   m.def("normalize", &normalize);
