@@ -9,12 +9,17 @@ import copy
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from ctypes import CFUNCTYPE, c_int64
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -25,6 +30,7 @@ from normlab.kernels import registry
 from normlab.kernels.native import building
 from tests.layers.parity import NORMS, Case, check
 
+ROOT = Path(__file__).parents[2]
 slow = pytest.mark.slow
 
 
@@ -304,3 +310,146 @@ def test_threads_and_hooks_of_modules() -> None:
         thread.join()
     assert len(outcomes) == len(seen) == 60
     assert all(torch.equal(outcomes[0], v) for v in outcomes)
+
+
+# the second of two threads replaced what the first one was reading
+@slow
+@pytest.mark.usefixtures("native")
+def test_the_first_backward_pass_in_two_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from normlab.kernels.native import planes
+
+    prepare = planes._prepare_call
+    both, over = threading.Barrier(2), threading.Event()
+    late: list[int] = []
+    late_one = CFUNCTYPE(None, c_int64)(late.append)
+
+    def prepare_together(plan: Any, backward: bool, adds: bool) -> Any:
+        function, numbers = prepare(plan, backward, adds)
+        if backward and both.wait(60) == 0:
+            assert over.wait(60)
+            return late_one, numbers
+        return function, numbers
+
+    monkeypatch.setattr(planes, "_prepare_call", prepare_together)
+    layer = normlab.make_norm("gn:groups=2", 4)
+    x, dy = torch.randn(5, 4, 3), torch.randn(5, 4, 3)
+    found: list[Tensor] = []
+
+    def work() -> None:
+        given = x.clone().requires_grad_()
+        with normlab.use_backend("native_cpu"):
+            y = layer(given)
+        found.extend(torch.autograd.grad(y, given, dy))
+        over.set()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    given = x.clone().requires_grad_()
+    found.extend(torch.autograd.grad(layer(given), given, dy))
+    with normlab.use_backend("numba_cpu"):
+        (want,) = torch.autograd.grad(layer(given), given, dy)
+    assert late == []
+    assert len(found) == 3
+    assert all(torch.equal(v, want) for v in found)
+
+
+# running statistics were written into the memory that a clone shared with them
+@slow
+@pytest.mark.usefixtures("native")
+def test_memory_that_is_shared_until_it_is_written() -> None:
+    layer = normlab.make_norm("bn", 4, act="relu")
+    x, dy = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
+    before = {name: v.clone() for name, v in layer.named_buffers()}
+    shared = {name: torch._lazy_clone(v) for name, v in layer.named_buffers()}
+    lazy = torch._lazy_clone(x).requires_grad_()
+    layer(lazy).backward(dy)
+    for name, v in shared.items():
+        assert torch.equal(v, before[name])
+    assert not torch.equal(layer.running_mean, before["running_mean"])
+    assert torch._C._is_cow_tensor(lazy.detach())  # what is read stays shared
+
+
+@slow
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("training", [True, False])
+def test_inference_mode(training: bool) -> None:
+    x, residual = torch.randn(2, 3, 4, 5)
+    layer = normlab.make_norm("bn", 4, act="relu").train(training)
+    with torch.no_grad():
+        want = copy.deepcopy(layer)(x, residual=residual)
+    with torch.inference_mode():
+        made_inside = copy.deepcopy(layer)
+        found = made_inside(x.clone(), residual=residual)
+    assert torch.equal(layer(x, residual=residual), want)
+    assert found.is_inference()
+    assert torch.equal(found, want)
+    assert torch.equal(made_inside.running_mean, layer.running_mean)
+
+
+_FORK = """
+import os
+import torch
+import normlab
+
+torch.set_num_threads(2)
+layer = normlab.make_norm("gn:groups=2", 16)
+x = torch.randn(16, 16, 64, 64, requires_grad=True)
+
+def work():
+    with normlab.use_backend("native_cpu"):
+        y = layer(x)
+        return y, *torch.autograd.grad(y, x, x.detach())
+
+want = work()
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)  # torch's own pool does not survive a fork
+    os._exit(0 if all(map(torch.equal, work(), want)) else 9)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print("child", code, "parent", all(map(torch.equal, work(), want)))
+"""
+
+
+@slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the operating system has no fork")
+@pytest.mark.usefixtures("built")
+def test_after_a_fork() -> None:
+    """A child whose parent has used OpenMP's threads has none of them."""
+    command = [sys.executable, "-c", _FORK]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "child 0 parent True", done.stdout + done.stderr
+
+
+@slow
+@pytest.mark.usefixtures("native")
+def test_distributed_data_parallel() -> None:
+    layer = normlab.make_norm("bn", 4, act="relu")
+    x, dy = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
+    alone = copy.deepcopy(layer)
+    alone(x).backward(dy)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        nn.parallel.DistributedDataParallel(layer)(x).backward(dy)
+    finally:
+        dist.destroy_process_group()
+    for found, want in zip(layer.parameters(), alone.parameters(), strict=True):
+        assert found.grad is not None
+        assert want.grad is not None
+        assert torch.equal(found.grad, want.grad)
+    assert torch.equal(layer.running_mean, alone.running_mean)
+
+
+@slow
+@pytest.mark.usefixtures("native")
+def test_compiled_autograd_is_refused_in_a_sentence() -> None:
+    from torch._dynamo import compiled_autograd
+
+    y = normlab.make_norm("bn", 4)(torch.randn(3, 4, 5, requires_grad=True))
+    with (
+        compiled_autograd._enable(lambda graph: graph),
+        pytest.raises(RuntimeError, match=r"called through C\+\+; call them within .*use_backend\(\"numba_cpu\"\)"),
+    ):
+        y.sum().backward()
