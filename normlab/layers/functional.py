@@ -51,7 +51,7 @@ def normalize(
         count = mask.any()
     elif mask is not None:
         masked.check(mask, refusal)
-        update = update and bool(mask.any())  # otherwise nothing was seen
+        update = update and masked.keeps_any(mask)
     if update and seen is not None:
         seen.add_(count)
     if residual is not None and residual.dtype != x.dtype:

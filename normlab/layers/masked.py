@@ -13,9 +13,10 @@ import math
 import torch
 from torch import Tensor
 
+from normlab.errors import InputError
 from normlab.kernels import activations
 from normlab.kernels.reference.planes import affine, as_grid, combine, dots, wide
-from normlab.layers import checks
+from normlab.layers import checks, operators
 from normlab.layers.call import Call
 from normlab.norms.application import Application
 from normlab.norms.grid import update_running
@@ -60,10 +61,23 @@ def dense_as(x: Tensor, v: Tensor) -> Tensor:
 
 
 def check(mask: Tensor, refusal: str) -> None:
-    """Raise InputError for other numbers than 0 and 1, or with the words of `refusal`, if any, where one is kept."""
-    checks.zeros_and_ones(mask)
-    if refusal:
-        checks.more_than_one_kept(refusal, mask)
+    """Raise InputError for other numbers than 0 and 1, or with the words of `refusal`, if any, where one is kept.
+
+    A mask that `vmap` maps over cannot be read, and is taken as it is.
+    """
+    try:
+        checks.zeros_and_ones(mask)
+        if refusal:
+            checks.more_than_one_kept(refusal, mask)
+    except RuntimeError as error:
+        if isinstance(error, InputError) or not operators.is_transformed():
+            raise
+
+
+def keeps_any(mask: Tensor) -> bool:
+    """Whether a batch was seen at all, by which running statistics move."""
+    with operators.moving_statistics():
+        return bool(mask.any())
 
 
 def _masked_planes(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,10 +107,10 @@ def _update(applied: Application, call: Call) -> None:
     if call.update is None:
         return
     mean, var, momentum, seen = call.update
-    if momentum is None:
-        momentum = 0.0 if seen is None else 1 / int(seen)
     averaged = call.recipe.entry.in_evaluation is not None
-    with torch.no_grad():
+    with operators.moving_statistics():
+        if momentum is None:
+            momentum = 0.0 if seen is None else 1 / int(seen)
         found = _average(applied) if averaged else applied.moments.batch
         if found is not None:
             update_running((mean, var), found, momentum, unbiased=not averaged)

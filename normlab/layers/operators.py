@@ -19,8 +19,8 @@ layer copies them into its buffers.
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -248,19 +248,28 @@ def _transformed(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
     update = _update(call)
     if update is None or applied is None:
         return y
+    with moving_statistics():
+        if call.recipe.entry.in_evaluation is not None:
+            mean, var = (v.value for v in applied.measured)
+            _update_averaged(update, mean, var, applied.size)
+        elif applied.moments.batch is not None:
+            update_running(update[:2], applied.moments.batch, update[2])
+    return y
+
+
+@contextmanager
+def moving_statistics() -> Iterator[None]:
+    """What moves running statistics: without a gradient, and where a transform cannot, the error says what helps."""
     try:
         with torch.no_grad():
-            if call.recipe.entry.in_evaluation is not None:
-                mean, var = (v.value for v in applied.measured)
-                _update_averaged(update, mean, var, applied.size)
-            elif applied.moments.batch is not None:
-                update_running(update[:2], applied.moments.batch, update[2])
+            yield
     except RuntimeError as error:
+        if not is_transformed():
+            raise
         raise RuntimeError(
             f"running statistics cannot be updated within this transform ({str(error).splitlines()[0]}); call .eval(), "
             "build the layer with track_running_stats=False, or give it buffers of its own (torch.func.functional_call)"
         ) from error
-    return y
 
 
 def _update(call: Call) -> tuple[Tensor, Tensor, Any] | None:

@@ -15,6 +15,7 @@ import normlab
 from normlab.layers import masked
 from tests.layers.test_operators import layer_of
 
+INSTANCES: dict[str, Any] = {"track_running_stats": True}
 SIZES = {3: (7,), 4: (3, 4), 5: (2, 3, 4)}
 
 
@@ -52,6 +53,27 @@ def test_each_sample_by_itself(norm: str, rank: int, order: str) -> None:
         torch.testing.assert_close([v[i] for v in (*found[0].values(), found[1])], [*want[0].values(), want[1]])
 
 
+# Bug: a mask that is mapped over was read, which `vmap` refuses.
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+@pytest.mark.parametrize("norm", ["gn", "bn"])
+def test_a_mask_that_is_mapped_over(norm: str, dtype: torch.dtype) -> None:
+    x = torch.randn(3, 2, 8, 5, generator=torch.Generator().manual_seed(4))
+    masks = (torch.arange(5) < torch.tensor([[5, 2], [3, 4], [1, 5]])[..., None]).to(dtype)
+    layer = layer_of(norm, track_running_stats=False)
+    y = torch.func.vmap(lambda x, mask: layer(x, mask=mask))(x, masks)
+    torch.testing.assert_close(y, torch.stack([layer(x[i], mask=masks[i]) for i in range(3)]))
+
+
+# Bug: torch's bare error, where the same layer without a mask says what helps.
+@pytest.mark.parametrize("mapped", [0, None])
+@pytest.mark.parametrize("norm", ["bn", "in"])
+def test_statistics_that_a_transform_cannot_move(norm: str, mapped: int | None) -> None:
+    layer, x = layer_of(norm, **INSTANCES), torch.randn(3, 2, 8, 5)
+    mask = torch.ones(2, 5) if mapped is None else torch.ones(3, 2, 5)
+    with pytest.raises(RuntimeError, match=r"cannot be updated within this transform .*call \.eval\(\)"):
+        torch.func.vmap(lambda x, mask: layer(x, mask=mask), (0, mapped))(x, mask)
+
+
 class Operations(TorchDispatchMode):
     """Writes down which operations are called."""
 
@@ -85,7 +107,6 @@ def as_called(layer: nn.Module) -> Callable[..., Tensor]:
     return layer
 
 
-INSTANCES: dict[str, Any] = {"track_running_stats": True}
 # samples of all positions, of some, of one, and of none
 LENGTHS = torch.tensor([12, 7, 1, 0, 2])
 RAGGED = torch.arange(12).reshape(3, 4) < LENGTHS[:, None, None]
