@@ -66,7 +66,7 @@ def native(built: None) -> Iterator[None]:
 
 def _forget() -> None:
     building.built.cache_clear()
-    building.library.cache_clear()
+    building.extension.cache_clear()
     registry.forget_choices()
 
 

@@ -23,7 +23,7 @@ def serves(x: Any, entry: NormEntry | None) -> Reason | None:
     if building.built() is None:
         return Reason("anything before its C++ part is built", "run `normlab build`, or use 'numba_cpu'")
     try:
-        building.library()
+        building.extension()
     except ImportError as error:
         return Reason(f"anything, as its C++ part does not load ({error})", "use 'numba_cpu'")
     return None

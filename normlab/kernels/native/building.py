@@ -36,7 +36,7 @@ def built() -> Path | None:
 
 
 @cache
-def library() -> Any:
+def extension() -> Any:
     """The C++ part as a module. Raises ImportError if it does not load."""
     import torch  # noqa: F401 - whose libraries it needs
 
@@ -69,10 +69,10 @@ def build() -> Path:
             "write to (TORCH_EXTENSIONS_DIR); without it everything works as before."
         ) from None
     built.cache_clear()
-    library.cache_clear()
+    extension.cache_clear()
     registry.forget_choices()
     try:
-        library()
+        extension()
     except ImportError as error:
         raise UsageError(
             f"normlab build: {place} does not load ({error}); delete it and build again. Without it everything works "

@@ -16,7 +16,7 @@ from normlab.kernels.contract import Differentiable
 from normlab.kernels.cpu._forms import least_variance
 from normlab.kernels.cpu.planes import _find_plan, _prepare_call, backward, forward, numbers, restored
 from normlab.kernels.layout import Layout
-from normlab.kernels.native.building import library
+from normlab.kernels.native.building import extension
 from normlab.kernels.runtime import job
 from normlab.kernels.runtime.control import LINE, SIZE
 from normlab.kernels.runtime.openmp import parallel
@@ -30,7 +30,7 @@ _PLACES = (
     "NUMBER", "RUNNING_MEAN", "RUNNING_VAR", "RUNNING_BYTES", "MOMENTUM",
 )  # fmt: skip
 
-_library = library()
+_library = extension()
 _library.set_up(
     {**{name: getattr(job, name) for name in _PLACES}, "line": LINE, "counters": SIZE, "grain": _GRAIN_AWAKE}
 )
