@@ -15,11 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
-from normlab.kernels.activations import activation
 from normlab.layers import derivatives as differentiable
 from normlab.layers import masked
-from normlab.layers.call import Call
-from normlab.layers.operators import recipe_of
+from normlab.layers.operators import call_of
 
 
 def _normalize(
@@ -39,7 +37,7 @@ def _normalize(
     refusal: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     masked.check(mask, refusal)
-    call = _call(params, running, norm, names, options, training, eps, act)
+    call = call_of(params, running, norm, names, options, training, eps, act)
     fresh: Sequence[Tensor] = ()
     if running and training:
         fresh = [v.clone() for v in running]
@@ -61,10 +59,7 @@ def _shapes(
     names: str,
     options: str,
     training: bool,
-    eps: float,
-    act: str,
-    momentum: float | None,
-    refusal: str,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     mean, var = [torch.empty_like(v) for v in running] if running and training else (x.new_empty(0), x.new_empty(0))
     return _empty_like(x), mean, var
@@ -84,40 +79,14 @@ def _normalize_backward(
     eps: float,
     act: str,
 ) -> list[Tensor]:
-    call = _call(params, running, norm, names, options, training, eps, act)
+    call = call_of(params, running, norm, names, options, training, eps, act)
     return masked.pull_back(dy, x, residual, mask, call)
 
 
 def _shapes_backward(
-    dy: Tensor,
-    x: Tensor,
-    residual: Tensor | None,
-    mask: Tensor,
-    params: Sequence[Tensor],
-    running: Sequence[Tensor],
-    norm: str,
-    names: str,
-    options: str,
-    training: bool,
-    eps: float,
-    act: str,
+    dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, params: Sequence[Tensor], *_: Any
 ) -> list[Tensor]:
     return [_empty_like(x), *([] if residual is None else [_empty_like(x)]), *(torch.empty_like(v) for v in params)]
-
-
-def _call(
-    params: Sequence[Tensor],
-    running: Sequence[Tensor],
-    norm: str,
-    names: str,
-    options: str,
-    training: bool,
-    eps: float,
-    act: str,
-) -> Call:
-    recipe = recipe_of(norm, names, options, training)
-    fixed = (running[0], running[1]) if running and not training else None
-    return Call(recipe, dict(zip(recipe.names, params, strict=True)), fixed, eps, activation(act or None))
 
 
 def _empty_like(x: Tensor) -> Tensor:
@@ -142,7 +111,7 @@ def _pull_back(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
     grads: list[Tensor | None]
     if torch.is_grad_enabled():
         x, *others = given = differentiable.views([x, *rest[:added], *params])
-        y = masked.normalize(x, others[0] if added else None, mask, _call(others[added:], running, *ctx.how))
+        y = masked.normalize(x, others[0] if added else None, mask, call_of(others[added:], running, *ctx.how))
         grads = differentiable.gradients(y, given, dy)
     else:
         grads = OPERATOR_BACKWARD(dy, x, residual, mask, params, running, *ctx.how)

@@ -327,14 +327,12 @@ def _normalize(
     act: str,
     momentum: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    recipe = recipe_of(norm, names, options, training)
-    call = Call(recipe, dict(zip(recipe.names, params, strict=True)), None, eps, activation(act or None))
+    call = call_of(params, running, norm, names, options, training, eps, act)
+    recipe = call.recipe
     fresh: Sequence[Tensor] = ()
     if running and training:
         fresh = [v.clone() for v in running]
         call.update = (fresh[0], fresh[1], momentum, seen)
-    elif running:
-        call.running = running[0], running[1]
     y, kept = _run(x, residual, call)
     is_empty = kept.saved is None  # an empty batch
     memory = _memory(recipe, x, kept.layout) if is_empty else as_tensor(kept.saved.memory)
@@ -409,6 +407,22 @@ def _shapes_backward(
     layout = Layout.of(x, recipe_of(norm, names, options, training).entry.per_channel)
     count = 1 if residual is None else 2
     return [*(_dense_like(x, layout) for _ in range(count)), *(torch.empty_like(v) for v in params)]
+
+
+def call_of(
+    params: Sequence[Tensor],
+    running: Sequence[Tensor],
+    norm: str,
+    names: str,
+    options: str,
+    training: bool,
+    eps: float,
+    act: str,
+) -> Call:
+    """The call that an operator's arguments describe; running statistics normalize where it does not train."""
+    recipe = recipe_of(norm, names, options, training)
+    fixed = (running[0], running[1]) if running and not training else None
+    return Call(recipe, dict(zip(recipe.names, params, strict=True)), fixed, eps, activation(act or None))
 
 
 def recipe_of(norm: str, names: str, options: str, training: bool) -> Recipe:

@@ -85,12 +85,10 @@ def write(name: str, result: Result, setting: Setting, folder: Path, command: st
 
 def _describe_need(finding: Finding, setting: Setting, seconds: float) -> str:
     """What would decide a finding that could not be decided; empty where that is not known."""
-    if finding.needs is None:
-        return ""
-    if finding.needs >= verdicts.MOST:
-        return f"not with {verdicts.MOST:,} seeds: the difference is too small"
-    minutes = math.ceil(finding.needs * seconds / len(setting.seed_range) / 60)
-    return f"about {finding.needs} seeds would decide it: {minutes} min on this machine"
+    said = verdicts.describe_need(finding.needs)
+    if finding.needs is None or finding.needs >= verdicts.MOST:
+        return said
+    return f"{said}: {math.ceil(finding.needs * seconds / len(setting.seed_range) / 60)} min on this machine"
 
 
 def lines(findings: list[Finding]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from normlab.errors import DataError, UsageError
 from normlab.reproduce import verdicts
+from normlab.reproduce.verdicts import describe_need
 
 _LISTED = (verdicts.FAILS, verdicts.NOT_HERE, verdicts.UNKNOWN)
 
@@ -33,7 +34,12 @@ def summarize(folder: Path) -> list[str]:
     for verdict in _LISTED:
         of = [(name, finding) for name, finding in found if finding["verdict"] == verdict]
         lines += ["", f"{verdict}:"] if of else []
-        lines += [f"  {name}: {f['claim']}; measured: {f['measured']}{_describe_need(f)}" for name, f in of]
+        lines += [
+            "; ".join(
+                filter(None, (f"  {name}: {f['claim']}", f"measured: {f['measured']}", describe_need(f["needs"])))
+            )
+            for name, f in of
+        ]
     return lines
 
 
@@ -52,10 +58,3 @@ def _findings(path: Path) -> Iterator[dict[str, Any]]:
             }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{str(path)!r} is not the result of an experiment ({error}); expected its findings") from error
-
-
-def _describe_need(finding: dict[str, Any]) -> str:
-    needs = finding["needs"]
-    if needs is None:
-        return ""
-    return f"; more than {needs:,} seeds" if needs >= verdicts.MOST else f"; about {needs} seeds would decide it"

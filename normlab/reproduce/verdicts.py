@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import stdev
+from typing import NamedTuple
 
 from normlab.reproduce.finding import Finding
 from normlab.study import statistics
@@ -54,21 +55,21 @@ def greater(
 
     `images` is the number of images that they were measured on.
     """
-    low, high, measured, floor = _difference(more, less, images)
+    found = _difference(more, less, images)
     bound = "0" if not margin else points(-margin)
     rule = (
         f"holds if the interval of the difference, seed by seed, lies above {bound}; does not hold if it lies below; "
         "cannot tell if it contains it, or with one seed"
     )
-    verdict = _judge_by_bound(low, high, -margin)
+    verdict = _judge_by_bound(found.low, found.high, -margin)
     if not margin:
         rule += f"; but equivalent if it lies within {points(MATTERS).lstrip('+')} of 0"
-        if verdict == UNKNOWN and max(-low, high) <= MATTERS:
+        if verdict == UNKNOWN and max(-found.low, found.high) <= MATTERS:
             verdict = EQUIVALENT
-    off = abs(_mean(more) - _mean(less) + margin)
-    needs = _needed([a - b for a, b in zip(more, less, strict=True)], off if margin else max(off, MATTERS - off), floor)
+    off = abs(_mean(found.values) + margin)
     return _undecided(
-        Finding(claim, reported, measured, verdict, rule, {names[0]: list(more), names[1]: list(less)}), needs
+        Finding(claim, reported, found.measured, verdict, rule, {names[0]: list(more), names[1]: list(less)}),
+        _needed(found.values, off if margin else max(off, MATTERS - off), found.floor),
     )
 
 
@@ -83,17 +84,17 @@ def alike(
     names: tuple[str, str] = ("first", "second"),
 ) -> Finding:
     """Do these accuracies differ by no more than `margin`, in either direction?"""
-    low, high, measured, floor = _difference(one, other, images)
+    found = _difference(one, other, images)
     reach = points(margin).lstrip("+")
     rule = (
         f"equivalent if the interval of the difference, seed by seed, lies within {reach} of 0; does not hold if it "
         "lies beyond; else cannot tell"
     )
-    verdict = FAILS if low > margin or high < -margin else EQUIVALENT if max(-low, high) <= margin else UNKNOWN
-    off = abs(abs(_mean(one) - _mean(other)) - margin)
-    needs = _needed([a - b for a, b in zip(one, other, strict=True)], off, floor)
+    beyond_it, within = found.low > margin or found.high < -margin, max(-found.low, found.high) <= margin
+    verdict = FAILS if beyond_it else EQUIVALENT if within else UNKNOWN
     return _undecided(
-        Finding(claim, reported, measured, verdict, rule, {names[0]: list(one), names[1]: list(other)}), needs
+        Finding(claim, reported, found.measured, verdict, rule, {names[0]: list(one), names[1]: list(other)}),
+        _needed(found.values, abs(abs(_mean(found.values)) - margin), found.floor),
     )
 
 
@@ -225,6 +226,15 @@ def estimate(values: Sequence[float], show: Format) -> str:
     return f"{show(_mean(values))} ± {show((high - low) / 2).lstrip('+')}"
 
 
+def describe_need(needs: int | None) -> str:
+    """What would decide a finding that cannot be told; empty where that is not known."""
+    if needs is None:
+        return ""
+    return (
+        f"about {needs} seeds would decide it" if needs < MOST else f"not with {MOST:,} seeds: too small a difference"
+    )
+
+
 def _undecided(finding: Finding, needs: int | None) -> Finding:
     """The finding with how many seeds it needs, if it is not decided."""
     return replace(finding, needs=needs) if finding.verdict == UNKNOWN else finding
@@ -244,19 +254,24 @@ def _needed(values: Sequence[float], distance: float, floor: float = 0.0) -> int
     return MOST
 
 
-def _difference(more: Sequence[float], less: Sequence[float], images: int) -> tuple[float, float, str, float]:
-    """The interval of the difference, seed by seed, of accuracies; both in words; and the floor under its spread."""
+class _Difference(NamedTuple):
+    """A difference of accuracies: its interval, both in words, its values by seed, the floor under their spread."""
+
+    low: float
+    high: float
+    measured: str
+    values: list[float]
+    floor: float
+
+
+def _difference(more: Sequence[float], less: Sequence[float], images: int) -> _Difference:
     differences = [a - b for a, b in zip(more, less, strict=True)]
     accuracy = (_mean(more) + _mean(less)) / 2
     floor = math.sqrt(2 * _OF_TRAINING * _sampling_variance(accuracy, images))
     low, high = interval(differences, floor=floor)
     spread = "(one seed)" if math.isnan(low) else f"± {points((high - low) / 2).lstrip('+')}"
-    return (
-        low,
-        high,
-        f"{percent(_mean(more))} against {percent(_mean(less))}: {points(_mean(differences))} {spread}",
-        floor,
-    )
+    measured = f"{percent(_mean(more))} against {percent(_mean(less))}: {points(_mean(differences))} {spread}"
+    return _Difference(low, high, measured, differences, floor)
 
 
 def _sampling_variance(accuracy: float, images: int) -> float:

@@ -318,7 +318,7 @@ def test_threads_and_hooks_of_modules() -> None:
 def test_the_first_backward_pass_in_two_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from normlab.kernels.native import planes
 
-    prepare = planes._prepare_call
+    prepare = planes.prepare_call
     both, over = threading.Barrier(2), threading.Event()
     late: list[int] = []
     late_one = CFUNCTYPE(None, c_int64)(late.append)
@@ -330,7 +330,7 @@ def test_the_first_backward_pass_in_two_threads_at_once(monkeypatch: pytest.Monk
             return late_one, numbers
         return function, numbers
 
-    monkeypatch.setattr(planes, "_prepare_call", prepare_together)
+    monkeypatch.setattr(planes, "prepare_call", prepare_together)
     layer = normlab.make_norm("gn:groups=2", 4)
     x, dy = torch.randn(5, 4, 3), torch.randn(5, 4, 3)
     found: list[Tensor] = []

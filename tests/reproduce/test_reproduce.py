@@ -212,7 +212,7 @@ def test_an_open_finding_says_how_many_seeds_would_decide_it(tmp_path: Path) -> 
     setting = {"data": "d"}
     text = page.write("batchnorm", Result([near, tiny], setting), Setting(seeds=4), tmp_path, "c", 120.0).read_text()
     assert f"about {near.needs} seeds would decide it: {near.needs // 2 + near.needs % 2} min on this machine" in text
-    assert "not with 1,000 seeds: the difference is too small" in text
+    assert "not with 1,000 seeds: too small a difference" in text
 
 
 def test_what_users_name_is_escaped(tmp_path: Path) -> None:

@@ -152,9 +152,9 @@ def forward(
     residual: Any = None,
     update: tuple[Any, Any, float] | None = None,
 ) -> Saved:
-    plan = _find_plan(recipe, layout, x, act)
+    plan = find_plan(recipe, layout, x, act)
     memory = np.zeros(plan.numbers)
-    run_forward, job = _prepare_call(plan, False, residual is not None)
+    run_forward, job = prepare_call(plan, False, residual is not None)
     job[X], job[Y] = _address(x), _address(out)
     job[MEMORY], job[EPS], job[TINY] = _start(memory), bits(eps), bits(least_variance(eps))
     if residual is not None:
@@ -185,7 +185,7 @@ def backward(
     to_residual: Any = None,
 ) -> list[Any]:
     plan = saved.plan
-    run_backward, job = _prepare_call(plan, True, residual is not None)
+    run_backward, job = prepare_call(plan, True, residual is not None)
     job[X], job[G], job[Y] = _address(x), _address(g), _address(out)
     job[MEMORY], job[EPS], job[TINY] = _start(saved.memory), bits(saved.eps), bits(least_variance(saved.eps))
     if residual is not None:
@@ -215,10 +215,11 @@ def restored(
     act: Activation | None,
     memory: Any,
 ) -> Saved:
-    return Saved(_find_plan(recipe, layout, x, act), memory if isinstance(memory, np.ndarray) else memory.numpy(), eps)
+    return Saved(find_plan(recipe, layout, x, act), memory if isinstance(memory, np.ndarray) else memory.numpy(), eps)
 
 
-def _find_plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Plan:
+def find_plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Plan:
+    """What is fixed for inputs of this kind, made when one comes for the first time."""
     key = (x.shape, layout, x.dtype, act)
     plan = recipe.plans.get(key)
     if plan is None:
@@ -249,7 +250,7 @@ def _plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None) -> Pla
     )
 
 
-def _prepare_call(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], None], array[int]]:
+def prepare_call(plan: Plan, backward: bool, adds: bool) -> tuple[Callable[[int], None], array[int]]:
     """The C function of a direction, compiled when it is first needed, and a job for it that lacks the tensors."""
     found = plan.prepared.get((backward, adds))
     if found is None:

@@ -14,13 +14,13 @@ from typing import Any
 from normlab.kernels.activations import Activation
 from normlab.kernels.contract import Differentiable
 from normlab.kernels.cpu._forms import least_variance
-from normlab.kernels.cpu.planes import _find_plan, _prepare_call, backward, forward, numbers, restored
+from normlab.kernels.cpu.planes import backward, find_plan, forward, numbers, prepare_call, restored
 from normlab.kernels.layout import Layout
 from normlab.kernels.native.building import extension
 from normlab.kernels.runtime import job
 from normlab.kernels.runtime.control import LINE, SIZE
 from normlab.kernels.runtime.openmp import parallel
-from normlab.kernels.runtime.sharing import _GRAIN_AWAKE
+from normlab.kernels.runtime.sharing import GRAIN_AWAKE
 from normlab.norms.application import Recipe
 
 __all__ = ["backward", "forward", "normalize", "numbers", "restored"]
@@ -32,7 +32,7 @@ _PLACES = (
 
 _library = extension()
 _library.set_up(
-    {**{name: getattr(job, name) for name in _PLACES}, "line": LINE, "counters": SIZE, "grain": _GRAIN_AWAKE}
+    {**{name: getattr(job, name) for name in _PLACES}, "line": LINE, "counters": SIZE, "grain": GRAIN_AWAKE}
 )
 _normalize: Callable[..., Any] = _library.normalize
 
@@ -58,11 +58,11 @@ def normalize(
 
 
 def _plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None, adds: bool) -> Any:
-    plan = _find_plan(recipe, layout, x, act)
+    plan = find_plan(recipe, layout, x, act)
     kept: list[Any] = []  # C functions live as long as their plan
 
     def prepare(backward: bool) -> tuple[array[int], int]:
-        function, numbers = _prepare_call(plan, backward, adds and not (backward and act is None))
+        function, numbers = prepare_call(plan, backward, adds and not (backward and act is None))
         kept.append(function)
         return numbers, cast(function, c_void_p).value or 0  # type: ignore[arg-type]
 

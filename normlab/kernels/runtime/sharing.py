@@ -36,7 +36,7 @@ from normlab.kernels.runtime.openmp import parallel
 from normlab.kernels.runtime.system import available_cores, pause
 
 _GRAIN = 1 << 16  # elements below which a second thread costs more than it saves
-_GRAIN_AWAKE = 1 << 13  # likewise, where the threads wait awake
+GRAIN_AWAKE = 1 << 13  # likewise, where the threads wait awake
 _PROTOCOL = "normlab.kernels.runtime.protocol"
 _WAIT, _JOIN = Need(_PROTOCOL, "wait"), Need(_PROTOCOL, "join")
 
@@ -67,7 +67,7 @@ def run(direction: Callable[[int], None], job: array[int], elements: int, *, wit
     None joins for little work. `with_torch` says whether torch's threads may: between NumPy's products they would wait
     awake on the cores of NumPy's own.
     """
-    helpers = num_threads() - 1 if elements >= _GRAIN_AWAKE else 0
+    helpers = num_threads() - 1 if elements >= GRAIN_AWAKE else 0
     if helpers > 0 and with_torch:
         job[PARALLEL], job[NUMBER] = parallel()
     if not job[PARALLEL]:  # else never fewer threads than torch asks for: a team that is made smaller lets threads go
