@@ -219,9 +219,6 @@ class FrozenBatchNorm(RunningNorm):
         super().train(False)
         return self
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)
-        counted = {**local_metadata, "version": 2}  # torch adds a count to a file of none
-        super()._load_from_state_dict(state_dict, prefix, counted, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

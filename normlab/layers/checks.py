@@ -22,10 +22,16 @@ Held = Mapping[str, Tensor | None]  # parameters or buffers by name
 def module(title: str, model: object) -> None:
     """Raise UsageError unless a model is a module."""
     if not isinstance(model, nn.Module):
-        what = (
-            f"the class {model.__name__}; build one first" if isinstance(model, type) else f"a {type(model).__name__}"
-        )
+        what = "None" if model is None else f"a {type(model).__name__}"
+        if isinstance(model, type):
+            what = f"the class {model.__name__}; build one first"
         raise UsageError(f"{title}: expected a torch.nn.Module, got {what}")
+
+
+def whole(title: str, name: str, value: object, least: int = 0) -> None:
+    """Raise UsageError unless an argument is a whole number, and at least so many."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{title}: {name}={value!r}; expected a whole number, {least} or more")
 
 
 def floats(title: str, x: Tensor) -> None:

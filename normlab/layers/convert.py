@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from normlab.errors import UsageError
-from normlab.layers import adapters
+from normlab.layers import adapters, checks
 from normlab.layers._torch import BatchNormBase, InstanceNormBase
 from normlab.layers.acting import activation_of, is_passive
 from normlab.layers.distilling import distill as distilled
-from normlab.layers.images import Images, batches
+from normlab.layers.images import Images, batches, given_to
 from normlab.layers.modes import in_mode
 from normlab.layers.norms import GroupNorm, Norm, RunningNorm, make_norm
 from normlab.layers.restore import Followed
@@ -86,8 +86,11 @@ def convert(
     same `Parameter` objects where a layer had them, so an optimizer goes on. `convert_report(model)` says what was
     done, and `revert(model)` is the way back. If it fails or is interrupted, the model is as it was.
 
-    Raises UsageError for a norm that has no weight and bias per channel, a model without norms, and missing images.
+    Raises UsageError for a norm that has no weight and bias per channel, a model without norms, and images that are
+    missing, not finite, or not taken by the model.
     """
+    checks.module("convert", model)
+    checks.whole("convert", "distill", distill)
     entry, _ = family.parse(to)
     if not _has_affine(entry):
         known = ", ".join(name for name in family.norm_names() if _has_affine(family.parse(name)[0]))
@@ -197,6 +200,7 @@ _KEPT: WeakKeyDictionary[nn.Module, tuple[ConvertReport, list[_Spot]]] = WeakKey
 
 
 def _find_report(model: nn.Module, asker: str) -> tuple[ConvertReport, list[_Spot]]:
+    checks.module(asker, model)
     if model not in _KEPT:
         raise UsageError(f"{asker}: this model was not converted, or is a copy of one that was")
     return _KEPT[model]
@@ -222,7 +226,7 @@ def _find_spots(model: nn.Module, else_say: str) -> tuple[list[_Spot], dict[str,
         sign = torch.ones(channels) if weight is None else torch.where(weight < 0, -1.0, 1.0)
         spots.append(_Spot(places[id(module)], module, channels, held, sign))
     if not spots:
-        raise UsageError(else_say + "".join(f"\n  {name}: {why}" for name, why in left.items()))
+        raise UsageError(else_say + "".join(f"\n  {name or 'the model'}: {why}" for name, why in left.items()))
     return spots, left
 
 
@@ -361,7 +365,9 @@ class _Original:
 
     @classmethod
     def of(cls, model: nn.Module, spots: list[_Spot], images: Tensor, match: bool) -> _Original:
-        return cls(images, _outputs(model, images), _record_moments(model, spots, images) if match else {})
+        with given_to(model, "convert", "the images"):
+            outputs = _outputs(model, images)
+        return cls(images, outputs, _record_moments(model, spots, images) if match else {})
 
 
 def _fit(model: nn.Module, spots: list[_Spot], spec: str, original: _Original | None) -> float | None:
@@ -474,5 +480,7 @@ def _batch(images: Images) -> Tensor:
     if not count:
         raise UsageError("convert: calibrate is empty; expected 32 images or more, as the model takes them")
     whole = torch.cat(parts)
+    if not bool(torch.isfinite(whole).all()):
+        raise UsageError("convert: calibrate has numbers that are infinite or not a number")
     room = max(8, int(MOST_ELEMENTS // max(1, whole[0].numel())))
     return whole[:room]

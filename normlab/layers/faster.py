@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normlab.errors import UsageError
+from normlab.layers.images import first_line, given_to
 from normlab.layers.modes import in_mode
 
 ROUNDS, SECONDS = 5, 0.003  # of each layer, and of a round
@@ -20,15 +20,20 @@ MARGIN = 1.03  # a layer of ours that takes longer than torch's by less is no sl
 def slower(
     model: nn.Module, layers: Iterable[nn.Module], example: Any, take: Callable[[nn.Module], None]
 ) -> dict[nn.Module, str]:
-    """{layer: what was measured}, of those layers in a model that would take longer as ours.
+    """{layer: what was measured}, of those layers in a model that would take longer as ours, or cannot be timed.
 
     `example` is the model's input, or a tuple of them; the model runs on it once, in evaluation. `take` turns a layer
-    into ours. Of a layer in training a forward and a backward pass are timed, else a forward pass. Layers that the
-    example does not come to are not timed.
+    into ours. Of a layer in training a forward and a backward pass are timed, else a forward pass.
     """
     found: dict[nn.Module, str] = {}
     known: dict[Any, str | None] = {}
-    for layer, x in _inputs(model, list(layers), example if isinstance(example, tuple) else (example,)).items():
+    layers = list(layers)
+    inputs = _inputs(model, layers, example if isinstance(example, tuple) else (example,))
+    for layer in layers:
+        x = inputs.get(layer)
+        if x is None:
+            found[layer] = "where='faster': the example does not come to it, so it was not timed"
+            continue
         held = tuple(
             None if p is None else tuple(p.shape) for p in (*layer._parameters.values(), *layer._buffers.values())
         )
@@ -45,18 +50,15 @@ def _inputs(model: nn.Module, layers: list[nn.Module], example: tuple[Any, ...])
     """{layer: its first input}, where it is one tensor."""
     found: dict[nn.Module, Tensor] = {}
 
-    def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], Tensor):
-            found.setdefault(layer, args[0].detach().clone(memory_format=torch.preserve_format))
+    def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs.get("input")
+        if isinstance(x, Tensor):
+            found.setdefault(layer, x.detach().clone(memory_format=torch.preserve_format))
 
-    handles = [layer.register_forward_pre_hook(note) for layer in layers]
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
-        with in_mode(model, False), torch.no_grad():
+        with in_mode(model, False), torch.no_grad(), given_to(model, "swap_norms", "the example"):
             model(*example)
-    except Exception as error:
-        raise UsageError(
-            f"swap_norms: the model does not take the example ({type(error).__name__}: {error})"
-        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -64,12 +66,15 @@ def _inputs(model: nn.Module, layers: list[nn.Module], example: tuple[Any, ...])
 
 
 def _explain_if_slower(layer: nn.Module, x: Tensor, take: Callable[[nn.Module], None]) -> str | None:
-    """What was measured, if ours is slower."""
+    """What was measured, if ours is slower; or why the layer cannot be timed by itself."""
     theirs, ours = copy.deepcopy(layer), copy.deepcopy(layer)
     take(ours)
     best = [float("inf"), float("inf")]
-    for _ in range(ROUNDS):
-        best = [min(b, seconds(one, x)) for b, one in zip(best, (theirs, ours), strict=True)]
+    try:
+        for _ in range(ROUNDS):
+            best = [min(b, seconds(one, x)) for b, one in zip(best, (theirs, ours), strict=True)]
+    except Exception as error:  # in training a batch of one value per channel, say
+        return f"where='faster': it could not be timed on {tuple(x.shape)} ({first_line(error)})"
     if best[1] <= MARGIN * best[0]:
         return None
     what = "a training step" if layer.training else "a call"

@@ -19,9 +19,10 @@ from torch.overrides import TorchFunctionMode
 
 from normlab.errors import UsageError
 from normlab.kernels.activations import Activation
-from normlab.layers import adapters
+from normlab.layers import adapters, checks
 from normlab.layers._torch import BatchNormBase
 from normlab.layers.acting import in_torch, is_passive, is_watched
+from normlab.layers.images import given_to
 from normlab.layers.norms import Norm
 from normlab.layers.swap import norms_in
 
@@ -81,8 +82,9 @@ def fold(model: Model, images: Tensor) -> Model:
     batch norms with running statistics (frozen, ghost and renormalizing ones too) behind a layer whose output nothing
     else sees; `fold_report(model)` says which, and why others were left. There is no way back: keep a copy.
 
-    Raises UsageError if no norm can be folded.
+    Raises UsageError if no norm can be folded, or the model does not take the images.
     """
+    checks.module("fold", model)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -107,6 +109,7 @@ def fold(model: Model, images: Tensor) -> Model:
 
 def fold_report(model: nn.Module) -> FoldReport:
     """What `fold` did to this model. Raises UsageError if it did nothing."""
+    checks.module("fold_report", model)
     if model not in _REPORTS:
         raise UsageError("fold_report: this model was not folded, or is a copy of one that was")
     return _REPORTS[model]
@@ -121,7 +124,8 @@ def _pairs(model: nn.Module, images: Tensor) -> tuple[list[tuple[Any, Any]], dic
     left = {name: why for name, module in norms.items() if (why := _why_unfit(module)) is not None}
     fit = {name: module for name, module in norms.items() if name not in left}
     seen = _UseRecorder(model, list(fit.values()))
-    seen.run(images)
+    with given_to(model, "fold", "the images"):
+        seen.run(images)
     tied = _find_tied(model)
     pairs = []
     for name, module in fit.items():

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from normlab.errors import UsageError
+from normlab.layers import checks
 from normlab.layers._torch import BatchNormBase
-from normlab.layers.images import Images, batches
+from normlab.layers.images import Images, batches, given_to
 from normlab.layers.modes import in_mode
 from normlab.layers.recasting import Recast, recast, undo
 
@@ -49,7 +50,11 @@ def freeze(model: Model, *, affine: bool = False) -> Model:
 
 
 def unfreeze(model: Model) -> Model:
-    """Undo `freeze`, in place; returns the model. Call `model.train()` afterwards."""
+    """Undo `freeze`, in place; returns the model. Call `model.train()` afterwards.
+
+    Raises UsageError for what is no module.
+    """
+    checks.module("unfreeze", model)
     for layer in model.modules():
         if isinstance(layer, Frozen):
             had = vars(layer).pop("_had_gradients")
@@ -90,7 +95,8 @@ def recalibrate(model: Model, images: Images) -> Model:
                 layer.training = True
             count = 0
             for batch in batches(images, "recalibrate: images"):
-                model(batch)
+                with given_to(model, "recalibrate", "the images"):
+                    model(batch)
                 count += 1
         if not count:
             raise UsageError("recalibrate: there are no images; expected at least one batch of them")
@@ -112,6 +118,7 @@ def _statistics(layer: Any) -> list[Tensor]:
 
 
 def _running_layers(model: nn.Module, what: str) -> list[Any]:
+    checks.module(what, model)
     found = [m for m in model.modules() if isinstance(m, BatchNormBase) and m.running_mean is not None]
     if not found:
         raise UsageError(f"{what}: this model has no norm with running statistics, as batch norm has")

@@ -25,6 +25,7 @@ from normlab.kernels.activations import Activation
 from normlab.layers import adapters, checks
 from normlab.layers._torch import tree_leaves, tree_map
 from normlab.layers.acting import activation_called, activation_of, in_torch, is_passive, is_watched
+from normlab.layers.images import first_line, given_to
 from normlab.layers.modes import in_mode
 from normlab.layers.norms import takes_act
 from normlab.layers.recasting import Recast, recast, undo, without_mixin
@@ -386,20 +387,15 @@ def _copied(model: Model) -> Model:
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise UsageError(
-            f"fuse_norms: {type(model).__name__} cannot be copied ({_first_line(error)}); use swap_norms"
+            f"fuse_norms: {type(model).__name__} cannot be copied ({first_line(error)}); use swap_norms"
         ) from error
 
 
 def _evaluate(model: nn.Module, example: tuple[Any, ...], keywords: dict[str, Any]) -> list[Tensor]:
     """The tensors that a model returns in evaluation mode."""
     given, named = _clone_inputs((example, keywords))
-    with in_mode(model, False), torch.no_grad():
-        try:
-            returned = model(*given, **named)
-        except Exception as error:
-            raise UsageError(
-                f"fuse_norms: {type(model).__name__} does not take the example ({_first_line(error)})"
-            ) from error
+    with in_mode(model, False), torch.no_grad(), given_to(model, "fuse_norms", "the example"):
+        returned = model(*given, **named)
     return [v for v in _leaves(returned) if isinstance(v, Tensor)]
 
 
@@ -432,7 +428,3 @@ def _compare(got: list[Tensor], expected: list[Tensor]) -> None:
                 f"fuse_norms: on the example the fused model is off by {error:.2g}; a layer's input or output may be "
                 "changed in place by somebody else, or depend on chance: use swap_norms"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -158,8 +158,12 @@ class Norm(nn.Module):
                 with torch.no_grad():
                     held.copy_(torch.tensor(values, dtype=held.dtype).reshape(held.shape))
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        if self._buffers.get("num_batches_tracked") is None:  # torch adds a count to a file of an older version
+            local_metadata = {**local_metadata, "version": 2}
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
         for name, learned in self.entry.parameters.items():
             held = None if learned.trained else self._buffers.get(name)
             if held is not None:  # a constant is in no file: a layer without memory has it from its norm

@@ -44,7 +44,7 @@ def swap_norms(model: Model, where: Literal["everywhere", "faster"] = "everywher
 
     With `where="faster"` the model runs once on `example` (its input, or a tuple of them), and each layer is timed on
     what it was given beside ours: with its backward pass in training, without it in evaluation. A layer that would take
-    more than 3 % longer stays, and the report says what was measured.
+    more than 3 % longer stays, as does one that the example does not come to, and the report says what was measured.
 
     Warns if no layer was taken. Raises UsageError for what is no module, for another `where`, or one that needs an
     example and has none.
@@ -78,8 +78,9 @@ def register_adapter(their_class: type[nn.Module], to: type[nn.Module] | Adapter
 
     `to` is a class of torch's or of `normlab.layers` whose arguments are attributes of the layer, or a function of the
     layer that returns one of ours, or None to leave that one alone. Parameters and buffers of the layer take the place
-    of those that ours was built with, by their names, which must be the same. Subclasses are not included; a later call
-    for the same class replaces the earlier one.
+    of those that ours was built with, by their names; names and shapes must be the same, but a weight or bias may be
+    missing. Where they are not, or the function raises or returns another thing, the layer is left alone and the report
+    says why. Subclasses are not included; a later call for the same class replaces the earlier one.
 
     Raises UsageError if `their_class` is not a class of modules, or `to` is nothing of these.
     """
@@ -92,8 +93,12 @@ def register_adapter(their_class: type[nn.Module], to: type[nn.Module] | Adapter
                 f"register_adapter: to={to.__name__} is no normalization layer of torch's or normlab's; "
                 "give a function that builds one from the layer"
             )
+        if issubclass(to, nn.SyncBatchNorm):
+            raise UsageError(f"register_adapter: to={to.__name__}: {_POOLED}")
         kind = to
         _ADAPTERS[their_class] = lambda layer: made(layer, kind)
+    elif isinstance(to, nn.Module):
+        raise UsageError(f"register_adapter: to={to} is a layer; give its class, or a function that builds one")
     elif to is None or callable(to):
         _ADAPTERS[their_class] = to or (lambda layer: None)
     else:
@@ -110,7 +115,7 @@ class SwapReport:
 
     def __str__(self) -> str:
         lines = [f"{len(self.taken)} taken, {len(self.fused)} of them fused with what follows, {len(self.left)} left"]
-        lines += [f"  left: {name}: {why}" for name, why in self.left.items()]
+        lines += [f"  left: {name or 'the model'}: {why}" for name, why in self.left.items()]
         return "\n".join(lines)
 
 
@@ -205,6 +210,8 @@ for _class in _STOCK:
 
 _BASES: dict[type, str] = {BatchNormBase: "batch", nn.GroupNorm: "group", nn.LayerNorm: "layer", nn.RMSNorm: "rms"}
 _NORMS = (NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_OPTIONAL = {"weight", "bias", "num_batches_tracked"}  # a layer of ours computes without
+_POOLED = "its statistics are pooled over processes: normlab.layers.distributed.synchronize does that for ours"
 _LIBRARIES = {"timm", "torchvision", "transformers", "diffusers", "detectron2", "fvcore", "mmcv", "mmengine", "mmdet"}
 
 
@@ -248,35 +255,56 @@ def _find_plan(module: nn.Module) -> tuple[adapters.Plan | nn.Module | None, str
 
 
 def _adapt(module: nn.Module) -> tuple[nn.Module | None, str | None]:
+    kind = adapters.own_class(module)
     try:
-        ours = _ADAPTERS[adapters.own_class(module)](module)
-    except AttributeError as error:
-        return None, f"its adapter failed: {error}"
+        ours: Any = _ADAPTERS[kind](module)
+    except Exception as error:  # the function may be anybody's
+        return None, f"its adapter failed ({type(error).__name__}: {error})"
     if ours is None:
         return None, "its adapter leaves it alone"
-    theirs, made = ({k for k, v in adapters.in_effect(layer)[0].items() if v is not None} for layer in (module, ours))
-    if not (theirs <= ours._parameters.keys() or adapters.own_class(module) in _STOCK):  # torch's reads no others
-        return None, f"its parameters are {', '.join(sorted(theirs))}, those of ours {', '.join(sorted(made))}"
-    return ours, None
+    if not isinstance(ours, (Norm, LayerNorm, RMSNorm)):
+        what = ours.__name__ if isinstance(ours, type) else type(ours).__name__
+        return None, f"its adapter returned {what}, which is no layer of normlab.layers"
+    why = None if kind in _STOCK else _mismatch(module, ours)  # torch's own reads no other parameters
+    return (ours, None) if why is None else (None, why)
+
+
+def _mismatch(module: nn.Module, ours: nn.Module) -> str | None:
+    """Why the parameters and buffers of a layer cannot take the place of those of ours."""
+    held = zip(("parameters", "buffers"), adapters.in_effect(module), adapters.in_effect(ours), strict=True)
+    for what, theirs, made in held:
+        has, needs = ({k: v for k, v in kind.items() if v is not None} for kind in (theirs, made))
+        for name in has.keys() & needs.keys():
+            if has[name].shape != needs[name].shape:
+                return f"its {name} has shape {tuple(has[name].shape)}, that of ours {tuple(needs[name].shape)}"
+        unknown = has.keys() - made.keys() if what == "parameters" else set()
+        missing = {k for k, v in needs.items() if what == "parameters" or v.is_meta} - has.keys() - _OPTIONAL
+        if unknown or missing:
+            names = (", ".join(sorted(kind)) or "none" for kind in (has, needs))
+            return f"its {what} are {next(names)}, those of ours {next(names)}"
+    return None
 
 
 def _special(module: nn.Module) -> str | None:
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return "it is lazy: run the model once, then swap"
     if type(module) is nn.SyncBatchNorm:
-        return "its statistics are pooled over processes: normlab.layers.distributed.synchronize does that for ours"
+        return _POOLED
+    if adapters.own_class(module).__module__.startswith("normlab."):
+        return "it is normlab's own, which has no kernel and calls torch's functions"
     return None
 
 
 def _turn_into(module: nn.Module, ours: nn.Module) -> None:
     """Turn a layer into one of the class of ours, with everything that it has."""
+    tables = ("_parameters", "_buffers")
+    missing = [(table, k, v) for table in tables for k, v in vars(ours)[table].items() if not hasattr(module, k)]
     added = {k: v for k, v in vars(ours).items() if k not in vars(module)}
-    buffers = [name for name in ours._buffers if name not in module._buffers]
-    was = (adapters.own_class(module), tuple(added), tuple(buffers))
+    was = (adapters.own_class(module), tuple(added), tuple((table, name) for table, name, _ in missing))
     # what the layer has, its parameters and buffers among it, comes before what ours was made with
     vars(module).update(added, _was=was)
-    for name in buffers:
-        module._buffers[name] = ours._buffers[name]
+    for table, name, value in missing:  # the layer does without a weight; statistics may be of ours
+        vars(module)[table][name] = None if value is None or value.is_meta or table == "_parameters" else value
     become(module, type(ours))
 
 
@@ -290,11 +318,11 @@ def turn_back(module: nn.Module) -> bool:
     was = vars(module).pop("_was", None)
     if was is None:
         return False
-    kind, added, buffers = was
+    kind, added, missing = was
     for name in added:
         vars(module).pop(name, None)
-    for name in buffers:
-        module._buffers.pop(name, None)
+    for table, name in missing:
+        vars(module)[table].pop(name, None)
     become(module, kind)
     return True
 

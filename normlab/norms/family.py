@@ -198,6 +198,8 @@ def parse(spec: str) -> tuple[NormEntry, dict[str, Any]]:
 
     What "gn:groups=8+ws" says of weights is left to `weights_of`, and "gn:calibrated" to `uncalibrated`.
     """
+    if not isinstance(spec, str):
+        raise UsageError(f"norm {spec!r}: expected a name, as 'bn' or 'gn:groups=8'")
     weights_of(spec)
     name, _, rest = _without_weights(spec).partition(":")
     entry = describe(name)

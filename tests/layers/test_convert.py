@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -262,17 +263,42 @@ def test_layers_of_torch(recwarn: pytest.WarningsRecorder) -> None:
         (nn.Sequential(nn.BatchNorm2d(3)), "gn+ws", images(4), ["weights"]),
         (nn.Sequential(nn.BatchNorm2d(3)), "xn", images(4), ["xn"]),
         (nn.Sequential(nn.BatchNorm2d(3)), "gn:size=2", images(4), ["size"]),
+        # Bugs: AttributeErrors, the model's own error, and weights that are no numbers
+        (None, "gn", images(4), ["convert: expected a torch.nn.Module, got None"]),
+        (nn.Sequential(nn.BatchNorm2d(3)), None, images(4), ["norm None", "expected a name"]),
+        (nn.Sequential(nn.BatchNorm2d(3)), nn.GroupNorm, images(4), ["GroupNorm", "expected a name"]),
+        (nn.Sequential(nn.BatchNorm2d(3)), "gn", 4, ["calibrate is int"]),
+        (nn.Sequential(nn.BatchNorm2d(3)), "gn", images(4)[:, :2], ["does not take the images"]),
+        (nn.Sequential(nn.BatchNorm2d(3)), "gn", images(4) * float("nan"), ["not a number"]),
     ],
 )
-def test_what_cannot_be_converted_is_told_and_stays(
-    model: nn.Module, to: str, calibrate: object, words: list[str]
-) -> None:
-    before = [type(module) for module in model.modules()]
+def test_what_cannot_be_converted_is_told_and_stays(model: Any, to: Any, calibrate: object, words: list[str]) -> None:
+    before = [] if model is None else [type(module) for module in model.modules()]
     with pytest.raises(UsageError) as caught:
         normlab.convert(model, to, calibrate)  # type: ignore[arg-type]
     for word in words:
         assert word in str(caught.value)
-    assert [type(module) for module in model.modules()] == before
+    assert before == ([] if model is None else [type(module) for module in model.modules()])
+
+
+# Bugs: a negative number of steps was none, another thing a TypeError after all of the work
+@pytest.mark.parametrize("distill", [-1, "many", 2.5, True])
+def test_steps_of_distillation_are_a_whole_number(distill: Any) -> None:
+    with pytest.raises(UsageError, match="distill="):
+        normlab.convert(nn.Sequential(nn.BatchNorm2d(3)), "gn", images(4), distill=distill)
+
+
+# Bug: AttributeErrors
+@pytest.mark.parametrize(
+    "call",
+    [
+        normlab.convert_report, normlab.revert, normlab.freeze, normlab.unfreeze, normlab.fold_report,
+        lambda model: normlab.fold(model, images(2)), lambda model: normlab.recalibrate(model, images(2)),
+    ],
+)  # fmt: skip
+def test_what_is_no_module_is_refused(call: Any) -> None:
+    with pytest.raises(UsageError, match=r"expected a torch\.nn\.Module"):
+        call([nn.BatchNorm2d(3)])
 
 
 @pytest.mark.parametrize("norm", ["bn", "torch-bn", "bin"])

@@ -394,6 +394,31 @@ def test_where_it_pays_is_measured() -> None:
     assert model[1].num_batches_tracked == 0
 
 
+class Unused(nn.Module):
+    """Two norms, of which one is called, by a keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(input=x)
+
+
+# Bugs: layers that the example does not come to, and those called by a keyword, were taken without being timed;
+# "Expected more than 1 value per channel" came from the timing.
+def test_where_it_pays_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faster, "MARGIN", float("inf"))
+    model = normlab.swap_norms(Unused(), where="faster", example=torch.randn(2, 3, 5, 5))
+    assert normlab.swap_report(model).taken == ("used",)
+    assert "does not come to it" in normlab.swap_report(model).left["unused"]
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.GroupNorm(1, 3))
+    normlab.swap_norms(model, where="faster", example=torch.randn(1, 3, 5, 5))
+    report = normlab.swap_report(model)
+    assert report.taken == ("2",)
+    assert "could not be timed on (1, 3, 1, 1) (ValueError: Expected more than 1 value" in report.left["1"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
