@@ -33,6 +33,7 @@ class Layout:
     @classmethod
     def dense_of(cls, x: Array, foldable: bool) -> tuple[Layout, Array]:
         """The layout of x, and x dense in it."""
+        x = as_stored(x)
         if foldable and _is_dense_last(x):
             return _FOLDED, x
         if _is_dense(x):
@@ -41,6 +42,7 @@ class Layout:
 
     def dense(self, x: Array) -> Array:
         """x itself if it is dense in this layout, else a copy that is."""
+        x = as_stored(x)
         if not self.channels_last:
             return x if _is_dense(x) else _copy(x)
         if _is_dense_last(x):
@@ -81,6 +83,11 @@ def ones(size: int, rank: int, dtype: str) -> Array:
     import torch
 
     return torch.ones((size,) * rank, dtype=torch.bfloat16)
+
+
+def as_stored(x: Array) -> Array:
+    """x itself, or of a tensor whose numbers are stored with the other sign, as `z.conj().imag`, a copy."""
+    return x if isinstance(x, np.ndarray) or not x.is_neg() else x.resolve_neg()
 
 
 def empty_like(x: Array) -> Array:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from normlab.kernels.contract import Positions
-from normlab.kernels.layout import ones
+from normlab.kernels.layout import as_stored, ones
 from normlab.kernels.registry import positions_for
 from normlab.norms.grid import Array
 
@@ -129,6 +129,7 @@ def _flat_parameter(parameter: Array | None, dtype: Any) -> Array | None:
         return None
     if isinstance(parameter, np.ndarray):
         return np.ascontiguousarray(parameter, dtype).reshape(-1)
+    parameter = as_stored(parameter)
     if parameter.dtype != dtype:
         parameter = parameter.to(dtype)
     if not parameter.is_contiguous():

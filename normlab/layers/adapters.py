@@ -10,6 +10,7 @@ forward pass. No library is imported here.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -187,7 +188,7 @@ def _group(
         "gn",
         x,
         _named_parameters(weight, bias),
-        options=(("groups", layer.num_groups),),
+        options=(("groups", operator.index(layer.num_groups)),),
         eps=eps,
         act=act,
         residual=residual,

@@ -8,15 +8,18 @@ built.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from normlab.errors import DtypeError, InputError, UsageError
 
 Held = Mapping[str, Tensor | None]  # parameters or buffers by name
+BUFFER = (Tensor,)
+PLAIN = (*BUFFER, nn.Parameter)  # a subclass may have its numbers elsewhere, or nowhere
 
 
 def module(title: str, model: object) -> None:
@@ -60,14 +63,14 @@ def channels(title: str, x: Tensor, expected: int) -> None:
         )
 
 
-def fit(x: Tensor, held: Iterable[Tensor]) -> bool:
-    """Whether each tensor is a vector with one number per channel of x, of x's dtype and on its device.
+def fit(x: Tensor, held: Iterable[Tensor], kinds: tuple[type, ...] = PLAIN) -> bool:
+    """Whether each is of these classes, a vector with one number per channel of x, of x's dtype and on its device.
 
     So it is nearly always, and no other check of these needs to be made.
     """
     channels, dtype, on_cpu = x.shape[1], x.dtype, x.is_cpu
     for v in held:
-        if v.numel() != channels or v.dim() != 1 or v.dtype is not dtype:
+        if type(v) not in kinds or v.numel() != channels or v.dim() != 1 or v.dtype is not dtype:
             return False
         if not v.is_cpu if on_cpu else v.device != x.device:  # there is one CPU
             return False
@@ -75,8 +78,23 @@ def fit(x: Tensor, held: Iterable[Tensor]) -> bool:
 
 
 def match(x: Tensor, v: Tensor | None, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor has this shape, x's dtype and device, or is None: then no other check of it needs to be made."""
-    return v is None or (v.shape == shape and v.dtype is x.dtype and v.device == x.device)
+    """Whether a plain tensor has this shape, x's dtype and device, or is None: then nothing else is to be checked."""
+    return v is None or (type(v) in PLAIN and v.shape == shape and v.dtype is x.dtype and v.device == x.device)
+
+
+def any_wrapped(held: Iterable[Tensor | None]) -> bool:
+    """Whether one of these is of a subclass of torch's tensors, whose memory is nobody else's to read."""
+    return any(v is not None and type(v) not in PLAIN for v in held)
+
+
+def _given(title: str, held: Held) -> Iterator[tuple[str, Tensor]]:
+    """Those that are not None; raises TypeError, as torch, for what is no tensor."""
+    for name, v in held.items():
+        if v is None:
+            continue
+        if not isinstance(v, Tensor):
+            raise TypeError(f"{title}: {name} must be Tensor, not {type(v).__name__}")
+        yield name, v
 
 
 def lengths(title: str, x: Tensor, held: Held, expected: int, copies: int = 1) -> None:
@@ -84,9 +102,7 @@ def lengths(title: str, x: Tensor, held: Held, expected: int, copies: int = 1) -
 
     torch's instance norm repeats parameters and buffers for every sample, and counts `copies` of each.
     """
-    for name, v in held.items():
-        if v is None:
-            continue
+    for name, v in _given(title, held):
         if v.numel() != expected:
             raise InputError(
                 f"{name} should contain {copies * expected} elements not {copies * v.numel()}: {title} has a {name} of "
@@ -99,9 +115,7 @@ def lengths(title: str, x: Tensor, held: Held, expected: int, copies: int = 1) -
 
 def vectors(title: str, x: Tensor, held: Held) -> None:
     """Raise InputError unless each tensor is a vector with one number per channel: torch's check in group norm."""
-    for name, v in held.items():
-        if v is None:
-            continue
+    for name, v in _given(title, held):
         if v.dim() != 1 or v.numel() != x.shape[1]:
             raise InputError(
                 f"Expected {name} to be a vector of size equal to the number of channels in input, but got {name} of "
@@ -112,9 +126,7 @@ def vectors(title: str, x: Tensor, held: Held) -> None:
 
 def elements(title: str, x: Tensor, held: Held, shape: tuple[int, ...]) -> None:
     """Raise InputError unless each tensor has the normalized shape: torch's check in layer and RMS norm."""
-    for name, v in held.items():
-        if v is None:
-            continue
+    for name, v in _given(title, held):
         if v.shape != shape:
             raise InputError(
                 f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape {list(v.shape)} "
@@ -144,6 +156,16 @@ def dtypes(title: str, x: Tensor, held: Held) -> None:
             f"mixed dtype: {title} has a {name} of {v.dtype}, and the input is of {x.dtype}; convert the input, "
             f"x.to({v.dtype}), or the layer, layer.to({x.dtype})"
         )
+
+
+def constants(title: str, held: Held) -> None:
+    """Raise InputError where a gradient of running statistics is asked for, which there is not in torch either."""
+    for name, v in held.items():
+        if v is not None and v.requires_grad:
+            raise InputError(
+                f"The function '{title}' is not differentiable with respect to argument '{name}'. This input cannot "
+                "have requires_grad True: register it as a buffer"
+            )
 
 
 def both_running(mean: Tensor | None, var: Tensor | None, training: bool) -> None:
@@ -234,13 +256,13 @@ def more_than_one_in_group(title: str, x: Tensor, groups: int) -> None:
 
 
 def number(title: str, value: Any, name: str = "eps") -> float:
-    """eps, or another value, as a float; raises TypeError, as torch, if it is not a number."""
+    """eps, or another value, as a float; raises TypeError, as torch, if it is not a number or has a gradient."""
     if isinstance(value, float | int | torch.SymFloat):
         return value  # type: ignore[return-value]
-    try:
-        return float(None if isinstance(value, str) else value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise TypeError(f"{title}: {name} must be float, not {type(value).__name__}") from None
+    of_numpy = isinstance(value, np.floating | np.integer)
+    if not (of_numpy or (isinstance(value, Tensor) and value.dim() == 0 and not value.requires_grad)):
+        raise TypeError(f"{title}: {name} must be float, not {type(value).__name__}")
+    return float(value)
 
 
 def _name_mode(training: bool) -> tuple[str, str]:

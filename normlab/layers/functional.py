@@ -13,7 +13,7 @@ from torch import Tensor
 
 from normlab.kernels import stages
 from normlab.kernels.activations import Activation
-from normlab.layers import masked, masked_operators, operators, plain
+from normlab.layers import checks, masked, masked_operators, operators, plain
 from normlab.layers.call import Call
 
 
@@ -33,6 +33,7 @@ def normalize(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
     refusal: str = "",
+    wrapped: bool = False,
 ) -> Tensor:
     """y = act(norm(x) + residual) for x (N, C, *) of 2 to 5 dimensions; shape, dtype and memory format as x.
 
@@ -40,11 +41,14 @@ def normalize(
     normalizes unless `use_batch`; with `update` it moves by the batch's own, and `seen` counts that batch. A `momentum`
     of None averages all batches seen. The second forward pass of activation checkpointing updates nothing. A `mask`
     says which positions there are (`normlab.layers.masked`); one of none updates nothing, and one of a single value is
-    refused with `refusal`, if there is one.
+    refused with `refusal`, if there is one. `wrapped`: a parameter or a running statistic is of a subclass of torch's
+    tensors, whose memory no kernel may read.
     """
     compiling = torch.compiler.is_compiling()
     update = update and (compiling or not operators.is_recomputation())
-    looked_at = compiling or operators.watched(x)
+    looked_at = compiling or wrapped or operators.watched(x)
+    if residual is not None or mask is not None:
+        looked_at = looked_at or checks.any_wrapped((residual, mask))
     runs = not looked_at or plain.is_wanted(x)
     count: Any = 1
     if mask is not None and not runs:

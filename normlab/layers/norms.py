@@ -10,6 +10,7 @@ their memory format: channels-last stays channels-last. The gradient is written 
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -249,6 +250,7 @@ class Norm(nn.Module):
 
     def _check_running(self, x: Tensor, running: tuple[Tensor, Tensor]) -> None:
         held = {"running_mean": running[0], "running_var": running[1]}
+        checks.constants(self._title(), held)
         checks.lengths(self._title(), x, held, x.shape[1])
         checks.dtypes(self._title(), x, held)
 
@@ -268,10 +270,13 @@ class Norm(nn.Module):
         """act(norm(x) + residual); `running` is updated with the batch's statistics, or stands in for them."""
         own = self._parameters
         params = {k: v for k in self.learned if (v := own[k] if k in own else getattr(self, k)) is not None}
+        wrapped = False
         if not checks.fit(x, params.values()):
             self._check_parameters(x, params)
-        if running is not None and not checks.fit(x, running):
+            wrapped = checks.any_wrapped(params.values())
+        if running is not None and not checks.fit(x, running, checks.BUFFER):
             self._check_running(x, running)
+            wrapped = wrapped or checks.any_wrapped(running)
         return functional.normalize(
             norm,
             x,
@@ -287,6 +292,7 @@ class Norm(nn.Module):
             residual=residual,
             mask=mask,
             refusal=self._refusal_of_one() if mask is not None and use_batch else "",
+            wrapped=wrapped,
         )
 
     def _eps(self) -> float:
@@ -485,6 +491,7 @@ class InstanceNorm(Norm, InstanceNormBase):
 
     def _check_running(self, x: Tensor, running: tuple[Tensor, Tensor]) -> None:
         held = {"running_mean": running[0], "running_var": running[1]}
+        checks.constants(self._title(), held)
         checks.lengths(self._title(), x, held, x.shape[1], x.shape[0])
 
 
@@ -512,7 +519,7 @@ class GroupNorm(Norm, nn.GroupNorm):
         bias: bool = True,
         act: str | Activation | None = None,
     ) -> None:
-        if not isinstance(num_groups, int) or num_groups < 1 or num_channels % num_groups:
+        if not hasattr(num_groups, "__index__") or num_groups < 1 or num_channels % num_groups:
             raise ValueError(f"GroupNorm: num_channels={num_channels} must be divisible by num_groups={num_groups}")
         super().__init__(
             "gn", num_channels, eps, affine=affine, device=device, dtype=dtype, bias=bias, act=act, groups=num_groups
@@ -527,7 +534,7 @@ class GroupNorm(Norm, nn.GroupNorm):
     @property
     def options(self) -> dict[str, Any]:
         """The norm's options: `num_groups`, as it is now."""
-        return {"groups": self.num_groups}
+        return {"groups": operator.index(self.num_groups)}
 
     @options.setter
     def options(self, value: dict[str, Any]) -> None:

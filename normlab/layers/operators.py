@@ -32,7 +32,7 @@ from normlab.kernels import stages, use_backend
 from normlab.kernels.activations import Activation, activation
 from normlab.kernels.layout import Layout, empty_like
 from normlab.kernels.registry import planes_for
-from normlab.layers import _torch
+from normlab.layers import _torch, checks
 from normlab.layers import derivatives as differentiable
 from normlab.layers.call import Call
 from normlab.layers.recomputing import is_recording, remember
@@ -47,8 +47,13 @@ def is_transformed() -> bool:
 
 
 def is_followed(dy: Tensor) -> bool:
-    """Whether a gradient is to be differentiated itself (create_graph=True), or is a batch of them (vectorized)."""
-    return torch.is_grad_enabled() or _torch.transforms_active() or _torch.is_batch_of_gradients(dy)
+    """Whether a gradient is to be differentiated itself (create_graph=True), is a batch of them, or of a subclass."""
+    return (
+        torch.is_grad_enabled()
+        or type(dy) is not Tensor
+        or _torch.transforms_active()
+        or _torch.is_batch_of_gradients(dy)
+    )
 
 
 def seen_through(x: Tensor) -> bool:
@@ -58,14 +63,11 @@ def seen_through(x: Tensor) -> bool:
 
 def watched(x: Tensor) -> bool:
     """`seen_through`, by others than the compiler."""
-    if type(x) not in _PLAIN or x.is_meta or x.is_nested:
+    if type(x) not in checks.PLAIN or x.is_meta or x.is_nested:
         if not isinstance(x, Tensor):
             raise TypeError(f"expected a torch.Tensor, got {type(x).__name__}")
         return True
     return _torch.dispatch_modes() > 0 or _torch.tracing_state() is not None
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def is_recomputation() -> bool:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, library
 
 from normlab.kernels import positions, use_backend
-from normlab.layers import _torch
+from normlab.kernels.layout import as_stored
+from normlab.layers import _torch, checks
 from normlab.layers import derivatives as differentiable
 from normlab.layers.operators import as_tensor, is_followed, is_transformed, seen_through
 
@@ -24,11 +25,14 @@ def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, 
     """y = weight * h + bias (`normlab.kernels.positions`), differentiable; contiguous."""
     if is_transformed():
         y = differentiable.normalize_positions(x, weight, bias, size, eps, centred)
-    elif seen_through(x):
+    elif seen_through(x) or type(weight) not in _PLAIN_OR_NONE or type(bias) not in _PLAIN_OR_NONE:
         y = OPERATOR(x, weight, bias, size, eps, centred)[0]
     else:
         y = _apply(x, weight, bias, size, eps, centred)
     return y
+
+
+_PLAIN_OR_NONE = (*checks.PLAIN, type(None))
 
 
 class Normalize(torch.autograd.Function):
@@ -85,6 +89,7 @@ def _pull_back_in_torch(
 
 def _arrange(x: Tensor, size: int) -> Tensor:
     """x as (R, D), its last elements a row, or as (N, C, S); a view where its memory allows."""
+    x = as_stored(x)
     if size:
         arranged = x if x.dim() == 2 and x.shape[1] == size else x.reshape(x.numel() // size, size)
     else:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normlab.errors import InputError
+from normlab.errors import DtypeError, InputError
 from normlab.layers import checks, plain
 from normlab.layers.leaves import as_leaf, is_root, refuse_script, traces
 from normlab.layers.operators import seen_through
@@ -54,8 +54,9 @@ class RMSNorm(nn.RMSNorm):
 
         y = weight * x / sqrt(mean(x^2) + eps)
 
-    A `torch.nn.RMSNorm`; eps of None is the machine epsilon of the dtype computed in: float32 or float64.
-    Raises ValueError for an input of another shape, or not of floats. Zhang & Sennrich 2019, arXiv:1910.07467.
+    A `torch.nn.RMSNorm`; eps of None is the machine epsilon of the dtype computed in: float32 or float64. Complex
+    inputs are computed by torch. Raises ValueError for an input of another shape, or of integers.
+    Zhang & Sennrich 2019, arXiv:1910.07467.
     """
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -73,14 +74,23 @@ class RMSNorm(nn.RMSNorm):
         if traces(input) or (seen_through(input) and plain.is_wanted(input)):
             return super().forward(input)
         weight: Tensor | None = self.weight
-        shape = _check(self, input, weight, None)
+        try:
+            shape = _check(self, input, weight, None)
+        except DtypeError:
+            if input.is_complex():  # which no other norm of torch's takes
+                return super().forward(input)
+            raise
         # torch's guide says that of x's dtype; but it computes from halves in float32, and takes the epsilon of that
         computed = torch.float32 if input.element_size() < 4 else input.dtype
         eps = torch.finfo(computed).eps if self.eps is None else _eps(self)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and input.is_inference():
             input = input.clone()  # which the backward pass can keep
         y = _normalized(input, weight, None, shape, eps, False)
-        return y.movedim(1, -1).contiguous().movedim(-1, 1) if _is_channels_last(input) else y
+        if not _is_channels_last(input):
+            return y
+        if input.dim() not in (4, 5):  # torch has such a memory format for images and volumes only
+            return y.contiguous()
+        return y.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 class ChannelNorm(LayerNorm):

@@ -13,6 +13,7 @@ channels. They have kernels of their own (`normlab.kernels.positions`) and are `
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType, SimpleNamespace
@@ -257,7 +258,16 @@ def resolve_options(entry: NormEntry, channels: int, given: Mapping[str, Any]) -
         known = ", ".join(entry.options) or "none"
         raise UsageError(f"norm {entry.name!r} has no option {sorted(unknown)[0]!r}; its options: {known}")
     defaults = {k: v(channels) if callable(v) else v for k, v in entry.options.items()}
-    return {**defaults, **given}
+    return {**defaults, **{name: _as_whole(entry, name, v, defaults[name]) for name, v in given.items()}}
+
+
+def _as_whole(entry: NormEntry, name: str, value: Any, usual: Any) -> Any:
+    """An option's value; a Python int where the usual one is: 2.0 equals 2, and would be found in its place later."""
+    if type(usual) is not int or type(value) is int:
+        return value
+    if not hasattr(value, "__index__"):
+        raise UsageError(f"norm {entry.name!r}: {name}={value!r}; expected a whole number")
+    return operator.index(value)
 
 
 def default_groups(channels: int) -> int:

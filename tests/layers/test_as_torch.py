@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 import normlab
@@ -336,7 +337,17 @@ def test_root_mean_square_norm_has_one_input() -> None:
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (3, 4, 5)])
 def test_root_mean_square_norm_keeps_channels_last(shape: tuple[int, ...]) -> None:
     """Bug: the output was contiguous, where torch's has the strides of the input."""
-    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
+    compare_strides(torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), shape)
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4)])
+def test_root_mean_square_norm_of_transposed_sequences(shape: tuple[int, ...]) -> None:
+    """Bug: the output was channels-last, where torch's is contiguous: a `view` behind it failed."""
+    compare_strides(torch.randn(2, 4, 3).transpose(1, 2), shape)
+
+
+def compare_strides(x: Tensor, shape: tuple[int, ...]) -> None:
+    x.requires_grad_()
     ours, stock = layers.RMSNorm(shape), nn.RMSNorm(shape)
     for layer in (ours, stock):
         nn.init.uniform_(layer.weight, generator=torch.Generator().manual_seed(0))
@@ -374,6 +385,135 @@ def test_errors_have_torchs_class() -> None:
     norm.momentum = "a"
     with pytest.raises(TypeError, match="momentum must be float, not str"):
         norm(x)
+
+
+class Wrapped(Tensor):
+    """A tensor that has its numbers inside of another, as DTensor and quantized weights have: at no address."""
+
+    inside: Tensor
+
+    @staticmethod
+    def __new__(cls, inside: Tensor) -> Wrapped:
+        made: Wrapped = Tensor._make_wrapper_subclass(cls, inside.shape, dtype=inside.dtype)  # type: ignore[attr-defined]
+        made.inside = inside
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map(lambda v: v.inside if isinstance(v, cls) else v, (args, kwargs or {}))
+        return tree_map(lambda v: cls(v) if isinstance(v, Tensor) else v, func(*args, **kwargs))
+
+
+def unwrapped(v: Tensor) -> Tensor:
+    return v.inside if isinstance(v, Wrapped) else v
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_parameters_of_a_subclass(name: str) -> None:
+    """Bug: the kernels read a weight at address 0: outputs were zeros, the backward pass a segmentation fault."""
+    for part in ("weight", "bias", "running_mean", "running_var", "gradient"):
+        found = []
+        for layer in (*pair(name, training=False)[:2],):
+            if getattr(layer, part, None) is None and part != "gradient":
+                continue
+            if part in ("weight", "bias"):
+                setattr(layer, part, nn.Parameter(Wrapped(torch.full_like(getattr(layer, part).detach(), 0.5))))
+            elif part != "gradient":
+                setattr(layer, part, Wrapped(torch.full_like(getattr(layer, part), 0.5)))
+            x = pair(name)[2].requires_grad_()
+            y = layer(x)
+            dy = torch.arange(float(y.numel())).view(y.shape)
+            gradients = torch.autograd.grad(y, [x, *layer.parameters()], Wrapped(dy) if part == "gradient" else dy)
+            found.append([unwrapped(v) for v in (y, *gradients)])
+        if found:
+            torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba_cpu"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_numbers_stored_with_the_other_sign(name: str, backend: str) -> None:
+    """Bug: the imaginary part of a conjugate is a view that negates; the sign was lost, of inputs and parameters."""
+    for part in ("input", "gradient", *STATE):
+        found = []
+        for layer in (*pair(name, training=False)[:2],):
+            held = getattr(layer, part, None)
+            if held is not None:
+                negated = torch.complex(torch.zeros_like(held), -0.5 - held.detach()).conj().imag
+                layer._parameters.pop(part, None)
+                layer._buffers.pop(part, None)
+                setattr(layer, part, negated)
+            elif part in STATE:
+                continue
+            x = pair(name)[2]
+            x = torch.complex(x, x).conj().imag if part == "input" else x
+            with normlab.use_backend(backend):
+                y = layer(x.requires_grad_())
+                dy = torch.complex(y.detach(), y.detach() + 1).conj()
+                dy = dy.imag if part == "gradient" else dy.real
+                found.append([y, *torch.autograd.grad(y, [x, *layer.parameters()], dy)])
+        if found:
+            torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_groups_are_any_whole_number() -> None:
+    """Bug: groups of NumPy's were refused; and 2.0, which equals 2, broke every later layer of 2 groups."""
+    x = torch.randn(3, 4, 5)
+    for groups in (np.int64(2), torch.tensor(2)):
+        torch.testing.assert_close(layers.GroupNorm(groups, 4)(x), nn.GroupNorm(2, 4)(x))  # type: ignore[arg-type]
+        model = nn.Sequential(nn.GroupNorm(groups, 4, affine=False))  # type: ignore[arg-type]
+        torch.testing.assert_close(normlab.swap_norms(model)(x), nn.GroupNorm(2, 4)(x))
+    with pytest.raises(ValueError, match="whole number"):
+        layers.Norm("gn", 4, groups=2.0)
+    layer = layers.GroupNorm(2, 4, affine=False)
+    layer.num_groups = 2.0  # type: ignore[assignment]
+    with pytest.raises(TypeError):
+        layer(x)
+    layers.GroupNorm(2, 4, affine=False)(x)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_numbers_that_are_none(name: str) -> None:
+    """Bug: an eps that was to be learned was taken for a number, and never learned; torch refuses it."""
+    for value in (nn.Parameter(torch.tensor(0.1)), torch.tensor([0.1]), np.array(0.1)):
+        for what in ("eps", "momentum"):
+            ours, stock, x = pair(name)
+            if hasattr(stock, what):
+                for layer in (ours, stock):
+                    vars(layer)[what] = value
+                same(ours, stock, x)
+
+
+@pytest.mark.parametrize("name", ["bn1", "bn2", "in2"])
+def test_running_statistics_have_no_gradient(name: str) -> None:
+    """Bug: those made a parameter were computed with, and never learned; torch refuses them."""
+    for training, part in itertools.product((True, False), ("running_mean", "running_var")):
+        ours, stock, x = pair(name, training)
+        for layer in (ours, stock):
+            setattr(layer, part, nn.Parameter(getattr(layer, part)))
+        same(ours, stock, x)
+        with pytest.raises(RuntimeError, match=f"not differentiable with respect to argument '{part}'"):
+            ours(x)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_parameters_that_are_no_tensors(name: str) -> None:
+    """Bug: AttributeError, where torch raises TypeError."""
+    for part in STATE:
+        ours, stock, x = pair(name)
+        for layer in (ours, stock):
+            if getattr(layer, part, None) is not None:
+                layer._parameters.pop(part, None)
+                layer._buffers.pop(part, None)
+                vars(layer)[part] = [1.0] * 4
+        same(ours, stock, x)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_root_mean_square_norm_of_complex_numbers(affine: bool) -> None:
+    """Bug: refused, where torch's computes."""
+    x = torch.randn(3, 4, dtype=torch.complex64)
+    ours, stock = (kind(4, elementwise_affine=affine) for kind in (layers.RMSNorm, nn.RMSNorm))
+    torch.testing.assert_close(ours(x), stock(x))
 
 
 def test_group_norm_of_any_rank() -> None:

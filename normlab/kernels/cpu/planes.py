@@ -393,7 +393,7 @@ def _is_readable(v: Any) -> bool:
     """Whether compiled code can read these numbers where they lie."""
     if isinstance(v, np.ndarray):
         return bool(v.flags.c_contiguous) and is_real(v.dtype)
-    return is_real(v.dtype) and v.is_contiguous() and v.is_cpu
+    return is_real(v.dtype) and v.is_contiguous() and v.is_cpu and not v.is_neg()
 
 
 def _place(v: Any) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from normlab.kernels import activations
 from normlab.kernels.activations import Activation
-from normlab.kernels.layout import Layout
+from normlab.kernels.layout import Layout, as_stored
 from normlab.norms.application import Application, Recipe
 from normlab.norms.grid import Array, library, raw, update_running
 
@@ -181,7 +181,7 @@ def _wide_dtype(a: Array) -> Any:
 def _row(v: Array, x: Array) -> Array:
     """Numbers per channel as a grid (1, C)."""
     if isinstance(x, np.ndarray):
-        return np.asarray(v, dtype=np.float64).reshape(1, -1)
+        return np.asarray(as_stored(v), dtype=np.float64).reshape(1, -1)
     return v.detach().to(x.device, _wide_dtype(x)).reshape(1, -1)
 
 
