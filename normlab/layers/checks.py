@@ -160,8 +160,8 @@ def dtypes(title: str, x: Tensor, held: Held) -> None:
 
 def constants(title: str, held: Held) -> None:
     """Raise InputError where a gradient of running statistics is asked for, which there is not in torch either."""
-    for name, v in held.items():
-        if v is not None and v.requires_grad:
+    for name, v in _given(title, held):
+        if v.requires_grad:
             raise InputError(
                 f"The function '{title}' is not differentiable with respect to argument '{name}'. This input cannot "
                 "have requires_grad True: register it as a buffer"
