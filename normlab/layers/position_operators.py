@@ -16,23 +16,72 @@ from torch import Tensor, library
 
 from normlab.kernels import positions, use_backend
 from normlab.kernels.layout import as_stored
+from normlab.kernels.registry import positions_for
 from normlab.layers import _torch, checks
 from normlab.layers import derivatives as differentiable
 from normlab.layers.operators import as_tensor, is_followed, is_transformed, seen_through
 
 
-def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, centred: bool) -> Tensor:
-    """y = weight * h + bias (`normlab.kernels.positions`), differentiable; contiguous."""
-    if is_transformed():
-        y = differentiable.normalize_positions(x, weight, bias, size, eps, centred)
-    elif seen_through(x) or type(weight) not in _PLAIN_OR_NONE or type(bias) not in _PLAIN_OR_NONE:
-        y = OPERATOR(x, weight, bias, size, eps, centred)[0]
+def normalize(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, centred: bool, last: bool = False
+) -> Tensor:
+    """y = weight * h + bias (`normlab.kernels.positions`), differentiable.
+
+    With `last` the channels are normalized of x (N, C, *) that has them last in memory, and so has y; else y is
+    contiguous.
+    """
+    followed = is_transformed()
+    looked_at = seen_through(x) or type(weight) not in _PLAIN_OR_NONE or type(bias) not in _PLAIN_OR_NONE
+    if not (followed or looked_at):
+        y = _run_by_backend(x, weight, bias, size, eps, centred, last)
+        if y is not None:
+            return y
+    given, size = (x.movedim(1, -1), x.shape[1]) if last else (x, size)
+    if followed:
+        y = differentiable.normalize_positions(given, weight, bias, size, eps, centred)
+    elif looked_at:
+        y = OPERATOR(given, weight, bias, size, eps, centred)[0]
     else:
-        y = _apply(x, weight, bias, size, eps, centred)
+        y = _apply(given, weight, bias, size, eps, centred)
+    return y.movedim(-1, 1) if last else y
+
+
+def _run_by_backend(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, centred: bool, last: bool
+) -> Tensor | None:
+    """The output as a backend makes it that has its own place in autograd's graph, or None."""
+    by_backend: Any = getattr(positions_for(x), "normalize", None)
+    if by_backend is None or x.numel() == 0:
+        return None
+    y: Tensor | None = by_backend(x, weight, bias, size, eps, centred, last, _pull_back_from_saved)
     return y
 
 
 _PLAIN_OR_NONE = (*checks.PLAIN, type(None))
+
+
+def _pull_back_from_saved(
+    backend: Any,
+    how: tuple[int, bool, bool],
+    eps: float,
+    learns: tuple[bool, bool],
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    kept: Tensor,
+) -> list[Tensor | None]:
+    """Gradients of x, weight and bias, from what a forward pass has saved."""
+    size, centred, last = how
+    if last:
+        dy, x, size = dy.movedim(1, -1), x.movedim(1, -1), x.shape[1]
+    if is_followed(dy):
+        dx, *gradients = _pull_back_in_torch(dy, x, weight, bias, size, eps, centred)
+    else:
+        arranged = _arrange(x, size)
+        cache = positions.Cache(backend, backend.parameter_dtype(x), backend.restored(arranged, kept, centred))
+        dx, *gradients = _pull_back(_arrange(dy, size), arranged, weight, bias, cache, learns, dy.shape)
+    return [dx.movedim(-1, 1) if last and dx is not None else dx, *gradients]
 
 
 class Normalize(torch.autograd.Function):
@@ -60,15 +109,25 @@ class Normalize(torch.autograd.Function):
         g, x = _arrange(dy, size), _arrange(x, size)
         if kept is not None and kept.data_ptr() != ctx.kept.data_ptr():  # computed again, or brought back
             cache = positions.Cache(cache.backend, cache.dtype, cache.backend.restored(x, kept, centred))
-        dx, d_weight, d_bias = positions.backward(g, x, weight, cache, learns)
-        return (
-            dx if dx.shape == dy.shape else dx.view(dy.shape),
-            _like_parameter(d_weight, weight),
-            _like_parameter(d_bias, bias),
-            None,
-            None,
-            None,
-        )
+        return *_pull_back(g, x, weight, bias, cache, learns, dy.shape), None, None, None
+
+
+def _pull_back(
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    cache: positions.Cache,
+    learns: tuple[bool, bool],
+    shape: torch.Size,
+) -> list[Tensor | None]:
+    """Gradients of x, in this shape, and of weight and bias, from arranged tensors."""
+    dx, d_weight, d_bias = positions.backward(g, x, weight, cache, learns)
+    return [
+        dx if dx.shape == shape else dx.view(shape),
+        _like_parameter(d_weight, weight),
+        _like_parameter(d_bias, bias),
+    ]
 
 
 _apply: Any = _torch.apply_of(Normalize)
@@ -157,7 +216,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.how = how
 
 
-def _pull_back(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
+def _pull_back_operator(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
     x, weight, bias, kept = ctx.saved_tensors
     if torch.is_grad_enabled():
         return *_pull_back_in_torch(dy, x, weight, bias, *ctx.how), None, None, None
@@ -174,4 +233,4 @@ OPERATOR_BACKWARD: Any = library.custom_op(
     "normlab::normalize_positions_backward", _normalize_backward, mutates_args=()
 )
 OPERATOR_BACKWARD.register_fake(_shapes_backward)
-OPERATOR.register_autograd(_pull_back, setup_context=_save)
+OPERATOR.register_autograd(_pull_back_operator, setup_context=_save)

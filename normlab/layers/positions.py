@@ -135,9 +135,7 @@ class ChannelNorm(LayerNorm):
             held = {"weight": weight, "bias": bias}
             checks.elements(type(self).__name__, input, held, (channels,))
             checks.dtypes(type(self).__name__, input, held)
-        if _is_channels_last(input):
-            return normalize(input.movedim(1, -1), weight, bias, channels, _eps(self), True).movedim(-1, 1)
-        return normalize(input, weight, bias, 0, _eps(self), True)
+        return normalize(input, weight, bias, 0, _eps(self), True, _is_channels_last(input))
 
 
 def _check(layer: LayerNorm | RMSNorm, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from ctypes import addressof, c_char
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -57,6 +58,7 @@ _UNIT_BYTES = 1 << 17  # of x (and g) in a unit of work, at least
 _TILE_BYTES = 3 << 18  # of x (and g) in a tile: stays in the second-level cache while it is gone over
 _NARROWEST = 64  # columns of a tile: shorter runs of memory are read too slowly
 _MOST_UNITS = 32  # each has sums for the gradients of its own
+_REALS = {4: np.dtype(np.float32), 8: np.dtype(np.float64)}  # numbers of these many bytes
 _ROWS = 64  # rows in a unit, where there are enough: with fewer its sums are as large as they are
 
 
@@ -69,39 +71,44 @@ class Saved:
 
 
 def forward(x: Any, weight: Any, bias: Any, eps: float, centred: bool, y: Any) -> Saved:
-    """Write y = h * weight + bias for x (R, D), h standardized over D, or x (N, C, S), over C; y is contiguous.
+    """Write y = h * weight + bias, for x (R, D), h standardized over D, or x (N, C, S), over C; y is contiguous.
 
     weight and bias are contiguous, of x's dtype or for halves float32, or None. The last stride of x is one element.
     """
-    sizes, x_strides, itemsize = tuple(x.shape), _strides(x), max(x.itemsize, 4)
-    job = _job(sizes, x.dtype, itemsize, centred, False, False)[:]
-    kept = np.empty(KEPT_NUMBERS * sizes[0] * (sizes[2] if len(sizes) == 3 else 1), f"f{itemsize}")
-    job[X], job[Y], job[KEPT], job[EPS] = _address(x), _address(y), _address(kept), bits(eps)
+    sizes, x_strides, itemsize = x.shape, _strides(x), max(x.itemsize, 4)
+    run_forward, job = prepare_call(sizes, x.dtype, centred, False, False)
+    kept = np.empty(KEPT_NUMBERS * sizes[0] * (sizes[2] if len(sizes) == 3 else 1), _REALS[itemsize])
+    weight = _constant(1.0, sizes[1], itemsize) if weight is None else weight
+    bias = _constant(0.0, sizes[1], itemsize) if bias is None else bias
+    job[X], job[Y], job[KEPT], job[EPS] = _address(x), _address(y), start(kept), bits(eps)
     job[X_OUTER], job[X_STEP] = x_strides[0], x_strides[1]
-    job[WEIGHT] = _address(_constant(1.0, sizes[1], itemsize) if weight is None else weight)
-    job[BIAS] = _address(_constant(0.0, sizes[1], itemsize) if bias is None else bias)
-    _share(_direction(False, itemsize), job, x)
+    job[WEIGHT], job[BIAS] = _address(weight), _address(bias)
+    _share(run_forward, job, x)
     return Saved(kept, centred)
 
 
 def backward(saved: Saved, x: Any, weight: Any, g: Any, dx: Any, d_weight: Any, d_bias: Any) -> None:
     """Write dx, contiguous, and the gradients of weight and bias where they are not None; arrays as in `forward`."""
-    sizes, x_strides, g_strides, itemsize = tuple(x.shape), _strides(x), _strides(g), max(x.itemsize, 4)
+    sizes, x_strides, g_strides, itemsize = x.shape, _strides(x), _strides(g), max(x.itemsize, 4)
     learns = d_weight is not None or d_bias is not None
-    job = _job(sizes, x.dtype, itemsize, saved.centred, True, learns)[:]
-    job[X], job[G], job[Y], job[KEPT] = _address(x), _address(g), _address(dx), _address(saved.kept)
+    run_backward, job = prepare_call(sizes, x.dtype, saved.centred, True, learns)
+    weight = _constant(1.0, sizes[1], itemsize) if weight is None else weight
+    job[X], job[G], job[Y], job[KEPT] = _address(x), _address(g), _address(dx), start(saved.kept)
     job[X_OUTER], job[X_STEP], job[G_OUTER], job[G_STEP] = x_strides[0], x_strides[1], g_strides[0], g_strides[1]
-    job[WEIGHT] = _address(_constant(1.0, sizes[1], itemsize) if weight is None else weight)
-    sums = np.empty(2 * job[TO_DO] * sizes[1] if learns else 0, f"f{itemsize}")
-    job[SUMS] = _address(sums)
-    job[D_WEIGHT] = 0 if d_weight is None else _address(d_weight)
-    job[D_BIAS] = 0 if d_bias is None else _address(d_bias)
-    _share(_direction(True, itemsize), job, x)
+    job[WEIGHT] = _address(weight)
+    if learns:
+        sums = np.empty(2 * job[TO_DO] * sizes[1], _REALS[itemsize])
+        job[SUMS] = start(sums)
+    if d_weight is not None:
+        job[D_WEIGHT] = _address(d_weight)
+    if d_bias is not None:
+        job[D_BIAS] = _address(d_bias)
+    _share(run_backward, job, x)
 
 
 def restored(x: Any, kept: Any, centred: bool) -> Saved:
     """What `forward` returned, from its `kept`."""
-    return Saved(np.asarray(kept), centred)
+    return Saved(np.ascontiguousarray(kept), centred)
 
 
 def kept_dtype(x: Any, dtype: Any) -> Any:
@@ -116,14 +123,23 @@ def parameter_dtype(x: Any) -> Any:
     return np.float32 if isinstance(x, np.ndarray) else library(x).float32
 
 
+def prepare_call(
+    sizes: tuple[int, ...], dtype: Any, centred: bool, backward: bool, learns: bool
+) -> tuple[Callable[[int], None], array[int]]:
+    """The C function of a direction, compiled when it is first needed, and a job for it that lacks the tensors."""
+    direction, numbers = _prepare(sizes, dtype, centred, backward, learns)
+    return direction, numbers[:]
+
+
 @lru_cache(maxsize=1024)
-def _job(sizes: tuple[int, ...], dtype: Any, itemsize: int, centred: bool, backward: bool, learns: bool) -> array[int]:
-    """The numbers that are the same in every call with these sizes; `itemsize` is that of numbers."""
+def _prepare(
+    sizes: tuple[int, ...], dtype: Any, centred: bool, backward: bool, learns: bool
+) -> tuple[Callable[[int], None], array[int]]:
     outer, size, inner = sizes if len(sizes) == 3 else (*sizes, 0)
     job = array("q", bytes(8 * NUMBERS))
-    name, rows = str(dtype).removeprefix("torch."), inner == 0
-    later = [] if backward else [_work(name, rows, True), _whole(True, itemsize)]
-    with compiling.expecting([_whole(backward, itemsize), *later]):
+    name, rows, itemsize = str(dtype).removeprefix("torch."), inner == 0, max(dtype.itemsize, 4)
+    later = [] if backward else [_work(name, rows, True), _direction(True, itemsize)]
+    with compiling.expecting([_direction(backward, itemsize), *later]):
         job[WORK] = address(_work(name, rows, backward))
     job[CENTRED], job[LEARNS] = centred, learns
     job[ITEMSIZE] = itemsize
@@ -142,19 +158,15 @@ def _job(sizes: tuple[int, ...], dtype: Any, itemsize: int, centred: bool, backw
         extent = max(extent, min(_ROWS, -(-items // 8)))
     job[WIDTH], job[TILES], job[EXTENT] = width, tiles, extent
     job[TO_DO] = -(-items // extent)
-    return job
+    return function(_direction(backward, itemsize), 1), job
 
 
 def _work(dtype: str, rows: bool, backward: bool) -> Need:
     return Need(_WORK, "work", (dtype, rows, backward))
 
 
-def _whole(backward: bool, itemsize: int) -> Need:
+def _direction(backward: bool, itemsize: int) -> Need:
     return Need(_WORK, "direction", (backward, itemsize))
-
-
-def _direction(backward: bool, itemsize: int) -> Callable[[int], None]:
-    return function(_whole(backward, itemsize), 1)
 
 
 def _share(direction: Callable[[int], None], job: array[int], x: Any) -> None:
@@ -167,7 +179,7 @@ def _share(direction: Callable[[int], None], job: array[int], x: Any) -> None:
 @lru_cache(maxsize=8)
 def _constant(value: float, size: int, itemsize: int) -> np.ndarray:
     """A weight of ones, or a bias of zeros."""
-    return np.full(size, value, f"f{itemsize}")
+    return np.full(size, value, _REALS[itemsize])
 
 
 def _strides(a: Any) -> tuple[int, ...]:
@@ -177,3 +189,8 @@ def _strides(a: Any) -> tuple[int, ...]:
 
 def _address(a: Any) -> int:
     return a.__array_interface__["data"][0] if isinstance(a, np.ndarray) else a.data_ptr()
+
+
+def start(memory: np.ndarray) -> int:
+    """The address of memory of our own, found sooner."""
+    return addressof(c_char.from_buffer(memory.data))

@@ -1,7 +1,7 @@
 """The C++ part of this backend: built on request, by torch's own tools, and loaded where it has been built.
 
 `normlab build` compiles it, which takes a C++ compiler, ninja and some 40 s of a processor. It is kept with other
-extensions of torch (`TORCH_EXTENSIONS_DIR`, or `~/.cache/torch_extensions`) under a name that depends on the source,
+extensions of torch (`TORCH_EXTENSIONS_DIR`, or `~/.cache/torch_extensions`) under a name that depends on the sources,
 on torch and on Python: what was built for others is never loaded.
 """
 
@@ -21,13 +21,14 @@ from typing import Any
 from normlab.errors import UsageError
 from normlab.kernels import registry
 
-_SOURCE = Path(__file__).parent / "normalize.cpp"
+_HERE = Path(__file__).parent
+_SOURCE = _HERE / "extension.cpp"  # which includes the others
 _NAME = "normlab_native"
 
 
 @cache
 def built() -> Path | None:
-    """The built library, or None where there is none for this source, torch and Python, or none that can be read."""
+    """The built library, or None where there is none for these sources, torch and Python, or none that can be read."""
     with suppress(OSError):  # a home that this user cannot enter
         place = _place()
         if place is not None and place.is_file():
@@ -92,7 +93,7 @@ def _compile(place: Path) -> None:
 
 
 def _place() -> Path | None:
-    """Where the library is, or would be. Raises OSError if its source cannot be read."""
+    """Where the library is, or would be. Raises OSError if its sources cannot be read."""
     import torch
 
     folder = os.environ.get("TORCH_EXTENSIONS_DIR")
@@ -101,5 +102,6 @@ def _place() -> Path | None:
     except RuntimeError:
         return None
     facts = (torch.__version__, sys.implementation.cache_tag, platform.machine())
-    digest = hashlib.sha256(_SOURCE.read_bytes() + repr(facts).encode()).hexdigest()[:16]
+    sources = [_SOURCE, *sorted(_HERE.glob("*.h"))]
+    digest = hashlib.sha256(b"".join(v.read_bytes() for v in sources) + repr(facts).encode()).hexdigest()[:16]
     return root / "normlab" / f"{_NAME}-{digest}.so"

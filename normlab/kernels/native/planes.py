@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from ctypes import c_void_p, cast
 from typing import Any
 
 from normlab.kernels.activations import Activation
@@ -16,24 +15,20 @@ from normlab.kernels.contract import Differentiable
 from normlab.kernels.cpu._forms import least_variance
 from normlab.kernels.cpu.planes import backward, find_plan, forward, numbers, prepare_call, restored
 from normlab.kernels.layout import Layout
-from normlab.kernels.native.building import extension
+from normlab.kernels.native import calls
 from normlab.kernels.runtime import job
-from normlab.kernels.runtime.control import LINE, SIZE
 from normlab.kernels.runtime.openmp import parallel
-from normlab.kernels.runtime.sharing import GRAIN_AWAKE
 from normlab.norms.application import Recipe
 
 __all__ = ["backward", "forward", "normalize", "numbers", "restored"]
 
 _PLACES = (
-    "X", "G", "Y", "RESIDUAL", "TO_RESIDUAL", "MEMORY", "EPS", "TINY", "HELPERS", "SHARES", "CONTROL", "PARALLEL",
-    "NUMBER", "RUNNING_MEAN", "RUNNING_VAR", "RUNNING_BYTES", "MOMENTUM",
+    "X", "G", "Y", "RESIDUAL", "TO_RESIDUAL", "MEMORY", "EPS", "TINY", "RUNNING_MEAN", "RUNNING_VAR", "RUNNING_BYTES",
+    "MOMENTUM",
 )  # fmt: skip
 
-_library = extension()
-_library.set_up(
-    {**{name: getattr(job, name) for name in _PLACES}, "line": LINE, "counters": SIZE, "grain": GRAIN_AWAKE}
-)
+_library = calls.library.planes
+_library.set_up({name: getattr(job, name) for name in _PLACES})
 _normalize: Callable[..., Any] = _library.normalize
 
 
@@ -59,20 +54,11 @@ def normalize(
 
 def _plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None, adds: bool) -> Any:
     plan = find_plan(recipe, layout, x, act)
-    kept: list[Any] = []  # C functions live as long as their plan
+    kept = calls.Kept()
 
     def prepare(backward: bool) -> tuple[array[int], int]:
-        function, numbers = prepare_call(plan, backward, adds and not (backward and act is None))
-        kept.append(function)
-        return numbers, cast(function, c_void_p).value or 0  # type: ignore[arg-type]
+        return kept.addressed(*prepare_call(plan, backward, adds and not (backward and act is None)))
 
     return _library.make_plan(
-        *prepare(False),
-        plan.numbers,
-        plan.sizes[1],
-        plan.elements,
-        layout.channels_last,
-        act is not None,
-        lambda: prepare(True),
-        parallel(),
+        prepare, plan.numbers, plan.sizes[1], plan.elements, layout.channels_last, act is not None, parallel()
     )

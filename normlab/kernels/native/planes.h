@@ -1,92 +1,48 @@
-// A layer's forward and backward pass as torch's C++ sees them: a node of autograd that calls the compiled kernels.
+// The norms of the family as torch's C++ sees them: a node of autograd that calls the kernels of planes.
 //
-// The kernels are those of `normlab.kernels.cpu`: C functions of the address of a job, a list of int64 in which a call
-// fills in where its tensors lie (`normlab.kernels.runtime.job`). What is filled in here is what `cpu/planes.py` fills
-// in. Whatever is not ordinary is left to Python: `normalize` returns None, and the node calls a function that it has.
+// What is filled in here is what `cpu/planes.py` fills in (`runtime/job.py`). Whatever is not ordinary is left to
+// Python: `normalize` returns None, and the node calls a function that it has.
 
-#include <unistd.h>
+#pragma once
 
-#include <algorithm>
-#include <atomic>
-#include <cstring>
-#include <memory>
 #include <optional>
-#include <string>
 #include <tuple>
-#include <unordered_map>
-#include <utility>
-#include <vector>
 
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/utils/pybind.h>
+#include "call.h"
 
+namespace planes {
 namespace {
 
-namespace py = pybind11;
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-using Direction = void (*)(int64_t);
 using Pair = std::pair<Tensor, Tensor>;
 using Update = std::tuple<Tensor, Tensor, double>;
 
-// Where the numbers of a job stand, and what is the same in every job.
-struct Constants {
-  int64_t x, g, y, residual, to_residual, memory, eps, tiny, helpers, shares, control, parallel, number;
+// Where the numbers of a job stand.
+struct {
+  int64_t x, g, y, residual, to_residual, memory, eps, tiny;
   int64_t running_mean, running_var, running_bytes, momentum;
-  int64_t line, counters, grain;
-};
-Constants at_;
+} at_;
 
-struct Job {
-  std::vector<int64_t> numbers;
-  std::atomic<Direction> direction = nullptr;  // stored last: whoever loads one may read the numbers
-};
+void set_up(const Places& places) {
+  auto put = [&](const char* name, int64_t& to) { to = places.at(name); };
+  put("X", at_.x), put("G", at_.g), put("Y", at_.y);
+  put("RESIDUAL", at_.residual), put("TO_RESIDUAL", at_.to_residual);
+  put("MEMORY", at_.memory), put("EPS", at_.eps), put("TINY", at_.tiny);
+  put("RUNNING_MEAN", at_.running_mean), put("RUNNING_VAR", at_.running_var);
+  put("RUNNING_BYTES", at_.running_bytes), put("MOMENTUM", at_.momentum);
+}
 
 // What is the same in every call with one recipe, shape, layout and activation.
-struct Plan {
+struct PlanesPlan : Plan {
   Job forward, backward;
-  int64_t memory, channels, elements;
+  int64_t memory, channels;
   bool last, has_act;
-  py::function prepare_backward;  // returns (numbers, direction, address of GOMP_parallel, omp_get_thread_num)
-  int64_t parallel = 0, number = 0;
 };
-
-// Objects of Python may only be let go by who holds its lock, and not after its end.
-template <typename T>
-std::shared_ptr<T> owned(T* object) {
-  return std::shared_ptr<T>(object, [](T* p) {
-    if (Py_IsInitialized()) {
-      py::gil_scoped_acquire lock;
-      delete p;
-    }
-  });
-}
 
 // What the node hands to Python where it does not compute itself.
 struct Context {
   py::object call;
   py::function pull_back;
 };
-
-int64_t bits(double number) {
-  int64_t found;
-  std::memcpy(&found, &number, sizeof found);
-  return found;
-}
-
-int64_t address(const Tensor& v) { return reinterpret_cast<int64_t>(v.const_data_ptr()); }
-
-// Where a kernel writes: a tensor that shares its memory until one of the two is changed is given its own here.
-int64_t written(const Tensor& v) { return reinterpret_cast<int64_t>(v.mutable_data_ptr()); }
-
-// Memory of this process that belongs to the tensor itself.
-bool is_plain(const Tensor& v) {
-  return v.defined() && v.device().is_cpu() && v.layout() == at::kStrided && !v.is_neg() &&
-         !v.unsafeGetTensorImpl()->is_python_dispatch() && !v.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Batched);
-}
 
 bool is_real(const Tensor& v) { return v.scalar_type() == at::kFloat || v.scalar_type() == at::kDouble; }
 
@@ -109,32 +65,11 @@ void count_change(const Tensor& v) {
   if (!v.is_inference()) v.unsafeGetTensorImpl()->bump_version();
 }
 
-void place(std::vector<int64_t>& job, const Tensor& v, int64_t at) {
+void place(Numbers& job, const Tensor& v, int64_t at) {
   job.insert(job.end(), {at, static_cast<int64_t>(v.itemsize()), v.numel()});
 }
 
-const pid_t process = getpid();
-
-// How many threads of torch's join; -1 where only Python can call them.
-int64_t helpers_for(const Plan& plan) {
-  if (plan.elements < at_.grain) return 0;
-  int64_t helpers = at::get_num_threads() - 1;
-  return helpers > 0 && (plan.parallel == 0 || getpid() != process) ? -1 : std::max<int64_t>(helpers, 0);
-}
-
-void run(const Plan& plan, const Job& prepared, std::vector<int64_t>& job, int64_t helpers) {
-  std::vector<int64_t> counters((1 + helpers) * at_.line + at_.counters);
-  if (helpers > 0) {
-    job[at_.parallel] = plan.parallel;
-    job[at_.number] = plan.number;
-  }
-  job[at_.helpers] = helpers;
-  job[at_.shares] = reinterpret_cast<int64_t>(counters.data());
-  job[at_.control] = reinterpret_cast<int64_t>(counters.data() + (1 + helpers) * at_.line);
-  prepared.direction.load(std::memory_order_acquire)(reinterpret_cast<int64_t>(job.data()));
-}
-
-void begin(std::vector<int64_t>& job, const Tensor& x, const Tensor& y, int64_t memory, double eps, double tiny) {
+void begin(Numbers& job, const Tensor& x, const Tensor& y, int64_t memory, double eps, double tiny) {
   job[at_.x] = address(x);
   job[at_.y] = written(y);
   job[at_.memory] = memory;
@@ -144,7 +79,7 @@ void begin(std::vector<int64_t>& job, const Tensor& x, const Tensor& y, int64_t 
 
 // What a call has beside tensors with gradients.
 struct State : public torch::CustomClassHolder {
-  std::shared_ptr<Plan> plan;
+  std::shared_ptr<PlanesPlan> plan;
   std::shared_ptr<Context> context;
   std::optional<Pair> running;
   std::optional<Update> update;
@@ -154,31 +89,17 @@ struct State : public torch::CustomClassHolder {
   bool has_residual = false;
 };
 
-// Several threads may come here at once. Python changes hands within the call, but not after it: one of them stores.
-void prepare_backward(Plan& plan) {
-  py::gil_scoped_acquire lock;
-  if (plan.backward.direction.load(std::memory_order_acquire) != nullptr) return;
-  auto [numbers, direction] = plan.prepare_backward().cast<std::pair<std::vector<int64_t>, int64_t>>();
-  if (plan.backward.direction.load(std::memory_order_acquire) != nullptr) return;
-  plan.backward.numbers = std::move(numbers);
-  plan.backward.direction.store(reinterpret_cast<Direction>(direction), std::memory_order_release);
-}
-
-bool is_vector(const Tensor& v, const Plan& plan) {
+bool is_vector(const Tensor& v, const PlanesPlan& plan) {
   return is_plain(v) && v.dim() == 1 && (v.numel() == plan.channels || v.numel() == 1);
-}
-
-bool is_like(const Tensor& v, const Tensor& x) {
-  return is_plain(v) && v.scalar_type() == x.scalar_type() && v.sizes() == x.sizes();
 }
 
 struct Normalize : public torch::autograd::Function<Normalize> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const std::optional<Tensor>& residual,
                         at::TensorList params, const c10::intrusive_ptr<State>& state) {
-    const Plan& plan = *state->plan;
+    const PlanesPlan& plan = *state->plan;
     Tensor y = at::empty_like(x);
     Tensor memory = at::zeros({plan.memory}, x.options().dtype(at::kDouble));
-    std::vector<int64_t> job;
+    Numbers job;
     job.reserve(plan.forward.numbers.size() + 3 * (2 + params.size()));
     job = plan.forward.numbers;
     begin(job, x, y, written(memory), state->eps, state->tiny);
@@ -226,20 +147,20 @@ struct Normalize : public torch::autograd::Function<Normalize> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     auto state = c10::static_intrusive_pointer_cast<State>(ctx->saved_data["state"].toCapsule());
-    Plan& plan = *state->plan;
+    PlanesPlan& plan = *state->plan;
     variable_list params = ctx->get_saved_variables();
     Tensor dy = std::move(grads[0]), x = params[0], memory = params[1], residual;
     size_t others = 2;
     if (state->has_residual && plan.has_act) residual = params[others++];
     params.erase(params.begin(), params.begin() + others);
     int64_t helpers = helpers_for(plan);
-    if (at::GradMode::is_enabled() || helpers < 0 || !is_ordinary(plan, dy, x, residual, memory, params))
+    if (is_followed() || helpers < 0 || !is_ordinary(plan, dy, x, residual, memory, params))
       return in_python(*state, dy, x, residual, memory, params);
-    if (plan.backward.direction.load(std::memory_order_acquire) == nullptr) prepare_backward(plan);
+    plan.backward.be_prepared();
 
     x = dense(x, plan.last);
     dy = dense(dy, plan.last);
-    std::vector<int64_t> job;
+    Numbers job;
     job.reserve(plan.backward.numbers.size() + 3 * params.size());
     job = plan.backward.numbers;
     Tensor dx = at::empty_like(x), to_residual;
@@ -265,9 +186,8 @@ struct Normalize : public torch::autograd::Function<Normalize> {
   }
 
  private:
-  static bool is_ordinary(const Plan& plan, const Tensor& dy, const Tensor& x, const Tensor& residual,
+  static bool is_ordinary(const PlanesPlan& plan, const Tensor& dy, const Tensor& x, const Tensor& residual,
                           const Tensor& memory, const variable_list& params) {
-    if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) return false;
     if (!is_plain(x) || x.numel() != plan.elements || x.size(1) != plan.channels || !is_like(dy, x)) return false;
     if (residual.defined() && !is_like(residual, x)) return false;
     if (!is_plain(memory) || memory.numel() != plan.memory || memory.scalar_type() != at::kDouble) return false;
@@ -281,30 +201,24 @@ struct Normalize : public torch::autograd::Function<Normalize> {
                                  const Tensor& memory, const variable_list& params) {
     py::gil_scoped_acquire lock;
     py::object given = residual.defined() ? py::cast(residual) : py::none();
-    auto found =
-        state.context->pull_back(state.context->call, state.has_residual, state.versions, memory, dy, x, given, params)
-            .cast<std::vector<std::optional<Tensor>>>();
-    variable_list all;
-    for (auto& v : found) all.push_back(v.value_or(Tensor()));
-    all.emplace_back();
-    return all;
+    return gradients_from(state.context->pull_back(state.context->call, state.has_residual, state.versions, memory, dy, x,
+                                                   given, params));
   }
 };
 
 }  // namespace
+}  // namespace planes
 
-// Compiled autograd records what a node keeps, and what this one keeps cannot be recorded.
 template <>
-void torch::autograd::CppNode<Normalize>::compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const {
-  TORCH_CHECK(false,
-              "normlab: compiled autograd cannot follow layers that are called through C++; call them within "
-              "`with normlab.use_backend(\"numba_cpu\"):`");
+void torch::autograd::CppNode<planes::Normalize>::compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const {
+  refuse_compiled_autograd();
 }
 
+namespace planes {
 namespace {
 
 // y = act(norm(x) + residual) for x dense in the plan's layout, with its place in autograd's graph; or None.
-std::optional<Tensor> normalize(const std::shared_ptr<Plan>& plan, const Tensor& x,
+std::optional<Tensor> normalize(const std::shared_ptr<PlanesPlan>& plan, const Tensor& x,
                                 const std::optional<Tensor>& residual, const variable_list& params,
                                 const std::optional<Pair>& running, const std::optional<Update>& update, double eps, double tiny,
                                 const py::object& call, const py::function& pull_back) {
@@ -329,40 +243,22 @@ std::optional<Tensor> normalize(const std::shared_ptr<Plan>& plan, const Tensor&
   return Normalize::apply(x, residual, at::TensorList(params), state);
 }
 
-std::shared_ptr<Plan> make_plan(std::vector<int64_t> numbers, int64_t direction, int64_t memory, int64_t channels,
-                                int64_t elements, bool last, bool has_act, py::function prepare_backward,
-                                std::pair<int64_t, int64_t> team) {
-  auto plan = owned(new Plan());
-  plan->forward.numbers = std::move(numbers);
-  plan->forward.direction = reinterpret_cast<Direction>(direction);
+// `prepare(backward)` returns the numbers of a job and the address of its direction.
+std::shared_ptr<PlanesPlan> make_plan(py::object prepare, int64_t memory, int64_t channels, int64_t elements, bool last,
+                                      bool has_act, std::pair<int64_t, int64_t> team) {
+  auto plan = owned(new PlanesPlan());
+  auto partial = py::module_::import("functools").attr("partial");
+  plan->forward.prepare = partial(prepare, false);
+  plan->backward.prepare = partial(prepare, true);
+  plan->forward.be_prepared();
   plan->memory = memory;
   plan->channels = channels;
   plan->elements = elements;
   plan->last = last;
   plan->has_act = has_act;
-  plan->prepare_backward = std::move(prepare_backward);
   std::tie(plan->parallel, plan->number) = team;
   return plan;
 }
 
-void set_up(const std::unordered_map<std::string, int64_t>& places) {
-  auto put = [&](const char* name, int64_t& to) { to = places.at(name); };
-  put("X", at_.x), put("G", at_.g), put("Y", at_.y);
-  put("RESIDUAL", at_.residual), put("TO_RESIDUAL", at_.to_residual);
-  put("MEMORY", at_.memory), put("EPS", at_.eps), put("TINY", at_.tiny);
-  put("HELPERS", at_.helpers), put("SHARES", at_.shares), put("CONTROL", at_.control);
-  put("PARALLEL", at_.parallel), put("NUMBER", at_.number);
-  put("RUNNING_MEAN", at_.running_mean), put("RUNNING_VAR", at_.running_var);
-  put("RUNNING_BYTES", at_.running_bytes), put("MOMENTUM", at_.momentum);
-  put("line", at_.line), put("counters", at_.counters), put("grain", at_.grain);
-}
-
 }  // namespace
-
-// By its own name, not TORCH_EXTENSION_NAME, to which torch adds the number of the build in its process.
-PYBIND11_MODULE(normlab_native, m) {
-  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", py::module_local());
-  m.def("set_up", &set_up);
-  m.def("make_plan", &make_plan);
-  m.def("normalize", &normalize);
-}
+}  // namespace planes
