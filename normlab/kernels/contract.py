@@ -105,7 +105,18 @@ class Planes(Protocol):
 
 
 class Positions(Protocol):
-    """Statistics per position, of x (R, D) over D or of x (N, C, S) over C."""
+    """Statistics per position, of x (R, D) over D or of x (N, C, S) over C.
+
+    A backend may have one function more, which layers then call instead:
+
+        normalize(x, weight, bias, size, eps, centred, last, pull_back) -> y or None
+
+    x is a tensor of any shape: `size` elements at its end are normalized together, or where that is 0 the channels,
+    dimension 1, which with `last` are the last in memory, of y too. y has its place in torch's graph; None means that
+    layers have to make it themselves. Where a gradient is not ordinary it is
+    `pull_back(backend, (size, centred, last), eps, which of weight and bias learn, dy, x, weight, bias, kept)`, where
+    `backend` offers what is below.
+    """
 
     KEPT_NUMBERS: int  # numbers that are kept of every position for the backward pass
 

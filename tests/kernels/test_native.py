@@ -8,11 +8,9 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from ctypes import CFUNCTYPE, c_int64
 from pathlib import Path
 from typing import Any
@@ -26,48 +24,11 @@ from torch.utils.checkpoint import checkpoint
 import normlab
 from normlab import cli
 from normlab.errors import UsageError
-from normlab.kernels import registry
 from normlab.kernels.native import building
 from tests.layers.parity import NORMS, Case, check
 
 ROOT = Path(__file__).parents[2]
 slow = pytest.mark.slow
-
-
-@pytest.fixture
-def unbuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing has been built."""
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    _forget()
-    yield
-    monkeypatch.undo()
-    _forget()
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The C++ part is there: that of the environment, or one that is built now."""
-    with pytest.MonkeyPatch.context() as patch:
-        if building.built() is None:
-            if shutil.which("ninja") is None or shutil.which(os.environ.get("CXX", "c++")) is None:
-                pytest.skip("a C++ compiler or ninja is missing")
-            patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("extensions")))
-            building.build()
-        yield
-    _forget()
-
-
-@pytest.fixture
-def native(built: None) -> Iterator[None]:
-    """Layers are called through C++."""
-    with normlab.use_backend("native_cpu"):
-        yield
-
-
-def _forget() -> None:
-    building.built.cache_clear()
-    building.extension.cache_clear()
-    registry.forget_choices()
 
 
 @pytest.mark.usefixtures("unbuilt")

@@ -58,7 +58,7 @@ _UNIT_BYTES = 1 << 17  # of x (and g) in a unit of work, at least
 _TILE_BYTES = 3 << 18  # of x (and g) in a tile: stays in the second-level cache while it is gone over
 _NARROWEST = 64  # columns of a tile: shorter runs of memory are read too slowly
 _MOST_UNITS = 32  # each has sums for the gradients of its own
-_REALS = {4: np.dtype(np.float32), 8: np.dtype(np.float64)}  # numbers of these many bytes
+_REALS: dict[int, np.dtype[Any]] = {4: np.dtype(np.float32), 8: np.dtype(np.float64)}  # numbers of these many bytes
 _ROWS = 64  # rows in a unit, where there are enough: with fewer its sums are as large as they are
 
 
