@@ -174,6 +174,7 @@ class Normalize(torch.autograd.Function):
         params, saved = dict(zip(call.recipe.names, others, strict=True)), kept.saved
         # computed again, or brought back
         if memory is not ctx.memory and memory is not None and memory.data_ptr() != ctx.memory.data_ptr():
+            memory = as_kept(memory, ctx.memory)
             saved = kept.backend.restored(call.recipe, kept.layout, x, params, call.running, call.eps, kept.act, memory)
         cache = stages.Cache(x, kept.layout, kept.backend, params, kept.act, residual, saved)
         dx, by_name = stages.backward(dy, cache)
@@ -181,6 +182,16 @@ class Normalize(torch.autograd.Function):
 
 
 _apply = _torch.apply_of(Normalize)
+
+
+def as_kept(found: Tensor, kept: Tensor) -> Tensor:
+    """What came out of saved-tensor hooks in the dtype in which it went in, which the kernels read it as."""
+    if found.shape != kept.shape:
+        raise RuntimeError(
+            f"a saved tensor of shape {tuple(kept.shape)} was unpacked with shape {tuple(found.shape)}; the hooks of "
+            "torch.autograd.graph.saved_tensors_hooks are to return what they were given"
+        )
+    return found.to(kept.dtype)
 
 
 def as_tensor(numbers: Any) -> Tensor:
@@ -240,7 +251,7 @@ def _run(
         _torch.count_change([v for v in changed[:2] if not v.is_inference()])
     if averages is not None and kept.planes is not None:
         mean, var, count = kept.planes
-        _update_averaged(averages, torch.as_tensor(mean), torch.as_tensor(var), count)
+        _update_averaged(averages, as_tensor(mean), as_tensor(var), count)
     return y, kept
 
 

@@ -19,7 +19,7 @@ from normlab.kernels.layout import as_stored
 from normlab.kernels.registry import positions_for
 from normlab.layers import _torch, checks
 from normlab.layers import derivatives as differentiable
-from normlab.layers.operators import as_tensor, is_followed, is_transformed, seen_through
+from normlab.layers.operators import as_kept, as_tensor, is_followed, is_transformed, seen_through
 
 
 def normalize(
@@ -108,6 +108,7 @@ class Normalize(torch.autograd.Function):
         learns, (size, _, centred), cache = ctx.needs_input_grad[1:3], ctx.how, ctx.cache
         g, x = _arrange(dy, size), _arrange(x, size)
         if kept is not None and kept.data_ptr() != ctx.kept.data_ptr():  # computed again, or brought back
+            kept = as_kept(kept, ctx.kept)
             cache = positions.Cache(cache.backend, cache.dtype, cache.backend.restored(x, kept, centred))
         return *_pull_back(g, x, weight, bias, cache, learns, dy.shape), None, None, None
 
@@ -174,7 +175,7 @@ def _normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor]:
     y, cache = positions.forward(_arrange(x, size), weight, bias, eps=eps, centred=centred)
-    kept = _allocate_saved(x, size) if cache.saved is None else torch.as_tensor(cache.saved.kept).reshape(-1)
+    kept = _allocate_saved(x, size) if cache.saved is None else as_tensor(cache.saved.kept).reshape(-1)
     return y.resize_(x.shape), kept
 
 

@@ -278,6 +278,25 @@ def test_offloaded() -> None:
         torch.testing.assert_close(got, want, msg=name)
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_saved_tensors_that_come_back_narrower(name: str) -> None:
+    """Bug: float64 that the layers keep came back as float32, and was read as float64: garbage, beyond its end."""
+    found = []
+    for layer in pair(name)[:2]:
+        x = pair(name)[2].requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda v: v.double(), lambda v: v.float()):
+            y = layer(x)
+        found.append(torch.autograd.grad(y.square().sum(), [x, *layer.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_on_another_default_device() -> None:
+    """Bug: running statistics of instance norm were averaged on the default device, whatever the layer's was."""
+    ours, stock, x = pair("in2")
+    with torch.device("meta"):
+        same(ours, stock, x)
+
+
 def test_attributes_read_like_attributes() -> None:
     """Bug: reading `qconfig` of a layer with an activation raised, and it could not be deleted."""
     import inspect
