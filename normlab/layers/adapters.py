@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from normlab.kernels.activations import Activation
-from normlab.layers import functional
+from normlab.layers import functional, gates
 from normlab.layers._torch import BatchNormBase, NormBase
 from normlab.layers.acting import activation_of, in_torch, is_passive
 from normlab.layers.position_operators import normalize as normalize_positions
@@ -39,6 +39,8 @@ class Plan(NamedTuple):
     rank: int | None = None  # of the inputs that were compared, where others may be read in another way
     behind: tuple[str, ...] = ()  # its submodules that come after, in order
     evaluation: bool = False  # compared in evaluation mode only
+    weighted: bool = True  # it reads the weight that it has
+    gate: gates.Gate | None = None
 
 
 class Taken(Recast):
@@ -51,8 +53,10 @@ class Taken(Recast):
         self, *args: Any, residual: Tensor | None = None, act: Activation | None = None, **kwargs: Any
     ) -> Tensor:
         inside = takes_act_too(self)  # type: ignore[arg-type]
-        if not kwargs and _serves(self, args):
-            y = _apply_plan(self, args[0], residual if inside else None, act if inside else None)
+        gate = self._plan.gate
+        given = (*args, kwargs[gate.argument]) if gate is not None and kwargs.keys() == {gate.argument} else args
+        if len(given) == len(args) + len(kwargs) and _serves(self, given):
+            y = _apply_plan(self, given[0], residual if inside else None, act if inside else None, *given[1:])
             if inside:
                 return y
         else:
@@ -80,12 +84,12 @@ def act_inside(layer: nn.Module) -> Activation | None:
 
 def _serves(layer: Any, args: tuple[Any, ...]) -> bool:
     plan: Plan = layer._plan
-    if len(args) != 1 or not isinstance(args[0], Tensor):
+    if not gates.fits(plan.gate, args) or not isinstance(args[0], Tensor):
         return False
     x = args[0]
     if not x.is_floating_point() or x.dim() < 2 or (plan.rank is not None and x.dim() != plan.rank):
         return False
-    weight, eps = getattr(layer, "weight", None), _eps(layer, plan, x)
+    weight, eps = getattr(layer, "weight", None) if plan.weighted else None, _eps(layer, plan, x)
     size = x.shape[-1 if plan.kind in _LAST else 1]
     held = (weight, *(getattr(layer, name, None) for name in ("bias", "running_mean", "running_var")))
     if not eps > 0 or any(v is not None and not (v.numel() == size == max(v.shape)) for v in held):
@@ -94,7 +98,8 @@ def _serves(layer: Any, args: tuple[Any, ...]) -> bool:
         return False
     if plan.result == "equal" and weight is not None and weight.dtype != x.dtype:
         return False
-    return (_size(layer) or size) == size and not (plan.evaluation and layer.training)
+    expected = (_size(layer) or size) if plan.weighted else size
+    return expected == size and not (plan.evaluation and layer.training)
 
 
 def _eps(layer: Any, plan: Plan, x: Tensor) -> float:
@@ -102,15 +107,21 @@ def _eps(layer: Any, plan: Plan, x: Tensor) -> float:
     return torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps if eps is None else eps
 
 
-def _apply_plan(layer: Any, x: Tensor, residual: Tensor | None = None, act: Activation | None = None) -> Tensor:
+def _apply_plan(
+    layer: Any, x: Tensor, residual: Tensor | None = None, act: Activation | None = None, gate: Tensor | None = None
+) -> Tensor:
     plan: Plan = layer._plan
     behind = _parts_behind(layer)
     weight, bias = _vector(getattr(layer, "weight", None)), _vector(getattr(layer, "bias", None))
+    weight = weight if plan.weighted else None
     dtype = _result(plan.result, x, weight)
     if plan.one_plus and weight is not None:
         weight = 1.0 + (weight.float() if weight.element_size() < 4 else weight)
     if dtype.itemsize > x.element_size():
         x = x.to(dtype)
+    if plan.gate is not None and gate is not None:
+        x, gate = (v.to(torch.promote_types(v.dtype, torch.float32)) for v in (x, gate))
+        x = plan.gate.open(x, gate) if plan.gate.first else x
     eps = _eps(layer, plan, x)
     if plan.kind in _FUSING:
         if act is None and len(behind) == 1 and residual is None:
@@ -119,6 +130,8 @@ def _apply_plan(layer: Any, x: Tensor, residual: Tensor | None = None, act: Acti
         y = _KINDS[plan.kind](layer, x, weight, bias, eps, residual, act)
     else:
         y = _KINDS[plan.kind](x, weight, bias, eps)
+    if plan.gate is not None and gate is not None and not plan.gate.first:
+        y = plan.gate.open(y, gate)
     y = y.to(dtype)
     for module in behind:
         y = module(y)
@@ -304,11 +317,29 @@ def _probe_layer(layer: nn.Module) -> Plan | str:
         size = 8  # whatever comes
     behind = tuple(name for name, part in parts.items() if part is not None)
     copied = _copied(layer)
+    gate = gates.gate_of(copied)
+    plans = list(_candidates(copied, behind))
+    found = _first_alike(copied, plans, size)
+    if gate is None:
+        return found
+    if isinstance(found, str):  # it may be called with a gate only
+        always = gate._replace(required=True)
+        return _first_alike(copied, (gated for plan in plans for gated in _gated(plan, always)), size)
+    with_gate = _first_alike(copied, _gated(found, gate), size)
+    return found if isinstance(with_gate, str) else with_gate  # a call with a gate is another thing then
+
+
+def _gated(plan: Plan, gate: gates.Gate) -> Iterator[Plan]:
+    return (plan._replace(gate=kind) for kind in gates.kinds(gate))
+
+
+def _first_alike(layer: nn.Module, plans: Iterable[Plan], size: int) -> Plan | str:
+    """The first plan that computes what a layer does, or why none."""
     failures: list[str] = []
-    for plan in _candidates(copied, behind):
+    for plan in plans:
         try:
-            found = _compared(copied, plan, size)
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            found = _compared(layer, plan, size)
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
             found = f"it could not be run by itself ({type(error).__name__}: {str(error).split(chr(10))[0]})"
         if isinstance(found, Plan):
             return found
@@ -368,6 +399,9 @@ def _candidates(layer: Any, behind: tuple[str, ...]) -> Iterator[Plan]:
                 for kind in ("rms", "layer"):
                     yield Plan(kind, eps, behind=behind)
                     yield Plan(kind, eps, one_plus=True, behind=behind)
+                    if weight is not None:
+                        yield Plan(kind, eps, behind=behind, weighted=False)
+                yield Plan("rms", eps, rank=3, behind=behind)
             else:  # it lies along one dimension of some rank
                 ranks = [weight.dim() + 1, weight.dim()]
             for kind in kinds:
@@ -385,7 +419,7 @@ def _compared(layer: Any, plan: Plan, size: int) -> Plan | str:
         for shape in _shapes(plan, size):
             for scale in (1.0, small):
                 x = torch.randn(shape) * scale + 0.3 * scale
-                if not _agree(layer, plan, x):
+                if not _agree(layer, plan, x, *([] if plan.gate is None else [torch.randn(shape)])):
                     return _DIFFERS
     layer.eval()
     result = _rule(layer, size, plan)
@@ -403,44 +437,50 @@ def _shapes(plan: Plan, size: int) -> list[tuple[int, ...]]:
 _DIFFERS = "on random inputs it computes something else than the norms known here"
 
 
-def _agree(layer: Any, plan: Plan, x: Tensor) -> bool:
-    theirs, ours = (_state(layer, x, run) for run in (_own_forward, lambda one, v: _apply_with(one, plan, v)))
+def _agree(layer: Any, plan: Plan, *given: Tensor) -> bool:
+    theirs, ours = (_state(layer, given, run) for run in (_own_forward, partial(_apply_with, plan)))
     return (
         isinstance(theirs, list)
         and isinstance(ours, list)
         and len(theirs) == len(ours)
         and all(
-            a.shape == b.shape and torch.allclose(a, b, rtol=2e-4, atol=2e-5 * (1 + float(b.abs().max())))
+            a is b
+            if a is None or b is None
+            else a.shape == b.shape and torch.allclose(a, b, rtol=2e-4, atol=2e-5 * (1 + float(b.abs().max())))
             for a, b in zip(ours, theirs, strict=True)
         )
     )
 
 
-def _own_forward(layer: Any, x: Tensor) -> Any:
-    return layer.forward(x)
+def _own_forward(layer: Any, *given: Tensor) -> Any:
+    return layer.forward(*given)
 
 
-def _apply_with(layer: Any, plan: Plan, x: Tensor) -> Tensor:
+def _apply_with(plan: Plan, layer: Any, x: Tensor, gate: Tensor | None = None) -> Tensor:
     vars(layer)["_plan"] = plan
     try:
-        return _apply_plan(layer, x)
+        return _apply_plan(layer, x, gate=gate)
     finally:
         del vars(layer)["_plan"]
 
 
-def _state(layer: Any, x: Tensor, run: Callable[[Any, Tensor], Any]) -> Any:
-    """Output, gradients and buffers afterwards, of a layer that is left as it was; a reason if it has none."""
+def _state(layer: Any, given: tuple[Tensor, ...], run: Callable[..., Any]) -> Any:
+    """Output, gradients and buffers afterwards, of a layer that is left as it was; a reason if it has none.
+
+    The gradient of a parameter that is not read is None.
+    """
     buffers = {k: None if v is None else v.clone() for k, v in layer._buffers.items()}
     plain = {k: v for k, v in vars(layer).items() if not k.startswith("_")}
-    x = x.clone().requires_grad_()
+    given = tuple(v.clone().requires_grad_() for v in given)
     try:
         torch.manual_seed(1)
-        y = run(layer, x)
-        if not isinstance(y, Tensor) or not y.requires_grad or y.shape != x.shape:
+        y = run(layer, *given)
+        if not isinstance(y, Tensor) or not y.requires_grad or y.shape != given[0].shape:
             return _DIFFERS
         learned = [p for p in layer._parameters.values() if p is not None and p.requires_grad]
-        grads = torch.autograd.grad(y, [x, *learned], torch.randn(y.shape).to(y.dtype), allow_unused=True)
-        if any(g is None for g in grads) or {k: v for k, v in vars(layer).items() if not k.startswith("_")} != plain:
+        grads = torch.autograd.grad(y, [*given, *learned], torch.randn(y.shape).to(y.dtype), allow_unused=True)
+        is_same = {k: v for k, v in vars(layer).items() if not k.startswith("_")} == plain
+        if not is_same or any(g is None for g in grads[: len(given)]):
             return _DIFFERS
         return [y.detach(), *grads, *(v.clone().float() for v in layer._buffers.values() if v is not None)]
     finally:
@@ -456,7 +496,8 @@ def _rule(layer: nn.Module, size: int, plan: Plan) -> str | None:
         for given in (torch.float32, torch.bfloat16):
             try:
                 with torch.no_grad():
-                    seen[given, held] = cast.forward(torch.randn(shape).to(given)).dtype
+                    both = [torch.randn(shape).to(given)] * (2 if plan.gate is not None and plan.gate.required else 1)
+                    seen[given, held] = cast.forward(*both).dtype
             except (RuntimeError, ValueError, TypeError):
                 continue
     mixed = any(given != held for given, held in seen)

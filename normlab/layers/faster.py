@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from normlab.layers.images import first_line, given_to
 from normlab.layers.modes import in_mode
 
+Given = tuple[Tensor, ...]  # to a layer
+
 ROUNDS, SECONDS = 5, 0.003  # of each layer, and of a round
 MARGIN = 1.03  # a layer of ours that takes longer than torch's by less is no slower
 
@@ -30,30 +32,30 @@ def slower(
     layers = list(layers)
     inputs = _inputs(model, layers, example if isinstance(example, tuple) else (example,))
     for layer in layers:
-        x = inputs.get(layer)
-        if x is None:
+        given = inputs.get(layer)
+        if given is None:
             found[layer] = "where='faster': the example does not come to it, so it was not timed"
             continue
         held = tuple(
             None if p is None else tuple(p.shape) for p in (*layer._parameters.values(), *layer._buffers.values())
         )
-        key = type(layer), str(layer), held, layer.training, tuple(x.shape), x.dtype, x.stride()
+        key = type(layer), str(layer), held, layer.training, *((v.shape, v.dtype, v.stride()) for v in given)
         if key not in known:
-            known[key] = _explain_if_slower(layer, x, take)
+            known[key] = _explain_if_slower(layer, given, take)
         why = known[key]
         if why is not None:
             found[layer] = why
     return found
 
 
-def _inputs(model: nn.Module, layers: list[nn.Module], example: tuple[Any, ...]) -> dict[nn.Module, Tensor]:
-    """{layer: its first input}, where it is one tensor."""
-    found: dict[nn.Module, Tensor] = {}
+def _inputs(model: nn.Module, layers: list[nn.Module], example: tuple[Any, ...]) -> dict[nn.Module, Given]:
+    """{layer: what it is first given}, where that is tensors: its input, and a gate for those that have one."""
+    found: dict[nn.Module, Given] = {}
 
     def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else kwargs.get("input")
-        if isinstance(x, Tensor):
-            found.setdefault(layer, x.detach().clone(memory_format=torch.preserve_format))
+        given = (*args, *kwargs.values())
+        if given and all(isinstance(v, Tensor) for v in given):
+            found.setdefault(layer, _copied(given))
 
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
@@ -65,32 +67,37 @@ def _inputs(model: nn.Module, layers: list[nn.Module], example: tuple[Any, ...])
     return found
 
 
-def _explain_if_slower(layer: nn.Module, x: Tensor, take: Callable[[nn.Module], None]) -> str | None:
+def _copied(given: Given) -> Given:
+    return tuple(v.detach().clone(memory_format=torch.preserve_format) for v in given)
+
+
+def _explain_if_slower(layer: nn.Module, given: Given, take: Callable[[nn.Module], None]) -> str | None:
     """What was measured, if ours is slower; or why the layer cannot be timed by itself."""
     theirs, ours = copy.deepcopy(layer), copy.deepcopy(layer)
     take(ours)
-    best = [float("inf"), float("inf")]
+    best, shape = [float("inf"), float("inf")], tuple(given[0].shape)
     try:
         for _ in range(ROUNDS):
-            best = [min(b, seconds(one, x)) for b, one in zip(best, (theirs, ours), strict=True)]
+            best = [min(b, seconds(one, *given)) for b, one in zip(best, (theirs, ours), strict=True)]
     except Exception as error:  # in training a batch of one value per channel, say
-        return f"where='faster': it could not be timed on {tuple(x.shape)} ({first_line(error)})"
+        return f"where='faster': it could not be timed on {shape} ({first_line(error)})"
     if best[1] <= MARGIN * best[0]:
         return None
     what = "a training step" if layer.training else "a call"
     ours_took, theirs_took = (f"{v * 1e6:.0f} us" for v in reversed(best))
-    return f"where='faster': {what} on {tuple(x.shape)} takes {ours_took} as ours, {theirs_took} as it is"
+    return f"where='faster': {what} on {shape} takes {ours_took} as ours, {theirs_took} as it is"
 
 
-def seconds(layer: nn.Module, x: Tensor) -> float:
+def seconds(layer: nn.Module, *given: Tensor) -> float:
     """Time of a call, with its backward pass if the layer is in training: the mean over a few milliseconds."""
-    x = x.clone(memory_format=torch.preserve_format).requires_grad_(layer.training)
+    given = tuple(v.requires_grad_(layer.training) for v in _copied(given))
+    x = given[0]
     calls, began = -1, 0.0  # the first call is not counted
     while calls < 1 or perf_counter() - began < SECONDS:
         with torch.set_grad_enabled(layer.training):
-            y = layer(x)
+            y = layer(*given)
         if layer.training:
-            y.backward(x.detach())
+            y.backward(x.detach().to(y.dtype))
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
         calls += 1

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import normlab
 from normlab.errors import UsageError
 from normlab.kernels.activations import activation
-from normlab.layers import swap
+from normlab.layers import faster, swap
 from normlab.layers.adapters import Taken
 from tests.layers.test_swap import same, trained
 
@@ -211,6 +211,107 @@ def test_taken_computes_the_same(name: str) -> None:
     assert vars(back[0]).keys() == vars(stock[0]).keys()
 
 
+class GatedBeforeNorm(LlamaRMSNorm):
+    """As Mamba 2's: it may be called without a gate."""
+
+    def forward(self, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
+        return super().forward(hidden_states if gate is None else hidden_states * F.silu(gate))
+
+
+class GatedBehindNorm(LlamaRMSNorm):
+    """As Qwen 3's: it may not, whatever the default."""
+
+    def __init__(self, size: int, activation: str = "silu") -> None:
+        super().__init__(size)
+        self.activation = activation
+
+    def forward(self, hidden_states: Tensor, z: Tensor = None) -> Tensor:  # type: ignore[assignment]
+        return super().forward(hidden_states) * getattr(torch, self.activation, F.silu)(z.to(hidden_states.dtype))
+
+
+class GatedTokenNorm(GatedBeforeNorm):
+    """As Falcon H1's: of three dimensions only."""
+
+    def forward(self, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
+        n, t, c = hidden_states.shape
+        y = super().forward(hidden_states.view(n, t, 1, c))[:, :, 0]
+        return y if gate is None else y * F.silu(gate)
+
+
+class WeightlessNorm(LlamaRMSNorm):
+    """As Falcon Mamba's: a weight that it does not read, of another length than its input."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states * torch.rsqrt(hidden_states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+GATED = {
+    "before": lambda: GatedBeforeNorm(8),
+    "behind": lambda: GatedBehindNorm(8),
+    "behind, sigmoid": lambda: GatedBehindNorm(8, "sigmoid"),
+    "tokens": lambda: GatedTokenNorm(8),
+}
+
+
+# Bug: a layer that is called with a gate was listed as taken, and computed by itself, or could not be run.
+@pytest.mark.parametrize("name", GATED)
+def test_gated_norms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    stock = GATED[name]().double()
+    stock.weight.data.uniform_(0.5, 1.5)
+    ours = normlab.swap_norms(nn.Sequential(copy.deepcopy(stock)))[0]
+    x, gate = torch.randn(TOKENS, dtype=torch.float64), torch.randn(TOKENS, dtype=torch.float64)
+
+    def gradients(layer: Any, *args: Tensor, **kwargs: Tensor) -> list[Tensor]:
+        layer.weight.grad = None
+        given = [v.clone().requires_grad_() for v in (*args, *kwargs.values())]
+        y = layer(*given[: len(args)], **dict(zip(kwargs, given[len(args) :], strict=True)))
+        y.backward(x)
+        return [y.detach(), layer.weight.grad, *(v.grad for v in given)]
+
+    want = gradients(stock, x, gate)
+    argument = "z" if isinstance(stock, GatedBehindNorm) else "gate"
+    with monkeypatch.context() as patched:
+        patched.setattr(LlamaRMSNorm, "forward", None)  # ours do without
+        torch.testing.assert_close(gradients(ours, x, gate), want)
+        torch.testing.assert_close(gradients(ours, x, **{argument: gate}), want)
+    torch.testing.assert_close(gradients(ours, x, gate[:1, :1]), gradients(stock, x, gate[:1, :1]))  # its own
+    if isinstance(stock, GatedBehindNorm):
+        with pytest.raises(AttributeError, match="NoneType"):
+            ours(x)
+    else:
+        torch.testing.assert_close(ours(x), stock(x))
+    half = x.bfloat16(), gate.bfloat16()
+    both = ours.bfloat16()(*half), stock.bfloat16()(*half)
+    assert both[0].dtype == both[1].dtype
+    torch.testing.assert_close(*both, rtol=3e-2, atol=3e-2)
+
+
+def test_gated_norms_are_timed_with_their_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = GatedBehindNorm(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x, z=x)
+
+    monkeypatch.setattr(faster, "MARGIN", float("inf"))
+    model = normlab.swap_norms(Model(), where="faster", example=torch.randn(TOKENS))
+    assert normlab.swap_report(model).taken == ("norm",)
+
+
+# Bug: "on random inputs it computes something else than the norms known here".
+def test_a_weight_that_is_not_read() -> None:
+    stock, x = WeightlessNorm(4), torch.randn(TOKENS)
+    ours = normlab.swap_norms(nn.Sequential(copy.deepcopy(stock)))[0]
+    assert isinstance(ours, Taken)
+    y = ours(x.requires_grad_())
+    y.sum().backward()
+    torch.testing.assert_close(y, stock(x))
+    assert ours.weight.grad is None
+
+
 def test_blocks_of_a_convolution_a_norm_and_an_activation() -> None:
     model, x = nn.Sequential(ConvNormAct(3), ConvNormAct(3)), torch.randn(2, 3, 5, 5)
     fused = normlab.fuse_norms(copy.deepcopy(model), x)
@@ -295,9 +396,9 @@ class Counting(nn.LayerNorm):
         return super().forward(x)
 
 
-class GatedRMSNorm(LlamaRMSNorm):
+class OddlyGatedRMSNorm(LlamaRMSNorm):
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x * F.silu(gate))
+        return super().forward(x * F.silu(gate) + gate)
 
 
 class ScaledRMSNorm(LlamaRMSNorm):
@@ -311,7 +412,7 @@ class ScaledRMSNorm(LlamaRMSNorm):
     [
         (Louder(4), "computes something else"),
         (Counting(4), "computes something else"),
-        (GatedRMSNorm(4), "could not be run by itself"),
+        (OddlyGatedRMSNorm(4), "computes something else"),
         (ScaledRMSNorm(), "no norm of ours has: scale"),
         (nn.LocalResponseNorm(2), "computes something else|dtype|run by itself"),
     ],
