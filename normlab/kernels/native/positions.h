@@ -91,6 +91,15 @@ Tensor flat(const Tensor& p, const PositionsPlan& plan) {
   return p.scalar_type() == plan.real && p.is_contiguous() ? p : p.to(plan.real).contiguous();
 }
 
+// What both directions read, and where they write y or dx.
+void begin(Numbers& job, const Read& x, const Tensor& y, const Tensor& weight) {
+  job[at_.x] = address(x.v);
+  job[at_.x_outer] = x.outer;
+  job[at_.x_step] = x.step;
+  job[at_.y] = written(y);
+  job[at_.weight] = address(weight);
+}
+
 Tensor empty_gradient(const Tensor& p, const PositionsPlan& plan) {
   return at::empty(p.sizes(), p.options().dtype(plan.real));
 }
@@ -114,12 +123,8 @@ struct Normalize : public torch::autograd::Function<Normalize> {
     const Tensor w = weight ? flat(*weight, plan) : plan.ones, b = bias ? flat(*bias, plan) : plan.zeros;
     Tensor y = empty_for(x, plan.form), kept = at::empty({3 * plan.count}, x.options().dtype(plan.real));
     Numbers job = plan.forward.numbers;
-    job[at_.x] = address(read.v);
-    job[at_.x_outer] = read.outer;
-    job[at_.x_step] = read.step;
-    job[at_.y] = written(y);
+    begin(job, read, y, w);
     job[at_.kept] = written(kept);
-    job[at_.weight] = address(w);
     job[at_.bias] = address(b);
     job[at_.eps] = bits(state->eps);
     {
@@ -150,15 +155,11 @@ struct Normalize : public torch::autograd::Function<Normalize> {
     const Tensor w = weight.defined() ? flat(weight, plan) : plan.ones;
     Tensor dx = empty_for(x, plan.form), d_weight, d_bias, sums;
     Numbers job = prepared.numbers;
-    job[at_.x] = address(read.v);
-    job[at_.x_outer] = read.outer;
-    job[at_.x_step] = read.step;
+    begin(job, read, dx, w);
+    job[at_.kept] = address(kept);
     job[at_.g] = address(pulled.v);
     job[at_.g_outer] = pulled.outer;
     job[at_.g_step] = pulled.step;
-    job[at_.y] = written(dx);
-    job[at_.kept] = address(kept);
-    job[at_.weight] = address(w);
     if (learns) {
       sums = at::empty({2 * job[at_.units] * plan.size}, kept.options());
       job[at_.sums] = written(sums);
