@@ -197,6 +197,31 @@ def test_all_that_is_kept_goes_through_hooks() -> None:
         assert torch.equal(found, expected)
 
 
+# what had been stored as float32 was read as float64, and what lies behind it
+@slow
+@pytest.mark.usefixtures("built")
+def test_what_hooks_store_in_another_dtype_or_shape() -> None:
+    found = []
+    x, dy = torch.randn(2, 3, 4, 5)
+    for name in ("native_cpu", "numba_cpu"):
+        layer = normlab.make_norm("bn", 4)
+        numbers = torch.autograd.graph.saved_tensors_hooks(
+            lambda v: v.float(), lambda v: v.float() if v.dtype is torch.float64 else v
+        )
+        with normlab.use_backend(name), numbers:
+            y = layer(x.requires_grad_())
+        found.append(torch.autograd.grad(y, [x, *layer.parameters()], dy))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+    with (
+        normlab.use_backend("native_cpu"),
+        torch.autograd.graph.saved_tensors_hooks(lambda v: v, lambda v: v[:3] if v.dtype is torch.float64 else v),
+    ):
+        y = layer(x)
+    with pytest.raises(RuntimeError, match="was unpacked with shape"):
+        y.backward(dy)
+
+
 @slow
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("norm", ["bn", "gn"])

@@ -103,6 +103,14 @@ bool is_like(const Tensor& v, const Tensor& x) {
   return is_plain(v) && v.scalar_type() == x.scalar_type() && v.sizes() == x.sizes();
 }
 
+// What came out of saved-tensor hooks as the kernels read it: in one piece, and in the dtype in which it went in.
+Tensor as_kept(const Tensor& found, int64_t count, at::ScalarType dtype) {
+  TORCH_CHECK(found.dim() == 1 && found.numel() == count, "a saved tensor of shape (", count,
+              ",) was unpacked with shape ", found.sizes(),
+              "; the hooks of torch.autograd.graph.saved_tensors_hooks are to return what they were given");
+  return found.scalar_type() == dtype && found.is_contiguous() ? found : found.to(dtype).contiguous();
+}
+
 // Whether a backward pass is to be differentiated itself, or is transformed.
 bool is_followed() {
   return at::GradMode::is_enabled() ||

@@ -149,7 +149,8 @@ struct Normalize : public torch::autograd::Function<Normalize> {
     auto state = c10::static_intrusive_pointer_cast<State>(ctx->saved_data["state"].toCapsule());
     PlanesPlan& plan = *state->plan;
     variable_list params = ctx->get_saved_variables();
-    Tensor dy = std::move(grads[0]), x = params[0], memory = params[1], residual;
+    Tensor dy = std::move(grads[0]), x = params[0], residual;
+    Tensor memory = as_kept(params[1], plan.memory, at::kDouble);
     size_t others = 2;
     if (state->has_residual && plan.has_act) residual = params[others++];
     params.erase(params.begin(), params.begin() + others);
@@ -190,8 +191,7 @@ struct Normalize : public torch::autograd::Function<Normalize> {
                           const Tensor& memory, const variable_list& params) {
     if (!is_plain(x) || x.numel() != plan.elements || x.size(1) != plan.channels || !is_like(dy, x)) return false;
     if (residual.defined() && !is_like(residual, x)) return false;
-    if (!is_plain(memory) || memory.numel() != plan.memory || memory.scalar_type() != at::kDouble) return false;
-    if (!memory.is_contiguous()) return false;
+    if (!is_plain(memory)) return false;
     for (const Tensor& p : params)
       if (!is_vector(p, plan)) return false;
     return true;

@@ -140,7 +140,8 @@ struct Normalize : public torch::autograd::Function<Normalize> {
     auto state = c10::static_intrusive_pointer_cast<State>(ctx->saved_data["state"].toCapsule());
     PositionsPlan& plan = *state->plan;
     const variable_list saved = ctx->get_saved_variables();
-    const Tensor &dy = grads[0], &x = saved[0], &weight = saved[1], &bias = saved[2], &kept = saved[3];
+    const Tensor &dy = grads[0], &x = saved[0], &weight = saved[1], &bias = saved[2];
+    const Tensor kept = as_kept(saved[3], 3 * plan.count, plan.real);
     size_t edge = 1;  // a weight or bias that is None has none
     const bool learns_weight = weight.defined() && ctx->needs_input_grad(edge++);
     const bool learns_bias = bias.defined() && ctx->needs_input_grad(edge++);
@@ -183,9 +184,7 @@ struct Normalize : public torch::autograd::Function<Normalize> {
                           const Tensor& bias, const Tensor& kept) {
     if (!is_plain(x) || x.numel() != plan.elements || !is_like(dy, x)) return false;
     if (plan.form != Form::kRows && (x.dim() < 2 || x.size(1) != plan.size)) return false;
-    if (!is_plain(kept) || kept.numel() != 3 * plan.count || kept.scalar_type() != plan.real || !kept.is_contiguous())
-      return false;
-    return fits(weight, plan) && fits(bias, plan);
+    return is_plain(kept) && fits(weight, plan) && fits(bias, plan);
   }
 
   static variable_list in_python(const State& state, bool learns_weight, bool learns_bias, const Tensor& dy,
