@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import copy
 import operator
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ from normlab.layers import functional, gates
 from normlab.layers._torch import BatchNormBase, NormBase
 from normlab.layers.acting import activation_of, in_torch, is_passive
 from normlab.layers.position_operators import normalize as normalize_positions
-from normlab.layers.recasting import Recast
+from normlab.layers.recasting import Recast, without_mixin
 
 
 class Plan(NamedTuple):
@@ -44,16 +46,23 @@ class Plan(NamedTuple):
 
 
 class Taken(Recast):
-    """Somebody's norm, computed by us."""
+    """Somebody's norm, computed by us; by its own forward pass where an attribute has made it something else since."""
 
-    _plan: Plan
+    _plan: Plan | None
     training: bool
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name not in _LIVE and not name.startswith("_"):
+            with without_mixin(self, Taken):  # type: ignore[arg-type]
+                plan = probed(self)  # type: ignore[arg-type]
+            vars(self)["_plan"] = None if isinstance(plan, str) else plan
 
     def forward(
         self, *args: Any, residual: Tensor | None = None, act: Activation | None = None, **kwargs: Any
     ) -> Tensor:
         inside = takes_act_too(self)  # type: ignore[arg-type]
-        gate = self._plan.gate
+        gate = None if self._plan is None else self._plan.gate
         given = (*args, kwargs[gate.argument]) if gate is not None and kwargs.keys() == {gate.argument} else args
         if len(given) == len(args) + len(kwargs) and _serves(self, given):
             y = _apply_plan(self, given[0], residual if inside else None, act if inside else None, *given[1:])
@@ -69,6 +78,7 @@ def takes_act_too(layer: nn.Module) -> bool:
     """Whether a taken layer can be made to apply an activation, and a residual before it."""
     return (
         isinstance(layer, Taken)
+        and layer._plan is not None
         and layer._plan.kind in _FUSING
         and all(is_passive(getattr(layer, name)) for name in layer._plan.behind)
     )
@@ -76,15 +86,15 @@ def takes_act_too(layer: nn.Module) -> bool:
 
 def act_inside(layer: nn.Module) -> Activation | None:
     """The activation that a taken layer applies in its own pass over memory."""
-    if not isinstance(layer, Taken) or layer._plan.kind not in _FUSING:
+    if not isinstance(layer, Taken) or layer._plan is None or layer._plan.kind not in _FUSING:
         return None
     behind = _parts_behind(layer)
     return activation_of(behind[0]) if len(behind) == 1 else None
 
 
 def _serves(layer: Any, args: tuple[Any, ...]) -> bool:
-    plan: Plan = layer._plan
-    if not gates.fits(plan.gate, args) or not isinstance(args[0], Tensor):
+    plan: Plan | None = layer._plan
+    if plan is None or not gates.fits(plan.gate, args) or not isinstance(args[0], Tensor):
         return False
     x = args[0]
     if not x.is_floating_point() or x.dim() < 2 or (plan.rank is not None and x.dim() != plan.rank):
@@ -96,10 +106,15 @@ def _serves(layer: Any, args: tuple[Any, ...]) -> bool:
         return False
     if plan.kind in _FUSING and (x.numel() <= size or size % getattr(layer, "num_groups", 1)):
         return False
-    if plan.result == "equal" and weight is not None and weight.dtype != x.dtype:
+    if weight is not None and weight.dtype != x.dtype and (plan.result == "equal" or not _compared_mixture(x, weight)):
         return False
     expected = (_size(layer) or size) if plan.weighted else size
     return expected == size and not (plan.evaluation and layer.training)
+
+
+def _compared_mixture(x: Tensor, weight: Tensor) -> bool:
+    """Whether one is of float32 and the other of half precision, as those that a plan's rule was seen with."""
+    return {v.element_size() for v in (x, weight)} == {2, 4}
 
 
 def _eps(layer: Any, plan: Plan, x: Tensor) -> float:
@@ -244,24 +259,48 @@ _KINDS: dict[str, Callable[..., Tensor]] = {
 
 _EPS = ("eps", "variance_epsilon", "epsilon", "norm_eps", "layer_norm_eps", "layernorm_epsilon", "rms_norm_eps")
 _SIZES = ("normalized_shape", "num_features", "num_channels", "hidden_size", "dim", "channels")
+_LIVE = {  # attributes that are read at each call
+    *_EPS, "forward", "training", "momentum", "track_running_stats", "num_groups", "weight", "bias", "running_mean",
+    "running_var", "num_batches_tracked",
+}  # fmt: skip
 _STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 _found: dict[Any, Plan | str] = {}
+_found_of: WeakKeyDictionary[nn.Module, tuple[Any, list[Any], Plan | str]] = WeakKeyDictionary()
 
 
 def probed(layer: nn.Module) -> Plan | str:
     """How to compute what a layer computes, or why that cannot be determined.
 
-    The result holds for every layer of the class with the same attributes and forms of parameters, and is kept.
+    The result holds for every layer of the class with the same attributes and forms of parameters, and is kept; for
+    this layer only, if it has attributes that may be anything, such as a configuration.
     """
-    key = _key(layer)
-    if key not in _found:
-        try:
-            with torch.random.fork_rng(devices=[]), _plain_gradients():
-                torch.manual_seed(0)
-                _found[key] = _probe_layer(layer)
-        except Exception as error:
-            _found[key] = f"it could not be run by itself ({type(error).__name__})"
-    return _found[key]
+    key, others = _key(layer)
+    if not others:
+        if key not in _found:
+            _found[key] = _probe_safely(layer)
+        return _found[key]
+    kept = _found_of.get(layer)
+    if kept is None or kept[0] != key or any(ref() is not v for ref, v in zip(kept[1], others, strict=True)):
+        kept = key, [_reference(v) for v in others], _probe_safely(layer)
+        _found_of[layer] = kept
+    return kept[2]
+
+
+def _reference(v: Any) -> Callable[[], Any]:
+    """What returns an object while it is alive; nothing where that cannot be known, which is to look again."""
+    try:
+        return weakref.ref(v)
+    except TypeError:
+        return lambda: None
+
+
+def _probe_safely(layer: nn.Module) -> Plan | str:
+    try:
+        with torch.random.fork_rng(devices=[]), _plain_gradients():
+            torch.manual_seed(0)
+            return _probe_layer(layer)
+    except Exception as error:
+        return f"it could not be run by itself ({type(error).__name__})"
 
 
 @contextmanager
@@ -271,11 +310,18 @@ def _plain_gradients() -> Iterator[None]:
         yield
 
 
-def _key(layer: nn.Module) -> Any:
-    scalars = {k: v for k, v in vars(layer).items() if isinstance(v, bool | int | float | str | tuple | type(None))}
+def _key(layer: nn.Module) -> tuple[Any, list[Any]]:
+    """What says which layers compute the same, and those attributes that nothing is known of."""
+    own = {k: v for k, v in vars(layer).items() if k not in _TABLES}
+    facts = {k: v if isinstance(v, _FACTS) else type(v) for k, v in own.items()}
     held = {k: v if v is None else tuple(v.shape) for kind in in_effect(layer) for k, v in kind.items()}
     parts = {k: (type(v), str(v)) for k, v in _parts(layer).items()}
-    return own_class(layer), repr(scalars), repr(held), repr(parts)
+    others = [v for v in own.values() if not isinstance(v, (*_FACTS, Tensor))]
+    return (own_class(layer), repr(facts), repr(held), repr(parts)), others
+
+
+_FACTS = (bool, int, float, complex, str, tuple, list, set, dict, type(None), torch.dtype, torch.device)
+_TABLES = {*vars(nn.Module()), "_plan"}
 
 
 def own_class(layer: nn.Module) -> type[nn.Module]:
@@ -367,7 +413,7 @@ def _copied(layer: nn.Module) -> nn.Module:
         is_table = isinstance(held, dict) and (
             name.endswith("_hooks") or name in ("_parameters", "_buffers", "_modules")
         )
-        vars(fresh)[name] = type(held)() if is_table else held
+        vars(fresh)[name] = type(held)() if is_table else _as_it_is(held)
     parameters, buffers = in_effect(layer)
     for name, p in parameters.items():
         vars(fresh).pop(name, None)
@@ -382,8 +428,9 @@ def _copied(layer: nn.Module) -> nn.Module:
 
 
 def _candidates(layer: Any, behind: tuple[str, ...]) -> Iterator[Plan]:
-    names: list[str | float | None] = [n for n in _EPS if isinstance(getattr(layer, n, None), float)]
-    for eps in names or [None, 1e-5, 1e-6, 1e-8, 1e-12]:
+    names = [n for n in _EPS if isinstance(getattr(layer, n, None), float)]
+    known: list[str | float | None] = [*names, *(getattr(layer, n) for n in names)]  # some are not read any more
+    for eps in known or [None, 1e-5, 1e-6, 1e-8, 1e-12]:
         if isinstance(layer, nn.SyncBatchNorm):
             yield Plan("batch", eps, rank=4, behind=behind, evaluation=True)
         elif isinstance(layer, BatchNormBase):
@@ -417,13 +464,40 @@ def _compared(layer: Any, plan: Plan, size: int) -> Plan | str:
     for training in (False,) if plan.evaluation else (False, True):
         layer.train(training)
         for shape in _shapes(plan, size):
-            for scale in (1.0, small):
+            for scale in (1.0, small, 1e3):
                 x = torch.randn(shape) * scale + 0.3 * scale
                 if not _agree(layer, plan, x, *([] if plan.gate is None else [torch.randn(shape)])):
                     return _DIFFERS
     layer.eval()
+    given = [torch.randn(_shapes(plan, size)[0]) for _ in range(1 if plan.gate is None else 2)]
+    if not _agree_on_nan(layer, plan, *given):
+        return _DIFFERS
+    if isinstance(plan.eps, str) and not _reads(layer, plan, plan.eps, given):
+        return _DIFFERS
     result = _rule(layer, size, plan)
-    return "the dtype of its output follows no rule of ours" if result is None else plan._replace(result=result)
+    return (
+        "what it computes in half precision follows no rule of ours" if result is None else plan._replace(result=result)
+    )
+
+
+def _agree_on_nan(layer: Any, plan: Plan, x: Tensor, *gate: Tensor) -> bool:
+    """Whether what is no number stays none, at the same places."""
+    x = x.clone()
+    x.view(-1)[0] = torch.nan
+    with torch.no_grad():
+        return torch.equal(layer.forward(x, *gate).isnan(), _apply_with(plan, layer, x, *gate).isnan())
+
+
+def _reads(layer: Any, plan: Plan, name: str, given: list[Tensor]) -> bool:
+    """Whether a layer goes by what this attribute is when it is called."""
+    kept = getattr(layer, name)
+    try:
+        setattr(layer, name, 1.0 + kept)
+    except AttributeError:  # it says what another one is
+        return False
+    agrees = _agree(layer, plan, *given)
+    setattr(layer, name, kept)
+    return agrees
 
 
 def _shapes(plan: Plan, size: int) -> list[tuple[int, ...]]:
@@ -452,6 +526,11 @@ def _agree(layer: Any, plan: Plan, *given: Tensor) -> bool:
     )
 
 
+def _as_it_is(v: Any) -> Any:
+    """A value that stays so, even if it is a list that somebody appends to."""
+    return copy.copy(v) if isinstance(v, list | dict | set) else v
+
+
 def _own_forward(layer: Any, *given: Tensor) -> Any:
     return layer.forward(*given)
 
@@ -470,7 +549,7 @@ def _state(layer: Any, given: tuple[Tensor, ...], run: Callable[..., Any]) -> An
     The gradient of a parameter that is not read is None.
     """
     buffers = {k: None if v is None else v.clone() for k, v in layer._buffers.items()}
-    plain = {k: v for k, v in vars(layer).items() if not k.startswith("_")}
+    plain = {k: _as_it_is(v) for k, v in vars(layer).items() if not k.startswith("_")}
     given = tuple(v.clone().requires_grad_() for v in given)
     try:
         torch.manual_seed(1)
@@ -491,13 +570,16 @@ def _rule(layer: nn.Module, size: int, plan: Plan) -> str | None:
     """The dtype of a layer's output, by those of its input and weight."""
     shape = _shapes(plan, size)[0]
     seen: dict[tuple[torch.dtype, torch.dtype], torch.dtype] = {}
+    calls: list[tuple[nn.Module, list[Tensor], Tensor]] = []
     for held in (torch.float32, torch.bfloat16):
         cast = copy.deepcopy(layer).to(held)
         for given in (torch.float32, torch.bfloat16):
             try:
+                x = [torch.randn(shape).to(given)] * (2 if plan.gate is not None and plan.gate.required else 1)
                 with torch.no_grad():
-                    both = [torch.randn(shape).to(given)] * (2 if plan.gate is not None and plan.gate.required else 1)
-                    seen[given, held] = cast.forward(*both).dtype
+                    y = cast.forward(*x)
+                seen[given, held] = y.dtype
+                calls.append((cast, x, y))
             except (RuntimeError, ValueError, TypeError):
                 continue
     mixed = any(given != held for given, held in seen)
@@ -509,5 +591,12 @@ def _rule(layer: nn.Module, size: int, plan: Plan) -> str | None:
     }
     for name, rule in rules.items():
         if seen and all(rule(*dtypes) == got for dtypes, got in seen.items()):
-            return name if mixed or name == "float32" else "equal"
+            result = name if mixed or name == "float32" else "equal"
+            return result if all(_agree_roughly(plan._replace(result=result), *call) for call in calls) else None
     return None
+
+
+def _agree_roughly(plan: Plan, layer: nn.Module, x: list[Tensor], y: Tensor) -> bool:
+    """Whether ours is y, but for how half precision rounds."""
+    with torch.no_grad():
+        return torch.allclose(_apply_with(plan, layer, *x).float(), y.float(), 0.1, 0.1)

@@ -8,6 +8,7 @@ on from here, `normlab.layers.restore` goes back.
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -146,7 +147,7 @@ def is_ours(module: nn.Module) -> bool:
 def why_left(module: nn.Module) -> str | None:
     """Why `swap_norms` does not take a normalization layer; None for other modules, and for layers that it takes."""
     if isinstance(module, torch.jit.ScriptModule):
-        is_norm = _sounds_like_a_norm(module.original_name.lower()) and not any(True for _ in module.children())
+        is_norm = _sounds_like_a_norm(module.original_name) and not any(True for _ in module.children())
         return "it is compiled by TorchScript: swap before torch.jit.script or torch.jit.trace" if is_norm else None
     return None if is_ours(module) or not _is_norm(module) else _find_plan(module)[1]
 
@@ -220,15 +221,18 @@ def _is_norm(module: nn.Module) -> bool:
     kind = adapters.own_class(module)
     if kind in _ADAPTERS or isinstance(module, _NORMS):
         return True
-    name = kind.__name__.lower()
+    name = kind.__name__
     if kind.__module__.startswith("torch.") or not _sounds_like_a_norm(name):
-        return name in ("localresponsenorm", "crossmaplrn2d")
+        return name in ("LocalResponseNorm", "CrossMapLRN2d")
     parts = (part for part in module.children() if part is not getattr(module, "parametrizations", None))
     return not any(True for part in parts for _ in (*part.parameters(), *part.buffers()))
 
 
 def _sounds_like_a_norm(name: str) -> bool:
-    return "norm" in name or name.endswith("grn")
+    return "norm" in name.lower() or _ABBREVIATION.search(name) is not None
+
+
+_ABBREVIATION = re.compile(r"(^|[a-z0-9_])(RMS|LN|BN|GN|IN|GRN|FRN|ABN)([123]d)?$")  # the last word of a class's name
 
 
 def _find_plan(module: nn.Module) -> tuple[adapters.Plan | nn.Module | None, str | None]:
@@ -236,6 +240,8 @@ def _find_plan(module: nn.Module) -> tuple[adapters.Plan | nn.Module | None, str
     kind = adapters.own_class(module)
     if "_stays" in vars(module):
         return None, vars(module)["_stays"]
+    if "forward" in vars(module):
+        return None, "its forward method was replaced on the object, which a class cannot undo; swap before"
     if kind in _ADAPTERS:
         return _adapt(module)
     why = _special(module)

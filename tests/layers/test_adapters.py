@@ -6,6 +6,7 @@ import copy
 import pickle
 import re
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -407,12 +408,48 @@ class ScaledRMSNorm(LlamaRMSNorm):
         self.scale = nn.Parameter(torch.ones(1))
 
 
+class AboveRMSNorm(LlamaRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.abs().max() < 100 else x
+
+
+class WithoutNaNRMSNorm(LlamaRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nan_to_num(super().forward(x))
+
+
+class WideOnlyRMSNorm(LlamaRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.element_size() < 4 else super().forward(x)
+
+
+class RememberingRMSNorm(LlamaRMSNorm):
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.seen: list[Any] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.shape)
+        return super().forward(x)
+
+
+def replaced() -> nn.Module:
+    layer = nn.LayerNorm(4)
+    layer.forward = lambda x: x  # type: ignore[method-assign, assignment]
+    return layer
+
+
+# Bugs: those behind OddlyGatedRMSNorm were taken, though they do more; the list of one grew by what it was tried on.
 @pytest.mark.parametrize(
     ("layer", "why"),
     [
         (Louder(4), "computes something else"),
         (Counting(4), "computes something else"),
         (OddlyGatedRMSNorm(4), "computes something else"),
+        (AboveRMSNorm(4), "computes something else"),
+        (WithoutNaNRMSNorm(4), "computes something else"),
+        (WideOnlyRMSNorm(4), "half precision|something else"),
+        (RememberingRMSNorm(4), "computes something else"),
         (ScaledRMSNorm(), "no norm of ours has: scale"),
         (nn.LocalResponseNorm(2), "computes something else|dtype|run by itself"),
     ],
@@ -428,6 +465,88 @@ def test_what_is_left_is_listed(layer: nn.Module, why: str) -> None:
     assert report.taken == ("1",)
     assert list(report.left) == ["0"]
     assert re.search(why, report.left["0"])
+
+
+class Configured(nn.Module):
+    """Reads what it computes from objects that its attributes hold."""
+
+    def __init__(self, config: Any, dims: list[int]) -> None:
+        super().__init__()
+        self.config, self.dims = config, dims
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.square().mean(self.dims, keepdim=True) + self.config.eps)
+
+
+class ConfiguredRMSNorm(Configured):
+    pass
+
+
+def test_layers_of_a_class_that_differ_in_a_configuration() -> None:
+    """Bug: what was found out about one layer was taken for true of others with another configuration or list."""
+    settings = [(1e-5, [-1]), (1e-12, [-1]), (0.5, [-1]), (1e-5, [1])]
+    for eps, dims in settings:
+        model = nn.Sequential(ConfiguredRMSNorm(SimpleNamespace(eps=eps), dims))
+        x = torch.randn(3, 4, 4) * 1e-3
+        expected = model(x)
+        torch.testing.assert_close(normlab.swap_norms(nn.Sequential(model, nn.LayerNorm(4)))[0](x), expected)
+        assert bool(normlab.swap_report(model).left) == (eps > 0.1 or dims != [-1])
+
+
+class SwitchedRMSNorm(LlamaRMSNorm):
+    """Has an epsilon that it does not read, and may be switched off."""
+
+    eps, off = 1e-6, False
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.eps, self.off = 1e-6, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.off else super().forward(x)
+
+
+def test_attributes_that_change_what_is_computed() -> None:
+    """Bugs: a switch was not looked at once the layer was taken, and of two epsilons of one value the wrong one."""
+    theirs = SwitchedRMSNorm(4)
+    ours = normlab.swap_norms(nn.Sequential(copy.deepcopy(theirs)))[0]
+    x = torch.randn(2, 3, 4)
+    for name, value in (("eps", 0.5), ("variance_epsilon", 0.1), ("off", True), ("off", False), ("note", "a")):
+        for layer in (theirs, ours):
+            setattr(layer, name, value)
+        torch.testing.assert_close(ours(x), theirs(x))
+    again = pickle.loads(pickle.dumps(ours))
+    torch.testing.assert_close(again(x), theirs(x))
+    assert type(normlab.restore_norms(ours)) is SwitchedRMSNorm
+    assert vars(ours).keys() == vars(theirs).keys()
+
+
+def test_mixtures_that_were_not_compared() -> None:
+    """Bug: of float64 and a weight in float32 T5's norm became float32; torch's function refuses such a mixture."""
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    ours = normlab.swap_norms(nn.Sequential(T5LayerNorm(4)))
+    torch.testing.assert_close(ours(x), T5LayerNorm(4)(x))
+    model = normlab.swap_norms(nn.Sequential(LayerNorm2d(4)))
+    with pytest.raises(RuntimeError, match="mixed dtype"):
+        model(x[..., None].movedim(2, 1))
+
+
+class RMS(LlamaRMSNorm):
+    pass
+
+
+def test_abbreviated_names() -> None:
+    """Bug: a norm whose name does not spell it out was neither taken nor listed."""
+    assert normlab.swap_report(normlab.swap_norms(nn.Sequential(RMS(4)))).taken == ("0",)
+
+
+def test_a_replaced_forward_method() -> None:
+    """Bug: the layer was reported as taken, and computed what the method does."""
+    model = nn.Sequential(replaced(), nn.LayerNorm(4))
+    report = normlab.swap_report(normlab.swap_norms(model))
+    assert report.taken == ("1",)
+    assert "forward method was replaced" in report.left["0"]
 
 
 # --- adapters --------------------------------------------------------------------------------------------------------
