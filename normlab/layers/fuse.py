@@ -15,6 +15,7 @@ import operator
 import random
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -87,11 +88,13 @@ class Shortcut(NamedTuple):
     spots: tuple[Spot, ...]
     passed: tuple[str, ...]  # identities that are left out
     parts: tuple[str, ...]  # names of the module's parts
+    contents: dict[str, Any]  # of its lists and dicts
 
     def fits(self, module: nn.Module) -> bool:
         """Whether the module and what is passed by are as they were, and nobody watches."""
         return (
             tuple(module._modules) == self.parts
+            and (not self.contents or _contents(module) == self.contents)
             and all(is_passive(_part(module, name)) for name in self.passed)
             and all(_is_ready(module, spot) for spot in self.spots)
         )
@@ -202,9 +205,31 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 
+    def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():  # a graph does not have what `with` put around a call
+            raise fx.proxy.TraceError("gradients are switched off in the forward pass")
+        return super().create_proxy(*args, **kwargs)
+
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         names = [f"input_{i}" for i in range(self.inputs)]
         return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
+
+
+@contextmanager
+def _noticed_autocast() -> Iterator[list[Any]]:
+    """The autocast contexts that are entered within, which no graph shows."""
+    entered: list[Any] = []
+    enter: Any = torch.autocast.__enter__
+
+    def note(self: Any) -> Any:
+        entered.append(self)
+        return enter(self)
+
+    torch.autocast.__enter__ = note  # type: ignore[method-assign]
+    try:
+        yield entered
+    finally:
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
 
 
 def _shortcuts(module: nn.Module, inputs: int) -> dict[bool, Shortcut]:
@@ -219,15 +244,15 @@ def _shortcuts(module: nn.Module, inputs: int) -> dict[bool, Shortcut]:
 
 
 def _trace_mode(module: nn.Module, inputs: int, training: bool) -> fx.Graph | None:
-    """The forward pass of a module in one mode; None if it depends on values, on chance or on more than its inputs."""
+    """The forward pass of a module in one mode; None if it is more than its operations on its inputs."""
     kept = torch.get_rng_state(), random.getstate()
-    before = dict(vars(module))
-    tracer = _Tracer(inputs)
-    with in_mode(module, training), torch.no_grad(), warnings.catch_warnings():
+    before, contents = dict(vars(module)), _contents(module)
+    held = {k: copy.copy(before[k]) for k in contents}
+    with in_mode(module, training), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with without_mixin(module, Fused):
-                graph = tracer.trace(module)
+            with without_mixin(module, Fused), _noticed_autocast() as entered:
+                graph = _Tracer(inputs).trace(module)
         except Exception:
             return None
         finally:
@@ -237,12 +262,37 @@ def _trace_mode(module: nn.Module, inputs: int, training: bool) -> fx.Graph | No
                 vars(module).pop(name)
                 if name in before:
                     vars(module)[name] = before[name]
+            if _contents(module) != contents:
+                changed |= contents
+                for name, content in held.items():
+                    _put_back(before[name], content)
     by_chance = not torch.equal(torch.get_rng_state(), kept[0]) or random.getstate() != kept[1]
     if by_chance:
         torch.set_rng_state(kept[0])
         random.setstate(kept[1])
     constants = any(n.op == "get_attr" and str(n.target).startswith("_tensor_constant") for n in graph.nodes)
-    return None if changed or by_chance or constants else graph
+    return None if changed or by_chance or constants or entered else graph
+
+
+def _contents(module: nn.Module) -> dict[str, Any]:
+    """What the lists and dicts among a module's attributes contain: numbers and text, and which other objects."""
+    return {
+        k: _content(v) for k, v in vars(module).items() if k[0] != "_" and isinstance(v, list | dict | set)
+    }  # fmt: skip
+
+
+def _content(v: Any) -> Any:
+    if isinstance(v, dict):
+        return [(k, _content(part)) for k, part in v.items()]
+    if isinstance(v, list | tuple | set):
+        return [_content(part) for part in v]
+    return v if isinstance(v, bool | int | float | str) else id(v)
+
+
+def _put_back(held: Any, content: Any) -> None:
+    """Give a list, dict or set what it contained."""
+    held.clear()
+    held.extend(content) if isinstance(held, list) else held.update(content)
 
 
 def _count_inputs(model: nn.Module, example: tuple[Any, ...], keywords: dict[str, Any]) -> dict[nn.Module, int]:
@@ -290,7 +340,7 @@ def _find_shortcut(module: nn.Module, graph: fx.Graph) -> Shortcut | None:
     code = graph.python_code("self")
     names = dict(code.globals)
     exec(compile(code.src, f"<normlab: {type(module).__name__} fused>", "exec"), names)
-    return Shortcut(names["forward"], tuple(spots), tuple(passed), tuple(module._modules))
+    return Shortcut(names["forward"], tuple(spots), tuple(passed), tuple(module._modules), _contents(module))
 
 
 def _skip_identity(module: nn.Module, node: fx.Node) -> bool:

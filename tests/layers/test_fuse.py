@@ -153,6 +153,68 @@ class Branching(nn.Module):
         return {"y": y if mask is None else y * mask}
 
 
+class Norm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.scales, self.seen = nn.BatchNorm2d(3), [1.0], []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(x))
+
+
+class WithoutGradient(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = super().forward(x)
+        return x + y
+
+
+class WithoutAutocast(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
+class Collecting(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(super().forward(x))
+        return self.seen[-1]
+
+
+@pytest.mark.parametrize("kind", [WithoutGradient, WithoutAutocast, Collecting])
+def test_what_no_graph_shows(kind: type[Norm]) -> None:
+    """Bug: gradients that were switched off came back, autocast was not switched, a list got nothing."""
+    x = torch.randn(2, 3, 4, 4)
+    model = kind()
+    fused = normlab.fuse_norms(model, x)
+    for layer in (model, fused):
+        layer.seen.clear()
+    given = [x.clone().requires_grad_() for _ in range(2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, got = model(given[0]), fused(given[1])
+    torch.testing.assert_close(got, expected)
+    gradients = [torch.autograd.grad(y.square().sum(), v) for y, v in zip((expected, got), given, strict=True)]
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert len(fused.seen) == len(model.seen)
+    assert not normlab.swap_report(fused).fused
+
+
+class Scaled(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scales[0]
+
+
+def test_a_list_that_changes_later() -> None:
+    """Bug: what it contained when the model was fused was computed with for ever."""
+    x = torch.randn(2, 3, 4, 4)
+    model = Scaled()
+    fused = normlab.fuse_norms(model, x)
+    assert normlab.swap_report(fused).fused
+    for layer in (model, fused):
+        layer.scales[0] = 3.0
+    torch.testing.assert_close(fused(x), model(x))
+
+
 def test_module_by_module() -> None:
     """Bug: control flow, functional dropout, chance or keywords anywhere, and nothing of the model was fused."""
     torch.manual_seed(0)
