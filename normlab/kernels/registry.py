@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -41,6 +41,11 @@ class _Entry:
     def positions(self) -> Positions:
         positions: Positions = self._part("positions")
         return positions
+
+    @cached_property
+    def normalize(self) -> Callable[..., Any] | None:
+        """The planes' own way into torch's graph, if they have one; to look for it at each call takes too long."""
+        return getattr(self.planes, "normalize", None)
 
     def _part(self, name: str) -> Any:
         return import_module(f"{self.folder}.{name}") if isinstance(self.folder, str) else getattr(self.folder, name)
@@ -103,6 +108,12 @@ def planes_for(x: Any, entry: NormEntry | None = None) -> Planes:
     UsageError where the backend of `use_backend` cannot serve x.
     """
     return _serving_entry(x, entry).planes
+
+
+def differentiable_for(x: Any, entry: NormEntry) -> tuple[Planes, Callable[..., Any] | None]:
+    """As `planes_for`, and their function `normalize`, if they have one."""
+    serving = _serving_entry(x, entry)
+    return serving.planes, serving.normalize
 
 
 def positions_for(x: Any) -> Positions:

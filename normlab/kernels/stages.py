@@ -9,7 +9,7 @@ Here an (N, C, *) array gets its layout (`normlab.kernels.layout`); `normlab.ker
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -153,29 +153,45 @@ def backward(dy: Array, cache: Cache) -> tuple[Array, dict[str, Array]]:
     That of the residual, if there was one, is left in `cache.to_residual`. Statistics that were constants of the
     forward pass (running ones) have no gradient through them. Raises ValueError if dy's shape or dtype is not y's.
     """
-    x, layout, act = cache.x, cache.layout, cache.act
-    if dy.shape != x.shape or dy.dtype != x.dtype:
+    names, params = tuple(cache.params), tuple(cache.params.values())
+    dx, cache.to_residual, grads = gradients(
+        dy, cache.x, params, cache.residual, names, cache.layout, cache.backend, cache.act, cache.saved
+    )
+    return dx, dict(zip(names, grads, strict=True))
+
+
+def gradients(
+    dy: Array,
+    x: Array,
+    params: Sequence[Array],
+    residual: Array | None,
+    names: Sequence[str],
+    layout: Layout,
+    backend: Planes,
+    act: Activation | None,
+    saved: Any,
+) -> tuple[Array, Array | None, list[Array]]:
+    """`backward` without a cache: gradients of x, of the residual, and of the parameters in their order."""
+    shape = x.shape
+    if dy.shape != shape or dy.dtype != x.dtype:
         raise ValueError(
-            f"dy: expected the output's shape {tuple(x.shape)} and {x.dtype}, "
-            f"got shape {tuple(dy.shape)} and {dy.dtype}"
+            f"dy: expected the output's shape {tuple(shape)} and {x.dtype}, got shape {tuple(dy.shape)} and {dy.dtype}"
         )
-    params, channels = cache.params, (x.shape[1],)
-    for name, v in params.items():
+    channels = (shape[1],)
+    for i, v in enumerate(params):
         if v.shape != channels and v.shape != _ONE:
-            raise _wrong_length(name, v, channels)
+            raise _wrong_length(names[i], v, channels)
     dy = layout.dense(dy)
     dx = empty_like(x)
-    if cache.residual is not None:
-        cache.to_residual = dy if act is None else empty_like(x)
-    if cache.saved is None:  # an empty batch
-        return dx, {name: 0 * v for name, v in params.items()}
-    residual, to_residual = (None, None) if act is None else (cache.residual, cache.to_residual)
-    grads = cache.backend.backward(cache.saved, layout, x, dy, dx, params.values(), residual, to_residual)
-    found = {}
-    for grad, (name, v) in zip(grads, params.items(), strict=True):
-        alike = grad.dtype == v.dtype and grad.shape == v.shape  # and of one library: their dtypes differ
-        found[name] = grad if alike else _like_parameter(grad, v)
-    return dx, found
+    to_residual = None if residual is None else dy if act is None else empty_like(x)
+    if saved is None:  # an empty batch
+        return dx, to_residual, [0 * v for v in params]
+    added = (None, None) if act is None else (residual, to_residual)
+    grads = backend.backward(saved, layout, x, dy, dx, params, *added)
+    for i, (grad, v) in enumerate(zip(grads, params, strict=True)):
+        if grad.dtype != v.dtype or grad.shape != v.shape:  # or of another library: their dtypes differ
+            grads[i] = _like_parameter(grad, v)
+    return dx, to_residual, grads
 
 
 def _check_lengths(

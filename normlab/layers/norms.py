@@ -183,10 +183,16 @@ class Norm(nn.Module):
         if traces(input):
             return self._trace(input, residual, act, mask)
         self._check_input(input)
+        if input.dim() > 5:
+            return self._flattened(input, residual, act, mask)
         if mask is not None:
             checks.mask(input, mask)
         training, tracked, eps = self.training, self.track_running_stats, self.eps
-        mean, var, count = self._held("running_mean"), self._held("running_var"), self._held("num_batches_tracked")
+        # a buffer is found three times as soon in the dict of buffers
+        held = self._buffers
+        mean = held["running_mean"] if "running_mean" in held else self.running_mean
+        var = held["running_var"] if "running_var" in held else self.running_var
+        count = held["num_batches_tracked"] if "num_batches_tracked" in held else self.num_batches_tracked
         if type(eps) is not float:
             eps = checks.number(self._title(), eps)
         use_batch = training or (mean is None and var is None)
@@ -204,10 +210,12 @@ class Norm(nn.Module):
             momentum = checks.number(self._title(), momentum, "momentum")
         return self._normalize(input, residual, act, self.norm, use_batch, running, momentum, count, eps, mask)
 
-    def _held(self, name: str) -> Tensor | None:
-        """The attribute of this name, found sooner where it is a buffer."""
-        buffers = self._buffers
-        return buffers[name] if name in buffers else getattr(self, name)  # that takes three times as long
+    def _flattened(
+        self, input: Tensor, residual: Tensor | None, act: Activation | None, mask: Tensor | None
+    ) -> Tensor:  # fmt: skip
+        """The forward pass of more dimensions than kernels have a layout for, all positions in a row."""
+        flat, kept = (None if v is None else v.flatten(v.dim() - input.dim() + 2) for v in (residual, mask))
+        return Norm.forward(self, input.flatten(2), flat, act, kept).view(input.shape)
 
     def _trace(self, input: Any, residual: Any, act: Any, mask: Any) -> Tensor:
         """What torch.fx writes down."""
@@ -539,18 +547,6 @@ class GroupNorm(Norm, nn.GroupNorm):
     @options.setter
     def options(self, value: dict[str, Any]) -> None:
         self.num_groups = value["groups"]
-
-    def forward(
-        self,
-        input: Tensor,
-        residual: Tensor | None = None,
-        act: Activation | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        if not traces(input) and input.dim() > 5:
-            flat, kept = (None if v is None else v.flatten(v.dim() - input.dim() + 2) for v in (residual, mask))
-            return super().forward(input.flatten(2), flat, act, kept).view(input.shape)
-        return super().forward(input, residual, act, mask)
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() < 2:

@@ -31,7 +31,7 @@ from normlab.errors import UsageError
 from normlab.kernels import stages, use_backend
 from normlab.kernels.activations import Activation, activation
 from normlab.kernels.layout import Layout, empty_like
-from normlab.kernels.registry import planes_for
+from normlab.kernels.registry import differentiable_for, planes_for
 from normlab.layers import _torch, checks
 from normlab.layers import derivatives as differentiable
 from normlab.layers.call import Call
@@ -83,7 +83,8 @@ def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
     if is_transformed():
         return _transformed(x, residual, call)
     differentiated = torch.is_grad_enabled()
-    y = _run_by_backend(x, residual, call)
+    call.backend, by_backend = differentiable_for(x, call.recipe.entry)
+    y = None if by_backend is None else _run_by_backend(by_backend, x, residual, call)
     if y is None:
         y = _apply(x, residual, call, *call.params.values()) if differentiated else _run(x, residual, call)[0]
     if differentiated and is_recording():
@@ -91,12 +92,10 @@ def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
     return y
 
 
-def _run_by_backend(x: Tensor, residual: Tensor | None, call: Call) -> Tensor | None:
+def _run_by_backend(by_backend: Any, x: Tensor, residual: Tensor | None, call: Call) -> Tensor | None:
     """The output as a backend makes it that has its own place in autograd's graph, or None."""
     recipe = call.recipe
-    call.backend = planes_for(x, recipe.entry)
-    by_backend: Any = getattr(call.backend, "normalize", None)
-    if by_backend is None or 0 in x.shape or (call.update is not None and recipe.entry.in_evaluation is not None):
+    if 0 in x.shape or (call.update is not None and recipe.entry.in_evaluation is not None):
         return None
     layout, dense = Layout.dense_of(x, recipe.entry.per_channel)
     if dense is not x:
@@ -144,41 +143,37 @@ class Normalize(torch.autograd.Function):
         # All that the backward pass uses travels as saved tensors: a change in place is noticed, checkpointing can drop
         # it, and what is computed a second time comes back together. x goes as it was given, not as a dense copy.
         saved = [x] if residual is None or call.act is None else [x, residual]
-        ctx.memory = memory = None if kept.saved is None else as_tensor(kept.saved.memory)
+        memory = None if kept.saved is None else as_tensor(kept.saved.memory)
         saved += parameters
         if memory is not None:
             saved.append(memory)
         ctx.save_for_backward(*saved)
-        kept.x = kept.residual = None
-        kept.params = {}
-        ctx.cache, ctx.call, ctx.has_residual = kept, call, residual is not None
-        ctx.versions = () if call.running is None else _versions(call.running)
+        versions = () if call.running is None else _versions(call.running)
+        ctx.kept = call, kept.layout, kept.backend, kept.saved, memory, residual is not None, versions
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        kept: stages.Cache = ctx.cache
-        call: Call = ctx.call
-        x, *others = ctx.saved_tensors
-        memory = None if ctx.memory is None else others.pop()
+        call, layout, backend, kept, own_memory, has_residual, versions = ctx.kept
+        x, *params = ctx.saved_tensors
+        memory = None if own_memory is None else params.pop()
         # without an activation nothing is asked of the residual but that it was there
-        residual = None if not ctx.has_residual or kept.act is None else others.pop(0)
+        residual = None if not has_residual or call.act is None else params.pop(0)
         if is_followed(dy):
-            dx, to_residual, *grads = _pull_back_followed(
-                dy, x, residual, ctx.has_residual, call, others, ctx.versions
-            )  # fmt: skip
+            dx, to_residual, *grads = _pull_back_followed(dy, x, residual, has_residual, call, params, versions)
             return (dx, to_residual, None, *grads)
-        x = kept.layout.dense(x)
-        if ctx.has_residual:
-            residual = x if residual is None else kept.layout.dense(residual)
-        params, saved = dict(zip(call.recipe.names, others, strict=True)), kept.saved
+        x = layout.dense(x)
+        if has_residual:
+            residual = x if residual is None else layout.dense(residual)
         # computed again, or brought back
-        if memory is not ctx.memory and memory is not None and memory.data_ptr() != ctx.memory.data_ptr():
-            memory = as_kept(memory, ctx.memory)
-            saved = kept.backend.restored(call.recipe, kept.layout, x, params, call.running, call.eps, kept.act, memory)
-        cache = stages.Cache(x, kept.layout, kept.backend, params, kept.act, residual, saved)
-        dx, by_name = stages.backward(dy, cache)
-        return (dx, cache.to_residual, None, *by_name.values())
+        if memory is not None and memory is not own_memory and memory.data_ptr() != own_memory.data_ptr():
+            memory = as_kept(memory, own_memory)
+            named = dict(zip(call.recipe.names, params, strict=True))
+            kept = backend.restored(call.recipe, layout, x, named, call.running, call.eps, call.act, memory)
+        dx, to_residual, grads = stages.gradients(
+            dy, x, params, residual, call.recipe.names, layout, backend, call.act, kept
+        )  # fmt: skip
+        return (dx, to_residual, None, *grads)
 
 
 _apply = _torch.apply_of(Normalize)
