@@ -42,10 +42,15 @@ class _Entry:
         positions: Positions = self._part("positions")
         return positions
 
+    # their own ways into torch's graph, if they have one: to look for a missing name at each call takes too long
+
     @cached_property
     def normalize(self) -> Callable[..., Any] | None:
-        """The planes' own way into torch's graph, if they have one; to look for it at each call takes too long."""
         return getattr(self.planes, "normalize", None)
+
+    @cached_property
+    def normalize_positions(self) -> Callable[..., Any] | None:
+        return getattr(self.positions, "normalize", None)
 
     def _part(self, name: str) -> Any:
         return import_module(f"{self.folder}.{name}") if isinstance(self.folder, str) else getattr(self.folder, name)
@@ -119,6 +124,11 @@ def differentiable_for(x: Any, entry: NormEntry) -> tuple[Planes, Callable[..., 
 def positions_for(x: Any) -> Positions:
     """As `planes_for`: the kernels for statistics per position."""
     return _serving_entry(x, POSITIONS).positions
+
+
+def differentiable_positions_for(x: Any) -> Callable[..., Any] | None:
+    """The function `normalize` of the kernels that `positions_for` returns, if they have one."""
+    return _serving_entry(x, POSITIONS).normalize_positions
 
 
 def _serving_entry(x: Any, entry: NormEntry | None) -> _Entry:

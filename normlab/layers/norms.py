@@ -188,11 +188,11 @@ class Norm(nn.Module):
         if mask is not None:
             checks.mask(input, mask)
         training, tracked, eps = self.training, self.track_running_stats, self.eps
-        # a buffer is found three times as soon in the dict of buffers
         held = self._buffers
-        mean = held["running_mean"] if "running_mean" in held else self.running_mean
-        var = held["running_var"] if "running_var" in held else self.running_var
-        count = held["num_batches_tracked"] if "num_batches_tracked" in held else self.num_batches_tracked
+        try:  # to ask the module takes three times as long
+            mean, var, count = held["running_mean"], held["running_var"], held["num_batches_tracked"]
+        except KeyError:  # one is something else now
+            mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
         if type(eps) is not float:
             eps = checks.number(self._title(), eps)
         use_batch = training or (mean is None and var is None)

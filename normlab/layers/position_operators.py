@@ -16,7 +16,7 @@ from torch import Tensor, library
 
 from normlab.kernels import positions, use_backend
 from normlab.kernels.layout import as_stored
-from normlab.kernels.registry import positions_for
+from normlab.kernels.registry import differentiable_positions_for
 from normlab.layers import _torch, checks
 from normlab.layers import derivatives as differentiable
 from normlab.layers.operators import as_kept, as_tensor, is_followed, is_transformed, seen_through
@@ -50,7 +50,7 @@ def _run_by_backend(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, centred: bool, last: bool
 ) -> Tensor | None:
     """The output as a backend makes it that has its own place in autograd's graph, or None."""
-    by_backend: Any = getattr(positions_for(x), "normalize", None)
+    by_backend = differentiable_positions_for(x)
     if by_backend is None or x.numel() == 0:
         return None
     y: Tensor | None = by_backend(x, weight, bias, size, eps, centred, last, _pull_back_from_saved)
