@@ -532,6 +532,13 @@ def test_mixtures_that_were_not_compared() -> None:
         model(x[..., None].movedim(2, 1))
 
 
+def test_half_precision_weights_on_the_reference() -> None:
+    """Bug: NumPy has no bfloat16, so a weight of it was a TypeError, and the layer was left."""
+    layer = GlobalResponseNorm(8, -1, (1, 1, 1, 8))
+    with normlab.use_backend("reference"):
+        assert normlab.swap_report(normlab.swap_norms(nn.Sequential(layer))).taken == ("0",)
+
+
 class RMS(LlamaRMSNorm):
     pass
 

@@ -181,7 +181,8 @@ def _wide_dtype(a: Array) -> Any:
 def _row(v: Array, x: Array) -> Array:
     """Numbers per channel as a grid (1, C)."""
     if isinstance(x, np.ndarray):
-        return np.asarray(as_stored(v), dtype=np.float64).reshape(1, -1)
+        numbers = as_stored(v).detach().cpu().double().numpy() if hasattr(v, "detach") else v  # NumPy has no bfloat16
+        return np.asarray(numbers, dtype=np.float64).reshape(1, -1)
     return v.detach().to(x.device, _wide_dtype(x)).reshape(1, -1)
 
 
