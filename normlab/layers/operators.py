@@ -19,7 +19,7 @@ layer copies them into its buffers.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
@@ -134,6 +134,17 @@ def _pull_back_from_saved(
     return [dx, cache.to_residual, *by_name.values()]
 
 
+def untraced(backward: Callable[[Any, Tensor], tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """A backward pass that compiled autograd calls, and does not trace: a kernel's addresses are good for one call."""
+
+    def called(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(backward)(ctx, dy)  # type: ignore[no-any-return]
+        return backward(ctx, dy)
+
+    return called
+
+
 class Normalize(torch.autograd.Function):
     """The three stages as one step that can be differentiated, and its derivative by `normlab.layers.derivatives`."""
 
@@ -153,6 +164,7 @@ class Normalize(torch.autograd.Function):
         return y
 
     @staticmethod
+    @untraced
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         call, layout, backend, kept, own_memory, has_residual, versions = ctx.kept
         x, *params = ctx.saved_tensors

@@ -19,7 +19,7 @@ from normlab.kernels.layout import as_stored
 from normlab.kernels.registry import differentiable_positions_for
 from normlab.layers import _torch, checks
 from normlab.layers import derivatives as differentiable
-from normlab.layers.operators import as_kept, as_tensor, is_followed, is_transformed, seen_through
+from normlab.layers.operators import as_kept, as_tensor, is_followed, is_transformed, seen_through, untraced
 
 
 def normalize(
@@ -101,6 +101,7 @@ class Normalize(torch.autograd.Function):
         return y.resize_(x.shape)  # not a view, which nobody could change in place
 
     @staticmethod
+    @untraced
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, kept = ctx.saved_tensors
         if is_followed(dy):

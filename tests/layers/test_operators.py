@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +316,24 @@ def test_traced_by_make_fx() -> None:
     assert any("normlab.normalize" in str(node.target) for node in traced.graph.nodes)
     other = torch.randn(SHAPE)
     assert torch.equal(traced(other), layer(other))
+
+
+# Bug: compiled autograd traced the call of the kernels, addresses and all: wrong memory was read and written.
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_autograd_does_not_trace_kernels() -> None:
+    from torch._dynamo import compiled_autograd
+
+    x, dy = torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6)
+    layers = [normlab.layers.BatchNorm2d(4, act="silu"), normlab.layers.GroupNorm(2, 4), normlab.layers.LayerNorm(6)]
+    found = []
+    for compiled in (False, True):
+        with normlab.use_backend("numba_cpu"):
+            v = x.clone().requires_grad_()
+            y = nn.Sequential(*layers)(v)
+            given = [v, *(p for layer in layers for p in layer.parameters())]
+            with compiled_autograd._enable(lambda g: torch.compile(g, backend="eager")) if compiled else nullcontext():
+                y.backward(dy)
+        found.append([p.grad.clone() for p in given])  # type: ignore[union-attr]
+        for p in given:
+            p.grad = None
+    torch.testing.assert_close(*found)
