@@ -33,7 +33,8 @@ SIDES = ("swapped", "fused", "faster only")
 def print_speed(names: list[str]) -> None:
     """A line a model, and the geometric means."""
     warnings.simplefilter("ignore")
-    print(f"{line(describe('cpu'))}; {ROUNDS} interleaved rounds, load {os.getloadavg()[0]:.1f} of {os.cpu_count()}\n")
+    print(f"{line(describe('cpu'))}; {ROUNDS} interleaved rounds, load {os.getloadavg()[0]:.1f} of {os.cpu_count()}")
+    print(f"layers of ours by {normlab.backend_for(torch.empty(1, 1))}\n")
     head = ["model", "norms", "loss before", "swapped", "fused"]
     for what in ("step", "inference"):
         head += [f"{what}, ms before", *SIDES, "left"]

@@ -101,15 +101,23 @@ def _serves(layer: Any, args: tuple[Any, ...]) -> bool:
         return False
     weight, eps = getattr(layer, "weight", None) if plan.weighted else None, _eps(layer, plan, x)
     size = x.shape[-1 if plan.kind in _LAST else 1]
-    held = (weight, *(getattr(layer, name, None) for name in ("bias", "running_mean", "running_var")))
-    if not eps > 0 or any(v is not None and not (v.numel() == size == max(v.shape)) for v in held):
+    names = ("bias", "running_mean", "running_var") if plan.kind in _RUNNING else ("bias",)
+    if not (eps > 0 and _is_per_channel(weight, size)):
+        return False
+    if not all(_is_per_channel(getattr(layer, name, None), size) for name in names):
         return False
     if plan.kind in _FUSING and (x.numel() <= size or size % getattr(layer, "num_groups", 1)):
         return False
     if weight is not None and weight.dtype != x.dtype and (plan.result == "equal" or not _compared_mixture(x, weight)):
         return False
-    expected = (_size(layer) or size) if plan.weighted else size
-    return expected == size and not (plan.evaluation and layer.training)
+    if weight is None and plan.weighted and (_size(layer) or size) != size:
+        return False
+    return not (plan.evaluation and layer.training)
+
+
+def _is_per_channel(v: Tensor | None, size: int) -> bool:
+    """Whether it is nothing, or has one number for each channel."""
+    return v is None or v.shape == (size,) or v.numel() == size == max(v.shape)
 
 
 def _compared_mixture(x: Tensor, weight: Tensor) -> bool:
@@ -147,7 +155,7 @@ def _apply_plan(
         y = _KINDS[plan.kind](x, weight, bias, eps)
     if plan.gate is not None and gate is not None and not plan.gate.first:
         y = plan.gate.open(y, gate)
-    y = y.to(dtype)
+    y = y if y.dtype is dtype else y.to(dtype)
     for module in behind:
         y = module(y)
     return y
@@ -243,6 +251,7 @@ def _response_last(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: f
 
 
 _FUSING: dict[str, Callable[..., Tensor]] = {"batch": _batch, "frozen": _frozen, "group": _group}
+_RUNNING = ("batch", "frozen")
 _LAST, _FIRST = ("layer", "rms", "responses, channels last"), ("channels", "rms over channels", "responses")
 _KINDS: dict[str, Callable[..., Tensor]] = {
     **_FUSING,
