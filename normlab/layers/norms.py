@@ -93,6 +93,11 @@ class Norm(nn.Module):
         self.norm = entry.name
         if entry.grid is None:
             raise UsageError(f"Norm: {norm!r} is a module of its own; build it with make_norm({norm!r}, ...)")
+        if track_running_stats and not entry.running and entry.in_evaluation is None:
+            raise UsageError(
+                f"Norm({self.norm!r}): it is the same in training and evaluation, and keeps no running statistics; "
+                "leave out track_running_stats"
+            )
         self.options = norms.resolve_options(self.entry, num_features, {**given, **options})
         self.num_features = num_features
         self.eps = entry.eps if eps is None else eps

@@ -535,6 +535,15 @@ def test_root_mean_square_norm_of_complex_numbers(affine: bool) -> None:
     torch.testing.assert_close(ours(x), stock(x))
 
 
+@pytest.mark.parametrize("norm", ["ln", "rms", "frn", "grn"])
+def test_running_statistics_that_nothing_would_read(norm: str) -> None:
+    """Bug: the layer kept and moved them, and computed in evaluation as if it had none."""
+    for make in (normlab.make_norm, layers.Norm):
+        with pytest.raises(ValueError, match="leave out track_running_stats"):
+            make(norm, 4, track_running_stats=True)  # type: ignore[operator]
+        make(norm, 4, track_running_stats=False)  # type: ignore[operator]
+
+
 def test_group_norm_of_any_rank() -> None:
     """Bug: refused beyond 5 dimensions."""
     x = torch.randn(2, 4, 2, 1, 3, 2, 2, requires_grad=True)
