@@ -53,10 +53,13 @@ class Taken(Recast):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name not in _LIVE and not name.startswith("_"):
-            with without_mixin(self, Taken):  # type: ignore[arg-type]
-                plan = probed(self)  # type: ignore[arg-type]
-            vars(self)["_plan"] = None if isinstance(plan, str) else plan
+        if (name not in _LIVE or value is None) and not name.startswith("_"):
+            _compare_again(self)  # type: ignore[arg-type]
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        if not name.startswith("_"):
+            _compare_again(self)  # type: ignore[arg-type]
 
     def forward(
         self, *args: Any, residual: Tensor | None = None, act: Activation | None = None, **kwargs: Any
@@ -72,6 +75,13 @@ class Taken(Recast):
             y = super().forward(*args, **kwargs)  # type: ignore[misc]
         y = y if residual is None else y + residual
         return y if act is None else in_torch(act)(y)
+
+
+def _compare_again(layer: nn.Module) -> None:
+    """Find out what a taken layer computes now."""
+    with without_mixin(layer, Taken):
+        plan = probed(layer)
+    vars(layer)["_plan"] = None if isinstance(plan, str) else plan
 
 
 def takes_act_too(layer: nn.Module) -> bool:

@@ -522,6 +522,15 @@ def test_attributes_that_change_what_is_computed() -> None:
     assert vars(ours).keys() == vars(theirs).keys()
 
 
+@pytest.mark.parametrize("change", [lambda m: setattr(m, "weight", None), lambda m: delattr(m, "weight")])
+def test_a_weight_that_is_gone(change: Callable[[nn.Module], None]) -> None:
+    """Bug: the layer computed without its weight, where its own forward pass raises an error."""
+    ours = normlab.swap_norms(nn.Sequential(LlamaRMSNorm(4)))[0]
+    change(ours)
+    with pytest.raises((TypeError, AttributeError)):
+        ours(torch.randn(2, 4))
+
+
 def test_mixtures_that_were_not_compared() -> None:
     """Bug: of float64 and a weight in float32 T5's norm became float32; torch's function refuses such a mixture."""
     x = torch.randn(2, 3, 4, dtype=torch.float64)
