@@ -55,7 +55,8 @@ class ConvertReport:
     images: int = 0
 
     def __str__(self) -> str:
-        lines = [f"{len(self.changed)} norms are {self.to} now, {len(self.left)} left alone"]
+        are = "norm is" if len(self.changed) == 1 else "norms are"
+        lines = [f"{len(self.changed)} {are} {self.to} now, {len(self.left)} left alone"]
         if self.error is not None:
             lines[0] += f"; the outputs' error is {self.error:.4f} on {self.images} images"
         if self.undistilled is not None:

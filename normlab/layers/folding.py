@@ -45,8 +45,9 @@ class FoldReport:
     error: float = 0.0
 
     def __str__(self) -> str:
+        are = "norm is" if len(self.folded) == 1 else "norms are"
         lines = [
-            f"{len(self.folded)} norms are folded, {len(self.left)} left alone; the outputs differ by {self.error:.1e}"
+            f"{len(self.folded)} {are} folded, {len(self.left)} left alone; the outputs differ by {self.error:.1e}"
         ]
         lines += [f"  {norm} is in {layer} now" for norm, layer in self.folded.items()]
         lines += [f"  left: {norm}: {why}" for norm, why in self.left.items()]
