@@ -191,8 +191,7 @@ def test_all_that_is_kept_goes_through_hooks() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda v: v):
         y = layer(*inputs)
     assert len(packed) == 5
-    for v in packed[1:2]:  # the numbers that the kernels keep: the gradient comes from the copy
-        v.fill_(float("nan"))
+    packed[-1].fill_(float("nan"))  # the numbers that the kernels keep: the gradient comes from the copy
     for found, expected in zip(torch.autograd.grad(y, [*inputs, *layer.parameters()], dy), want, strict=True):
         assert torch.equal(found, expected)
 
@@ -269,6 +268,21 @@ def test_checkpointing_and_recomputed_outputs() -> None:
     for a, b, c in zip(want, found, recomputed, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c)
+    assert torch.equal(layer.running_mean, second.running_mean)
+
+
+# The two nodes saved their tensors in different orders: the first pass of instance norm moves its running statistics,
+# which Python does, and the second, through C++, did not fit.
+@slow
+@pytest.mark.usefixtures("native")
+def test_checkpointing_where_one_pass_is_called_from_python() -> None:
+    layer = normlab.make_norm("in", 4, act="relu", track_running_stats=True)
+    second = copy.deepcopy(layer)
+    x, residual = (torch.randn(3, 4, 5, 5, requires_grad=True) for _ in range(2))
+    want = torch.autograd.grad(layer(x, residual).square().sum(), [x, residual, *layer.parameters()])
+    y = checkpoint(second, x, residual, use_reentrant=False)
+    found = torch.autograd.grad(y.square().sum(), [x, residual, *second.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(want, found, strict=True))
     assert torch.equal(layer.running_mean, second.running_mean)
 
 

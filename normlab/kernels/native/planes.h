@@ -135,9 +135,11 @@ struct Normalize : public torch::autograd::Function<Normalize> {
       count_change(std::get<1>(*state->update));
     }
     state->has_residual = residual.has_value();
-    variable_list saved{x, memory};
+    // In the order of the node in Python: under activation checkpointing either may come back for the other.
+    variable_list saved{x};
     if (residual && plan.has_act) saved.push_back(*residual);
     saved.insert(saved.end(), params.begin(), params.end());
+    saved.push_back(memory);
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["state"] = c10::IValue::make_capsule(state);
     state->update.reset();
@@ -150,8 +152,9 @@ struct Normalize : public torch::autograd::Function<Normalize> {
     PlanesPlan& plan = *state->plan;
     variable_list params = ctx->get_saved_variables();
     Tensor dy = std::move(grads[0]), x = params[0], residual;
-    Tensor memory = as_kept(params[1], plan.memory, at::kDouble);
-    size_t others = 2;
+    Tensor memory = as_kept(params.back(), plan.memory, at::kDouble);
+    params.pop_back();
+    size_t others = 1;
     if (state->has_residual && plan.has_act) residual = params[others++];
     params.erase(params.begin(), params.begin() + others);
     int64_t helpers = helpers_for(plan);
