@@ -27,7 +27,7 @@ from normlab.layers import functional, gates
 from normlab.layers._torch import BatchNormBase, NormBase
 from normlab.layers.acting import activation_of, in_torch, is_passive
 from normlab.layers.position_operators import normalize as normalize_positions
-from normlab.layers.recasting import Recast, without_mixin
+from normlab.layers.recasting import Recast, recast, undo, without_mixin
 
 
 class Plan(NamedTuple):
@@ -49,16 +49,17 @@ class Taken(Recast):
     """Somebody's norm, computed by us; by its own forward pass where an attribute has made it something else since."""
 
     _plan: Plan | None
+    _names: frozenset[str]  # of its attributes when it was taken: what a hook leaves on it later changes no result
     training: bool
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if (name not in _LIVE or value is None) and not name.startswith("_"):
+        if name in self._names and (name not in _LIVE or value is None):
             _compare_again(self)  # type: ignore[arg-type]
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
-        if not name.startswith("_"):
+        if name in self._names:
             _compare_again(self)  # type: ignore[arg-type]
 
     def forward(
@@ -77,11 +78,30 @@ class Taken(Recast):
         return y if act is None else in_torch(act)(y)
 
 
+def take(layer: nn.Module, plan: Plan) -> None:
+    """Compute somebody's norm from here on, in place."""
+    names = frozenset(name for name in dir(layer) if not name.startswith("_"))
+    recast(layer, Taken)
+    vars(layer)["_plan"], vars(layer)["_names"] = plan, names
+
+
+def give_back(layer: nn.Module) -> None:
+    """Leave a layer that was taken to itself, in place."""
+    undo(layer, Taken)
+    for name in ("_plan", "_names"):
+        vars(layer).pop(name, None)
+
+
 def _compare_again(layer: nn.Module) -> None:
     """Find out what a taken layer computes now."""
     with without_mixin(layer, Taken):
         plan = probed(layer)
     vars(layer)["_plan"] = None if isinstance(plan, str) else plan
+
+
+def went_its_own_way(layer: nn.Module) -> bool:
+    """Whether a layer that was taken computes by itself since an attribute was set."""
+    return isinstance(layer, Taken) and layer._plan is None
 
 
 def takes_act_too(layer: nn.Module) -> bool:
@@ -131,7 +151,7 @@ def _is_per_channel(v: Tensor | None, size: int) -> bool:
 
 
 def _compared_mixture(x: Tensor, weight: Tensor) -> bool:
-    """Whether one is of float32 and the other of half precision, as those that a plan's rule was seen with."""
+    """Whether one is of float32 and the other of half precision: such a mixture was compared, no other."""
     return {v.element_size() for v in (x, weight)} == {2, 4}
 
 
@@ -283,6 +303,7 @@ _LIVE = {  # attributes that are read at each call
     "running_var", "num_batches_tracked",
 }  # fmt: skip
 _STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+_MOST_FOUND = 4096
 _found: dict[Any, Plan | str] = {}
 _found_of: WeakKeyDictionary[nn.Module, tuple[Any, list[Any], Plan | str]] = WeakKeyDictionary()
 
@@ -293,45 +314,48 @@ def probed(layer: nn.Module) -> Plan | str:
     The result holds for every layer of the class with the same attributes and forms of parameters, and is kept; for
     this layer only, if it has attributes that may be anything, such as a configuration.
     """
-    key, others = _key(layer)
-    if not others:
-        if key not in _found:
-            _found[key] = _probe_safely(layer)
-        return _found[key]
-    kept = _found_of.get(layer)
-    if kept is None or kept[0] != key or any(ref() is not v for ref, v in zip(kept[1], others, strict=True)):
-        kept = key, [_reference(v) for v in others], _probe_safely(layer)
-        _found_of[layer] = kept
-    return kept[2]
+    try:
+        key, others = _key(layer)
+        if not others:
+            if key not in _found:
+                if len(_found) >= _MOST_FOUND:
+                    _found.clear()
+                _found[key] = _probe(layer)
+            return _found[key]
+        kept = _found_of.get(layer)
+        if kept is None or kept[0] != key or any(ref() is not v for ref, v in zip(kept[1], others, strict=True)):
+            kept = key, [_reference(v) for v in others], _probe(layer)
+            _found_of[layer] = kept
+        return kept[2]
+    except Exception as error:  # not kept: what is around the call may be to blame
+        return f"it could not be run by itself ({type(error).__name__})"
 
 
 def _reference(v: Any) -> Callable[[], Any]:
-    """What returns an object while it is alive; nothing where that cannot be known, which is to look again."""
+    """A function that returns the object while it is alive, or None for one that cannot be referred to weakly."""
     try:
         return weakref.ref(v)
     except TypeError:
         return lambda: None
 
 
-def _probe_safely(layer: nn.Module) -> Plan | str:
-    try:
-        with torch.random.fork_rng(devices=[]), _plain_gradients():
-            torch.manual_seed(0)
-            return _probe_layer(layer)
-    except Exception as error:
-        return f"it could not be run by itself ({type(error).__name__})"
+def _probe(layer: nn.Module) -> Plan | str:
+    with torch.random.fork_rng(devices=[]), _plain_surroundings():
+        torch.manual_seed(0)
+        return _probe_layer(layer)
 
 
 @contextmanager
-def _plain_gradients() -> Iterator[None]:
-    """Gradients, no autocast, whatever is around."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+def _plain_surroundings() -> Iterator[None]:
+    """Gradients, no autocast, and new tensors on the CPU, whatever is around."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
         yield
 
 
 def _key(layer: nn.Module) -> tuple[Any, list[Any]]:
-    """What says which layers compute the same, and those attributes that nothing is known of."""
-    own = {k: v for k, v in vars(layer).items() if k not in _TABLES}
+    """A key that layers have in common if they compute the same, and those attributes that may be anything."""
+    names = vars(layer).get("_names")  # of a layer that was taken
+    own = {k: v for k, v in vars(layer).items() if k not in _TABLES and (names is None or k in names)}
     facts = {k: v if isinstance(v, _FACTS) else type(v) for k, v in own.items()}
     held = {k: v if v is None else tuple(v.shape) for kind in in_effect(layer) for k, v in kind.items()}
     parts = {k: (type(v), str(v)) for k, v in _parts(layer).items()}
@@ -340,7 +364,7 @@ def _key(layer: nn.Module) -> tuple[Any, list[Any]]:
 
 
 _FACTS = (bool, int, float, complex, str, tuple, list, set, dict, type(None), torch.dtype, torch.device)
-_TABLES = {*vars(nn.Module()), "_plan"}
+_TABLES = {*vars(nn.Module()), "_plan", "_names"}
 
 
 def own_class(layer: nn.Module) -> type[nn.Module]:
@@ -354,7 +378,8 @@ def in_effect(layer: nn.Module) -> tuple[dict[str, Tensor | None], dict[str, Ten
     A pruned layer computes its weight from `weight_orig` and `weight_mask`, a weight-normed one from `weight_g` and
     `weight_v`, a parametrized one from what `parametrizations.weight` holds.
     """
-    made = {k: v for k, v in vars(layer).items() if isinstance(v, Tensor)}
+    names = vars(layer).get("_names")  # of a layer that was taken
+    made = {k: v for k, v in vars(layer).items() if isinstance(v, Tensor) and (names is None or k in names)}
     if parametrize.is_parametrized(layer):
         made |= {name: getattr(layer, name) for name in layer.parametrizations}  # type: ignore[union-attr]
 
@@ -512,11 +537,12 @@ def _reads(layer: Any, plan: Plan, name: str, given: list[Tensor]) -> bool:
     kept = getattr(layer, name)
     try:
         setattr(layer, name, 1.0 + kept)
-    except AttributeError:  # it says what another one is
+    except AttributeError:  # a property that returns another attribute
         return False
-    agrees = _agree(layer, plan, *given)
-    setattr(layer, name, kept)
-    return agrees
+    try:
+        return _agree(layer, plan, *given)
+    finally:
+        setattr(layer, name, kept)
 
 
 def _shapes(plan: Plan, size: int) -> list[tuple[int, ...]]:

@@ -17,7 +17,7 @@ _ACTS: dict[str, Callable[[Tensor], Tensor]] = {"silu": nn.functional.silu, "sig
 
 
 class Gate(NamedTuple):
-    """How a gate counts."""
+    """How a gate enters the norm that takes it."""
 
     argument: str
     required: bool  # the norm is not called without
@@ -38,15 +38,15 @@ def gate_of(layer: nn.Module) -> Gate | None:
 
 
 def kinds(gate: Gate) -> list[Gate]:
-    """The ways in which a gate may count."""
+    """The ways in which a gate may enter."""
     return [gate._replace(act=act, first=first) for act in _ACTS for first in (True, False)]
 
 
 def fits(gate: Gate | None, args: tuple[Any, ...]) -> bool:
-    """Whether a norm with this gate, or none, can be called with these: its input, and a gate of the same shape."""
+    """Whether a norm with this gate, or none, can be called with these: its input, and a gate of the same form."""
     if len(args) == 1:
         return gate is None or not gate.required
     if gate is None or len(args) != 2 or not all(isinstance(v, Tensor) for v in args):
         return False
     x, by = args
-    return bool(by.shape == x.shape and by.is_floating_point() and by.device == x.device)
+    return bool(by.shape == x.shape and by.dtype == x.dtype and by.device == x.device)

@@ -188,10 +188,10 @@ class Norm(nn.Module):
         if traces(input):
             return self._trace(input, residual, act, mask)
         self._check_input(input)
-        if input.dim() > 5:
-            return self._flattened(input, residual, act, mask)
         if mask is not None:
             checks.mask(input, mask)
+        if input.dim() > 5:
+            return self._flattened(input, residual, act, mask)
         training, tracked, eps = self.training, self.track_running_stats, self.eps
         held = self._buffers
         try:  # to ask the module takes three times as long
@@ -219,6 +219,10 @@ class Norm(nn.Module):
         self, input: Tensor, residual: Tensor | None, act: Activation | None, mask: Tensor | None
     ) -> Tensor:  # fmt: skip
         """The forward pass of more dimensions than kernels have a layout for, all positions in a row."""
+        if residual is not None and residual.shape != input.shape:
+            raise InputError(
+                f"residual: expected the input's shape {tuple(input.shape)}, got shape {tuple(residual.shape)}"
+            )
         flat, kept = (None if v is None else v.flatten(v.dim() - input.dim() + 2) for v in (residual, mask))
         return Norm.forward(self, input.flatten(2), flat, act, kept).view(input.shape)
 

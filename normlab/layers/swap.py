@@ -23,7 +23,7 @@ from normlab.kernels.activations import Activation
 from normlab.layers import adapters, checks, faster, ranked
 from normlab.layers._torch import BatchNormBase, InstanceNormBase, NormBase
 from normlab.layers.norms import BatchNorm, ChannelNorm, GroupNorm, LayerNorm, Norm, RMSNorm
-from normlab.layers.recasting import become, recast, undo
+from normlab.layers.recasting import become
 
 Model = TypeVar("Model", bound=nn.Module)
 Adapter = Callable[[Any], nn.Module | None]
@@ -127,7 +127,9 @@ def swap_report(model: nn.Module) -> SwapReport:
     fused: dict[str, str] = {}
     left: dict[str, str] = {}
     for name, module in model.named_modules():
-        if is_ours(module):
+        if adapters.went_its_own_way(module):
+            left[name] = "an attribute that was set after it was taken made it something else: it computes by itself"
+        elif is_ours(module):
             taken.append(name)
             act = adapters.act_inside(module) or getattr(module, "act", None)
             if isinstance(act, Activation):
@@ -158,8 +160,7 @@ def take(module: nn.Module) -> None:
         return
     how, _ = _find_plan(module)
     if isinstance(how, adapters.Plan):
-        recast(module, adapters.Taken)
-        vars(module)["_plan"] = how
+        adapters.take(module, how)
     elif how is not None:
         _turn_into(module, how)
 
@@ -318,8 +319,7 @@ def turn_back(module: nn.Module) -> bool:
     """Give a layer that was taken its own class back, in place; whether it was one."""
     vars(module).pop("_stays", None)
     if isinstance(module, adapters.Taken):
-        undo(module, adapters.Taken)
-        vars(module).pop("_plan", None)
+        adapters.give_back(module)
         return True
     was = vars(module).pop("_was", None)
     if was is None:

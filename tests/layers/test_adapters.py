@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import normlab
 from normlab.errors import UsageError
 from normlab.kernels.activations import activation
-from normlab.layers import faster, swap
+from normlab.layers import adapters, faster, swap
 from normlab.layers.adapters import Taken
 from tests.layers.test_swap import same, trained
 
@@ -282,6 +282,7 @@ def test_gated_norms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             ours(x)
     else:
         torch.testing.assert_close(ours(x), stock(x))
+    torch.testing.assert_close(ours(x, gate.float()), stock(x, gate.float()))  # bug: the dtype that ours would have
     half = x.bfloat16(), gate.bfloat16()
     both = ours.bfloat16()(*half), stock.bfloat16()(*half)
     assert both[0].dtype == both[1].dtype
@@ -520,6 +521,49 @@ def test_attributes_that_change_what_is_computed() -> None:
     torch.testing.assert_close(again(x), theirs(x))
     assert type(normlab.restore_norms(ours)) is SwitchedRMSNorm
     assert vars(ours).keys() == vars(theirs).keys()
+
+
+def test_what_a_hook_leaves_on_a_taken_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bugs: what a hook kept on a layer had it compared anew at every call; a tensor made it compute by itself."""
+    model = normlab.swap_norms(nn.Sequential(SwitchedRMSNorm(4)))
+    model[0].register_forward_hook(lambda m, _, y: setattr(m, "largest", float(y.detach().abs().max())))
+    model[0].register_forward_hook(lambda m, _, y: setattr(m, "output", y))
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters, "probed", lambda layer: pytest.fail("it was compared anew"))
+        for _ in range(2):
+            model(torch.randn(3, 4))
+    assert model[0].largest > 0
+    model[0].off = False
+    assert normlab.swap_report(model).taken == ("0",)
+    model[0].off = True
+    assert "an attribute that was set" in normlab.swap_report(model).left["0"]
+
+
+def test_what_is_around_the_first_look() -> None:
+    """Bug: what failed under a default device was kept for every layer of the class."""
+
+    class FreshRMSNorm(LlamaRMSNorm):
+        pass
+
+    layers = [nn.Sequential(FreshRMSNorm(4)) for _ in range(2)]
+    with torch.device("meta"):
+        normlab.swap_norms(layers[0])
+    assert normlab.swap_report(normlab.swap_norms(layers[1])).taken == ("0",)
+    assert normlab.swap_report(layers[0]).taken == ("0",)
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise ValueError("no name")
+
+
+def test_an_attribute_that_cannot_be_printed() -> None:
+    """Bug: swap_norms raised its error, with the layers before it taken."""
+    layer = LlamaRMSNorm(4)
+    layer.notes = [Unprintable()]
+    model = normlab.swap_norms(nn.Sequential(nn.LayerNorm(4), layer))
+    assert normlab.swap_report(model).taken == ("0",)
+    assert "ValueError" in normlab.swap_report(model).left["1"]
 
 
 @pytest.mark.parametrize("change", [lambda m: setattr(m, "weight", None), lambda m: delattr(m, "weight")])

@@ -553,6 +553,11 @@ def test_group_norm_of_any_rank() -> None:
     torch.testing.assert_close(torch.autograd.grad(ours(x), x, dy), torch.autograd.grad(stock(x), x, dy))
     ours.num_groups = stock.num_groups = 4  # live, as every attribute
     torch.testing.assert_close(ours(x), stock(x))
+    # Bug: both were flattened before their shapes were looked at.
+    with pytest.raises(ValueError, match="residual: expected the input's shape"):
+        ours(x, x.transpose(4, 5))
+    with pytest.raises(ValueError, match="mask: expected shape"):
+        ours(x, mask=torch.ones(2, 2, 1, 2, 3, 2))
 
 
 @pytest.mark.parametrize("copied", [lambda v: v, copy.deepcopy], ids=["itself", "copy"])

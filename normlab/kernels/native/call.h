@@ -138,7 +138,7 @@ void run(const Plan& plan, const Job& prepared, Numbers& job, int64_t helpers) {
   prepared.direction.load(std::memory_order_acquire)(reinterpret_cast<int64_t>(job.data()));
 }
 
-// What Python's function returned for a node's tensors, None where there is no gradient; nothing is owed to the state.
+// Gradients as Python returned them, None where there is none, and none for the state, the last argument of the node.
 variable_list gradients_from(const py::object& returned) {
   variable_list all;
   for (auto& v : returned.cast<std::vector<std::optional<Tensor>>>()) all.push_back(v.value_or(Tensor()));
