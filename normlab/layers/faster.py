@@ -32,9 +32,12 @@ def slower(
     layers = list(layers)
     inputs = _inputs(model, layers, example if isinstance(example, tuple) else (example,))
     for layer in layers:
-        given = inputs.get(layer)
-        if given is None:
+        if layer not in inputs:
             found[layer] = "where='faster': the example does not come to it, so it was not timed"
+            continue
+        given = inputs[layer]
+        if given is None:
+            found[layer] = "where='faster': it is given other things than tensors, so it was not timed"
             continue
         held = tuple(
             None if p is None else tuple(p.shape) for p in (*layer._parameters.values(), *layer._buffers.values())
@@ -48,14 +51,16 @@ def slower(
     return found
 
 
-def _inputs(model: nn.Module, layers: list[nn.Module], example: tuple[Any, ...]) -> dict[nn.Module, Given]:
-    """{layer: what it is first given}, where that is tensors: its input, and a gate for those that have one."""
-    found: dict[nn.Module, Given] = {}
+def _inputs(model: nn.Module, layers: list[nn.Module], example: tuple[Any, ...]) -> dict[nn.Module, Given | None]:
+    """{layer: the tensors that it is first given}: its input, and a gate for those that have one; or None."""
+    found: dict[nn.Module, Given | None] = {}
 
     def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = (*args, *kwargs.values())
+        given = tuple(v for v in (*args, *kwargs.values()) if v is not None)  # a gate that is not there
         if given and all(isinstance(v, Tensor) for v in given):
-            found.setdefault(layer, _copied(given))
+            found[layer] = found.get(layer) or _copied(given)
+        else:
+            found.setdefault(layer, None)
 
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:

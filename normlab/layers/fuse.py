@@ -11,11 +11,13 @@ or attributes that have changed since.
 from __future__ import annotations
 
 import copy
+import logging
 import operator
 import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -30,9 +32,12 @@ from normlab.layers.images import first_line, given_to
 from normlab.layers.modes import in_mode
 from normlab.layers.norms import takes_act
 from normlab.layers.recasting import Recast, recast, undo, without_mixin
+from normlab.layers.state import Memory, contents
 from normlab.layers.swap import swap_report, take
 
 Model = TypeVar("Model", bound=nn.Module)
+
+_log = logging.getLogger(__name__)
 
 
 def fuse_norms(model: Model, *example: Any, **keywords: Any) -> Model:
@@ -88,13 +93,13 @@ class Shortcut(NamedTuple):
     spots: tuple[Spot, ...]
     passed: tuple[str, ...]  # identities that are left out
     parts: tuple[str, ...]  # names of the module's parts
-    contents: dict[str, Any]  # of its lists and dicts
+    contents: dict[str, list[Any]]  # of its lists, dicts and the like
 
     def fits(self, module: nn.Module) -> bool:
         """Whether the module and what is passed by are as they were, and nobody watches."""
         return (
             tuple(module._modules) == self.parts
-            and (not self.contents or _contents(module) == self.contents)
+            and (not self.contents or contents(module) == self.contents)
             and all(is_passive(_part(module, name)) for name in self.passed)
             and all(_is_ready(module, spot) for spot in self.spots)
         )
@@ -198,16 +203,18 @@ def _apply_fused(layer: Any, x: Tensor, residual: Any, act: Activation | None, i
 class _Tracer(fx.Tracer):
     """Follows one module's forward pass, given that many tensors, down to the calls of its parts."""
 
+    proxy_buffer_attributes = True  # a buffer that the forward pass changes changes in every call
+
     def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.inputs = inputs
+        self.inputs, self.settings = inputs, _settings()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():  # a graph does not have what `with` put around a call
-            raise fx.proxy.TraceError("gradients are switched off in the forward pass")
+        if _settings() != self.settings:
+            raise fx.proxy.TraceError("gradients, inference mode or autocast are switched in the forward pass")
         return super().create_proxy(*args, **kwargs)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
@@ -215,84 +222,80 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
 
 
+_DEVICES = ("cpu", "cuda")
+_following = RLock()  # torch.fx changes nn.Module while it follows a forward pass
+
+
+def _settings() -> tuple[Any, ...]:
+    """What `with` may have put around a call, which no graph shows."""
+    autocast = ((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in _DEVICES)
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
+
+
 @contextmanager
-def _noticed_autocast() -> Iterator[list[Any]]:
-    """The autocast contexts that are entered within, which no graph shows."""
-    entered: list[Any] = []
-    enter: Any = torch.autocast.__enter__
-
-    def note(self: Any) -> Any:
-        entered.append(self)
-        return enter(self)
-
-    torch.autocast.__enter__ = note  # type: ignore[method-assign]
-    try:
-        yield entered
-    finally:
-        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+def _set(plain: bool) -> Iterator[None]:
+    """With gradients and nothing else; or in inference mode, with autocast to a dtype that nobody uses."""
+    before = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in _DEVICES]
+    with torch.inference_mode(not plain), torch.set_grad_enabled(plain):
+        try:
+            for device, _, dtype in before:
+                torch.set_autocast_enabled(device, not plain)
+                torch.set_autocast_dtype(device, dtype if plain else torch.float64)
+            yield
+        finally:
+            for device, enabled, dtype in before:
+                torch.set_autocast_enabled(device, enabled)
+                torch.set_autocast_dtype(device, dtype)
 
 
 def _shortcuts(module: nn.Module, inputs: int) -> dict[bool, Shortcut]:
-    """A module's shortcuts in training and in evaluation, where there are any."""
+    """A module's shortcuts in training and in evaluation, where there are any; why there are none is logged."""
     found = {}
     for training in (True, False):
-        graph = _trace_mode(module, inputs, training)
-        shortcut = None if graph is None else _find_shortcut(module, graph)
+        graph = _follow(module, inputs, training)
+        if isinstance(graph, str):
+            _log.info("fuse_norms: %s keeps its own forward pass: %s", type(module).__name__, graph)
+            continue
+        shortcut = _find_shortcut(module, graph)
         if shortcut is not None:
             found[training] = shortcut
     return found
 
 
-def _trace_mode(module: nn.Module, inputs: int, training: bool) -> fx.Graph | None:
-    """The forward pass of a module in one mode; None if it is more than its operations on its inputs."""
+def _follow(module: nn.Module, inputs: int, training: bool) -> fx.Graph | str:
+    """The forward pass of a module in one mode; or why it is more than its operations on its inputs."""
+    graphs = []
+    for plain in (True, False):
+        graph = _follow_once(module, inputs, training, plain)
+        if isinstance(graph, str):
+            return graph
+        graphs.append(graph)
+    first, second = ([(n.op, n.target, repr((n.args, n.kwargs))) for n in graph.nodes] for graph in graphs)
+    return graphs[0] if first == second else "it asks whether gradients, inference mode or autocast are on"
+
+
+def _follow_once(module: nn.Module, inputs: int, training: bool, plain: bool) -> fx.Graph | str:
     kept = torch.get_rng_state(), random.getstate()
-    before, contents = dict(vars(module)), _contents(module)
-    held = {k: copy.copy(before[k]) for k in contents}
-    with in_mode(module, training), torch.enable_grad(), warnings.catch_warnings():
+    with _following, in_mode(module, training), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        memory = Memory(module)
         try:
-            with without_mixin(module, Fused), _noticed_autocast() as entered:
+            with without_mixin(module, Fused), _set(plain):
                 graph = _Tracer(inputs).trace(module)
-        except Exception:
-            return None
+        except Exception as error:
+            return first_line(error)
         finally:
-            changed = {k: v for k, v in vars(module).items() if k not in before or before[k] is not v}
-            changed.pop("training", None)
-            for name in changed:
-                vars(module).pop(name)
-                if name in before:
-                    vars(module)[name] = before[name]
-            if _contents(module) != contents:
-                changed |= contents
-                for name, content in held.items():
-                    _put_back(before[name], content)
-    by_chance = not torch.equal(torch.get_rng_state(), kept[0]) or random.getstate() != kept[1]
-    if by_chance:
+            changed = memory.changed()
+            if changed:
+                memory.put_back()
+    if not torch.equal(torch.get_rng_state(), kept[0]) or random.getstate() != kept[1]:
         torch.set_rng_state(kept[0])
         random.setstate(kept[1])
+        return "it draws random numbers"
+    if changed:
+        return "it changes what the module holds"
     constants = any(n.op == "get_attr" and str(n.target).startswith("_tensor_constant") for n in graph.nodes)
-    return None if changed or by_chance or constants or entered else graph
-
-
-def _contents(module: nn.Module) -> dict[str, Any]:
-    """What the lists and dicts among a module's attributes contain: numbers and text, and which other objects."""
-    return {
-        k: _content(v) for k, v in vars(module).items() if k[0] != "_" and isinstance(v, list | dict | set)
-    }  # fmt: skip
-
-
-def _content(v: Any) -> Any:
-    if isinstance(v, dict):
-        return [(k, _content(part)) for k, part in v.items()]
-    if isinstance(v, list | tuple | set):
-        return [_content(part) for part in v]
-    return v if isinstance(v, bool | int | float | str) else id(v)
-
-
-def _put_back(held: Any, content: Any) -> None:
-    """Give a list, dict or set what it contained."""
-    held.clear()
-    held.extend(content) if isinstance(held, list) else held.update(content)
+    return "it computes with tensors that are not in the graph" if constants else graph
 
 
 def _count_inputs(model: nn.Module, example: tuple[Any, ...], keywords: dict[str, Any]) -> dict[nn.Module, int]:
@@ -340,7 +343,7 @@ def _find_shortcut(module: nn.Module, graph: fx.Graph) -> Shortcut | None:
     code = graph.python_code("self")
     names = dict(code.globals)
     exec(compile(code.src, f"<normlab: {type(module).__name__} fused>", "exec"), names)
-    return Shortcut(names["forward"], tuple(spots), tuple(passed), tuple(module._modules), _contents(module))
+    return Shortcut(names["forward"], tuple(spots), tuple(passed), tuple(module._modules), contents(module))
 
 
 def _skip_identity(module: nn.Module, node: fx.Node) -> bool:

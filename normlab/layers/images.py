@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from normlab.errors import UsageError
@@ -20,9 +21,11 @@ _EXPECTED = (
 
 @contextmanager
 def given_to(model: nn.Module, title: str, what: str) -> Iterator[None]:
-    """Raise UsageError for whatever the model raises, run on what it does not take."""
+    """Raise UsageError for whatever the model raises, run on what it does not take; but for a lack of memory."""
     try:
         yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         raise UsageError(f"{title}: {type(model).__name__} does not take {what} ({first_line(error)})") from error
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
+from collections import deque
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -197,6 +201,183 @@ def test_what_no_graph_shows(kind: type[Norm]) -> None:
     torch.testing.assert_close(gradients[1], gradients[0])
     assert len(fused.seen) == len(model.seen)
     assert not normlab.swap_report(fused).fused
+
+
+class Counter:
+    """An object of somebody's that a forward pass changes."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.tables: dict[str, list[Any]] = {"a": []}
+
+
+class Remembering(Norm):
+    """Holds what a forward pass may change, and counts that."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.change = change
+        self.feats: dict[str, list[Any]] = {"a": []}
+        self.dq, self.kinds, self._own, self.obj = deque[int](), set[int](), [0], Counter()
+        self.array, self.ticks, self.shift = np.zeros(1), itertools.count(), torch.zeros(1)
+        self.part = nn.Identity()
+        self.part.calls = 0
+        self.register_buffer("seen_batches", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.change(self)
+        return super().forward(x)
+
+    def remembered(self) -> str:
+        feats = [len(self.feats["a"]), len(self.obj.tables["a"])]
+        held = self.dq, self.kinds, self._own, self.obj.n, self.array, self.ticks, self.shift, self.part.calls
+        return str((feats, *held, self.seen_batches))
+
+
+def _count_part(m: Any) -> None:
+    m.part.calls += 1
+
+
+def _count_object(m: Any) -> None:
+    m.obj.n += 1
+
+
+CHANGES: dict[str, Any] = {
+    "nested": lambda m: m.feats["a"].append(1),
+    "nested in an object": lambda m: m.obj.tables["a"].append(1),
+    "deque": lambda m: m.dq.append(1),
+    "set": lambda m: m.kinds.add(len(m.kinds)),
+    "private": lambda m: m._own.append(1),
+    "object": _count_object,
+    "array": lambda m: m.array.__iadd__(1),
+    "count": lambda m: next(m.ticks),
+    "tensor": lambda m: m.shift.add_(1),
+    "part": _count_part,
+    "buffer": lambda m: m.seen_batches.add_(1),
+}
+
+
+# Bugs: a deque, a set, a counter, a private list, a tensor or a part that the forward pass changes was changed once,
+# while it was followed, and never again; what lay in a list in a dictionary was not put back.
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_the_forward_pass_changes_goes_on_changing(change: str) -> None:
+    x = torch.randn(2, 3, 4, 4)
+    fused = normlab.fuse_norms(Remembering(CHANGES[change]), x)
+    plain = copy.deepcopy(fused)
+    normlab.restore_norms(plain)
+    assert fused.remembered() == plain.remembered()
+    for _ in range(2):
+        before = fused.remembered()
+        for layer in (fused, plain):
+            layer(x)
+        assert before != fused.remembered() == plain.remembered()
+
+
+class CollectingDeep(Norm):
+    def __init__(self) -> None:
+        super().__init__()
+        self.feats: dict[str, list[Any]] = {"a": []}
+        self.same = self.feats["a"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.feats["a"].append(super().forward(x))
+        return self.feats["a"][-1]
+
+
+def test_a_nested_list_holds_tensors_only() -> None:
+    """Bug: a list in a dictionary kept what stood for tensors while the forward pass was followed."""
+    fused = normlab.fuse_norms(CollectingDeep(), torch.randn(2, 3, 4, 4))
+    assert fused.feats["a"] is fused.same
+    assert [type(v) for v in fused.same] == [Tensor] * len(fused.same)
+
+
+def test_a_list_that_contains_itself() -> None:
+    """Bug: RecursionError."""
+    model, x = Norm(), torch.randn(2, 3, 4, 4)
+    model.seen.append(model.seen)
+    fused = normlab.fuse_norms(model, x)
+    assert acts_of(fused) == ["relu"]
+    torch.testing.assert_close(fused(x), model(x))
+
+
+class WithGradient(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return super().forward(x)
+
+
+class AskingForGradients(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if torch.is_grad_enabled() else 2 * y
+
+
+class AskingForAutocast(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return 2 * y if torch.is_autocast_enabled("cpu") else y
+
+
+class AskingForInference(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return 2 * y if torch.is_inference_mode_enabled() else y
+
+
+class AskingForTheDtype(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to(torch.get_autocast_dtype("cpu"))
+
+
+# Bugs: gradients that were switched on stayed off; a forward pass that asks for a setting was fixed to one answer, or
+# was refused for a difference.
+@pytest.mark.parametrize(
+    "kind", [WithGradient, AskingForGradients, AskingForAutocast, AskingForInference, AskingForTheDtype]
+)
+def test_settings_that_the_forward_pass_reads(kind: type[Norm], caplog: pytest.LogCaptureFixture) -> None:
+    x, model = torch.randn(2, 3, 4, 4), nn.Sequential(kind(), Norm()).eval()
+    with caplog.at_level("INFO", "normlab"):
+        fused = normlab.fuse_norms(model, x)
+    assert normlab.swap_report(fused).fused == {"1.norm": "relu"}
+    assert f"{kind.__name__} keeps its own forward pass" in caplog.text
+    settings: list[Any] = [torch.no_grad(), torch.autocast("cpu", torch.float16), nullcontext()]
+    if kind is not WithGradient:  # for a tensor that is made in inference mode has none
+        settings.append(torch.inference_mode())
+    for setting in settings:
+        with setting:
+            got, expected = fused(x), model(x)
+        torch.testing.assert_close(got, expected)
+        assert got.requires_grad == expected.requires_grad
+
+
+class Looking(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        _looked.append((torch.autocast.__enter__, torch.is_autocast_enabled("cuda")))
+        return super().forward(x)
+
+
+_looked: list[tuple[Any, bool]] = []
+
+
+def test_nothing_of_autocast_stays_changed() -> None:
+    """Bug: its `__enter__` was another function meanwhile, which two threads could leave so for ever."""
+    own, before = torch.autocast.__enter__, [torch.get_autocast_dtype(d) for d in ("cpu", "cuda")]
+    with torch.autocast("cpu", torch.float16):
+        assert acts_of(normlab.fuse_norms(Looking(), torch.randn(2, 3, 4, 4))) == ["relu"]
+        assert (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")) == (True, torch.float16)
+    assert {entered for entered, _ in _looked} == {own}
+    assert {on for _, on in _looked} == {False, True}  # it was followed with autocast and without
+    assert not torch.is_autocast_enabled("cuda")
+    assert [torch.get_autocast_dtype(d) for d in ("cpu", "cuda")] == before
+
+
+@pytest.mark.parametrize("lack", [MemoryError, torch.OutOfMemoryError])
+def test_a_lack_of_memory_is_no_wrong_example(lack: type[Exception]) -> None:
+    """Bug: "does not take the example"."""
+    model = Norm()
+    model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(lack("no memory")))
+    with pytest.raises(lack, match="no memory"):
+        normlab.fuse_norms(model, torch.randn(2, 3, 4, 4))
 
 
 class Scaled(Norm):

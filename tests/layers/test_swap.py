@@ -394,6 +394,31 @@ def test_where_it_pays_is_measured() -> None:
     assert model[1].num_batches_tracked == 0
 
 
+class Given(nn.Module):
+    """Two norms that take a gate, as those of Mamba do: one is given none, one a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.none, self.number = Gated(3), Gated(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.number(self.none(x, None), 1)
+
+
+class Gated(nn.BatchNorm2d):
+    def forward(self, x: Tensor, gate: Any = None) -> Tensor:
+        return super().forward(x)
+
+
+def test_where_it_pays_with_no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a layer that is given None beside its input was said not to be reached by the example."""
+    monkeypatch.setattr(faster, "MARGIN", 0.0)
+    model = Given()
+    why = faster.slower(model, [model.none, model.number], torch.randn(2, 3, 5, 5), lambda layer: None)
+    assert "a training step on (2, 3, 5, 5) takes" in why[model.none]
+    assert "it is given other things than tensors" in why[model.number]
+
+
 class Unused(nn.Module):
     """Two norms, of which one is called, by a keyword."""
 
