@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 _PLAIN = bool | int | float | complex | str | bytes | None
-_CHANGES = list | dict | set | deque
-_CONTAINERS = _CHANGES | tuple | frozenset
+_CHANGES = (list, dict, set, deque)
+_CONTAINERS = (*_CHANGES, tuple, frozenset)
 _CLOSED = type | ModuleType | FunctionType | BuiltinFunctionType | MethodType | nn.Module | Tensor | fx.Proxy | fx.Node
 _TABLES = ("_parameters", "_buffers", "_modules")
 _NOT_ITS_OWN = {*vars(nn.Module()), "_inputs", "_shortcuts", "_fused_spots", "_plan", "_was"}
