@@ -60,7 +60,7 @@ class Layout:
         """View of a dense x as (N, C, S); of a CPU tensor whose dtype NumPy has, as a NumPy array."""
         n, channels, size = self.sizes(x)
         if not isinstance(x, np.ndarray) and x.is_cpu and is_real(x.dtype):
-            x = x.numpy()
+            x = allocated(x).numpy()
         if not self.channels_last:
             return x.reshape(n, channels, size)
         return _channels_last(x).reshape(n, size, channels).swapaxes(1, 2)
@@ -87,7 +87,38 @@ def ones(size: int, rank: int, dtype: str) -> Array:
 
 def as_stored(x: Array) -> Array:
     """x itself, or of a tensor whose numbers are stored with the other sign, as `z.conj().imag`, a copy."""
-    return x if isinstance(x, np.ndarray) or not x.is_neg() else x.resolve_neg()
+    return x if isinstance(x, np.ndarray) or not x.is_neg() else allocated(x).resolve_neg()
+
+
+def address_of(x: Array) -> int:
+    """Where the elements of an array or CPU tensor lie. Raises RuntimeError if a tensor's memory was freed."""
+    return x.__array_interface__["data"][0] if isinstance(x, np.ndarray) else x.data_ptr() or _address_of_none(x)
+
+
+def allocated(x: Array) -> Array:
+    """x itself, or zeros for one of torch's tensors that stand for them without memory.
+
+    Raises RuntimeError if the memory of a CPU tensor was freed: to copy that would end the process.
+    """
+    torch = sys.modules["torch"]
+    if type(x) not in (torch.Tensor, torch.nn.Parameter) or not x.is_cpu or x.data_ptr() or x.numel() == 0:
+        return x
+    if not x._is_zerotensor():
+        raise RuntimeError(
+            f"The tensor has a non-zero number of elements, but its data is not allocated yet: shape {tuple(x.shape)}, "
+            f"and {x.untyped_storage().nbytes()} bytes in its storage; give the storage its memory back before the call"
+        )
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu").zero_()
+
+
+def _address_of_none(x: Any) -> int:
+    """The address of a tensor whose address is null."""
+    if x.numel() == 0:
+        return 0
+    if not x.is_cpu:
+        raise RuntimeError(f"expected a tensor on the CPU, got one on {x.device}")
+    x.zeros_of_normlab = allocated(x)  # which live as long as the tensor
+    return int(x.zeros_of_normlab.data_ptr())
 
 
 def empty_like(x: Array) -> Array:
@@ -111,4 +142,4 @@ def _is_dense_last(x: Array) -> bool:
 
 
 def _copy(x: Array) -> Array:
-    return np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x.contiguous()
+    return np.ascontiguousarray(x) if isinstance(x, np.ndarray) else allocated(x).contiguous()

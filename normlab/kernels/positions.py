@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from normlab.kernels.contract import Positions
-from normlab.kernels.layout import as_stored, ones
+from normlab.kernels.layout import allocated, as_stored, ones
 from normlab.kernels.registry import positions_for
 from normlab.norms.grid import Array
 
@@ -131,9 +131,9 @@ def _flat_parameter(parameter: Array | None, dtype: Any) -> Array | None:
         return np.ascontiguousarray(parameter, dtype).reshape(-1)
     parameter = as_stored(parameter)
     if parameter.dtype != dtype:
-        parameter = parameter.to(dtype)
+        parameter = allocated(parameter).to(dtype)
     if not parameter.is_contiguous():
-        parameter = parameter.contiguous()
+        parameter = allocated(parameter).contiguous()
     return parameter if parameter.dim() == 1 else parameter.view(-1)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from normlab.errors import InputError
 from normlab.kernels import activations
+from normlab.kernels.layout import allocated
 from normlab.kernels.reference.planes import affine, as_grid, combine, dots, wide
 from normlab.layers import checks, operators
 from normlab.layers.call import Call
@@ -24,6 +25,7 @@ from normlab.norms.grid import update_running
 
 def normalize(x: Tensor, residual: Tensor | None, mask: Tensor, call: Call) -> Tensor:
     """y = act(norm(x) + residual) where the mask is true, and 0 elsewhere; x (N, C, *), mask (N, *) or (N, 1, *)."""
+    _see_memory_of(x, residual)
     kept, planes = _masked_planes(x, mask)
     applied = _apply(planes, kept, call)
     z = affine(planes, *_map(applied, planes)).to(planes.dtype).reshape(x.shape)
@@ -37,6 +39,7 @@ def normalize(x: Tensor, residual: Tensor | None, mask: Tensor, call: Call) -> T
 
 def pull_back(dy: Tensor, x: Tensor, residual: Tensor | None, mask: Tensor, call: Call) -> list[Tensor]:
     """Gradients of sum(dy * y), of x, of the residual if there is one, and of each parameter."""
+    _see_memory_of(dy, x, residual, mask)
     kept, planes = _masked_planes(x, mask)
     applied = _apply(planes, kept, call)
     scale, center, shift = _map(applied, planes)
@@ -65,6 +68,7 @@ def check(mask: Tensor, refusal: str) -> None:
 
     A mask that `vmap` maps over cannot be read, and is taken as it is.
     """
+    _see_memory_of(mask)
     try:
         checks.zeros_and_ones(mask)
         if refusal:
@@ -78,6 +82,14 @@ def keeps_any(mask: Tensor) -> bool:
     """Whether a batch was seen at all, by which running statistics move."""
     with operators.moving_statistics():
         return bool(mask.any())
+
+
+def _see_memory_of(*tensors: Tensor | None) -> None:
+    """Raise RuntimeError if one of them was freed: torch's operations would read at the address null."""
+    if not (torch.compiler.is_compiling() or operators.is_transformed()):
+        for v in tensors:
+            if v is not None:
+                allocated(v)
 
 
 def _masked_planes(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ from torch import Tensor, library
 from normlab.errors import UsageError
 from normlab.kernels import stages, use_backend
 from normlab.kernels.activations import Activation, activation
-from normlab.kernels.layout import Layout, empty_like
+from normlab.kernels.layout import Layout, allocated, empty_like
 from normlab.kernels.registry import differentiable_for, planes_for
 from normlab.layers import _torch, checks
 from normlab.layers import derivatives as differentiable
@@ -121,6 +121,7 @@ def _pull_back_from_saved(
     params: list[Tensor],
 ) -> list[Tensor | None]:
     """Gradients of x, residual and parameters, from what a forward pass has saved."""
+    check_unpacked(x, dy)
     if is_followed(dy):
         return _pull_back_followed(dy, x, residual, has_residual, call, params, versions)
     if has_residual and residual is None:
@@ -168,6 +169,7 @@ class Normalize(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         call, layout, backend, kept, own_memory, has_residual, versions = ctx.kept
         x, *params = ctx.saved_tensors
+        check_unpacked(x, dy)
         memory = None if own_memory is None else params.pop()
         # without an activation nothing is asked of the residual but that it was there
         residual = None if not has_residual or call.act is None else params.pop(0)
@@ -193,12 +195,19 @@ _apply = _torch.apply_of(Normalize)
 
 def as_kept(found: Tensor, kept: Tensor) -> Tensor:
     """What came out of saved-tensor hooks in the dtype in which it went in, which the kernels read it as."""
-    if found.shape != kept.shape:
+    check_unpacked(found, kept)
+    there: Tensor = allocated(found)
+    return there.to(kept.dtype)
+
+
+def check_unpacked(found: Tensor, kept: Tensor) -> None:
+    """Raise RuntimeError if a tensor that came out of saved-tensor hooks has not the shape and device of this one."""
+    if found.shape != kept.shape or found.device != kept.device:
         raise RuntimeError(
-            f"a saved tensor of shape {tuple(kept.shape)} was unpacked with shape {tuple(found.shape)}; the hooks of "
-            "torch.autograd.graph.saved_tensors_hooks are to return what they were given"
+            f"a saved tensor of shape {tuple(kept.shape)} on {kept.device} was unpacked with shape "
+            f"{tuple(found.shape)} on {found.device}; the hooks of torch.autograd.graph.saved_tensors_hooks are to "
+            "return what they were given"
         )
-    return found.to(kept.dtype)
 
 
 def as_tensor(numbers: Any) -> Tensor:

@@ -15,11 +15,19 @@ import torch
 from torch import Tensor, library
 
 from normlab.kernels import positions, use_backend
-from normlab.kernels.layout import as_stored
+from normlab.kernels.layout import allocated, as_stored
 from normlab.kernels.registry import differentiable_positions_for
 from normlab.layers import _torch, checks
 from normlab.layers import derivatives as differentiable
-from normlab.layers.operators import as_kept, as_tensor, is_followed, is_transformed, seen_through, untraced
+from normlab.layers.operators import (
+    as_kept,
+    as_tensor,
+    check_unpacked,
+    is_followed,
+    is_transformed,
+    seen_through,
+    untraced,
+)
 
 
 def normalize(
@@ -73,6 +81,7 @@ def _pull_back_from_saved(
 ) -> list[Tensor | None]:
     """Gradients of x, weight and bias, from what a forward pass has saved."""
     size, centred, last = how
+    check_unpacked(x, dy)
     if last:
         dy, x, size = dy.movedim(1, -1), x.movedim(1, -1), x.shape[1]
     if is_followed(dy):
@@ -104,6 +113,7 @@ class Normalize(torch.autograd.Function):
     @untraced
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, kept = ctx.saved_tensors
+        check_unpacked(x, dy)
         if is_followed(dy):
             return *_pull_back_in_torch(dy, x, weight, bias, *ctx.how), None, None, None
         learns, (size, _, centred), cache = ctx.needs_input_grad[1:3], ctx.how, ctx.cache
@@ -151,6 +161,8 @@ def _pull_back_in_torch(
 def _arrange(x: Tensor, size: int) -> Tensor:
     """x as (R, D), its last elements a row, or as (N, C, S); a view where its memory allows."""
     x = as_stored(x)
+    if not x.is_contiguous():
+        x = allocated(x)
     if size:
         arranged = x if x.dim() == 2 and x.shape[1] == size else x.reshape(x.numel() // size, size)
     else:

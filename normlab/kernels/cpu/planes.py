@@ -33,7 +33,7 @@ import numpy as np
 from normlab.kernels.activations import Activation
 from normlab.kernels.cpu._forms import NO_ACT, OTHER_ACT, is_half, least_variance
 from normlab.kernels.cpu._forms import RELU as RELU_ACT
-from normlab.kernels.layout import Layout, empty_like, is_real
+from normlab.kernels.layout import Layout, address_of, allocated, empty_like, is_real
 from normlab.kernels.runtime.beside import compiling
 from normlab.kernels.runtime.job import (
     ACT,
@@ -155,10 +155,10 @@ def forward(
     plan = find_plan(recipe, layout, x, act)
     memory = np.zeros(plan.numbers)
     run_forward, job = prepare_call(plan, False, residual is not None)
-    job[X], job[Y] = _address(x), _address(out)
+    job[X], job[Y] = address_of(x), address_of(out)
     job[MEMORY], job[EPS], job[TINY] = _start(memory), bits(eps), bits(least_variance(eps))
     if residual is not None:
-        job[RESIDUAL] = _address(residual)
+        job[RESIDUAL] = address_of(residual)
     channels = plan.sizes[1]
     alive: list[Any] = []
     if running is None:
@@ -186,10 +186,10 @@ def backward(
 ) -> list[Any]:
     plan = saved.plan
     run_backward, job = prepare_call(plan, True, residual is not None)
-    job[X], job[G], job[Y] = _address(x), _address(g), _address(out)
+    job[X], job[G], job[Y] = address_of(x), address_of(g), address_of(out)
     job[MEMORY], job[EPS], job[TINY] = _start(saved.memory), bits(saved.eps), bits(least_variance(saved.eps))
     if residual is not None:
-        job[RESIDUAL], job[TO_RESIDUAL] = _address(residual), _address(to_residual)
+        job[RESIDUAL], job[TO_RESIDUAL] = address_of(residual), address_of(to_residual)
     grads = []
     for v in params:
         grads.append(empty_like(v) if _is_readable(v) else np.empty(tuple(v.shape)))
@@ -383,7 +383,7 @@ def _pass_running(
     for v in pair:
         if len(v.shape) != 1 or v.shape[0] != channels:
             raise ValueError(f"running statistics of shape {tuple(v.shape)} for {channels} channels")
-    job[RUNNING_MEAN], job[RUNNING_VAR], job[RUNNING_BYTES] = _address(pair[0]), _address(pair[1]), pair[0].itemsize
+    job[RUNNING_MEAN], job[RUNNING_VAR], job[RUNNING_BYTES] = address_of(pair[0]), address_of(pair[1]), pair[0].itemsize
     job[MOMENTUM] = bits(momentum)
     alive += pair
     return None if plain else pair
@@ -398,18 +398,14 @@ def _is_readable(v: Any) -> bool:
 
 def _place(v: Any) -> tuple[int, int, int]:
     """(address, bytes of a number, how many)."""
-    return (_address(v), v.itemsize, v.size) if isinstance(v, np.ndarray) else (v.data_ptr(), v.itemsize, v.numel())
+    return address_of(v), v.itemsize, v.size if isinstance(v, np.ndarray) else v.numel()
 
 
 def _converted(v: Any) -> Any:
     """The same numbers as a contiguous array of float64."""
     if isinstance(v, np.ndarray):
         return np.array(v, np.float64)
-    return v.detach().cpu().double().contiguous().clone()
-
-
-def _address(a: Any) -> int:
-    return a.__array_interface__["data"][0] if isinstance(a, np.ndarray) else a.data_ptr()
+    return allocated(v).detach().cpu().double().contiguous().clone()
 
 
 def _start(memory: np.ndarray) -> int:

@@ -45,6 +45,7 @@ from normlab.kernels.cpu._position_job import (
     X,
     Y,
 )
+from normlab.kernels.layout import address_of
 from normlab.kernels.runtime.beside import compiling
 from normlab.kernels.runtime.job import UNITS as TO_DO
 from normlab.kernels.runtime.job import WORK, bits
@@ -80,9 +81,9 @@ def forward(x: Any, weight: Any, bias: Any, eps: float, centred: bool, y: Any) -
     kept = np.empty(KEPT_NUMBERS * sizes[0] * (sizes[2] if len(sizes) == 3 else 1), _REALS[itemsize])
     weight = _constant(1.0, sizes[1], itemsize) if weight is None else weight
     bias = _constant(0.0, sizes[1], itemsize) if bias is None else bias
-    job[X], job[Y], job[KEPT], job[EPS] = _address(x), _address(y), start(kept), bits(eps)
+    job[X], job[Y], job[KEPT], job[EPS] = address_of(x), address_of(y), start(kept), bits(eps)
     job[X_OUTER], job[X_STEP] = x_strides[0], x_strides[1]
-    job[WEIGHT], job[BIAS] = _address(weight), _address(bias)
+    job[WEIGHT], job[BIAS] = address_of(weight), address_of(bias)
     _share(run_forward, job, x)
     return Saved(kept, centred)
 
@@ -93,16 +94,16 @@ def backward(saved: Saved, x: Any, weight: Any, g: Any, dx: Any, d_weight: Any, 
     learns = d_weight is not None or d_bias is not None
     run_backward, job = prepare_call(sizes, x.dtype, saved.centred, True, learns)
     weight = _constant(1.0, sizes[1], itemsize) if weight is None else weight
-    job[X], job[G], job[Y], job[KEPT] = _address(x), _address(g), _address(dx), start(saved.kept)
+    job[X], job[G], job[Y], job[KEPT] = address_of(x), address_of(g), address_of(dx), start(saved.kept)
     job[X_OUTER], job[X_STEP], job[G_OUTER], job[G_STEP] = x_strides[0], x_strides[1], g_strides[0], g_strides[1]
-    job[WEIGHT] = _address(weight)
+    job[WEIGHT] = address_of(weight)
     if learns:
         sums = np.empty(2 * job[TO_DO] * sizes[1], _REALS[itemsize])
         job[SUMS] = start(sums)
     if d_weight is not None:
-        job[D_WEIGHT] = _address(d_weight)
+        job[D_WEIGHT] = address_of(d_weight)
     if d_bias is not None:
-        job[D_BIAS] = _address(d_bias)
+        job[D_BIAS] = address_of(d_bias)
     _share(run_backward, job, x)
 
 
@@ -185,10 +186,6 @@ def _constant(value: float, size: int, itemsize: int) -> np.ndarray:
 def _strides(a: Any) -> tuple[int, ...]:
     """In elements."""
     return tuple(s // a.itemsize for s in a.strides) if isinstance(a, np.ndarray) else a.stride()
-
-
-def _address(a: Any) -> int:
-    return a.__array_interface__["data"][0] if isinstance(a, np.ndarray) else a.data_ptr()
 
 
 def start(memory: np.ndarray) -> int:

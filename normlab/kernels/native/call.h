@@ -93,10 +93,14 @@ int64_t address(const Tensor& v) { return reinterpret_cast<int64_t>(v.const_data
 // Where a kernel writes: a tensor that shares its memory until one of the two is changed is given its own here.
 int64_t written(const Tensor& v) { return reinterpret_cast<int64_t>(v.mutable_data_ptr()); }
 
+// Elements that stand in memory, which a tensor whose storage was freed has none of, nor torch's tensors of mere zeros.
+bool is_allocated(const Tensor& v) { return v.has_storage() && (v.const_data_ptr() != nullptr || v.numel() == 0); }
+
 // Memory of this process that belongs to the tensor itself.
 bool is_plain(const Tensor& v) {
   return v.defined() && v.device().is_cpu() && v.layout() == at::kStrided && !v.is_neg() &&
-         !v.unsafeGetTensorImpl()->is_python_dispatch() && !v.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Batched);
+         !v.unsafeGetTensorImpl()->is_python_dispatch() &&
+         !v.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Batched) && is_allocated(v);
 }
 
 bool is_like(const Tensor& v, const Tensor& x) {
@@ -105,9 +109,11 @@ bool is_like(const Tensor& v, const Tensor& x) {
 
 // What came out of saved-tensor hooks as the kernels read it: in one piece, and in the dtype in which it went in.
 Tensor as_kept(const Tensor& found, int64_t count, at::ScalarType dtype) {
-  TORCH_CHECK(found.dim() == 1 && found.numel() == count, "a saved tensor of shape (", count,
-              ",) was unpacked with shape ", found.sizes(),
+  TORCH_CHECK(found.dim() == 1 && found.numel() == count && found.device().is_cpu(), "a saved tensor of shape (", count,
+              ",) on cpu was unpacked with shape ", found.sizes(), " on ", found.device(),
               "; the hooks of torch.autograd.graph.saved_tensors_hooks are to return what they were given");
+  TORCH_CHECK(!found.has_storage() || is_allocated(found),
+              "The tensor has a non-zero number of elements, but its data is not allocated yet: what a layer has saved");
   return found.scalar_type() == dtype && found.is_contiguous() ? found : found.to(dtype).contiguous();
 }
 

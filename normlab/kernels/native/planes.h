@@ -192,7 +192,7 @@ struct Normalize : public torch::autograd::Function<Normalize> {
  private:
   static bool is_ordinary(const PlanesPlan& plan, const Tensor& dy, const Tensor& x, const Tensor& residual,
                           const Tensor& memory, const variable_list& params) {
-    if (!is_plain(x) || x.numel() != plan.elements || x.size(1) != plan.channels || !is_like(dy, x)) return false;
+    if (!is_plain(x) || x.numel() != plan.elements || !is_like(dy, x) || x.size(1) != plan.channels) return false;
     if (residual.defined() && !is_like(residual, x)) return false;
     if (!is_plain(memory)) return false;
     for (const Tensor& p : params)

@@ -224,6 +224,7 @@ std::optional<Tensor> normalize(const std::shared_ptr<PositionsPlan>& plan, cons
 std::shared_ptr<PositionsPlan> make_plan(py::object prepare, Form form, int64_t count, int64_t size, const Tensor& ones,
                                          const Tensor& zeros, py::function pull_back,
                                          std::pair<int64_t, int64_t> team) {
+  TORCH_CHECK(is_plain(ones) && is_plain(zeros), "constants of a plan are to lie in memory of the CPU");
   auto plan = owned(new PositionsPlan());
   auto partial = py::module_::import("functools").attr("partial");
   plan->forward.prepare = partial(prepare, false, false);

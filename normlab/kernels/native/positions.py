@@ -81,4 +81,4 @@ def _plan(
 def _constant(value: float, size: int, dtype: Any) -> Any:
     """A weight of ones, or a bias of zeros; plans share it."""
     torch: Any = library(dtype)
-    return torch.full((size,), value, dtype=dtype)
+    return torch.full((size,), value, dtype=dtype, device="cpu")  # whatever the default is

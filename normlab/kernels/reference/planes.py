@@ -16,7 +16,7 @@ import numpy as np
 
 from normlab.kernels import activations
 from normlab.kernels.activations import Activation
-from normlab.kernels.layout import Layout, as_stored
+from normlab.kernels.layout import Layout, allocated, as_stored
 from normlab.norms.application import Application, Recipe
 from normlab.norms.grid import Array, library, raw, update_running
 
@@ -181,8 +181,9 @@ def _wide_dtype(a: Array) -> Any:
 def _row(v: Array, x: Array) -> Array:
     """Numbers per channel as a grid (1, C)."""
     if isinstance(x, np.ndarray):
-        numbers = as_stored(v).detach().cpu().double().numpy() if hasattr(v, "detach") else v  # NumPy has no bfloat16
-        return np.asarray(numbers, dtype=np.float64).reshape(1, -1)
+        if hasattr(v, "detach"):
+            v = as_stored(allocated(v)).detach().cpu().double().numpy()  # NumPy has no bfloat16
+        return np.asarray(v, dtype=np.float64).reshape(1, -1)
     return v.detach().to(x.device, _wide_dtype(x)).reshape(1, -1)
 
 
