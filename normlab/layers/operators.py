@@ -83,6 +83,9 @@ def normalize(x: Tensor, residual: Tensor | None, call: Call) -> Tensor:
     if is_transformed():
         return _transformed(x, residual, call)
     differentiated = torch.is_grad_enabled()
+    if differentiated and torch.is_inference_mode_enabled():  # where switching gradients on gives none
+        with torch.no_grad():
+            return normalize(x, residual, call)
     call.backend, by_backend = differentiable_for(x, call.recipe.entry)
     y = None if by_backend is None else _run_by_backend(by_backend, x, residual, call)
     if y is None:

@@ -41,6 +41,9 @@ def normalize(
     followed = is_transformed()
     looked_at = seen_through(x) or type(weight) not in _PLAIN_OR_NONE or type(bias) not in _PLAIN_OR_NONE
     if not (followed or looked_at):
+        if torch.is_inference_mode_enabled() and torch.is_grad_enabled():  # see `normlab.layers.operators.normalize`
+            with torch.no_grad():
+                return normalize(x, weight, bias, size, eps, centred, last)
         y = _run_by_backend(x, weight, bias, size, eps, centred, last)
         if y is not None:
             return y

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +376,18 @@ def compare_strides(x: Tensor, shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(y, expected)
     g = torch.randn_like(y)
     torch.testing.assert_close(torch.autograd.grad(y, x, g), torch.autograd.grad(expected, x, g))
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "in", "layernorm", "rmsnorm"])
+def test_gradients_switched_on_in_inference_mode(norm: str) -> None:
+    """Bug: "Inference tensors cannot be saved for backward", where torch's layers compute without gradients."""
+    layer = {"layernorm": layers.LayerNorm, "rmsnorm": layers.RMSNorm}.get(norm, partial(normlab.make_norm, norm))(4)
+    x = torch.randn(3, 4, 4)
+    expected = copy.deepcopy(layer)(x).detach()
+    with torch.inference_mode(), torch.enable_grad():
+        y = layer(x)
+    assert torch.equal(y, expected)
+    assert not y.requires_grad
 
 
 def test_root_mean_square_norm_takes_inputs_made_in_inference_mode() -> None:
