@@ -16,7 +16,7 @@ _CHANGES = (list, dict, set, deque)
 _CONTAINERS = (*_CHANGES, tuple, frozenset)
 _CLOSED = type | ModuleType | FunctionType | BuiltinFunctionType | MethodType | nn.Module | Tensor | fx.Proxy | fx.Node
 _TABLES = ("_parameters", "_buffers", "_modules")
-_NOT_ITS_OWN = {*vars(nn.Module()), "_inputs", "_shortcuts", "_fused_spots", "_plan", "_was"}
+_NOT_ITS_OWN = {*vars(nn.Module()), "_inputs", "_shortcuts", "_fused_spots", "_plan", "_names", "_was"}
 
 
 def contents(module: nn.Module) -> dict[str, list[Any]]:

@@ -212,7 +212,7 @@ for _class in _STOCK:
 
 _BASES: dict[type, str] = {BatchNormBase: "batch", nn.GroupNorm: "group", nn.LayerNorm: "layer", nn.RMSNorm: "rms"}
 _NORMS = (NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-_OPTIONAL = {"weight", "bias", "num_batches_tracked"}  # a layer of ours computes without
+_OPTIONAL = {"weight", "bias", "num_batches_tracked"}  # what our layers can do without
 _POOLED = "its statistics are pooled over processes: normlab.layers.distributed.synchronize does that for ours"
 _LIBRARIES = {"timm", "torchvision", "transformers", "diffusers", "detectron2", "fvcore", "mmcv", "mmengine", "mmdet"}
 
@@ -310,7 +310,7 @@ def _turn_into(module: nn.Module, ours: nn.Module) -> None:
     was = (adapters.own_class(module), tuple(added), tuple((table, name) for table, name, _ in missing))
     # what the layer has, its parameters and buffers among it, comes before what ours was made with
     vars(module).update(added, _was=was)
-    for table, name, value in missing:  # the layer does without a weight; statistics may be of ours
+    for table, name, value in missing:  # a missing weight stays None; missing statistics start as ours do
         vars(module)[table][name] = None if value is None or value.is_meta or table == "_parameters" else value
     become(module, type(ours))
 

@@ -1,4 +1,4 @@
-"""What every call through C++ needs: the library, which has been told where a job's numbers stand, and addresses."""
+"""What every call through C++ needs: the compiled part, told where a job's numbers stand, and addresses."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from normlab.kernels.runtime.sharing import GRAIN_AWAKE
 
 _PLACES = ("HELPERS", "SHARES", "CONTROL", "PARALLEL", "NUMBER")
 
-library = extension()
-library.set_up({**{name: getattr(job, name) for name in _PLACES}, "line": LINE, "counters": SIZE, "grain": GRAIN_AWAKE})
+compiled = extension()
+compiled.set_up(
+    {**{name: getattr(job, name) for name in _PLACES}, "line": LINE, "counters": SIZE, "grain": GRAIN_AWAKE}
+)
 
 
 class Kept(list[Any]):

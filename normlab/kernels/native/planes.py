@@ -27,9 +27,9 @@ _PLACES = (
     "MOMENTUM",
 )  # fmt: skip
 
-_library = calls.library.planes
-_library.set_up({name: getattr(job, name) for name in _PLACES})
-_normalize: Callable[..., Any] = _library.normalize
+_part = calls.compiled.planes
+_part.set_up({name: getattr(job, name) for name in _PLACES})
+_normalize: Callable[..., Any] = _part.normalize
 
 
 def normalize(
@@ -59,6 +59,6 @@ def _plan(recipe: Recipe, layout: Layout, x: Any, act: Activation | None, adds: 
     def prepare(backward: bool) -> tuple[array[int], int]:
         return kept.addressed(*prepare_call(plan, backward, adds and not (backward and act is None)))
 
-    return _library.make_plan(
+    return _part.make_plan(
         prepare, plan.numbers, plan.sizes[1], plan.elements, layout.channels_last, act is not None, parallel()
     )

@@ -31,9 +31,9 @@ _PLACES = (
     "EPS",
 )  # fmt: skip
 
-_library = calls.library.positions
-_library.set_up({**{name: getattr(job, name) for name in _PLACES}, "UNITS": UNITS})
-_normalize: Callable[..., Any] = _library.normalize
+_part = calls.compiled.positions
+_part.set_up({**{name: getattr(job, name) for name in _PLACES}, "UNITS": UNITS})
+_normalize: Callable[..., Any] = _part.normalize
 _plans: dict[Any, Any] = {}
 
 
@@ -65,9 +65,9 @@ def _plan(
         return kept.addressed(*prepare_call(sizes, dtype, centred, backward, learns))
 
     real = parameter_dtype(x)
-    return _library.make_plan(
+    return _part.make_plan(
         prepare,
-        _library.Form.COLUMNS if columns else _library.Form.LAST if last else _library.Form.ROWS,
+        _part.Form.COLUMNS if columns else _part.Form.LAST if last else _part.Form.ROWS,
         count,
         each,
         _constant(1.0, each if no_weight else 0, real),
