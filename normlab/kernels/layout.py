@@ -103,7 +103,8 @@ def allocated(x: Array) -> Array:
     torch = sys.modules["torch"]
     if type(x) not in (torch.Tensor, torch.nn.Parameter) or not x.is_cpu or x.data_ptr() or x.numel() == 0:
         return x
-    if not x._is_zerotensor():
+    are_zeros = getattr(x, "_is_zerotensor", None)  # a private name of torch's
+    if are_zeros is None or not are_zeros():
         raise RuntimeError(
             f"The tensor has a non-zero number of elements, but its data is not allocated yet: shape {tuple(x.shape)}, "
             f"and {x.untyped_storage().nbytes()} bytes in its storage; give the storage its memory back before the call"

@@ -16,7 +16,8 @@
 
 Nothing else in normlab uses a private name of torch to compute, but for names that are public in effect, since whoever
 writes a layer, a hook or a checkpoint relies on them: a module's dicts (`_parameters`, `_buffers`, `_modules` and those
-of its hooks), `_load_from_state_dict`, `_apply`, and a tensor's `_version`.
+of its hooks), `_load_from_state_dict`, `_apply`, and a tensor's `_version`; and for `Tensor._is_zerotensor` in
+`normlab.kernels.layout`, without which torch's zeros without memory raise the error of memory that was freed.
 """
 
 from __future__ import annotations
